@@ -1,0 +1,94 @@
+"""What goes wrong outside a mounted filesystem, and the exit code of each.
+
+Inside the mount, `OSError` with the exact errno is the only language (see
+`fuseoverlay.operations`). The classes here are for the command line and for
+images: one line that says what is wrong, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class FuseOverlayError(Exception):
+    """Base class; its text is one line that a user can act on.
+
+    `what` says what is wrong, `where` is the file, directory or option
+    concerned, `hint` says what to do about it.
+    """
+
+    #: The process exit code that the command line maps this error to.
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = self.what if self.where is None else f"{printable(self.where)}: {self.what}"
+        if self.hint:
+            text = f"{text}; {self.hint}"
+        # A name inside an image may hold a newline: the message stays one line.
+        return " ".join(text.splitlines())
+
+
+class UsageError(FuseOverlayError):
+    """The command line or a mount option is malformed."""
+
+    exit_code = 2
+
+
+class LayerError(FuseOverlayError):
+    """A lower directory is missing, unreadable or not a directory."""
+
+    exit_code = 3
+
+
+class UpperError(FuseOverlayError):
+    """The upper or work directory cannot be used, or is in use."""
+
+    exit_code = 4
+
+
+class MountpointError(FuseOverlayError):
+    """The mount point is missing, busy, or inside a layer."""
+
+    exit_code = 5
+
+
+class FuseError(FuseOverlayError):
+    """FUSE itself is not available or refused the mount or unmount."""
+
+    exit_code = 6
+
+
+class ImageError(FuseOverlayError):
+    """An image is missing, malformed, or of a kind that is not supported."""
+
+    exit_code = 7
+
+
+class DigestError(ImageError):
+    """A blob or an unpacked layer does not have the digest it should have."""
+
+    exit_code = 8
+
+
+class StoreError(FuseOverlayError):
+    """The layer store cannot be written: disk full, no permission."""
+
+    exit_code = 9
+
+
+def printable(where: object) -> str:
+    """Text of a path or other thing for a message; undecodable bytes are escaped."""
+    if isinstance(where, bytes):
+        where = os.fsdecode(where)
+    return str(where).encode("utf-8", "backslashreplace").decode()
+
+
+def describe(exc: OSError) -> str:
+    """`exc`'s message in words, without path and errno number: "No such file or directory"."""
+    return exc.strerror or str(exc)

@@ -1,0 +1,161 @@
+"""System calls that the `os` module lacks, as thin functions that raise `OSError`.
+
+Numbers and structures are the kernel's ABI for the architectures of the generic
+system call table and x86-64, which share the numbers of every call used here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from ctypes import c_int, c_long, c_size_t, c_uint, c_void_p
+from typing import Final
+
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_SYMLINK_FOLLOW: Final = 0x400
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
+
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+
+_SYS_OPENAT2: Final = 437
+# _IOW(0x94, 9, int), linux/fs.h
+_FICLONE: Final = 0x40049409
+# _IOR(0x15, 0, struct fsuuid2), linux/fs.h since Linux 6.9
+_FS_IOC_GETFSUUID: Final = 0x80111500
+_MAX_HANDLE_SZ: Final = 128
+# A path walked in pieces stays below PATH_MAX (4096 with the final NUL).
+_PIECE: Final = 4000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = c_long
+_renameat2 = _libc.renameat2
+_renameat2.argtypes = (c_int, ctypes.c_char_p, c_int, ctypes.c_char_p, c_uint)
+_name_to_handle_at = _libc.name_to_handle_at
+_name_to_handle_at.argtypes = (c_int, ctypes.c_char_p, c_void_p, c_void_p, c_int)
+_syncfs = _libc.syncfs
+_syncfs.argtypes = (c_int,)
+
+
+class _OpenHow(ctypes.Structure):
+    """`struct open_how` of openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def _fail(name: bytes | None = None) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code), name)
+
+
+def renameat2(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
+    """Rename with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT; renameat2(2)."""
+    if _renameat2(src_dir, src, dst_dir, dst, flags) != 0:
+        raise _fail(src)
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
+    """Open `path` below `dir_fd` under the RESOLVE_* restrictions; openat2(2).
+
+    Returns a close-on-exec descriptor. EXDEV or ELOOP say that the path would
+    have left the directory or met a symbolic link.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    while True:
+        fd = _libc.syscall(
+            c_long(_SYS_OPENAT2),
+            c_int(dir_fd),
+            ctypes.c_char_p(path),
+            ctypes.byref(how),
+            c_size_t(ctypes.sizeof(how)),
+        )
+        if fd >= 0:
+            return int(fd)
+        # EAGAIN: a concurrent rename made a ".." check inconclusive.
+        if ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):
+            raise _fail(path)
+
+
+def open_beneath(root_fd: int, path: bytes, flags: int) -> int:
+    """Open `path` below `root_fd`, following no symbolic link in any component.
+
+    An empty path is the root itself. Paths longer than PATH_MAX are walked in
+    pieces. ELOOP: a component is a symbolic link. Errors of openat2(2).
+    """
+    base = root_fd
+    try:
+        while len(path) > _PIECE:
+            cut = path.rindex(b"/", 0, _PIECE)
+            step = openat2(base, path[:cut], os.O_PATH | os.O_DIRECTORY, resolve=_BENEATH)
+            if base != root_fd:
+                os.close(base)
+            base, path = step, path[cut + 1 :]
+        return openat2(base, path or b".", flags | os.O_NOFOLLOW, resolve=_BENEATH)
+    finally:
+        if base != root_fd:
+            os.close(base)
+
+
+_BENEATH: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+
+
+def at(dir_fd: int, name: bytes) -> bytes:
+    """A path for calls that have no *at form (xattrs): `name` in the directory `dir_fd`.
+
+    Use with `follow_symlinks=False`. Needs /proc.
+    """
+    return b"/proc/self/fd/%d/%s" % (dir_fd, name)
+
+
+def fd_path(fd: int) -> bytes:
+    """A path that leads to the very inode of `fd`, O_PATH or not. Needs /proc."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def clone_file(src_fd: int, dst_fd: int) -> None:
+    """Make `dst_fd` share all data with `src_fd` (reflink); ioctl_ficlone(2)."""
+    fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+
+
+def syncfs(fd: int) -> None:
+    """Write the filesystem of `fd` to disk; syncfs(2). May block for long."""
+    if _syncfs(fd) != 0:
+        raise _fail()
+
+
+def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
+    """(handle type, opaque handle) of `name`, its symlink not followed; name_to_handle_at(2).
+
+    An empty name is `dir_fd` itself. EOPNOTSUPP: the filesystem has no handles.
+    """
+    buffer = ctypes.create_string_buffer(struct.pack("Ii", _MAX_HANDLE_SZ, 0), 8 + _MAX_HANDLE_SZ)
+    mount_id = c_int()
+    flags = 0 if name else AT_EMPTY_PATH
+    if _name_to_handle_at(dir_fd, name, buffer, ctypes.byref(mount_id), flags) != 0:
+        raise _fail(name)
+    size, kind = struct.unpack_from("Ii", buffer)
+    return kind, buffer.raw[8 : 8 + size]
+
+
+def filesystem_uuid(fd: int) -> bytes:
+    """The 16 bytes of the UUID of `fd`'s filesystem; zeros where the kernel does not tell."""
+    reply = bytearray(17)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, reply)
+    except OSError:
+        return bytes(16)
+    return bytes(reply[1:17])

@@ -1,0 +1,160 @@
+"""Whiteouts and opaque marks: recognise and make them, in every dialect.
+
+A whiteout hides one name of the layers below; an opaque directory hides all of
+them. Dialects:
+
+- `char`: a character device 0:0 (kernel overlayfs; needs no privilege since Linux 5.8);
+- `xattr`: an empty regular file with the attribute `overlay.whiteout`, in a directory
+  whose `overlay.opaque` is `x` (kernel overlayfs since 6.8);
+- `oci`: a file `.wh.NAME` beside where NAME would be (AUFS, OCI image layers).
+
+Opaque: `overlay.opaque=y` on the directory, or a file `.wh..wh..opq` in it.
+Sources: kernel Documentation/filesystems/overlayfs.rst, "whiteouts and opaque
+directories"; OCI image-spec layer.md, "Whiteouts".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import stat
+from typing import Final
+
+from fuseoverlay import syscalls, xattrs
+
+WH_PREFIX: Final = b".wh."
+#: AUFS housekeeping: never an entry of the merged tree.
+WH_META_PREFIX: Final = b".wh..wh."
+WH_OPAQUE: Final = b".wh..wh..opq"
+
+OPAQUE_YES: Final = b"y"
+#: "Look for xattr whiteouts inside"; the directory itself is not opaque.
+OPAQUE_XATTR_WHITEOUTS: Final = b"x"
+
+NAME_MAX: Final = 255
+
+
+class Dialect(enum.Enum):
+    """How a whiteout is written."""
+
+    CHAR = "char"
+    XATTR = "xattr"
+    OCI = "oci"
+
+
+def oci_target(name: bytes) -> bytes | None:
+    """The name that `.wh.NAME` hides; None where `name` is no OCI whiteout."""
+    if name.startswith(WH_PREFIX) and not name.startswith(WH_META_PREFIX):
+        return name[len(WH_PREFIX) :] or None
+    return None
+
+
+def is_char_whiteout(st: os.stat_result) -> bool:
+    """Whether this is a character device 0:0."""
+    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:
+    """Whether `name` is an empty regular file with an `overlay.whiteout` attribute."""
+    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if not stat.S_ISREG(st.st_mode) or st.st_size:
+        return False
+    return xattrs.get_overlay(syscalls.at(dir_fd, name), xattrs.WHITEOUT) is not None
+
+
+def make(dialect: Dialect, dir_fd: int, name: bytes, namespace: bytes) -> None:
+    """Make a whiteout object called `name` in the directory `dir_fd`.
+
+    For `OCI` the caller passes the full `.wh.NAME`. An `XATTR` whiteout counts
+    only once `mark_xattr_whiteouts` was called on its final directory.
+    `namespace` is `xattrs.TRUSTED` or `xattrs.USER`.
+    """
+    if dialect is Dialect.CHAR:
+        os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=dir_fd)
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o644 if dialect is Dialect.XATTR else 0, dir_fd=dir_fd))
+    if dialect is Dialect.XATTR:
+        try:
+            os.setxattr(
+                syscalls.at(dir_fd, name), namespace + xattrs.WHITEOUT, b"y", follow_symlinks=False
+            )
+        except OSError:
+            os.unlink(name, dir_fd=dir_fd)
+            raise
+
+
+def dialect_for(name: bytes, preferred: Dialect) -> Dialect:
+    """The dialect for a whiteout of `name`: `.wh.` does not fit before very long names."""
+    if preferred is Dialect.OCI and len(name) + len(WH_PREFIX) > NAME_MAX:
+        return Dialect.XATTR
+    return preferred
+
+
+def set_opaque(dir_fd: int, name: bytes, namespace: bytes) -> None:
+    """Make the directory `name` in `dir_fd` opaque: by attribute, else by `.wh..wh..opq`."""
+    try:
+        os.setxattr(
+            syscalls.at(dir_fd, name), namespace + xattrs.OPAQUE, OPAQUE_YES, follow_symlinks=False
+        )
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+            raise
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+        try:
+            with contextlib.suppress(FileExistsError):
+                make(Dialect.OCI, fd, WH_OPAQUE, namespace)
+        finally:
+            os.close(fd)
+
+
+def mark_xattr_whiteouts(dir_fd: int, namespace: bytes) -> None:
+    """Note on the directory that xattr whiteouts are inside; leaves an opaque one opaque."""
+    path = syscalls.fd_path(dir_fd)
+    if is_opaque_value(opaque_value(path)):
+        return
+    os.setxattr(path, namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)
+
+
+def opaque_value(path: bytes | int) -> bytes | None:
+    """Value of the directory's `overlay.opaque` in any namespace; None: not set.
+
+    `path` must not end in a symbolic link that may be followed, or is a descriptor.
+    """
+    return xattrs.get_overlay(path, xattrs.OPAQUE)
+
+
+def is_opaque_value(value: bytes | None) -> bool:
+    """Whether `overlay.opaque` with this value hides the layers below."""
+    return value == OPAQUE_YES
+
+
+def probe(dir_fd: int, namespace: bytes, name: bytes = b".fuseoverlay-probe") -> Dialect:
+    """The best dialect that the filesystem of `dir_fd` lets us write.
+
+    Makes and removes a file called `name`; raises `OSError` where none can be made.
+    """
+    for dialect in (Dialect.CHAR, Dialect.XATTR):
+        try:
+            make(dialect, dir_fd, name, namespace)
+        except OSError as exc:
+            if exc.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                continue
+            raise
+        os.unlink(name, dir_fd=dir_fd)
+        return dialect
+    return Dialect.OCI
+
+
+def best_namespace(dir_fd: int) -> bytes:
+    """`trusted.overlay.` where this process may set it on the directory, else `user.overlay.`."""
+    path = syscalls.fd_path(dir_fd)
+    name = xattrs.TRUSTED + b"probe"
+    try:
+        os.setxattr(path, name, b"")
+        os.removexattr(path, name)
+    except OSError:
+        return xattrs.USER
+    return xattrs.TRUSTED

@@ -1,0 +1,104 @@
+"""Names of the extended attributes that an overlay keeps for itself.
+
+Source: kernel Documentation/filesystems/overlayfs.rst ("trusted.overlay.",
+"user.overlay.", "Nesting overlayfs mounts"); containers-storage for
+`user.containers.override_stat`; fuse-overlayfs for `user.fuseoverlayfs.`.
+Names are `bytes` everywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+TRUSTED: Final = b"trusted.overlay."
+USER: Final = b"user.overlay."
+FUSE_OVERLAYFS: Final = b"user.fuseoverlayfs."
+
+#: Namespaces read, in order of precedence.
+NAMESPACES: Final = (TRUSTED, USER, FUSE_OVERLAYFS)
+
+#: Owner, mode and type that a plain user could not set: `uid:gid:0mode:type`.
+OVERRIDE_STAT: Final = b"user.containers.override_stat"
+
+#: On a directory that a layer archive needed but did not list: its own metadata
+#: mean nothing, those of the directory below count. Also on the root of every
+#: layer that holds such directories, so that others need not be asked.
+IMPLIED: Final = b"user.fuseoverlay.implied"
+
+#: Prefixes that no layer of an image may bring, and no user may set.
+RESERVED: Final = (TRUSTED, USER, FUSE_OVERLAYFS, b"user.containers.", b"user.fuseoverlay.")
+
+OPAQUE: Final = b"opaque"
+WHITEOUT: Final = b"whiteout"
+ORIGIN: Final = b"origin"
+NLINK: Final = b"nlink"
+
+_ESCAPED: Final = b"overlay."
+_NO_SUCH: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)
+
+
+def to_real(name: bytes) -> bytes:
+    """The name under which a user's attribute is stored in a layer.
+
+    `trusted.overlay.x` of a nested overlay is stored as
+    `trusted.overlay.overlay.x`. EPERM: the name is ours and cannot be escaped.
+    """
+    for prefix in (TRUSTED, USER):
+        if name.startswith(prefix):
+            return prefix + _ESCAPED + name[len(prefix) :]
+    if name.startswith(RESERVED):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    return name
+
+
+def to_user(name: bytes) -> bytes | None:
+    """The name a user sees for a stored attribute; None: it is private."""
+    for prefix in (TRUSTED, USER):
+        if name.startswith(prefix + _ESCAPED):
+            return prefix + name[len(prefix + _ESCAPED) :]
+    return None if name.startswith(RESERVED) else name
+
+
+def get(path: bytes | int, name: bytes) -> bytes | None:
+    """Value of one attribute; None where there is none or it may not be read.
+
+    `path` is a path whose last component is not followed, or a descriptor.
+    """
+    try:
+        if isinstance(path, int):
+            return os.getxattr(path, name)
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno in _NO_SUCH:
+            return None
+        raise
+
+
+
+
+
+def names(path: bytes | int) -> list[bytes]:
+    """Names of all attributes; none where the filesystem has no attributes."""
+    try:
+        if isinstance(path, int):
+            found = os.listxattr(path)
+        else:
+            found = os.listxattr(path, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+    return [os.fsencode(name) for name in found]
+
+
+def get_overlay(path: bytes | int, what: bytes) -> bytes | None:
+    """Value of the overlay attribute `what` (`OPAQUE` ...), whatever its namespace."""
+    present = names(path)
+    for namespace in NAMESPACES:
+        if namespace + what in present:
+            value = get(path, namespace + what)
+            if value is not None:
+                return value
+    return None
