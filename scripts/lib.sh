@@ -1,0 +1,166 @@
+# Shared by the scripts: everything that a fresh Debian 12 needs. Source it, do not run it.
+#
+# Settings, all optional:
+#   FUSEOVERLAY_HOME        where the virtual environment goes (root: /opt/fuseoverlay,
+#                           others: ${XDG_CACHE_HOME:-~/.cache}/fuseoverlay)
+#   FUSEOVERLAY_NO_INSTALL  when not empty: install no Debian packages, only name them
+
+FO_CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# What running needs, what the tests use, what pytest skips without.
+FO_PACKAGES_RUN=(fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-venv python3-dev)
+FO_PACKAGES_TEST=(acl attr buildah ca-certificates debootstrap e2fsprogs libcap2-bin skopeo
+  uidmap umoci zstd)
+
+if [ -z "${FUSEOVERLAY_HOME:-}" ]; then
+  if [ "$(id -u)" = 0 ]; then
+    # Not root's home: a plain test user has to run the same interpreter.
+    FUSEOVERLAY_HOME=/opt/fuseoverlay
+  else
+    FUSEOVERLAY_HOME=${XDG_CACHE_HOME:-$HOME/.cache}/fuseoverlay
+  fi
+fi
+export FUSEOVERLAY_HOME
+FO_PYTHON=$FUSEOVERLAY_HOME/venv/bin/python
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+  say "error: $*"
+  exit 1
+}
+
+# fo_retry COMMAND...: mirrors hiccup.
+fo_retry() {
+  local try
+  for try in 1 2 3; do
+    "$@" && return 0
+    [ "$try" = 3 ] || sleep $((try * 5))
+  done
+  return 1
+}
+
+fo_missing_packages() {
+  local name
+  for name in "$@"; do
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || echo "$name"
+  done
+}
+
+# The prefix with which this user may run a command as root; fails where he may not.
+fo_as_root() {
+  if [ "$(id -u)" = 0 ]; then
+    FO_SUDO=()
+  elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+    FO_SUDO=(sudo -n)
+  else
+    return 1
+  fi
+}
+
+# fo_install NAME...: install Debian packages; fails, naming them, where that is not possible.
+fo_install() {
+  local missing
+  command -v dpkg-query >/dev/null || {
+    say "this is not Debian: please see to what these packages hold: $*"
+    return 0
+  }
+  mapfile -t missing < <(fo_missing_packages "$@")
+  [ ${#missing[@]} = 0 ] && return 0
+  if [ -n "${FUSEOVERLAY_NO_INSTALL:-}" ] || ! fo_as_root; then
+    say "please have these packages installed: apt-get install ${missing[*]}"
+    return 1
+  fi
+  say "installing ${missing[*]}"
+  # Not fatal: one broken third-party source must not stop an install that would work.
+  fo_retry "${FO_SUDO[@]}" apt-get update -qq >&2 || true
+  fo_retry "${FO_SUDO[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# Debian's own interpreter; one that lives in a home directory is of no use to other users.
+fo_system_python() {
+  local candidate
+  for candidate in /usr/bin/python3 /usr/local/bin/python3; do
+    if [ -x "$candidate" ] &&
+      "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  die "no Python 3.11 or later in /usr/bin or /usr/local/bin"
+}
+
+# Can somebody who is neither the owner nor in the group read the checkout?
+fo_checkout_is_public() {
+  setpriv --reuid=65534 --regid=65534 --clear-groups \
+    test -r "$FO_CHECKOUT/pyproject.toml" -a -r "$FO_CHECKOUT/fuseoverlay/__init__.py" 2>/dev/null
+}
+
+# Set FO_SRC: the checkout, or a fresh copy of it where the checkout will not do, either
+# because the plain test user cannot read it or because we cannot write beside it.
+fo_source() {
+  FO_SRC=$FO_CHECKOUT
+  if [ "$(id -u)" = 0 ]; then
+    fo_checkout_is_public && return
+  elif [ -w "$FO_CHECKOUT" ]; then
+    return
+  fi
+  FO_SRC=$FUSEOVERLAY_HOME/src
+  local fresh=$FUSEOVERLAY_HOME/src.$$
+  mkdir -p "$fresh"
+  tar -C "$FO_CHECKOUT" --exclude=.git --exclude=__pycache__ --exclude='.*_cache' \
+    --exclude='*.egg-info' --exclude=.hypothesis -cf - . | tar -C "$fresh" -xf - --no-same-owner
+  chmod -R a+rX,go-w "$fresh"
+  rm -rf "$FO_SRC"
+  mv "$fresh" "$FO_SRC"
+}
+
+# What an installation depends on: the interpreter, the metadata, sources to compile, the place.
+fo_stamp() {
+  {
+    echo "$FO_SRC" "$*"
+    "$1" -VV
+    cd "$FO_SRC" && cat pyproject.toml
+    find . -maxdepth 3 \( -name setup.py -o -name '*.c' -o -name '*.h' \) -not -path './.*' \
+      -exec cat {} + 2>/dev/null
+  } | sha256sum
+}
+
+# fo_venv EXTRAS: the virtual environment with the project (as it stands, not a copy of it)
+# and, with EXTRAS "[dev]", the tools of the tests. Sets FO_PYTHON and FO_SRC.
+fo_venv() {
+  local extras=${1:-} python stamp file
+  python=$(fo_system_python) || exit 1
+  mkdir -p "$FUSEOVERLAY_HOME"
+  fo_source
+  file=$FUSEOVERLAY_HOME/venv/stamp
+  stamp=$(fo_stamp "$python")
+  # An environment with the tools serves also where they are not asked for.
+  if [ -x "$FO_PYTHON" ] && [ "$(sed -n 1p "$file" 2>/dev/null)" = "$stamp" ] &&
+    grep -qxF "extras $extras" "$file"; then
+    return
+  fi
+  say "preparing $FUSEOVERLAY_HOME/venv"
+  if ! "$FO_PYTHON" -c 'import pip' 2>/dev/null; then
+    rm -rf "$FUSEOVERLAY_HOME/venv"
+    "$python" -m venv "$FUSEOVERLAY_HOME/venv" || die "python3 -m venv failed"
+  fi
+  rm -f "$file"
+  fo_retry env PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    "$FO_PYTHON" -m pip install -q --editable "$FO_SRC$extras" >&2 ||
+    die "installing the Python packages failed"
+  printf '%s\nextras \nextras %s\n' "$stamp" "$extras" >"$file"
+}
+
+# /dev/fuse for everybody, as udev makes it where it runs.
+fo_fuse_device() {
+  if [ ! -e /dev/fuse ] && [ "$(id -u)" = 0 ]; then
+    modprobe fuse 2>/dev/null || mknod /dev/fuse c 10 229 2>/dev/null || true
+  fi
+  [ -e /dev/fuse ] || die "no /dev/fuse: the kernel's fuse module is not loaded"
+  if [ "$(id -u)" = 0 ]; then
+    chmod 666 /dev/fuse
+  elif [ ! -w /dev/fuse ]; then
+    die "/dev/fuse may not be opened by you: have 'chmod 666 /dev/fuse' run as root"
+  fi
+}

@@ -1,0 +1,50 @@
+"""Hooks for all tests.
+
+In continuous integration (CI=true) every tool is there, so a test that would be
+skipped for want of one (reason "missing tool: ...") fails instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+from tests.helpers.mounts import IMPL, MODE
+
+MISSING = "missing tool"
+
+
+def pytest_report_header() -> str:
+    """Say in which mode the tests run."""
+    return f"mode: {MODE}, implementation: {IMPL}, CI: {_in_ci()}"
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI") == "true"
+
+
+def _fail_missing_tool(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not (_in_ci() and report.skipped and isinstance(report.longrepr, tuple)):
+        return
+    reason = report.longrepr[2].removeprefix("Skipped: ")
+    if reason.startswith(MISSING):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where nothing may be missing: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a forbidden skip of a test into a failure."""
+    report = yield
+    _fail_missing_tool(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a forbidden skip of a module into a failure."""
+    report = yield
+    _fail_missing_tool(report)
+    return report
