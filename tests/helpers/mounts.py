@@ -1,0 +1,410 @@
+"""Overlay mounts for the tests, by fuseoverlay or, as the oracle, by the kernel.
+
+The same tests run in three modes, whoever runs pytest decides which:
+
+- `root`: the superuser of the first user namespace;
+- `user`: a plain user, who mounts with the help of fusermount3;
+- `userns`: "root" of a user namespace that a plain user made (`unshare -Urm`).
+
+`FUSEOVERLAY_TEST_IMPL=kernel` mounts kernel overlayfs instead (modes root and userns):
+a test that fails there states something about overlays that is not true. Where
+fuseoverlay differs by choice, the test says so with `differs(...)` and is skipped.
+
+Nothing here can hang: a watchdog kills the daemon of a mount that lives too long,
+whereupon every waiting system call fails with ENOTCONN and the test goes on to fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.tree import Tree, compare, record
+
+PROJECT = Path(__file__).resolve().parents[2]
+IMPL = os.environ.get("FUSEOVERLAY_TEST_IMPL", "fuse")
+
+#: Seconds until a mount must answer, until a daemon must be gone after the unmount,
+#: and until the watchdog ends a daemon.
+START_TIMEOUT = 20
+STOP_TIMEOUT = 10
+WATCHDOG = 100
+
+#: Where fuseoverlay differs from kernel overlayfs by choice (DESIGN.md, "Semantics").
+DIFFERENCES = {
+    "dialects": "OCI whiteouts, and whiteouts of all dialects in one mount, are read",
+    "namespaces": "overlay xattrs of every namespace are read in one mount",
+    "hidden-whiteouts": "a whiteout in a lower-only or opaque directory is not listed",
+    "late-copy-up": "opening for writing copies nothing, the first change does",
+    "fresh-descriptors": "a descriptor opened before copy-up sees the current file",
+    "hard-links": "hard links survive copy-up, also after a remount",
+    "in-use": "an upper or work directory in use by another mount is refused",
+    "daemon": "what is tested is the daemon or its command line",
+    "inode-numbers": "inode numbers are kept across copy-up without xino",
+    "read-only-user": "the kernel wants CAP_SYS_ADMIN for what a plain FUSE mount may do",
+}
+
+
+def _mode() -> str:
+    if os.geteuid() != 0:
+        return "user"
+    # The first user namespace maps every id to itself.
+    first = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    return "root" if first else "userns"
+
+
+MODE = _mode()
+
+root_only = pytest.mark.skipif(MODE != "root", reason="needs the superuser")
+needs_root_ids = pytest.mark.skipif(MODE != "root", reason="needs other users' ids")
+fuse_only = pytest.mark.skipif(IMPL == "kernel", reason=DIFFERENCES["daemon"])
+
+
+def differs(key: str) -> pytest.MarkDecorator:
+    """Skip on the kernel: a chosen difference, `key` being one of `DIFFERENCES`."""
+    return pytest.mark.skipif(IMPL == "kernel", reason=f"chosen difference: {DIFFERENCES[key]}")
+
+
+@contextlib.contextmanager
+def fails(*codes: int) -> Iterator[None]:
+    """The block must raise OSError with one of these errnos."""
+    wanted = {errno.errorcode[code] for code in codes}
+    try:
+        yield
+    except OSError as exc:
+        got = errno.errorcode.get(exc.errno or 0, str(exc.errno))
+        assert got in wanted, f"{got} instead of {'/'.join(sorted(wanted))}"
+    else:
+        pytest.fail(f"succeeded instead of {'/'.join(sorted(wanted))}")
+
+
+def daemon_env(**more: str) -> dict[str, str]:
+    """Environment in which `python -m fuseoverlay` finds this checkout from any directory."""
+    env = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1", **more}
+    for name in ("PATH", "HOME", "LANG", "XDG_DATA_HOME"):
+        if name in os.environ:
+            env.setdefault(name, os.environ[name])
+    return env
+
+
+def command(*args: object) -> list[str]:
+    """The fuseoverlay command line with these arguments."""
+    return [sys.executable, "-m", "fuseoverlay", *(str(arg) for arg in args)]
+
+
+def mounts_at(path: Path) -> list[str]:
+    """Filesystem types mounted at exactly `path`, from mountinfo: asks no filesystem."""
+    wanted = str(path).replace(" ", "\\040").encode().decode()
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        if left.split()[4] == wanted:
+            found.append(right.split()[0])
+    return found
+
+
+def detach(path: Path) -> None:
+    """Unmount lazily whatever is mounted at `path`; for cleaning up."""
+    for _ in range(8):
+        if not mounts_at(path):
+            return
+        tool = ["fusermount3", "-u", "-z"] if MODE == "user" else ["umount", "-l"]
+        subprocess.run([*tool, str(path)], check=False, timeout=30, capture_output=True)
+
+
+def unmount(path: Path) -> None:
+    """Unmount `path` the way a user would; fails where it is busy."""
+    tool = ["fusermount3", "-u"] if MODE == "user" else ["umount"]
+    done = subprocess.run([*tool, str(path)], timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, f"unmounting {path} failed: {done.stderr.strip()}"
+
+
+def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
+    """Poll until `what()` is true."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"{why} took more than {seconds} s"
+        time.sleep(0.01)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a test's directory, whatever modes the test left in it."""
+
+    def opened_up(function: Callable, name: str, _: object) -> None:
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.dirname(name), 0o700)
+            if os.path.isdir(name) and not os.path.islink(name):
+                os.chmod(name, 0o700)
+                shutil.rmtree(name, ignore_errors=True)
+            else:
+                function(name)
+
+    shutil.rmtree(path, onerror=opened_up)
+
+
+#: A daemon's log holds none of these unless something went wrong that no request asked for.
+BAD_LOG = re.compile(r"traceback|\bbug\b|\bEIO\b|never retrieved|never awaited|assert", re.I)
+
+
+class Daemon:
+    """A foreground daemon as our child: its pid, its log, its exit code."""
+
+    def __init__(self, argv: list[str], mnt: Path, log: Path, *, cwd: Path | None = None) -> None:
+        self.mnt, self.log = mnt, log
+        self._seen = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                cwd=cwd or "/",
+                env=daemon_env(),
+                start_new_session=True,
+            )
+        self._watchdog = threading.Timer(WATCHDOG, self.process.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def wait_until_mounted(self, depth: int) -> None:
+        """Return once there are `depth` mounts at the mount point and the top one answers."""
+        end = time.monotonic() + START_TIMEOUT
+        while len(mounts_at(self.mnt)) < depth:
+            code = self.process.poll()
+            if code is not None or time.monotonic() > end:
+                self.kill()
+                pytest.fail(f"no mount (exit code {code}); log:\n{self.text()}")
+            time.sleep(0.005)
+        os.stat(self.mnt)
+
+    def text(self) -> str:
+        """What the daemon wrote since it was started."""
+        with self.log.open("rb") as stream:
+            stream.seek(self._seen)
+            return stream.read().decode(errors="replace")
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process.poll() is None
+
+    def finish(self) -> None:
+        """The mount is gone: the daemon must end by itself, with 0 and nothing to complain."""
+        try:
+            code = self.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"the daemon outlived its mount; log:\n{self.text()}")
+        self._watchdog.cancel()
+        assert code == 0, f"the daemon exited with {code}; log:\n{self.text()}"
+        self.check_log()
+
+    def check_log(self) -> None:
+        """Fail where the log tells of a bug."""
+        text = self.text()
+        assert not BAD_LOG.search(text), f"the daemon's log:\n{text}"
+
+    def kill(self) -> None:
+        """End it at once; the mount, if any, stays behind and answers ENOTCONN."""
+        self._watchdog.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def escape(path: object) -> str:
+    """A path as a mount option's value."""
+    return re.sub(r"([\\:,])", r"\\\1", str(path))
+
+
+class Space:
+    """Layer directories, an upper, a work directory and a mount point of one test.
+
+    `lowers` run from top to bottom, `lower` is the top one.
+    """
+
+    def __init__(self, base: Path, lowers: int = 1) -> None:
+        self.base = base
+        self.lowers = [base / f"l{index}" for index in range(lowers)]
+        self.upper, self.work, self.mnt = base / "upper", base / "work", base / "mnt"
+        for path in (*self.lowers, self.upper, self.work, self.mnt):
+            path.mkdir()
+        self.log = base / "log"
+        self.daemon: Daemon | None = None
+        #: Says whether the kernel can read these layers as well (no OCI whiteouts ...).
+        self.kernel_reads = True
+        self.extra: tuple[str, ...] = ()
+
+    @property
+    def lower(self) -> Path:
+        """The topmost lower directory."""
+        return self.lowers[0]
+
+    def add_lower(self) -> Path:
+        """One more lower directory, at the bottom."""
+        path = self.base / f"l{len(self.lowers)}"
+        path.mkdir()
+        self.lowers.append(path)
+        return path
+
+    def options(self, *, read_only: bool = False) -> str:
+        """The mount options."""
+        text = "lowerdir=" + ":".join(escape(path) for path in self.lowers)
+        if not read_only:
+            text += f",upperdir={escape(self.upper)},workdir={escape(self.work)}"
+        return ",".join([text, *self.extra])
+
+    def mount(self, *, read_only: bool = False, impl: str = IMPL, args: tuple = ()) -> Path:
+        """Mount; returns the mount point."""
+        if impl == "kernel":
+            self._mount_kernel(read_only)
+            return self.mnt
+        argv = command("mount", "-f", *args, "-o", self.options(read_only=read_only), self.mnt)
+        depth = len(mounts_at(self.mnt)) + 1
+        self.daemon = Daemon(argv, self.mnt, self.log)
+        self.daemon.wait_until_mounted(depth)
+        return self.mnt
+
+    def _mount_kernel(self, read_only: bool) -> None:
+        if MODE == "user":
+            pytest.skip("a plain user cannot mount kernel overlayfs")
+        # A read-only kernel overlay wants two lower directories, and short paths: the
+        # options of mount(2) fit one page.
+        lowers = ":".join(os.path.relpath(path, self.base) for path in self.lowers)
+        options = f"lowerdir={lowers}"
+        if read_only:
+            empty = self.base / "empty"
+            empty.mkdir(exist_ok=True)
+            options += ":empty"
+        else:
+            options += f",upperdir={self.upper},workdir={self.work}"
+        if MODE == "userns":
+            options += ",userxattr"
+        argv = ["mount", "-t", "overlay", "overlay", "-o", options, str(self.mnt)]
+        done = subprocess.run(argv, cwd=self.base, timeout=30, capture_output=True, text=True)
+        assert done.returncode == 0, f"kernel overlayfs refused the layers: {done.stderr}"
+
+    def unmount(self) -> None:
+        """Unmount and see the daemon end."""
+        unmount(self.mnt)
+        if self.daemon is not None:
+            daemon, self.daemon = self.daemon, None
+            daemon.finish()
+
+    def alive(self) -> bool:
+        """Whether the mount answers."""
+        if self.daemon is not None:
+            return self.daemon.alive()
+        return bool(mounts_at(self.mnt))
+
+    def drop(self) -> None:
+        """Get rid of the mount whatever its state."""
+        detach(self.mnt)
+        if self.daemon is not None:
+            daemon, self.daemon = self.daemon, None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.process.wait(2)
+            daemon.kill()
+
+    def remount(self, **how: bool) -> Path:
+        """Unmount and mount again."""
+        self.unmount()
+        return self.mount(**how)
+
+    def evidence(self) -> list[Tree]:
+        """Traces in all lower directories; compare two with `check_lowers`."""
+        return [record(str(path), identity=True) for path in self.lowers]
+
+    def check_lowers(self, before: list[Tree]) -> None:
+        """Fail where a lower directory is not what it was."""
+        for path, old, new in zip(self.lowers, before, self.evidence(), strict=True):
+            lines = compare(old, new)
+            assert not lines, f"{path.name} was touched:\n" + "\n".join(lines)
+
+    def settle(self, *, read_only: bool = False) -> None:
+        """Unmount, and see that the same tree is there after a remount and for the kernel."""
+        was = record(str(self.mnt))
+        self.remount(read_only=read_only)
+        lines = compare(was, record(str(self.mnt)))
+        self.unmount()
+        assert not lines, "after a remount:\n" + "\n".join(lines)
+        if self.kernel_reads and IMPL == "fuse" and MODE != "user" and not read_only:
+            self.mount(impl="kernel")
+            lines = compare(was, record(str(self.mnt)))
+            unmount(self.mnt)
+            assert not lines, "under kernel overlayfs:\n" + "\n".join(lines)
+
+    @contextlib.contextmanager
+    def mounted(self, *, read_only: bool = False, settle: bool = True) -> Iterator[Path]:
+        """Mount for a block; then check the lowers, and with `settle` the remounted tree."""
+        before = self.evidence()
+        try:
+            yield self.mount(read_only=read_only)
+            if settle:
+                self.settle(read_only=read_only)
+            else:
+                self.unmount()
+            self.check_lowers(before)
+        except BaseException:
+            if self.daemon is not None:
+                print(f"daemon's log:\n{self.daemon.text()}")
+            raise
+        finally:
+            self.drop()
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory that other users may enter, removed afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="fuseoverlay-test-")).resolve()
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        remove_tree(path)
+
+
+def is_whiteout(path: os.PathLike | str) -> bool:
+    """Whether this is a character device 0:0."""
+    st = os.lstat(path)
+    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def overlay_xattr(path: os.PathLike | str, what: str) -> bytes | None:
+    """The overlay attribute in the namespace that this mode writes; None: not set."""
+    namespace = "trusted" if MODE == "root" else "user"
+    try:
+        return os.getxattr(path, f"{namespace}.overlay.{what}", follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise
+
+
+def set_overlay_xattr(path: os.PathLike | str, what: str, value: bytes) -> None:
+    """Set an overlay attribute in the namespace that this mode writes."""
+    namespace = "trusted" if MODE == "root" else "user"
+    os.setxattr(path, f"{namespace}.overlay.{what}", value, follow_symlinks=False)
+
+
+def make_whiteout(path: os.PathLike | str) -> None:
+    """A whiteout the kernel's way; anyone may make it."""
+    os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
+
+
+def is_opaque(path: os.PathLike | str) -> bool:
+    """Whether the directory has the opaque mark of this mode's namespace."""
+    return overlay_xattr(path, "opaque") == b"y"
