@@ -338,7 +338,9 @@ class Space:
         """Unmount, and see that the same tree is there after a remount and for the kernel."""
         was = record(str(self.mnt))
         self.remount(read_only=read_only)
-        lines = compare(was, record(str(self.mnt)))
+        # Without file handles (in a user namespace) the kernel loses hard links' numbers.
+        ignore = {"same_as"} if IMPL == "kernel" else set()
+        lines = compare(was, record(str(self.mnt)), ignore=ignore)
         self.unmount()
         assert not lines, "after a remount:\n" + "\n".join(lines)
         if self.kernel_reads and IMPL == "fuse" and MODE != "user" and not read_only:
