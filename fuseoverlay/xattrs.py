@@ -76,9 +76,6 @@ def get(path: bytes | int, name: bytes) -> bytes | None:
         raise
 
 
-
-
-
 def names(path: bytes | int) -> list[bytes]:
     """Names of all attributes; none where the filesystem has no attributes."""
     try:

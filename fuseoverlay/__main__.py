@@ -1,0 +1,16 @@
+"""`python -m fuseoverlay` and the `fuseoverlay` command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    from fuseoverlay import cli
+
+    sys.exit(cli.main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""POSIX ACLs in the form of the `system.posix_acl_*` attributes: inheritance only.
+
+The form is the kernel's (include/uapi/linux/posix_acl_xattr.h): a version word,
+then entries of tag, permissions and id, all little-endian. The algorithm is that
+of acl(5), "Object creation and default ACLs".
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+ACCESS: Final = b"system.posix_acl_access"
+DEFAULT: Final = b"system.posix_acl_default"
+
+_USER_OBJ: Final = 0x01
+_GROUP_OBJ: Final = 0x04
+_MASK: Final = 0x10
+_OTHER: Final = 0x20
+_HEADER: Final = struct.Struct("<I")
+_ENTRY: Final = struct.Struct("<HHI")
+_VERSION: Final = 2
+
+
+def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
+    """(mode, access ACL) of an object made with `mode` in a directory with this default ACL.
+
+    The ACL is None where the mode says it all. Only permission bits of `mode` change.
+    Raises `ValueError` for an attribute that is not an ACL.
+    """
+    if len(default) < _HEADER.size or _HEADER.unpack_from(default)[0] != _VERSION:
+        raise ValueError("not an ACL")
+    entries = [list(entry) for entry in _ENTRY.iter_unpack(default[_HEADER.size :])]
+    tags = {entry[0] for entry in entries}
+    group_class = _MASK if _MASK in tags else _GROUP_OBJ
+    limits = {_USER_OBJ: 6, group_class: 3, _OTHER: 0}
+    for entry in entries:
+        shift = limits.get(entry[0])
+        if shift is not None:
+            entry[1] &= (mode >> shift) & 7
+            mode = mode & ~(7 << shift) | entry[1] << shift
+    if tags <= {_USER_OBJ, _GROUP_OBJ, _OTHER}:
+        return mode, None
+    return mode, _HEADER.pack(_VERSION) + b"".join(_ENTRY.pack(*entry) for entry in entries)

@@ -1,0 +1,155 @@
+"""getattr, setattr, extended attributes, statfs.
+
+Sources: stat(2), chown(2), utimensat(2), xattr(7), statvfs(3); what a merged directory
+shows: kernel Documentation/filesystems/overlayfs.rst, "Inode properties".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fuseoverlay import files, ownership, xattrs
+from fuseoverlay.copyup import copy_up
+from fuseoverlay.inodes import Directory, File, Inode
+from fuseoverlay.lookup import Real, index_of, real_of, shown_of
+from fuseoverlay.overlay import Overlay
+
+
+class Attr(NamedTuple):
+    """What stat(2) shows. Sizes in bytes, `blocks` of 512 bytes, times in ns."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    blksize: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(slots=True)
+class Changes:
+    """What setattr shall change; None: leave it. Times in ns, `mode` permission bits."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+async def getattr(ov: Overlay, inode: Inode) -> Attr:
+    """Attributes of the inode. Suspends only to count a merged directory's subdirectories."""
+    real = real_of(ov, inode)
+    if isinstance(inode, Directory):
+        links = await _directory_links(ov, inode, real)
+    elif isinstance(inode, File):
+        links = _file_links(inode, real)
+    shown = shown_of(ov, real)
+    st = real.st
+    return Attr(
+        inode.ino,
+        shown.mode,
+        links,
+        shown.uid,
+        shown.gid,
+        shown.rdev,
+        st.st_size,
+        st.st_blocks,
+        st.st_blksize,
+        st.st_atime_ns,
+        st.st_mtime_ns,
+        st.st_ctime_ns,
+    )
+
+
+def _file_links(file: File, real: Real) -> int:
+    if file.links:
+        return file.links
+    return max(0, real.st.st_nlink - (0 if file.in_upper else file.hidden))
+
+
+async def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
+    """The true count, also of merged directories, so that it does not change on copy-up;
+    1, "unknown", where the filesystem does not count either."""
+    if directory.removed:
+        return 0
+    if real.st.st_nlink == 1:
+        return 1
+    if len(directory.lowers) + directory.in_upper == 1:
+        return real.st.st_nlink
+    return 2 + (await index_of(ov, directory)).subdirectories()
+
+
+async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:
+    """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
+    truncation. Errors of chmod(2), chown(2), truncate(2), utimensat(2)."""
+    await copy_up(ov, inode, size=changes.size)
+    if changes.size is not None and isinstance(inode, File):
+        files.truncate(ov, inode, changes.size)
+        if not privileged:
+            ownership.drop_privileges(ov, inode)
+    if changes.uid is not None or changes.gid is not None or changes.mode is not None:
+        ownership.change(ov, inode, uid=changes.uid, gid=changes.gid, mode=changes.mode)
+    if changes.atime_ns is not None or changes.mtime_ns is not None:
+        _set_times(ov, inode, changes)
+
+
+def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:
+    real = real_of(ov, inode)
+    atime = real.st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+    mtime = real.st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+    os.utime(real.path, ns=(atime, mtime), follow_symlinks=real.follow)
+
+
+def getxattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
+    """Value of an attribute; ENODATA, also for names that the overlay keeps for itself."""
+    try:
+        real_name = xattrs.to_real(name)
+    except PermissionError:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+    real = real_of(ov, inode)
+    return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
+
+
+def listxattr(ov: Overlay, inode: Inode) -> list[bytes]:
+    """Names of all attributes but the overlay's own."""
+    real = real_of(ov, inode)
+    try:
+        names = os.listxattr(real.path, follow_symlinks=real.follow)
+    except OSError as exc:
+        if exc.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+    shown = (xattrs.to_user(os.fsencode(name)) for name in names)
+    return [name for name in shown if name is not None]
+
+
+async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
+    """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself."""
+    real_name = xattrs.to_real(name)
+    await copy_up(ov, inode)
+    real = real_of(ov, inode)
+    os.setxattr(real.path, real_name, value, follow_symlinks=real.follow)
+
+
+async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
+    """Remove an attribute; ENODATA without copying anything up where there is none."""
+    getxattr(ov, inode, name)
+    await copy_up(ov, inode)
+    real = real_of(ov, inode)
+    os.removexattr(real.path, xattrs.to_real(name), follow_symlinks=real.follow)
+
+
+def statfs(ov: Overlay) -> os.statvfs_result:
+    """The upper's filesystem, or the topmost lower's."""
+    return os.fstatvfs(ov.stack.all()[0].root_fd)

@@ -1,0 +1,160 @@
+"""The command line; the only module that prints.
+
+Three spellings mount directories: `fuseoverlay mount -o OPTS MNT`, `fuseoverlay -o OPTS MNT`
+(mount programs) and `fuseoverlay SOURCE MNT -o OPTS` (mount.fuse). Mounting directories
+imports nothing that only images need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fuseoverlay import __version__
+from fuseoverlay.errors import FuseOverlayError, UsageError, describe
+
+_COMMANDS = ("mount", "unmount", "umount")
+
+_EPILOG = """\
+exit codes: 0 done; 1 unexpected error; 2 usage; 3 lower directory; 4 upper or work
+directory; 5 mount point; 6 FUSE; 7 image; 8 digest; 9 layer store
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line instead of the usage text; the text is for --help."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(message, hint="see fuseoverlay --help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; the exit code. Errors become one line on stderr."""
+    try:
+        return _run(list(argv))
+    except FuseOverlayError as exc:
+        _complain("error", str(exc))
+        return exc.exit_code
+    except KeyboardInterrupt:
+        _complain("error", "interrupted")
+        return 130
+    except OSError as exc:
+        _complain("error", f"{exc.filename or 'fuseoverlay'}: {describe(exc)}")
+        return 1
+
+
+def _complain(level: str, text: str) -> None:
+    print(f"fuseoverlay: {level}: {text}", file=sys.stderr)
+
+
+def _run(argv: list[str]) -> int:
+    command = _COMMANDS[0]
+    if argv and argv[0] in _COMMANDS:
+        command = argv.pop(0)
+        return _unmount(argv) if command.startswith("u") else _mount(argv)
+    parser = _mount_parser("fuseoverlay")
+    parser.add_argument("--version", "-V", action="version", version=f"fuseoverlay {__version__}")
+    parser.description = (
+        "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
+        "Commands: mount (also images), unmount; see fuseoverlay mount --help."
+    )
+    return _mount_with(parser.parse_args(argv))
+
+
+def _mount(argv: list[str]) -> int:
+    parser = _mount_parser("fuseoverlay mount")
+    parser.description = (
+        "Mount layer directories (-o lowerdir=...) or an image: an OCI layout directory, an "
+        "OCI archive or a docker-save archive, as IMAGE[:REF]."
+    )
+    return _mount_with(parser.parse_args(argv))
+
+
+def _mount_parser(prog: str) -> _Parser:
+    parser = _Parser(
+        prog=prog, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="*", metavar="[IMAGE] MNT", help="what and where to mount")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                        help="lowerdir=A:B,upperdir=U,workdir=W and mount options")  # fmt: skip
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    parser.add_argument("-d", "--debug", action="store_true",
+                        help="log every request with its answer; implies -f")  # fmt: skip
+    parser.add_argument("-s", dest="single", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--upper", metavar="DIR",
+                        help="image: keep changes in DIR/diff (DIR/work is the work directory)")  # fmt: skip
+    parser.add_argument("--read-only", action="store_true", help="image: allow no changes")
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="image: which of a multi-platform image")  # fmt: skip
+    return parser
+
+
+def _mount_with(args: argparse.Namespace) -> int:
+    """Tell an image from directories, and mount."""
+    options = os.fsencode(",".join(args.options))
+    if not args.paths:
+        raise UsageError("no mount point given", hint="see fuseoverlay --help")
+    if len(args.paths) > 2:
+        raise UsageError(f"too many arguments: {args.paths[2]}", hint="see fuseoverlay --help")
+    mountpoint = os.fsencode(args.paths[-1])
+    if b"lowerdir" in options:
+        for name in ("upper", "read_only", "platform"):
+            if getattr(args, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for images", hint="use upperdir= and workdir="
+                )
+        return _serve(options, mountpoint, args)
+    if len(args.paths) < 2:
+        raise UsageError(
+            "neither lowerdir= nor an image given",
+            hint="use -o lowerdir=DIR MNT or IMAGE MNT",
+        )
+    return _mount_image(args, options, mountpoint)
+
+
+def _serve(
+    options: bytes,
+    mountpoint: bytes,
+    args: argparse.Namespace,
+    at_exit: Callable[[], None] | None = None,
+) -> int:
+    from fuseoverlay import config, mount
+
+    parsed = config.parse(options)
+    for option in parsed.ignored:
+        _complain("warning", f"option {option} is unknown and ignored")
+    mount.log_to_stderr(debug=args.debug)
+    if args.read_only:
+        parsed = replace(parsed, fuse_options=(*parsed.fuse_options, "ro"))
+    mount.run(parsed, mountpoint, foreground=args.foreground or args.debug, at_exit=at_exit)
+    return 0
+
+
+def _mount_image(args: argparse.Namespace, options: bytes, mountpoint: bytes) -> int:
+    from fuseoverlay import images
+
+    def warn(text: str) -> None:
+        _complain("warning", text)
+
+    image = images.prepare(
+        args.paths[0], upper=args.upper, read_only=args.read_only, platform=args.platform, warn=warn
+    )
+    options = b",".join(part for part in (image.options, options) if part)
+    try:
+        return _serve(options, mountpoint, args, at_exit=image.clean_up)
+    except BaseException:
+        image.clean_up()
+        raise
+
+
+def _unmount(argv: list[str]) -> int:
+    parser = _Parser(prog="fuseoverlay unmount", description="Unmount; the daemon then ends.")
+    parser.add_argument("mountpoint", metavar="MNT")
+    args = parser.parse_args(argv)
+    from fuseoverlay import mount
+
+    mount.unmount(os.fsencode(args.mountpoint))
+    return 0

@@ -1,0 +1,198 @@
+"""What to mount and how: the frozen `MountConfig` and the parser of `-o` strings.
+
+Option syntax: mount(8) for the comma-separated list; kernel
+Documentation/filesystems/overlayfs.rst for `lowerdir`, `upperdir`, `workdir`,
+`volatile`, `userxattr` and the escapes `\\:`, `\\,` and `\\\\`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from fuseoverlay.errors import UsageError
+from fuseoverlay.whiteout import Dialect
+
+#: Nobody else changes the layers, so the kernel may keep what it knows: a year.
+FOREVER: Final = 365 * 86400.0
+
+# Option names that mount(2) and libfuse understand, passed on as they are.
+_FLAGS: Final = {
+    "ro": "ro", "rw": "ro",
+    "suid": "suid", "nosuid": "suid",
+    "dev": "dev", "nodev": "dev",
+    "exec": "exec", "noexec": "exec",
+    "atime": "atime", "noatime": "atime",
+    "sync": "sync", "async": "sync",
+    "dirsync": "dirsync",
+    "allow_other": "allow_other", "allow_root": "allow_root",
+}  # fmt: skip
+_FUSE_VALUES: Final = ("fsname", "subtype", "max_read")
+# What mount(8) and /etc/fstab may leave in the list and no filesystem acts on.
+_FSTAB: Final = re.compile(
+    r"(defaults|auto|noauto|user|nouser|users|owner|group|_netdev|nofail|private|shared|slave"
+    r"|rprivate|rshared|rslave|diratime|nodiratime|relatime|norelatime|strictatime|lazytime"
+    r"|nolazytime|iversion|silent|loud|default_permissions|(x-|X-|comment=).*)\Z"
+)
+# Features of kernel overlayfs that are off here; their "off" needs no warning.
+_OFF_ONLY: Final = {
+    "redirect_dir": ("off", "nofollow"),
+    "metacopy": ("off",),
+    "nfs_export": ("off",),
+    "index": ("on", "off"),
+    "xino": ("on", "off", "auto"),
+    "uuid": ("off", "null", "auto", "on"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """One mount, as asked for. Paths are bytes; lowers run from top to bottom."""
+
+    lowerdirs: tuple[bytes, ...]
+    upperdir: bytes | None = None
+    workdir: bytes | None = None
+    #: How long the kernel may keep entries and attributes, seconds.
+    timeout: float = FOREVER
+    #: Dialect for new whiteouts; None: the best that the upper filesystem takes.
+    whiteout: Dialect | None = None
+    #: Never wait for the disk.
+    volatile: bool = False
+    #: Write `user.overlay.*` even where `trusted.overlay.*` could be written.
+    userxattr: bool = False
+    #: Keep owner, mode and type in `user.containers.override_stat`.
+    override_stat: bool = False
+    #: Options for mount(2) and libfuse.
+    fuse_options: tuple[str, ...] = ()
+    #: Options that were not understood, for a warning.
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can change: there is no upper directory, or `ro` was asked for."""
+        return self.upperdir is None or "ro" in self.fuse_options
+
+
+def parse(options: bytes) -> MountConfig:
+    """Read the argument of `-o`. Raises `UsageError`."""
+    config = MountConfig(lowerdirs=())
+    flags: dict[str, str] = {}
+    values: dict[str, str] = {}
+    ignored: list[str] = []
+    for raw in _split(options, b","):
+        name_b, _, value_b = raw.partition(b"=")
+        name = os.fsdecode(name_b)
+        if name in ("lowerdir", "lowerdir+", "upperdir", "workdir"):
+            config = _directory_option(config, name, value_b)
+            continue
+        text = os.fsdecode(_unescape(raw))
+        value = os.fsdecode(_unescape(value_b)).strip('"')
+        changed = _own_option(config, name, value)
+        if changed is not None:
+            config = changed
+        elif text in _FLAGS:
+            flags[_FLAGS[text]] = text
+        elif name in _FUSE_VALUES and value.isascii():
+            values[name] = text
+        elif not _FSTAB.match(text):
+            ignored.append(text)
+    if not config.lowerdirs:
+        raise UsageError("no lowerdir= given", hint="name at least one: -o lowerdir=DIR")
+    if (config.upperdir is None) != (config.workdir is None):
+        missing = "workdir" if config.workdir is None else "upperdir"
+        raise UsageError(
+            f"{missing}= is missing",
+            hint="a writable mount needs both upperdir= and workdir=, a read-only one neither",
+        )
+    fuse_options = (*(f for f in flags.values() if f not in ("rw", "async")), *values.values())
+    return replace(config, fuse_options=fuse_options, ignored=tuple(ignored))
+
+
+def _directory_option(config: MountConfig, name: str, value: bytes) -> MountConfig:
+    if name == "lowerdir+":
+        return replace(config, lowerdirs=(*config.lowerdirs, _directory(name, value)))
+    if name == "lowerdir":
+        parts = [_directory(name, part) for part in _split(value, b":", keep_empty=True)]
+        return replace(config, lowerdirs=tuple(parts))
+    if name == "upperdir":
+        return replace(config, upperdir=_directory(name, value))
+    return replace(config, workdir=_directory(name, value))
+
+
+def _directory(name: str, value: bytes) -> bytes:
+    path = _unescape(value)
+    if not path:
+        raise UsageError(
+            f"an empty path in {name}=", hint="write a colon that is part of a name as \\:"
+        )
+    return path
+
+
+def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | None:
+    """`config` with an option that only we know applied; None: not ours."""
+    if name == "timeout":
+        return replace(config, timeout=_seconds(value))
+    if name == "whiteout":
+        try:
+            return replace(config, whiteout=Dialect(value))
+        except ValueError:
+            raise UsageError(
+                f"whiteout={value} is unknown", hint="use char, xattr or oci"
+            ) from None
+    if name == "volatile" or (name == "fsync" and value == "0"):
+        return replace(config, volatile=True)
+    if name == "fsync" and value == "1":
+        return config
+    if name == "userxattr":
+        return replace(config, userxattr=True)
+    if name == "xattr_permissions":
+        if value not in ("0", "2"):
+            raise UsageError(f"xattr_permissions={value} is unknown", hint="use 0 or 2")
+        return replace(config, override_stat=value == "2")
+    if name in _OFF_ONLY and value in _OFF_ONLY[name]:
+        return config
+    if name == "nfs_export":
+        raise UsageError("nfs_export=on is not supported", hint="leave it out")
+    return None
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0 or math.isinf(seconds):
+        raise UsageError(f"timeout={value} is no number of seconds", hint="use timeout=1.5, say")
+    return seconds
+
+
+def _split(text: bytes, separator: bytes, *, keep_empty: bool = False) -> Iterator[bytes]:
+    """Parts between separators that are neither escaped by a backslash nor in double quotes."""
+    part = bytearray()
+    quoted = False
+    position = 0
+    while position < len(text):
+        char = text[position : position + 1]
+        if char == b"\\" and position + 1 < len(text):
+            part += text[position : position + 2]
+            position += 2
+            continue
+        if char == b'"':
+            quoted = not quoted
+        if char == separator and not quoted:
+            if part or keep_empty:
+                yield bytes(part)
+            part.clear()
+        else:
+            part += char
+        position += 1
+    if part or keep_empty:
+        yield bytes(part)
+
+
+def _unescape(text: bytes) -> bytes:
+    return re.sub(rb"\\(.)", rb"\1", text, flags=re.DOTALL)

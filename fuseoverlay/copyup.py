@@ -1,0 +1,285 @@
+"""Copy-up: bring a lower object to the upper, whole or not at all.
+
+Ancestors first; staged in the work directory; data, owner, mode, attributes, times;
+synced unless `volatile`; published by one rename; the parent's times put back.
+Source: kernel Documentation/filesystems/overlayfs.rst, "Non-directories".
+
+Directories and special files are a few metadata calls and are copied up without
+suspending. Only regular files suspend, under the lock of their inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+import trio
+
+from fuseoverlay import hardlinks, staging, syscalls, xattrs
+from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.layers import RealDir, stat_key
+from fuseoverlay.lookup import metadata_dir, no_entry, real_of, shown_of
+from fuseoverlay.overlay import Overlay
+from fuseoverlay.syscalls import at
+
+_CHUNK: Final = 1 << 20
+# Less is copied faster than a thread is woken.
+_INLINE: Final = 64 << 10
+_NO_COPY_RANGE: Final = (
+    errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM,
+)  # fmt: skip
+
+
+async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None) -> None:
+    """Make sure that the object counts in the upper. May suspend.
+
+    `size`: the caller is about to truncate to that many bytes, more need not be copied.
+    EROFS; ENOSPC, EDQUOT, EIO of the copy; then nothing is left behind.
+    """
+    if isinstance(inode, Directory):
+        copy_up_directory(ov, inode)
+    elif isinstance(inode, File) and not inode.in_upper:
+        ov.writable()
+        if inode.lock is None:
+            inode.lock = trio.Lock()
+        async with inode.lock:
+            if not inode.in_upper:
+                await _copy_up_file(ov, inode, size)
+
+
+def copy_up_directory(ov: Overlay, directory: Directory) -> RealDir:
+    """The directory in the upper, after copying it and its ancestors up. Does not suspend."""
+    ov.writable()
+    missing = []
+    step: Directory | None = directory
+    while step is not None and step.upper is None:
+        if step.removed:
+            raise no_entry(step.name)
+        missing.append(step)
+        step = step.parent
+    for step in reversed(missing):
+        _copy_up_one(ov, step)
+    if directory.upper is None:
+        raise no_entry(directory.name)
+    return directory.upper
+
+
+def _copy_up_one(ov: Overlay, directory: Directory) -> None:
+    parent = directory.parent
+    if parent is None or parent.upper is None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    workdir = ov.writable()
+    source = at(ov.stack.fd(metadata_dir(ov, directory)), b".")
+    real = real_of(ov, directory)
+    with staging.discarded_on_error(ov) as staged:
+        os.mkdir(staged, 0o700, dir_fd=workdir.fd)
+        ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
+        copy_xattrs(source, at(workdir.fd, staged))
+        _copy_times(real.st, workdir.fd, staged)
+        _publish(ov, staged, Place(parent.upper, directory.name))
+    directory.upper = RealDir(parent.upper.layer, parent.upper, directory.name)
+    if parent.index is not None:
+        parent.index.put(directory.name, True)
+
+
+async def _copy_up_file(ov: Overlay, file: File, size: int | None) -> None:
+    for parent, _ in ov.inodes.live_names(file):
+        copy_up_directory(ov, parent)
+        break
+    real = real_of(ov, file)
+    origin = _origin(ov, file)
+    with staging.discarded_on_error(ov) as staged:
+        if stat.S_ISREG(file.kind):
+            await _copy_regular(ov, file, staged, size, origin)
+        else:
+            staging.make(ov, staged, shown_of(ov, real), _target(ov, file))
+            _copy_metadata(ov, file, staged, origin)
+        _publish_file(ov, file, staged, origin)
+
+
+def _target(ov: Overlay, file: File) -> bytes:
+    return staging.read_link(ov, real_of(ov, file)) if stat.S_ISLNK(file.kind) else b""
+
+
+def _origin(ov: Overlay, file: File) -> bytes | None:
+    if file.lower is None:
+        return None
+    return hardlinks.origin_of(ov.stack.fd(file.lower.real), file.lower.name)
+
+
+async def _copy_regular(
+    ov: Overlay, file: File, staged: bytes, size: int | None, origin: bytes | None
+) -> None:
+    """Stage data and metadata, synced. The new descriptor is not kept: the file may be
+    published under a name that needs another."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    target = os.open(staged, flags, 0o600, dir_fd=ov.writable().fd)
+    try:
+        source = ov.data.acquire(file)
+        try:
+            length = os.fstat(source.fd).st_size
+            length = length if size is None else min(size, length)
+            if length <= _INLINE:
+                copy_data(source.fd, target, length)
+            else:
+                await trio.to_thread.run_sync(
+                    copy_data, source.fd, target, length, limiter=ov.limiter
+                )
+        finally:
+            ov.data.release(source)
+        _copy_metadata(ov, file, staged, origin)
+        if not ov.config.volatile:
+            await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
+    finally:
+        os.close(target)
+
+
+def _copy_metadata(ov: Overlay, file: File, staged: bytes, origin: bytes | None) -> None:
+    workdir = ov.writable()
+    real = real_of(ov, file)
+    target = at(workdir.fd, staged)
+    ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
+    copy_xattrs(real.path, target)
+    if origin is not None and stat.S_ISREG(file.kind):
+        with contextlib.suppress(OSError):
+            os.setxattr(target, workdir.namespace + xattrs.ORIGIN, origin, follow_symlinks=False)
+    _copy_times(real.st, workdir.fd, staged)
+
+
+def _publish_file(ov: Overlay, file: File, staged: bytes, origin: bytes | None) -> None:
+    """Commit: nothing in here suspends. The name that was there before the copy may be
+    gone or moved by now; a file without a name goes on without one."""
+    workdir = ov.writable()
+    links = real_of(ov, file).st.st_nlink - file.hidden
+    names = ov.inodes.live_names(file)
+    if origin is not None and links > 1 and stat.S_ISREG(file.kind):
+        file.links = links if hardlinks.enter(ov, staged, origin, links) else 0
+    new = os.stat(staged, dir_fd=workdir.fd, follow_symlinks=False)
+    if names:
+        parent, name = names[0]
+        place = Place(copy_up_directory(ov, parent), name)
+        _publish(ov, staged, place)
+        file.upper = place
+        if parent.index is not None:
+            parent.index.put(name, False)
+    else:
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        ov.inodes.pin(file, os.open(staged, flags, dir_fd=workdir.fd))
+        os.unlink(staged, dir_fd=workdir.fd)
+    ov.inodes.bind(file, stat_key(new))
+    ov.data.drop(file.ino)
+
+
+def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
+    """Put a real name into the upper for one that so far leads to the copy by the index.
+    Does not suspend."""
+    index = parent.index
+    found = index.find(name) if index is not None else None
+    if index is None or found is None or found.in_upper:
+        return
+    real = real_of(ov, file)
+    place = Place(copy_up_directory(ov, parent), name)
+    with staging.discarded_on_error(ov) as staged:
+        os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
+        _publish(ov, staged, place)
+    index.put(name, False)
+    file.upper = place
+    ov.inodes.unpin(file)
+    hardlinks.changed(ov, file, at(ov.stack.fd(place.real), name), follow=False, by=0)
+
+
+def _publish(ov: Overlay, staged: bytes, place: Place) -> None:
+    """Rename into the upper where nothing is yet, leaving the parent's times alone."""
+    fd = ov.stack.fd(place.real)
+    with times_kept(fd):
+        try:
+            syscalls.renameat2(ov.writable().fd, staged, fd, place.name, syscalls.RENAME_NOREPLACE)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            # The filesystem knows no flags; the index says that the name is free.
+            os.rename(staged, place.name, src_dir_fd=ov.writable().fd, dst_dir_fd=fd)
+
+
+@contextlib.contextmanager
+def times_kept(dir_fd: int) -> Iterator[None]:
+    """Put the directory's access and modification time back afterwards, on disk too."""
+    before = os.stat(dir_fd)
+    yield
+    os.utime(syscalls.fd_path(dir_fd), ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
+    os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
+
+
+def copy_xattrs(source: bytes, target: bytes) -> None:
+    """Copy all attributes but the overlay's own; paths whose last component is not followed.
+
+    An ACL or security attribute that cannot be kept is an error, as in the kernel;
+    others are left out where the upper filesystem does not take them.
+    """
+    for name in xattrs.names(source):
+        if name.startswith(xattrs.RESERVED) and xattrs.to_user(name) is None:
+            continue
+        value = xattrs.get(source, name)
+        if value is None:
+            continue
+        try:
+            os.setxattr(target, name, value, follow_symlinks=False)
+        except OSError as exc:
+            privileged = name.startswith((b"system.posix_acl_", b"security."))
+            if exc.errno == errno.EPERM and name == b"security.capability":
+                # Not ours to give: the copy has fewer privileges, never more.
+                continue
+            if privileged or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+
+
+def copy_data(source: int, target: int, length: int) -> None:
+    """Copy the first `length` bytes, sharing blocks where possible, keeping holes.
+
+    Runs in a thread. Errors of copy_file_range(2) and write(2).
+    """
+    if length and length == os.fstat(source).st_size:
+        with contextlib.suppress(OSError):
+            syscalls.clone_file(source, target)
+            return
+    position = 0
+    while position < length:
+        try:
+            start = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                break
+            if exc.errno != errno.EINVAL:
+                raise
+            start, end = position, length
+        else:
+            end = os.lseek(source, start, os.SEEK_HOLE)
+        _copy_range(source, target, start, min(end, length))
+        position = end
+    os.ftruncate(target, length)
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    in_kernel = True
+    while start < end:
+        count = min(end - start, _CHUNK)
+        if in_kernel:
+            try:
+                done = os.copy_file_range(source, target, end - start, start, start)
+            except OSError as exc:
+                if exc.errno not in _NO_COPY_RANGE:
+                    raise
+                in_kernel = False
+                continue
+        else:
+            done = os.pwrite(target, os.pread(source, count, start), start)
+        if not done:
+            return
+        start += done

@@ -1,0 +1,119 @@
+"""Data descriptors: one per inode, opened on demand, least recently used closed first.
+
+There are no file handles: what is open is known here alone. `acquire` and `release`
+bracket every use, so that a descriptor never closes under a thread that reads from it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from types import TracebackType
+from typing import Final, Self
+
+from fuseoverlay.inodes import File
+from fuseoverlay.layers import LayerStack, open_noatime
+from fuseoverlay.syscalls import fd_path
+
+_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Descriptor:
+    """An open real file. Closed when it is no longer kept and nobody uses it."""
+
+    __slots__ = ("fd", "kept", "users", "writable")
+
+    def __init__(self, fd: int, writable: bool) -> None:
+        self.fd = fd
+        self.writable = writable
+        self.users = 0
+        self.kept = True
+
+
+class FileData:
+    """Owns the data descriptors of all inodes, at most `limit` beside those in use."""
+
+    def __init__(self, stack: LayerStack, limit: int) -> None:
+        self._stack = stack
+        self._limit = limit
+        self._open: OrderedDict[int, Descriptor] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for ino in list(self._open):
+            self.drop(ino)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def acquire(self, file: File, *, write: bool = False) -> Descriptor:
+        """A descriptor of the file's data, for `release`; errors of open(2).
+
+        `write` needs a file that is in the upper.
+        """
+        found = self._open.get(file.ino)
+        if found is None or (write and not found.writable):
+            found = self.keep(file.ino, self._open_file(file, write), write)
+        else:
+            self._open.move_to_end(file.ino)
+        found.users += 1
+        return found
+
+    def release(self, descriptor: Descriptor) -> None:
+        """The use that began with `acquire` is over."""
+        descriptor.users -= 1
+        if not descriptor.kept and not descriptor.users:
+            os.close(descriptor.fd)
+
+    def keep(self, ino: int, fd: int, writable: bool) -> Descriptor:
+        """Take over `fd` as the inode's descriptor."""
+        self.drop(ino)
+        descriptor = self._open[ino] = Descriptor(fd, writable)
+        if len(self._open) > self._limit:
+            self.drop(next(iter(self._open)))
+        return descriptor
+
+    def drop(self, ino: int) -> None:
+        """Close the inode's descriptor, at once or when its last use ends."""
+        descriptor = self._open.pop(ino, None)
+        if descriptor is None:
+            return
+        descriptor.kept = False
+        if not descriptor.users:
+            os.close(descriptor.fd)
+
+    def _open_file(self, file: File, write: bool) -> int:
+        if file.pinned >= 0:
+            return _open_own(fd_path(file.pinned), write, None)
+        if file.upper is not None:
+            return _open_own(file.upper.name, write, self._stack.fd(file.upper.real))
+        if file.lower is None or write:
+            raise AssertionError("a lower file is never opened for writing")
+        return open_noatime(
+            file.lower.name, os.O_RDONLY | os.O_NOFOLLOW | _FLAGS, self._stack.fd(file.lower.real)
+        )
+
+
+def _open_own(path: bytes, write: bool, dir_fd: int | None) -> int:
+    """Open a file of the upper, whatever its permissions: the kernel has checked the caller.
+
+    A file created 0444 stays writable for its creator: where its mode forbids us,
+    the owner, to open it, the mode is widened for the moment of the call.
+    """
+    flags = (
+        (os.O_RDWR if write else os.O_RDONLY) | _FLAGS | (0 if dir_fd is None else os.O_NOFOLLOW)
+    )
+    try:
+        return os.open(path, flags, dir_fd=dir_fd)
+    except PermissionError:
+        mode = stat.S_IMODE(os.stat(path, dir_fd=dir_fd).st_mode)
+        os.chmod(path, mode | 0o600, dir_fd=dir_fd)
+        try:
+            return os.open(path, flags, dir_fd=dir_fd)
+        finally:
+            os.chmod(path, mode, dir_fd=dir_fd)

@@ -1,0 +1,113 @@
+"""File data: read, write, truncate, fsync.
+
+I/O is by inode: there are no handles. Every error of a write reaches the writer from the
+call itself. What may block for long runs in a thread (see docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+import trio
+
+from fuseoverlay import ownership
+from fuseoverlay.copyup import copy_up
+from fuseoverlay.inodes import Directory, File
+from fuseoverlay.overlay import Overlay
+
+# A larger write is worth a thread: the page cache may make it wait for the disk.
+_INLINE_WRITE: Final = 128 << 10
+
+
+def opened(ov: Overlay, file: File, flags: int, *, privileged: bool) -> None:
+    """Note who opens the file, for setuid bits; EROFS for writers of a read-only overlay."""
+    if flags & os.O_ACCMODE != os.O_RDONLY:
+        ov.writable()
+        if not privileged:
+            file.written_by_others = True
+
+
+async def read(ov: Overlay, file: File, offset: int, size: int) -> bytes | memoryview:
+    """Up to `size` bytes; fewer only at the end of the file. Errors of pread(2).
+
+    What is in the page cache is read at once, the rest in a thread.
+    """
+    descriptor = ov.data.acquire(file)
+    try:
+        buffer = bytearray(size)
+        done = _read_nowait(descriptor.fd, buffer, offset)
+        if done < size and offset + done < os.fstat(descriptor.fd).st_size:
+            done += await trio.to_thread.run_sync(
+                _read_all, descriptor.fd, memoryview(buffer)[done:], offset + done,
+                limiter=ov.limiter,
+            )  # fmt: skip
+    finally:
+        ov.data.release(descriptor)
+    return memoryview(buffer)[:done]
+
+
+def _read_nowait(fd: int, buffer: bytearray, offset: int) -> int:
+    """Bytes that the page cache holds from `offset` on; 0 where it cannot be asked."""
+    try:
+        return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return 0
+        raise
+
+
+def _read_all(fd: int, buffer: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+async def write(ov: Overlay, file: File, offset: int, data: bytes) -> int:
+    """Write after copy-up; bytes written. ENOSPC, EDQUOT, EFBIG, EIO of pwrite(2)."""
+    await copy_up(ov, file)
+    if file.written_by_others:
+        ownership.drop_privileges(ov, file)
+    descriptor = ov.data.acquire(file, write=True)
+    try:
+        if len(data) < _INLINE_WRITE:
+            return os.pwrite(descriptor.fd, data, offset)
+        return await trio.to_thread.run_sync(
+            os.pwrite, descriptor.fd, data, offset, limiter=ov.limiter
+        )
+    finally:
+        ov.data.release(descriptor)
+
+
+def truncate(ov: Overlay, file: File, size: int) -> None:
+    """Set the size of a file that is in the upper. Errors of ftruncate(2)."""
+    descriptor = ov.data.acquire(file, write=True)
+    try:
+        os.ftruncate(descriptor.fd, size)
+    finally:
+        ov.data.release(descriptor)
+
+
+async def fsync(ov: Overlay, file: File, *, data_only: bool) -> None:
+    """Write the file to disk; nothing to do for lowers and with `volatile`."""
+    if ov.config.volatile or not file.in_upper:
+        return
+    descriptor = ov.data.acquire(file)
+    try:
+        call = os.fdatasync if data_only else os.fsync
+        await trio.to_thread.run_sync(call, descriptor.fd, limiter=ov.limiter)
+    finally:
+        ov.data.release(descriptor)
+
+
+async def fsync_directory(ov: Overlay, directory: Directory) -> None:
+    """The same for the names in a directory."""
+    if ov.config.volatile or directory.upper is None or directory.removed:
+        return
+    with ov.stack.listing_fd(directory.upper) as fd:
+        await trio.to_thread.run_sync(os.fsync, fd, limiter=ov.limiter)

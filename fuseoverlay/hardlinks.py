@@ -1,0 +1,136 @@
+"""One file with several names, across copy-up and across mounts.
+
+A lower file with several names is copied up once. A link to the copy stays in the
+`index` directory of the work directory, called after the lower file's handle, so that
+the other names lead to it, in this mount and in the next. Forms of that name, of
+`overlay.origin` and of `overlay.nlink` are the kernel's (Documentation/filesystems/
+overlayfs.rst, "Inode properties" and "index"; fs/overlayfs).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import struct
+from typing import Final
+
+from fuseoverlay import syscalls, xattrs
+from fuseoverlay.inodes import File, Place
+from fuseoverlay.overlay import Overlay
+from fuseoverlay.syscalls import at
+
+# struct ovl_fb: version, magic, length, flags, handle type, filesystem UUID; then the handle.
+_HEADER: Final = struct.Struct("BBBBB16s")
+_MAGIC: Final = 0xFB
+_NLINK: Final = re.compile(rb"([UL])([+-]\d+)\Z")
+
+
+def origin_of(dir_fd: int, name: bytes) -> bytes | None:
+    """`overlay.origin` for a copy of the file; None: its filesystem has no handles."""
+    try:
+        kind, handle = syscalls.file_handle(dir_fd, name)
+    except OSError:
+        return None
+    length = _HEADER.size + len(handle)
+    uuid = syscalls.filesystem_uuid(dir_fd)
+    return _HEADER.pack(0, _MAGIC, length, 0, kind, uuid) + handle
+
+
+def may_be_indexed(st: os.stat_result) -> bool:
+    """Whether a lower file with this status has other names to keep together."""
+    return st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
+
+
+def open_copy(ov: Overlay, place: Place) -> int | None:
+    """An O_PATH descriptor, the caller's own, of the copy that another name of the lower
+    file at `place` caused; None: it was not copied up."""
+    index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
+    if index_fd is None:
+        return None
+    origin = origin_of(ov.stack.fd(place.real), place.name)
+    if origin is None:
+        return None
+    try:
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(_index_name(origin), flags, dir_fd=index_fd)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            return None
+        raise
+
+
+def enter(ov: Overlay, staged: bytes, origin: bytes, links: int) -> bool:
+    """Put a staged copy of a lower file, which `links` names lead to, into the index.
+
+    False: the filesystem keeps no attributes or links, so the names will part.
+    """
+    workdir = ov.writable()
+    index_fd = workdir.index_fd(create=True)
+    name = _index_name(origin)
+    try:
+        # The copy is about to have two names: the index and the one it is published under.
+        value = b"U%+d" % (links - 2)
+        path = at(workdir.fd, staged)
+        os.setxattr(path, workdir.namespace + xattrs.NLINK, value, follow_symlinks=False)
+        with contextlib.suppress(FileNotFoundError):
+            # Left by a copy that a crash kept from being published.
+            os.unlink(name, dir_fd=index_fd)
+        os.link(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=index_fd, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENAMETOOLONG):
+            return False
+        raise
+    return True
+
+
+def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: bool) -> int:
+    """Link count that `overlay.nlink` of an upper file tells; 0: the real count is right.
+
+    The attribute holds the difference to the count of the upper (`U`) or the lower (`L`).
+    """
+    if st.st_nlink < 2 and not lower_links:
+        return 0
+    for namespace in xattrs.NAMESPACES:
+        try:
+            value = os.getxattr(path, namespace + xattrs.NLINK, follow_symlinks=follow)
+        except OSError:
+            continue
+        match = _NLINK.match(value)
+        if match is not None:
+            base = st.st_nlink if match[1] == b"U" else lower_links
+            return max(base + int(match[2]), 1)
+    return 0
+
+
+def changed(ov: Overlay, file: File, path: bytes, *, follow: bool, by: int) -> None:
+    """An indexed file has got or lost a name, or only a real one (`by` 0): keep the count.
+
+    `path` leads to the copy. Without any name left, the index lets go of it.
+    """
+    if not file.links:
+        return
+    file.links += by
+    if file.links <= 0:
+        _leave(ov, path, follow=follow)
+        return
+    real = os.stat(path, follow_symlinks=follow).st_nlink
+    value = b"U%+d" % (file.links - real)
+    with contextlib.suppress(OSError):
+        os.setxattr(path, ov.writable().namespace + xattrs.NLINK, value, follow_symlinks=follow)
+
+
+def _leave(ov: Overlay, path: bytes, *, follow: bool) -> None:
+    index_fd = ov.writable().index_fd()
+    if index_fd is None:
+        return
+    for namespace in xattrs.NAMESPACES:
+        with contextlib.suppress(OSError):
+            origin = os.getxattr(path, namespace + xattrs.ORIGIN, follow_symlinks=follow)
+            os.unlink(_index_name(origin), dir_fd=index_fd)
+
+
+def _index_name(origin: bytes) -> bytes:
+    return origin.hex().encode()

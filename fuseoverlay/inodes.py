@@ -1,0 +1,234 @@
+"""Inodes: one object per file of the merged tree that the kernel knows.
+
+`InodeTable` owns every `Inode`, its number and its look-up count. A node id is
+also the `st_ino`: it is never given to another file while the kernel holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import trio
+
+from fuseoverlay.layers import RealDir
+from fuseoverlay.merge import Index
+
+ROOT: Final = 1
+# Real inode numbers use the low 56 bits, the filesystem's number the bits above.
+_INO_BITS: Final = 56
+_DYNAMIC: Final = 0x7F
+
+
+class Place(NamedTuple):
+    """Where a real file lies: a name in one layer's directory."""
+
+    real: RealDir
+    name: bytes
+
+
+class Inode:
+    """What files and directories share. `kind` is the shown type, `S_IFREG` and so on."""
+
+    __slots__ = ("ino", "kind", "nlookup", "pinned")
+
+    def __init__(self, ino: int, kind: int) -> None:
+        self.ino = ino
+        self.kind = kind
+        self.nlookup = 0
+        #: O_PATH descriptor of an upper object that has no name we know; -1: none.
+        self.pinned = -1
+
+
+class File(Inode):
+    """Anything but a directory."""
+
+    __slots__ = ("hidden", "keys", "links", "lock", "lower", "names", "upper", "written_by_others")
+
+    def __init__(self, ino: int, kind: int) -> None:
+        super().__init__(ino, kind)
+        self.upper: Place | None = None
+        self.lower: Place | None = None
+        #: Names by which the kernel knows it now.
+        self.names: list[tuple[Directory, bytes]] = []
+        #: Real (device, inode) pairs under which the table finds it.
+        self.keys: list[tuple[int, int]] = []
+        #: Lower names that whiteouts have hidden since the file was looked up.
+        self.hidden = 0
+        #: Link count of a file copied up from one of several names; 0: the real one counts.
+        self.links = 0
+        self.lock: trio.Lock | None = None
+        #: Opened for writing by someone without CAP_FSETID: a write ends setuid.
+        self.written_by_others = False
+
+    @property
+    def in_upper(self) -> bool:
+        """Whether what counts is in the upper, with a name or without."""
+        return self.upper is not None or self.pinned >= 0
+
+
+class Directory(Inode):
+    """A directory: where it is in the upper and in the lowers, merged on first use."""
+
+    __slots__ = ("children", "index", "lowers", "name", "parent", "removed", "upper")
+
+    def __init__(
+        self,
+        ino: int,
+        parent: Directory | None,
+        name: bytes,
+        upper: RealDir | None,
+        lowers: tuple[RealDir, ...],
+    ) -> None:
+        super().__init__(ino, stat.S_IFDIR)
+        self.parent = parent
+        self.name = name
+        self.upper = upper
+        self.lowers = lowers
+        self.index: Index | None = None
+        #: Directories in it that the kernel knows.
+        self.children: dict[bytes, Directory] = {}
+        self.removed = False
+
+    @property
+    def in_upper(self) -> bool:
+        """Whether the upper has it."""
+        return self.upper is not None
+
+    def real(self) -> RealDir:
+        """The topmost real directory."""
+        return self.upper if self.upper is not None else self.lowers[0]
+
+
+class InodeTable:
+    """Finds inodes by number and by real file. The root is always in it."""
+
+    def __init__(
+        self, devices: list[int], upper: RealDir | None, lowers: tuple[RealDir, ...]
+    ) -> None:
+        """`devices` are the `st_dev` of the layers, to tell their inode numbers apart."""
+        self._filesystems: dict[int, int] = {}
+        for device in devices:
+            self._filesystems.setdefault(device, len(self._filesystems))
+        self._by_ino: dict[int, Inode] = {}
+        self._by_key: dict[tuple[int, int], File] = {}
+        self._dynamic = _DYNAMIC << _INO_BITS
+        self.root = Directory(ROOT, None, b"", upper, lowers)
+        self._by_ino[ROOT] = self.root
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for inode in self._by_ino.values():
+            _unpin(inode)
+        self._by_ino.clear()
+        self._by_key.clear()
+
+    def __len__(self) -> int:
+        return len(self._by_ino)
+
+    def get(self, ino: int) -> Inode:
+        """The inode; ESTALE where the kernel should not know it any more."""
+        try:
+            return self._by_ino[ino]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def directory(self, ino: int) -> Directory:
+        """The same for directories; ENOTDIR."""
+        inode = self.get(ino)
+        if not isinstance(inode, Directory):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return inode
+
+    def file(self, ino: int) -> File:
+        """The same for anything but directories; EISDIR."""
+        inode = self.get(ino)
+        if not isinstance(inode, File):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return inode
+
+    def find(self, key: tuple[int, int]) -> File | None:
+        """The file that a real (device, inode) pair belongs to, if the kernel knows it."""
+        return self._by_key.get(key)
+
+    def number(self, key: tuple[int, int]) -> int:
+        """A free number: the real one where nobody has it, else one of our own."""
+        device, ino = key
+        filesystem = self._filesystems.setdefault(device, len(self._filesystems))
+        number = (filesystem << _INO_BITS) | ino
+        if ino >> _INO_BITS or filesystem >= _DYNAMIC or ino == 0 or number in self._by_ino:
+            self._dynamic += 1
+            number = self._dynamic
+        return number
+
+    def add(self, inode: Inode) -> None:
+        """Enter a new inode under its number."""
+        self._by_ino[inode.ino] = inode
+
+    def bind(self, file: File, key: tuple[int, int]) -> None:
+        """Let `find` lead from the real file to `file`."""
+        if self._by_key.get(key) is not file:
+            self._by_key[key] = file
+            file.keys.append(key)
+
+    def unbind(self, key: tuple[int, int]) -> None:
+        """The real file is gone; its number may come back for another one."""
+        file = self._by_key.pop(key, None)
+        if file is not None:
+            file.keys.remove(key)
+
+    def knows(self, inode: Inode) -> bool:
+        """Whether the kernel still refers to the inode."""
+        return self._by_ino.get(inode.ino) is inode
+
+    def forget(self, ino: int, count: int) -> Inode | None:
+        """Drop references of the kernel; returns the inode if that was the last one."""
+        inode = self._by_ino.get(ino)
+        if inode is None:
+            return None
+        inode.nlookup -= count
+        return inode if self.drop_unused(inode) else None
+
+    def drop_unused(self, inode: Inode) -> bool:
+        """Remove an inode that the kernel does not refer to."""
+        if inode.nlookup > 0 or inode is self.root or not self.knows(inode):
+            return False
+        del self._by_ino[inode.ino]
+        _unpin(inode)
+        if isinstance(inode, File):
+            for key in list(inode.keys):
+                self.unbind(key)
+        elif isinstance(inode, Directory) and inode.parent is not None:
+            siblings = inode.parent.children
+            if siblings.get(inode.name) is inode:
+                del siblings[inode.name]
+        return True
+
+    def pin(self, inode: Inode, fd: int) -> None:
+        """Take over an O_PATH descriptor as the way to an upper object without a name."""
+        self.unpin(inode)
+        inode.pinned = fd
+
+    def unpin(self, inode: Inode) -> None:
+        """The object has a name again, or is not needed: close its descriptor."""
+        _unpin(inode)
+
+    def live_names(self, file: File) -> list[tuple[Directory, bytes]]:
+        """Names of the file in directories that still exist for the kernel."""
+        file.names = [(d, n) for d, n in file.names if self.knows(d) and not d.removed]
+        return file.names
+
+
+def _unpin(inode: Inode) -> None:
+    if inode.pinned >= 0:
+        with contextlib.suppress(OSError):
+            os.close(inode.pinned)
+        inode.pinned = -1

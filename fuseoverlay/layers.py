@@ -1,0 +1,219 @@
+"""Layers: their roots, and descriptors of the real directories in them.
+
+`LayerStack` owns every descriptor of a real directory. A directory is always
+opened from its parent's descriptor, one name at a time and never through a
+symbolic link, so no layer content can lead outside its root, and no depth
+meets PATH_MAX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from fuseoverlay import syscalls, xattrs
+from fuseoverlay.errors import LayerError, UpperError, describe
+
+_DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Layer:
+    """One layer. `number` 0 is the upper; lowers are counted from 1, top to bottom."""
+
+    __slots__ = ("implied", "number", "override", "path", "root", "root_fd")
+
+    def __init__(self, number: int, path: bytes, root_fd: int) -> None:
+        self.number = number
+        self.path = path
+        self.root_fd = root_fd
+        self.root = RealDir(self, None, b"")
+        root_path = syscalls.at(root_fd, b".")
+        #: Whether owners, modes and types are kept in `user.containers.override_stat`.
+        self.override = xattrs.get(root_path, xattrs.OVERRIDE_STAT) is not None
+        #: Whether some directories only exist because something inside them does.
+        self.implied = xattrs.get(root_path, xattrs.IMPLIED) is not None
+
+
+class RealDir:
+    """One directory of one layer. In a lower it never moves; in the upper, `move` tells it so."""
+
+    __slots__ = ("layer", "name", "parent")
+
+    def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
+        self.layer = layer
+        self.parent = parent
+        self.name = name
+
+    def move(self, parent: RealDir, name: bytes) -> None:
+        """Follow a rename of the directory."""
+        self.parent = parent
+        self.name = name
+
+    def path(self) -> bytes:
+        """Path in the layer, for messages."""
+        names = []
+        real = self
+        while real.parent is not None:
+            names.append(real.name)
+            real = real.parent
+        return b"/".join(reversed(names))
+
+
+class LayerStack:
+    """All layers, and a bounded number of open directories in them.
+
+    Descriptors that `fd` returns stay valid until the next await: a later call may
+    close the least recently used.
+    """
+
+    def __init__(self, upper: bytes | None, lowers: Sequence[bytes]) -> None:
+        """Open every root. Raises `UpperError` or `LayerError`; then nothing stays open."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._open: OrderedDict[RealDir, int] = OrderedDict()
+            self.limit = 64
+            self.upper: Layer | None = None
+            self.lowers: list[Layer] = []
+            seen: dict[tuple[int, int], bytes] = {}
+            if upper is not None:
+                self.upper = Layer(0, upper, _open_root(upper, UpperError, "upperdir"))
+                _refuse_twice(self.upper, seen)
+            for number, path in enumerate(lowers, 1):
+                layer = Layer(number, path, _open_root(path, LayerError, "lowerdir"))
+                self.lowers.append(layer)
+                _refuse_twice(layer, seen)
+            undo.pop_all()
+        for layer in self.lowers:
+            _make_private(layer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+        for layer in self.all():
+            os.close(layer.root_fd)
+        self.upper = None
+        self.lowers.clear()
+
+    def all(self) -> list[Layer]:
+        """Upper, if there is one, then the lowers."""
+        return ([self.upper] if self.upper else []) + self.lowers
+
+    def fd(self, real: RealDir) -> int:
+        """An O_PATH descriptor of the directory, valid until the next await."""
+        fd = self._open.get(real)
+        if fd is not None:
+            self._open.move_to_end(real)
+            return fd
+        missing = []
+        base: RealDir | None = real
+        while base is not None and base not in self._open and base.parent is not None:
+            missing.append(base)
+            base = base.parent
+        fd = self._open.get(base, real.layer.root_fd) if base else real.layer.root_fd
+        for step in reversed(missing):
+            fd = os.open(step.name, _DIR_FLAGS, dir_fd=fd)
+            self._open[step] = fd
+        while len(self._open) > self.limit:
+            _, oldest = self._open.popitem(last=False)
+            os.close(oldest)
+        return fd
+
+    def forget(self, real: RealDir) -> None:
+        """Close the descriptor of a directory that is gone."""
+        fd = self._open.pop(real, None)
+        if fd is not None:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def listing_fd(self, real: RealDir) -> Iterator[int]:
+        """A readable descriptor, the caller's own; a lower's access time does not move."""
+        fd = open_noatime(b".", _LIST_FLAGS, self.fd(real))
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def open_noatime(name: bytes, flags: int, dir_fd: int | None = None) -> int:
+    """Open for reading without moving the access time, where that is allowed to us."""
+    try:
+        return os.open(name, flags | os.O_NOATIME, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(name, flags, dir_fd=dir_fd)
+
+
+def _open_root(path: bytes, error: type[LayerError | UpperError], option: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.stat(b".", dir_fd=fd)
+        except OSError:
+            os.close(fd)
+            raise
+    except FileNotFoundError:
+        raise error(
+            f"{option} does not exist", where=path, hint="create it or correct the path"
+        ) from None
+    except NotADirectoryError:
+        raise error(f"{option} is not a directory", where=path, hint="name a directory") from None
+    except PermissionError:
+        raise error(
+            f"{option} cannot be read", where=path, hint="it needs read and search permission"
+        ) from None
+    except OSError as exc:
+        raise error(f"{option} cannot be opened: {describe(exc)}", where=path) from None
+    return fd
+
+
+def _refuse_twice(layer: Layer, seen: dict[tuple[int, int], bytes]) -> None:
+    st = os.fstat(layer.root_fd)
+    key = (st.st_dev, st.st_ino)
+    if key in seen:
+        raise LayerError(
+            f"is the same directory as {os.fsdecode(seen[key])}",
+            where=layer.path,
+            hint="name each layer once",
+        )
+    seen[key] = layer.path
+
+
+def _make_private(layer: Layer) -> None:
+    """Read the lower through a mount of our own without access times, where we may.
+
+    The clone must be of the very directory that was opened and checked.
+    """
+    try:
+        clone = syscalls.private_clone(syscalls.fd_path(layer.root_fd))
+    except OSError:
+        return
+    if stat_key(os.fstat(clone)) != stat_key(os.fstat(layer.root_fd)):
+        os.close(clone)
+        return
+    os.close(layer.root_fd)
+    layer.root_fd = clone
+
+
+def stat_key(st: os.stat_result) -> tuple[int, int]:
+    """What identifies a real file on this machine."""
+    return st.st_dev, st.st_ino
+
+
+def is_directory(st: os.stat_result) -> bool:
+    """Whether the type is directory."""
+    return stat.S_ISDIR(st.st_mode)

@@ -1,0 +1,221 @@
+"""(parent, name) -> the inode: what is found, and in which layers.
+
+Also where the real object behind an inode is, and its shown status. Sources: kernel
+Documentation/filesystems/overlayfs.rst, "Upper and Lower", "Directories",
+"Inode properties".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from fuseoverlay import hardlinks, whiteout, xattrs
+from fuseoverlay.identity import Shown
+from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.layers import Layer, RealDir, stat_key
+from fuseoverlay.merge import Found, Index, Listing, scan
+from fuseoverlay.overlay import Overlay
+from fuseoverlay.syscalls import at, fd_path
+
+_NAME_MAX = 255
+
+
+class Real(NamedTuple):
+    """The real object that counts for an inode, valid until the next await.
+
+    Calls on `path` pass `follow_symlinks=follow`: the path of an object without a name
+    is a link in /proc that leads to it.
+    """
+
+    layer: Layer
+    path: bytes
+    follow: bool
+    st: os.stat_result
+
+
+def no_entry(name: bytes) -> OSError:
+    """ENOENT for `name`."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def check_name(name: bytes) -> None:
+    """ENAMETOOLONG above 255 bytes."""
+    if len(name) > _NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+
+
+async def index_of(ov: Overlay, directory: Directory) -> Index:
+    """The merged index; built on first use, which suspends.
+
+    Nothing changes in a directory before its index is there, so two builders at once
+    find the same; the first one's counts.
+    """
+    if directory.index is None:
+        if directory.removed:
+            directory.index = Index(Listing(), {})
+            return directory.index
+        index, used = await scan(ov.stack, directory.upper, directory.lowers)
+        if directory.index is None:
+            directory.index = index
+            directory.lowers = directory.lowers[:used]
+    return directory.index
+
+
+async def child(ov: Overlay, parent: Directory, name: bytes) -> Inode:
+    """The inode of `name` in `parent`. ENOENT, ENAMETOOLONG, errors of the layers."""
+    check_name(name)
+    return child_nowait(ov, parent, await index_of(ov, parent), name)
+
+
+def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> Inode:
+    """The same with the parent's index at hand: does not suspend."""
+    found = index.find(name)
+    if found is None:
+        raise no_entry(name)
+    if found.is_dir:
+        return parent.children.get(name) or _new_directory(ov, parent, name, found)
+    return _file(ov, parent, name, found)
+
+
+def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
+    upper = None
+    lowers = tuple(RealDir(real.layer, real, name) for real in found.lower_dirs)
+    if found.in_upper and parent.upper is not None:
+        upper = RealDir(parent.upper.layer, parent.upper, name)
+        if lowers and whiteout.is_opaque_value(
+            whiteout.opaque_value(at(ov.stack.fd(parent.upper), name))
+        ):
+            lowers = ()
+    # The number of a directory in the lowers is its own even after copy-up.
+    origin = lowers[0] if lowers else upper
+    if origin is None or origin.parent is None:
+        raise no_entry(name)
+    st = os.stat(name, dir_fd=ov.stack.fd(origin.parent), follow_symlinks=False)
+    directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
+    ov.inodes.add(directory)
+    parent.children[name] = directory
+    return directory
+
+
+def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> File:
+    real = parent.upper if found.in_upper else found.lower_file
+    if real is None:
+        raise no_entry(name)
+    st = os.stat(name, dir_fd=ov.stack.fd(real), follow_symlinks=False)
+    key = stat_key(st)
+    file = ov.inodes.find(key)
+    if file is None and found.in_upper:
+        file = _upper_file(ov, Place(real, name), found, st)
+    elif file is None:
+        file = _lower_file(ov, Place(real, name), st)
+    if found.in_upper and file.upper is None:
+        file.upper = Place(real, name)
+        ov.inodes.unpin(file)
+    if (parent, name) not in file.names:
+        file.names.append((parent, name))
+    return file
+
+
+def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> File:
+    origin = _origin(ov, place, found)
+    key = stat_key(st)
+    file = File(ov.inodes.number(stat_key(origin) if origin else key), _kind(ov, place, st))
+    lower_links = origin.st_nlink if origin else 0
+    path = at(ov.stack.fd(place.real), place.name)
+    file.links = hardlinks.stored_links(path, st, lower_links, follow=False)
+    ov.inodes.add(file)
+    ov.inodes.bind(file, key)
+    if file.links and origin is not None:
+        ov.inodes.bind(file, stat_key(origin))
+    return file
+
+
+def _lower_file(ov: Overlay, place: Place, st: os.stat_result) -> File:
+    key = stat_key(st)
+    copy = hardlinks.open_copy(ov, place) if hardlinks.may_be_indexed(st) else None
+    if copy is None:
+        file = File(ov.inodes.number(key), _kind(ov, place, st))
+        ov.inodes.add(file)
+    else:
+        file = _indexed_file(ov, place, st, copy)
+    file.lower = place
+    ov.inodes.bind(file, key)
+    return file
+
+
+def _indexed_file(ov: Overlay, place: Place, st: os.stat_result, copy: int) -> File:
+    """The file that another name of a lower file was copied up to; takes over `copy`."""
+    copy_st = os.stat(copy)
+    known = ov.inodes.find(stat_key(copy_st))
+    if known is not None:
+        os.close(copy)
+        return known
+    file = File(ov.inodes.number(stat_key(st)), _kind(ov, place, st))
+    file.pinned = copy
+    file.links = hardlinks.stored_links(fd_path(copy), copy_st, st.st_nlink, follow=True)
+    ov.inodes.add(file)
+    ov.inodes.bind(file, stat_key(copy_st))
+    return file
+
+
+def _origin(ov: Overlay, place: Place, found: Found) -> os.stat_result | None:
+    """Status of the lower file that the upper one was copied from, if it is right below.
+
+    `overlay.origin` tells a copy from a new file in the same place.
+    """
+    if found.lower_file is None:
+        return None
+    stored = xattrs.get_overlay(at(ov.stack.fd(place.real), place.name), xattrs.ORIGIN)
+    if stored is None:
+        return None
+    lower_fd = ov.stack.fd(found.lower_file)
+    if stored != hardlinks.origin_of(lower_fd, place.name):
+        return None
+    return os.stat(place.name, dir_fd=lower_fd, follow_symlinks=False)
+
+
+def _kind(ov: Overlay, place: Place, st: os.stat_result) -> int:
+    path = at(ov.stack.fd(place.real), place.name)
+    return stat.S_IFMT(ov.identity.shown(place.real.layer, path, st).mode)
+
+
+def real_of(ov: Overlay, inode: Inode) -> Real:
+    """The real object behind an inode. Does not suspend."""
+    if inode.pinned >= 0:
+        upper = ov.stack.upper
+        layer = upper if upper is not None else ov.stack.lowers[0]
+        return Real(layer, fd_path(inode.pinned), True, os.stat(inode.pinned))
+    if isinstance(inode, Directory):
+        real = metadata_dir(ov, inode)
+        fd = ov.stack.fd(real)
+        return Real(real.layer, at(fd, b"."), False, os.stat(fd))
+    if not isinstance(inode, File):
+        raise TypeError(type(inode))
+    place = inode.upper or inode.lower
+    if place is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    fd = ov.stack.fd(place.real)
+    st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
+    return Real(place.real.layer, at(fd, place.name), False, st)
+
+
+def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
+    """The real directory whose owner, mode, times and attributes count: the topmost one
+    that a layer really listed (see `xattrs.IMPLIED`)."""
+    real = directory.real()
+    if not real.layer.implied or real is directory.upper:
+        return real
+    for real in directory.lowers:
+        if not real.layer.implied:
+            return real
+        if xattrs.get(at(ov.stack.fd(real), b"."), xattrs.IMPLIED) is None:
+            return real
+    return real
+
+
+def shown_of(ov: Overlay, real: Real) -> Shown:
+    """Owner, mode and device number to show for a real object."""
+    return ov.identity.shown(real.layer, real.path, real.st, follow=real.follow)

@@ -1,0 +1,242 @@
+"""The merged index of one directory: which names there are, and in which layers.
+
+A directory is scanned once, on first use. From then on a look-up costs no
+directory search, and every change that we make updates the index in place.
+Source of the merge rules: kernel Documentation/filesystems/overlayfs.rst,
+"Directories" and "whiteouts and opaque directories".
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from fuseoverlay import whiteout
+from fuseoverlay.layers import LayerStack, RealDir
+
+#: Cookies 1 and 2 belong to "." and "..".
+FIRST_COOKIE: Final = 3
+# Directory entries looked at between two checkpoints: about a millisecond.
+_BATCH: Final = 500
+
+
+@dataclass(slots=True)
+class Listing:
+    """What one layer's directory holds. `masks` are whiteouts that stand at the name
+    itself, `wh` are names with a `.wh.NAME` beside them."""
+
+    entries: dict[bytes, bool] = field(default_factory=dict)  # name -> is a directory
+    masks: set[bytes] = field(default_factory=set)
+    wh: set[bytes] = field(default_factory=set)
+    opaque: bool = False
+
+
+#: A name in the lowers: the directory that holds a non-directory, or every
+#: directory that holds a directory of this name, top first.
+LowerEntry = RealDir | tuple[RealDir, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where a visible name is: in the upper or not, and in which lower directories."""
+
+    is_dir: bool
+    in_upper: bool
+    #: Lower directories holding a directory of this name; empty for non-directories.
+    lower_dirs: tuple[RealDir, ...] = ()
+    #: The lower directory holding a non-directory of this name.
+    lower_file: RealDir | None = None
+
+
+class Index:
+    """Names of one merged directory. Listing positions are cookies: a name keeps its
+    cookie while it exists, and cookies only grow."""
+
+    __slots__ = ("_cookie_of", "_cookies", "_names", "_next", "lower", "masks", "upper", "wh")
+
+    def __init__(self, upper: Listing, lower: dict[bytes, LowerEntry]) -> None:
+        self.lower = lower
+        self.upper = upper.entries
+        self.masks = upper.masks
+        self.wh = upper.wh
+        hidden = self.masks | self.wh
+        names = list(self.upper)
+        names += [n for n in lower if n not in self.upper and n not in hidden]
+        self._names = names
+        self._cookies = list(range(FIRST_COOKIE, FIRST_COOKIE + len(names)))
+        self._cookie_of = dict(zip(names, self._cookies, strict=True))
+        self._next = FIRST_COOKIE + len(names)
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self._cookie_of
+
+    def __len__(self) -> int:
+        return len(self._cookie_of)
+
+    def find(self, name: bytes) -> Found | None:
+        """Where the visible name is; None: there is no such name."""
+        if name not in self._cookie_of:
+            return None
+        below = self.lower.get(name) if name not in self.wh else None
+        is_dir = self.upper.get(name)
+        if is_dir is None:
+            if isinstance(below, tuple):
+                return Found(True, False, lower_dirs=below)
+            return Found(False, False, lower_file=below)
+        if is_dir:
+            return Found(True, True, lower_dirs=below if isinstance(below, tuple) else ())
+        return Found(False, True, lower_file=below if isinstance(below, RealDir) else None)
+
+    def covers(self, name: bytes) -> bool:
+        """Whether a lower layer would show through if the upper had nothing at `name`."""
+        return name in self.lower
+
+    def subdirectories(self) -> int:
+        """Number of visible directories."""
+        upper = self.upper
+        lower = self.lower
+        count = 0
+        for name in self._cookie_of:
+            is_dir = upper.get(name)
+            count += isinstance(lower[name], tuple) if is_dir is None else is_dir
+        return count
+
+    def put(self, name: bytes, is_dir: bool) -> None:
+        """The upper now holds `name`, and no whiteout of it."""
+        self.upper[name] = is_dir
+        self.masks.discard(name)
+        self.wh.discard(name)
+        if name not in self._cookie_of:
+            self._cookie_of[name] = self._next
+            self._cookies.append(self._next)
+            self._names.append(name)
+            self._next += 1
+
+    def remove(self, name: bytes) -> None:
+        """The upper no longer holds `name`, and nothing shows through."""
+        self.upper.pop(name, None)
+        if self._cookie_of.pop(name, None) is not None and len(self._names) > 64 + 2 * len(self):
+            self._compact()
+
+    def hide(self, name: bytes, *, oci: bool) -> None:
+        """The upper now holds a whiteout of `name`: a `.wh.NAME` if `oci`, else in its place."""
+        self.remove(name)
+        (self.wh if oci else self.masks).add(name)
+
+    def _compact(self) -> None:
+        kept = [
+            (c, n)
+            for c, n in zip(self._cookies, self._names, strict=True)
+            if self._cookie_of.get(n) == c
+        ]
+        self._cookies = [c for c, _ in kept]
+        self._names = [n for _, n in kept]
+
+    def after(self, cookie: int) -> tuple[bytes, int] | None:
+        """The entry that follows `cookie` in the listing, with its own cookie."""
+        position = bisect_right(self._cookies, cookie)
+        while position < len(self._names):
+            name, found = self._names[position], self._cookies[position]
+            if self._cookie_of.get(name) == found:
+                return name, found
+            position += 1
+        return None
+
+
+async def scan(
+    stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
+) -> tuple[Index, int]:
+    """Read the directory in every layer; (index, number of `lowers` that count).
+
+    Suspends between batches. Raises `OSError` of opening or reading a directory.
+    """
+    top = await list_directory(stack, upper) if upper is not None else Listing()
+    if top.opaque:
+        lowers = ()
+    listings = []
+    for real in lowers:
+        listing = await list_directory(stack, real)
+        listings.append((real, listing))
+        if listing.opaque:
+            break
+    return Index(top, merge(listings)), len(listings)
+
+
+def merge(listings: Sequence[tuple[RealDir, Listing]]) -> dict[bytes, LowerEntry]:
+    """The names that lower directories show together, top first."""
+    if len(listings) == 1:
+        real, listing = listings[0]
+        return {n: (real,) if is_dir else real for n, is_dir in listing.entries.items()}
+    merged: dict[bytes, LowerEntry] = {}
+    # Names at which nothing further down counts.
+    closed: set[bytes] = set()
+    for real, listing in listings:
+        for name, is_dir in listing.entries.items():
+            if name in closed:
+                continue
+            if not is_dir:
+                merged.setdefault(name, real)
+                closed.add(name)
+            else:
+                above = merged.get(name, ())
+                merged[name] = (*above, real) if isinstance(above, tuple) else above
+        # A whiteout acts on the layers below, never on its own.
+        closed |= listing.masks
+        closed |= listing.wh
+    return merged
+
+
+async def list_directory(stack: LayerStack, real: RealDir) -> Listing:
+    """Read one layer's directory and sort out its whiteouts."""
+    listing = Listing()
+    special: list[bytes] = []
+    files: list[bytes] = []
+    with stack.listing_fd(real) as fd:
+        mark = whiteout.opaque_value(fd)
+        listing.opaque = whiteout.is_opaque_value(mark)
+        seen = 0
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                _sort_in(entry, listing, special, files)
+                seen += 1
+                if seen % _BATCH == 0:
+                    await trio.lowlevel.checkpoint()
+        for name in special:
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if whiteout.is_char_whiteout(st):
+                del listing.entries[name]
+                listing.masks.add(name)
+        if mark == whiteout.OPAQUE_XATTR_WHITEOUTS:
+            for name in files:
+                if whiteout.is_xattr_whiteout(fd, name):
+                    del listing.entries[name]
+                    listing.masks.add(name)
+    return listing
+
+
+def _sort_in(
+    entry: os.DirEntry[str], listing: Listing, special: list[bytes], files: list[bytes]
+) -> None:
+    name = os.fsencode(entry.name)
+    if name.startswith(whiteout.WH_PREFIX):
+        target = whiteout.oci_target(name)
+        if target is not None:
+            listing.wh.add(target)
+            return
+        if name == whiteout.WH_OPAQUE:
+            listing.opaque = True
+        if name.startswith(whiteout.WH_META_PREFIX):
+            return
+    is_dir = entry.is_dir(follow_symlinks=False)
+    listing.entries[name] = is_dir
+    if is_dir or entry.is_symlink():
+        return
+    if entry.is_file(follow_symlinks=False):
+        files.append(name)
+    else:
+        special.append(name)

@@ -1,0 +1,280 @@
+"""Mount, serve, unmount; signals; going to the background.
+
+One mount per process (pyfuse3). Order: open and check every directory, mount, fork,
+serve in the child; the parent leaves once the kernel and the child have agreed on the
+protocol. So every error is still the caller's to see, on a stderr that then closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pyfuse3
+import trio
+
+from fuseoverlay import overlay, syscalls
+from fuseoverlay.config import MountConfig
+from fuseoverlay.errors import FuseError, MountpointError, describe
+from fuseoverlay.layers import stat_key
+from fuseoverlay.operations import Operations
+from fuseoverlay.overlay import Overlay
+
+log = logging.getLogger("fuseoverlay")
+
+_FUSERMOUNT = ("fusermount3", "/usr/bin/fusermount3", "/bin/fusermount3")
+
+
+def run(
+    config: MountConfig,
+    mountpoint: bytes,
+    *,
+    foreground: bool,
+    at_exit: Callable[[], None] | None = None,
+) -> None:
+    """Mount and serve until unmounted; in the background unless `foreground`.
+
+    `at_exit` runs once the mount is gone, in the process that served it. Raises
+    `FuseOverlayError` before anything is mounted.
+    """
+    os.umask(0)
+    mountpoint = _check_mountpoint(mountpoint)
+    with contextlib.ExitStack() as undo:
+        ov = undo.enter_context(overlay.opened(config))
+        _check_outside(mountpoint, ov)
+        ready_read, ready_write = os.pipe()
+
+        def ready() -> None:
+            with contextlib.suppress(OSError):
+                os.write(ready_write, b"1")
+
+        _mount(ov, mountpoint, ready)
+        if not foreground:
+            if os.fork():
+                _leave_when_ready(ready_read, ready_write)
+            _detach()
+        os.close(ready_read)
+        try:
+            _serve(ov)
+        finally:
+            undo.close()
+            if at_exit is not None:
+                at_exit()
+
+
+def _mount(ov: Overlay, mountpoint: bytes, ready: Callable[[], None]) -> None:
+    options, acl = _options(ov)
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise FuseError(
+            "cannot be opened" if os.path.exists("/dev/fuse") else "does not exist",
+            where="/dev/fuse",
+            hint="load the fuse module, or give yourself read and write permission on it",
+        )
+    try:
+        # libfuse explains on stderr what went wrong; one line of our own is enough.
+        with _stderr_kept() as said:
+            pyfuse3.init(Operations(ov, acl=acl, ready=ready), os.fsdecode(mountpoint), options)
+    except RuntimeError:
+        raise FuseError(
+            f"mounting failed: {said() or 'the kernel refused'}",
+            where=mountpoint,
+            hint="the mount point must be yours, and fusermount3 installed unless you are root",
+        ) from None
+
+
+@contextlib.contextmanager
+def _stderr_kept():  # type: ignore[no-untyped-def]
+    """Catch what C code writes to stderr; yields a function that tells it."""
+    with contextlib.ExitStack() as undo:
+        caught = undo.enter_context(open(os.memfd_create("stderr"), "r+b", buffering=0))
+        saved = os.dup(2)
+        undo.callback(os.close, saved)
+        os.dup2(caught.fileno(), 2)
+        text: list[str] = []
+        try:
+            yield lambda: " ".join(text)
+        finally:
+            os.dup2(saved, 2)
+            caught.seek(0)
+            text.extend(caught.read().decode(errors="replace").split())
+
+
+def _options(ov: Overlay) -> tuple[set[str], bool]:
+    """Options for libfuse, and whether the kernel shall know ACLs.
+
+    The kernel checks permissions by what is shown, as on any filesystem. The exception: a
+    plain user who mounted with fusermount3 where owners are kept in
+    `user.containers.override_stat`. Nothing shown belongs to him, yet all of it is his, and
+    nobody else can get in: there every access is granted.
+    """
+    root = os.geteuid() == 0
+    options = {"fsname=fuseoverlay", "subtype=fuseoverlay"}
+    names = {option.partition("=")[0] for option in ov.config.fuse_options}
+    options = {option for option in options if option.partition("=")[0] not in names}
+    options.update(ov.config.fuse_options)
+    if ov.workdir is None:
+        options.add("ro")
+    initial = root and ov.identity.uids.is_full()
+    if initial:
+        for name in ("suid", "dev"):
+            if f"no{name}" not in options:
+                options.add(name)
+    if root and not names & {"allow_other", "allow_root"}:
+        options.add("allow_other")
+    checked = root or not ov.identity.overrides(ov.stack.all())
+    if checked:
+        options.add("default_permissions")
+    return options, checked
+
+
+def _check_mountpoint(mountpoint: bytes) -> bytes:
+    """Its absolute path. It must be a directory on which no FUSE filesystem is mounted."""
+    try:
+        st = os.stat(mountpoint)
+    except FileNotFoundError:
+        raise MountpointError(
+            "mount point does not exist", where=mountpoint, hint="create the directory"
+        ) from None
+    except OSError as exc:
+        raise MountpointError(
+            f"mount point cannot be used: {describe(exc)}",
+            where=mountpoint,
+            hint="a daemon that was killed leaves its mount behind: fusermount3 -u it",
+        ) from None
+    if not stat.S_ISDIR(st.st_mode):
+        raise MountpointError("mount point is not a directory", where=mountpoint)
+    path = os.path.realpath(mountpoint)
+    if _fuse_mounted(path):
+        raise MountpointError(
+            "mount point is busy: a FUSE filesystem is mounted on it",
+            where=mountpoint,
+            hint="unmount that first: fuseoverlay unmount MNT",
+        )
+    return path
+
+
+def _fuse_mounted(path: bytes) -> bool:
+    """Whether the last thing mounted at `path` is a FUSE filesystem; proc(5), mountinfo."""
+    kind = b""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            fields = line.split(b" ")
+            if _unescape(fields[4]) == path:
+                kind = line.partition(b" - ")[2].split(b" ")[0]
+    return kind == b"fuse" or kind.startswith(b"fuse.")
+
+
+def _unescape(field: bytes) -> bytes:
+    """Undo the octal escapes of /proc/self/mountinfo."""
+    for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        field = field.replace(code, char)
+    return field
+
+
+def _check_outside(mountpoint: bytes, ov: Overlay) -> None:
+    """The daemon would wait for itself if a layer contained the mount point."""
+    roots = {stat_key(os.fstat(layer.root_fd)): layer.path for layer in ov.stack.all()}
+    path = mountpoint
+    while True:
+        layer = roots.get(stat_key(os.stat(path)))
+        if layer is not None:
+            raise MountpointError(
+                f"mount point is inside the layer {os.fsdecode(layer)}",
+                where=mountpoint,
+                hint="mount somewhere else",
+            )
+        if path == b"/":
+            return
+        path = os.path.dirname(path)
+
+
+def _leave_when_ready(ready_read: int, ready_write: int) -> None:
+    """In the parent: end when the child serves, or with an error when it died before."""
+    os.close(ready_write)
+    status = 0 if os.read(ready_read, 1) else FuseError.exit_code
+    if status:
+        os.write(2, b"fuseoverlay: error: the daemon ended before the mount answered\n")
+    # Not a normal exit: what the owners hold belongs to the child now.
+    os._exit(status)
+
+
+def _detach() -> None:
+    """In the child: keep nothing of the caller's; whoever reads its stderr sees the end."""
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
+def _serve(ov: Overlay) -> None:
+    try:
+        trio.run(_main)
+    finally:
+        pyfuse3.close(unmount=True)
+        if ov.workdir is not None and not ov.config.volatile:
+            with contextlib.suppress(OSError):
+                syscalls.syncfs(ov.workdir.fd)
+
+
+async def _main() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("ended by signal %d", number)
+            pyfuse3.terminate()
+
+
+def unmount(mountpoint: bytes) -> None:
+    """Unmount; the daemon then ends by itself. Raises `MountpointError`, `FuseError`."""
+    path = os.path.realpath(mountpoint)
+    if not _fuse_mounted(path):
+        raise MountpointError("no FUSE filesystem is mounted here", where=mountpoint)
+    if os.geteuid() == 0:
+        try:
+            syscalls.umount(path)
+        except OSError as exc:
+            raise FuseError(
+                f"unmounting failed: {describe(exc)}",
+                where=mountpoint,
+                hint="end the processes that use it",
+            ) from None
+        return
+    for program in _FUSERMOUNT:
+        with contextlib.suppress(FileNotFoundError):
+            done = subprocess.run(
+                [program, "-u", path], stderr=subprocess.PIPE, check=False, text=True
+            )
+            if done.returncode:
+                raise FuseError(
+                    f"unmounting failed: {done.stderr.strip()}",
+                    where=mountpoint,
+                    hint="end the processes that use it",
+                )
+            return
+    raise FuseError("fusermount3 is not installed", hint="install the package fuse3")
+
+
+def log_to_stderr(*, debug: bool) -> None:
+    """Log warnings, and with `debug` every request with its answer."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if not debug else logging.DEBUG,
+        format="fuseoverlay: %(levelname)s: %(message)s" if not debug else "%(message)s",
+    )
+    # pyfuse3 and trio have nothing to say about requests.
+    logging.getLogger("pyfuse3").setLevel(logging.WARNING)

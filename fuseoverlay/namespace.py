@@ -1,0 +1,356 @@
+"""Names: create, mkdir, mknod, symlink, link, unlink, rmdir.
+
+Each operation first prepares, which may suspend (indexes, copy-up), and then commits in
+plain functions that do not. The commit looks everything up again. Sources: kernel
+Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"; the manual
+page of each call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+import trio
+
+from fuseoverlay import acl, hardlinks, staging, syscalls, whiteout, xattrs
+from fuseoverlay.copyup import copy_up, copy_up_directory
+from fuseoverlay.identity import Shown
+from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.lookup import (
+    check_name,
+    child_nowait,
+    index_of,
+    no_entry,
+    real_of,
+    shown_of,
+)
+from fuseoverlay.merge import Index
+from fuseoverlay.overlay import Overlay
+from fuseoverlay.syscalls import at
+from fuseoverlay.whiteout import Dialect
+from fuseoverlay.workdir import remove_tree
+
+
+class Caller(NamedTuple):
+    """Who asks: the filesystem ids of the calling process."""
+
+    uid: int
+    gid: int
+
+
+async def make(
+    ov: Overlay,
+    parent: Directory,
+    name: bytes,
+    mode: int,
+    caller: Caller,
+    *,
+    rdev: int = 0,
+    target: bytes = b"",
+) -> Inode:
+    """Make a new object of the type in `mode`; `target` is a symlink's.
+
+    EEXIST; EINVAL for `.wh.` names, which are whiteouts in an image; EPERM for devices
+    that we may not make; ENOSPC and the like of the upper.
+    """
+    check_new_name(name)
+    ov.writable()
+    index = await index_of(ov, parent)
+    if name in index:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    copy_up_directory(ov, parent)
+    shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, rdev))
+    with staging.discarded_on_error(ov) as staged:
+        staging.make(ov, staged, shown, target)
+        for attribute, value in acls:
+            path = at(ov.writable().fd, staged)
+            os.setxattr(path, attribute, value, follow_symlinks=False)
+        publish(ov, parent, index, name, staged, is_dir=stat.S_ISDIR(mode))
+    return child_nowait(ov, parent, index, name)
+
+
+def check_new_name(name: bytes) -> None:
+    """ENAMETOOLONG; EINVAL for a name that would be a whiteout in the next mount."""
+    check_name(name)
+    if name.startswith(whiteout.WH_PREFIX):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+
+
+def _inherit(
+    ov: Overlay, parent: Directory, shown: Shown
+) -> tuple[Shown, list[tuple[bytes, bytes]]]:
+    """Apply what the parent hands down: group, setgid, default ACL.
+
+    Returns the attributes and the ACLs to set on the new object.
+    """
+    real = real_of(ov, parent)
+    above = shown_of(ov, real)
+    is_dir = stat.S_ISDIR(shown.mode)
+    if above.mode & stat.S_ISGID:
+        mode = shown.mode | stat.S_ISGID if is_dir else shown.mode
+        shown = shown._replace(gid=above.gid, mode=mode)
+    acls: list[tuple[bytes, bytes]] = []
+    default = None if stat.S_ISLNK(shown.mode) else xattrs.get(real.path, acl.DEFAULT)
+    if default is not None:
+        mode, access = acl.inherit(default, shown.mode)
+        shown = shown._replace(mode=mode)
+        if access is not None:
+            acls.append((acl.ACCESS, access))
+        if is_dir:
+            acls.append((acl.DEFAULT, default))
+    return shown, acls
+
+
+def publish(
+    ov: Overlay, parent: Directory, index: Index, name: bytes, staged: bytes, *, is_dir: bool
+) -> None:
+    """Move a staged object to a name that is not visible, in place of its whiteout if there
+    is one. `parent` is in the upper. EEXIST: somebody else wrote to the upper."""
+    workdir = ov.writable()
+    place = upper_place(parent, name)
+    target = ov.stack.fd(place.real)
+    if is_dir and index.covers(name):
+        whiteout.set_opaque(workdir.fd, staged, workdir.namespace)
+        target = ov.stack.fd(place.real)
+    if name not in index.masks:
+        rename_noreplace(workdir.fd, staged, target, name)
+    elif not is_dir:
+        os.rename(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=target)
+    elif workdir.can_exchange:
+        syscalls.renameat2(workdir.fd, staged, target, name, syscalls.RENAME_EXCHANGE)
+        workdir.discard(staged)
+    else:
+        os.unlink(name, dir_fd=target)
+        os.rename(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=target)
+    remove_oci_whiteout(ov, parent, index, name)
+    index.put(name, is_dir)
+
+
+def upper_place(parent: Directory, name: bytes) -> Place:
+    """Where `name` is in the upper, once the parent was copied up."""
+    if parent.upper is None:
+        raise no_entry(name)
+    return Place(parent.upper, name)
+
+
+def rename_noreplace(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
+    """Rename to a name that the index says is free; EEXIST if it is not."""
+    try:
+        syscalls.renameat2(src_dir, src, dst_dir, dst, syscalls.RENAME_NOREPLACE | flags)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL or flags:
+            raise
+        os.rename(src, dst, src_dir_fd=src_dir, dst_dir_fd=dst_dir)
+
+
+def remove_oci_whiteout(ov: Overlay, parent: Directory, index: Index, name: bytes) -> None:
+    """Remove a `.wh.NAME` that the object now at NAME makes needless."""
+    if name in index.wh and parent.upper is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(whiteout.WH_PREFIX + name, dir_fd=ov.stack.fd(parent.upper))
+
+
+async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> File:
+    """Give a file another name. EEXIST, EMLINK; EPERM where the upper's links are limited."""
+    check_new_name(name)
+    index = await index_of(ov, parent)
+    await copy_up(ov, file)
+    if name in index:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    copy_up_directory(ov, parent)
+    real = real_of(ov, file)
+    with staging.discarded_on_error(ov) as staged:
+        os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
+        publish(ov, parent, index, name, staged, is_dir=False)
+    file.names.append((parent, name))
+    if file.upper is None:
+        file.upper = upper_place(parent, name)
+        ov.inodes.unpin(file)
+    real = real_of(ov, file)
+    hardlinks.changed(ov, file, real.path, follow=real.follow, by=1)
+    return file
+
+
+async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
+    """Remove a name of a file, leaving a whiteout where a lower would show. ENOENT, EISDIR."""
+    ov.writable()
+    index = await index_of(ov, parent)
+    file = child_nowait(ov, parent, index, name)
+    if not isinstance(file, File):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if index.covers(name):
+        copy_up_directory(ov, parent)
+    held = hold(ov, file, parent, name)
+    try:
+        if index.covers(name):
+            whiteout_over(ov, parent, index, name)
+        else:
+            os.unlink(name, dir_fd=ov.stack.fd(upper_place(parent, name).real))
+            index.remove(name)
+    except BaseException:
+        let_go(held)
+        raise
+    lose_name(ov, file, parent, name, held)
+
+
+def hold(ov: Overlay, file: File, parent: Directory, name: bytes) -> int:
+    """Before a name of an upper file goes: a descriptor that keeps the file within reach.
+
+    -1: the file is reached in another way.
+    """
+    if file.upper is None or (file.upper.real, file.upper.name) != (parent.upper, name):
+        return -1
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=ov.stack.fd(file.upper.real))
+
+
+def let_go(held: int) -> None:
+    """The name did not go after all."""
+    if held >= 0:
+        os.close(held)
+
+
+def lose_name(ov: Overlay, file: File, parent: Directory, name: bytes, held: int) -> None:
+    """After a name went: account for it. `held` is what `hold` returned.
+
+    The keys of a file without any link are dropped: its real number may come back.
+    """
+    if (parent, name) in file.names:
+        file.names.remove((parent, name))
+    if held >= 0:
+        ov.inodes.pin(file, held)
+        file.upper = None
+    if not file.in_upper:
+        file.hidden += 1
+        return
+    real = real_of(ov, file)
+    hardlinks.changed(ov, file, real.path, follow=real.follow, by=-1)
+    if not os.stat(real.path, follow_symlinks=real.follow).st_nlink:
+        for key in list(file.keys):
+            ov.inodes.unbind(key)
+
+
+def whiteout_over(ov: Overlay, parent: Directory, index: Index, name: bytes) -> None:
+    """Put a whiteout in the place of a visible file, or of a name that only lowers have.
+
+    One rename, or for `.wh.NAME` its creation before the removal: a crash leaves the old
+    state or the new one.
+    """
+    workdir = ov.writable()
+    place = upper_place(parent, name)
+    dialect = whiteout.dialect_for(name, workdir.dialect)
+    fd = ov.stack.fd(place.real)
+    if dialect is Dialect.OCI:
+        make_oci_whiteout(ov, place)
+        if name in index.upper:
+            os.unlink(name, dir_fd=fd)
+    else:
+        if dialect is Dialect.XATTR:
+            whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
+        staged = workdir.make_whiteout(name, dialect)
+        try:
+            os.rename(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
+        except BaseException:
+            workdir.discard(staged)
+            raise
+    index.hide(name, oci=dialect is Dialect.OCI)
+
+
+def make_oci_whiteout(ov: Overlay, place: Place) -> None:
+    """Make `.wh.NAME` beside the place."""
+    with contextlib.suppress(FileExistsError):
+        whiteout.make(
+            Dialect.OCI,
+            ov.stack.fd(place.real),
+            whiteout.WH_PREFIX + place.name,
+            ov.writable().namespace,
+        )
+
+
+async def rmdir(ov: Overlay, parent: Directory, name: bytes) -> None:
+    """Remove an empty merged directory. ENOENT, ENOTDIR, ENOTEMPTY."""
+    ov.writable()
+    index = await index_of(ov, parent)
+    directory = child_nowait(ov, parent, index, name)
+    if not isinstance(directory, Directory):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+    check_empty(await index_of(ov, directory))
+    if index.covers(name):
+        copy_up_directory(ov, parent)
+    old = _remove_directory(ov, parent, index, directory)
+    if old is not None:
+        await remove_staged(ov, old)
+
+
+def check_empty(index: Index) -> None:
+    """ENOTEMPTY where something is visible."""
+    if len(index):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+
+async def remove_staged(ov: Overlay, staged: bytes) -> None:
+    """Remove what was moved to the work directory; in a thread where that may take long."""
+    if not ov.writable().discard(staged):
+        await trio.to_thread.run_sync(remove_tree, ov.writable().fd, staged, limiter=ov.limiter)
+
+
+def _remove_directory(
+    ov: Overlay, parent: Directory, index: Index, directory: Directory
+) -> bytes | None:
+    """Commit of rmdir. Returns the staging name of the old upper directory, if it had one
+    that is not gone yet: it may hold whiteouts."""
+    workdir = ov.writable()
+    name = directory.name
+    hold_directory(ov, directory)
+    dialect = whiteout.dialect_for(name, workdir.dialect)
+    old: bytes | None = None
+    if not index.covers(name):
+        old = _move_away(ov, upper_place(parent, name))
+        index.remove(name)
+    elif name not in index.upper:
+        whiteout_over(ov, parent, index, name)
+    elif dialect is Dialect.OCI or not workdir.can_exchange:
+        make_oci_whiteout(ov, upper_place(parent, name))
+        old = _move_away(ov, upper_place(parent, name))
+        index.hide(name, oci=True)
+    else:
+        old = _exchange_for_whiteout(ov, upper_place(parent, name), dialect)
+        index.hide(name, oci=False)
+    lose_directory(ov, parent, directory)
+    return old
+
+
+def hold_directory(ov: Overlay, directory: Directory) -> None:
+    """Before an upper directory goes: keep it within reach of whoever stands in it."""
+    if directory.upper is not None and directory.pinned < 0:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        ov.inodes.pin(directory, os.open(b".", flags, dir_fd=ov.stack.fd(directory.upper)))
+
+
+def lose_directory(ov: Overlay, parent: Directory, directory: Directory) -> None:
+    """After a directory went."""
+    if directory.upper is not None:
+        ov.stack.forget(directory.upper)
+    directory.removed = True
+    parent.children.pop(directory.name, None)
+
+
+def _move_away(ov: Overlay, place: Place) -> bytes:
+    workdir = ov.writable()
+    staged = workdir.new_name()
+    os.rename(place.name, staged, src_dir_fd=ov.stack.fd(place.real), dst_dir_fd=workdir.fd)
+    return staged
+
+
+def _exchange_for_whiteout(ov: Overlay, place: Place, dialect: Dialect) -> bytes:
+    workdir = ov.writable()
+    fd = ov.stack.fd(place.real)
+    if dialect is Dialect.XATTR:
+        whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
+    staged = workdir.make_whiteout(place.name, dialect)
+    syscalls.renameat2(workdir.fd, staged, fd, place.name, syscalls.RENAME_EXCHANGE)
+    return staged

@@ -1,0 +1,360 @@
+"""The pyfuse3 adapter, and the only error boundary.
+
+Every handler turns the kernel's numbers into inodes, calls one function of the overlay
+and turns its answer into pyfuse3's types. `OSError` becomes the errno; anything else is
+a bug, logged and answered EIO: an exception that pyfuse3 does not know ends the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
+
+from fuseoverlay import attributes, directory, files, lookup, namespace, rename, staging
+from fuseoverlay.attributes import Attr, Changes
+from fuseoverlay.inodes import Inode
+from fuseoverlay.namespace import Caller
+from fuseoverlay.overlay import Overlay
+
+log = logging.getLogger("fuseoverlay")
+
+# Taken over from the real filesystem as they are.
+_STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
+
+
+def handler(function: Handler[P, R]) -> Handler[P, R]:
+    """The error boundary: let nothing but FUSEError out, and log requests on demand."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def bounded(self: Operations, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            answer = await function(self, *args, **kwargs)
+        except FUSEError as exc:
+            code = exc.errno
+        except OSError as exc:
+            code = exc.errno or errno.EIO
+        except Exception:
+            log.exception("bug in %s%s", name, _readable(args))
+            code = errno.EIO
+        else:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s%s = %s", name, _readable(args), _answer(answer))
+            return answer
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s%s = %s", name, _readable(args), errno.errorcode.get(code, code))
+        raise FUSEError(code)
+
+    bounded.is_bounded = True  # type: ignore[attr-defined]
+    return bounded  # type: ignore[return-value]  # the kinds of self are the same
+
+
+def _readable(args: tuple[Any, ...]) -> str:
+    return "(" + ", ".join(_argument(arg) for arg in args) + ")"
+
+
+def _argument(arg: object) -> str:
+    if isinstance(arg, bytes | memoryview):
+        return f"{len(arg)} bytes" if len(arg) > 64 else repr(bytes(arg))
+    if isinstance(arg, RequestContext):
+        return f"uid={arg.uid} gid={arg.gid} pid={arg.pid}"
+    if isinstance(arg, EntryAttributes):
+        return f"ino={arg.st_ino} mode={arg.st_mode:o} size={arg.st_size}"
+    if isinstance(arg, pyfuse3.FileInfo):
+        return f"fh={arg.fh}"
+    if isinstance(arg, pyfuse3.SetattrFields | pyfuse3.ReaddirToken | StatvfsData):
+        return type(arg).__name__
+    return repr(arg)
+
+
+def _answer(answer: object) -> str:
+    if isinstance(answer, tuple):
+        return _readable(answer)
+    return _argument(answer) if answer is not None else "ok"
+
+
+class Operations(pyfuse3.Operations):
+    """Request handlers for one overlay. Owns nothing."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, ov: Overlay, *, acl: bool, ready: Callable[[], None]) -> None:
+        """`ready` is called once the kernel has agreed on the protocol."""
+        super().__init__()
+        self.enable_acl = acl
+        self._ov = ov
+        self._ready = ready
+        self._timeout = ov.config.timeout
+
+    def init(self) -> None:
+        """First word of the kernel."""
+        self._ready()
+
+    def _attributes(self, attr: Attr) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(attr.ino)
+        entry.st_mode = pyfuse3.ModeT(attr.mode)
+        entry.st_nlink = attr.nlink
+        entry.st_uid = attr.uid
+        entry.st_gid = attr.gid
+        entry.st_rdev = attr.rdev
+        entry.st_size = attr.size
+        entry.st_blocks = attr.blocks
+        entry.st_blksize = attr.blksize
+        entry.st_atime_ns = attr.atime_ns
+        entry.st_mtime_ns = attr.mtime_ns
+        entry.st_ctime_ns = attr.ctime_ns
+        entry.attr_timeout = entry.entry_timeout = self._timeout
+        return entry
+
+    async def _status(self, inode: Inode) -> EntryAttributes:
+        return self._attributes(await attributes.getattr(self._ov, inode))
+
+    async def _entry(self, inode: Inode) -> EntryAttributes:
+        """Answer with an inode, which adds to its look-up count; counted before anything
+        suspends, so that nobody drops it meanwhile."""
+        inode.nlookup += 1
+        try:
+            return await self._status(inode)
+        except BaseException:
+            inode.nlookup -= 1
+            self._ov.inodes.drop_unused(inode)
+            raise
+
+    # Names
+
+    @handler
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Negative answers are entries too, so that the kernel keeps them."""
+        parent = self._ov.inodes.directory(parent_inode)
+        lookup.check_name(name)
+        index = await lookup.index_of(self._ov, parent)
+        if name not in index:
+            absent = EntryAttributes()
+            absent.st_ino = pyfuse3.InodeT(0)
+            absent.entry_timeout = self._timeout
+            return absent
+        return await self._entry(lookup.child_nowait(self._ov, parent, index, name))
+
+    @handler
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            if self._ov.inodes.forget(ino, count) is not None:
+                self._ov.data.drop(ino)
+
+    @handler
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return await self._make(parent_inode, name, mode, ctx, rdev=rdev)
+
+    @handler
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        mode = stat.S_IFDIR | stat.S_IMODE(mode)
+        return await self._make(parent_inode, name, mode, ctx)
+
+    @handler
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return await self._make(parent_inode, name, stat.S_IFLNK | 0o777, ctx, target=target)
+
+    async def _make(
+        self,
+        parent_inode: int,
+        name: bytes,
+        mode: int,
+        ctx: RequestContext,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> EntryAttributes:
+        parent = self._ov.inodes.directory(parent_inode)
+        caller = Caller(ctx.uid, ctx.gid)
+        inode = await namespace.make(self._ov, parent, name, mode, caller, rdev=rdev, target=target)
+        return await self._entry(inode)
+
+    @handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[pyfuse3.FileInfo, EntryAttributes]:
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        entry = await self._make(parent_inode, name, mode, ctx)
+        file = self._ov.inodes.file(entry.st_ino)
+        files.opened(self._ov, file, flags, privileged=ctx.uid == 0)
+        return _handle(entry.st_ino), entry
+
+    @handler
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._ov.inodes.directory(new_parent_inode)
+        file = self._ov.inodes.file(inode)
+        return await self._entry(await namespace.link(self._ov, file, parent, new_name))
+
+    @handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await namespace.unlink(self._ov, self._ov.inodes.directory(parent_inode), name)
+
+    @handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await namespace.rmdir(self._ov, self._ov.inodes.directory(parent_inode), name)
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        old = self._ov.inodes.directory(parent_inode_old)
+        new = self._ov.inodes.directory(parent_inode_new)
+        await rename.rename(self._ov, old, name_old, new, name_new, flags)
+
+    @handler
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        file = self._ov.inodes.file(inode)
+        return staging.read_link(self._ov, lookup.real_of(self._ov, file))
+
+    # Directories
+
+    @handler
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """The handle is the inode: listings need no state."""
+        return self._ov.inodes.directory(inode).ino
+
+    @handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        def emit(name: bytes, attr: Attr, cookie: int) -> bool:
+            return pyfuse3.readdir_reply(token, name, self._attributes(attr), cookie)
+
+        await directory.read(self._ov, self._ov.inodes.directory(fh), start_id, emit)
+
+    @handler
+    async def releasedir(self, fh: int) -> None:
+        """Nothing was opened."""
+
+    @handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await files.fsync_directory(self._ov, self._ov.inodes.directory(fh))
+
+    # Data
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:
+        """The handle is the inode. O_TRUNC arrives here and not as a setattr."""
+        file = self._ov.inodes.file(inode)
+        privileged = ctx.uid == 0
+        files.opened(self._ov, file, flags, privileged=privileged)
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+            await attributes.setattr(self._ov, file, Changes(size=0), privileged=privileged)
+        return _handle(inode)
+
+    @handler
+    async def read(  # type: ignore[override]  # any buffer will do
+        self, fh: int, off: int, size: int
+    ) -> bytes | memoryview:
+        return await files.read(self._ov, self._ov.inodes.file(fh), off, size)
+
+    @handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await files.write(self._ov, self._ov.inodes.file(fh), off, buf)
+
+    @handler
+    async def flush(self, fh: int) -> None:
+        """Every write has been answered already."""
+
+    @handler
+    async def release(self, fh: int) -> None:
+        """Nothing was opened."""
+
+    @handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await files.fsync(self._ov, self._ov.inodes.file(fh), data_only=datasync)
+
+    @handler
+    async def poll(self, inode: int, fh: int, handle: object, ctx: RequestContext) -> int:
+        """ENOSYS: the kernel answers poll for regular files itself from now on."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    # Attributes
+
+    @handler
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return await self._status(self._ov.inodes.get(inode))
+
+    @handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        target = self._ov.inodes.get(inode)
+        await attributes.setattr(self._ov, target, changes, privileged=ctx.uid == 0)
+        return await self._status(target)
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        """Only asked where the mounting user may do everything (see `fuseoverlay.mount`)."""
+        self._ov.inodes.get(inode)
+        return True
+
+    @handler
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return attributes.getxattr(self._ov, self._ov.inodes.get(inode), name)
+
+    @handler
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return attributes.listxattr(self._ov, self._ov.inodes.get(inode))
+
+    @handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        await attributes.setxattr(self._ov, self._ov.inodes.get(inode), name, value)
+
+    @handler
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await attributes.removexattr(self._ov, self._ov.inodes.get(inode), name)
+
+    @handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        real = attributes.statfs(self._ov)
+        shown = StatvfsData()
+        for field in _STATFS:
+            setattr(shown, field, getattr(real, field))
+        shown.f_favail = real.f_favail
+        shown.f_namemax = min(real.f_namemax, 255)
+        return shown
+
+
+def _handle(ino: int) -> pyfuse3.FileInfo:
+    """I/O is by inode; what the kernel has cached of the file stays right."""
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(ino), keep_cache=True)

@@ -1,0 +1,95 @@
+"""The overlay: a dataclass of the owners of its state, put together and taken apart here.
+
+Operations are plain functions in other modules whose first argument is an `Overlay`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from fuseoverlay.config import MountConfig
+from fuseoverlay.filedata import FileData
+from fuseoverlay.identity import Identity
+from fuseoverlay.inodes import InodeTable
+from fuseoverlay.layers import LayerStack
+from fuseoverlay.workdir import WorkDir
+
+# Descriptors for everything that is not a layer, a directory or file data.
+_RESERVE: Final = 64
+_MOST: Final = 16384
+
+
+@dataclass(slots=True)
+class Overlay:
+    """One overlay. Each field owns its part of the state; nothing else keeps any."""
+
+    config: MountConfig
+    stack: LayerStack
+    inodes: InodeTable
+    #: None: nothing can change.
+    workdir: WorkDir | None
+    data: FileData
+    identity: Identity
+    #: Threads for what may take long.
+    limiter: trio.CapacityLimiter
+
+    def writable(self) -> WorkDir:
+        """The work directory; EROFS on a read-only overlay."""
+        if self.workdir is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self.workdir
+
+
+@contextlib.contextmanager
+def opened(config: MountConfig) -> Iterator[Overlay]:
+    """Open every owner; leaving closes them in reverse. Raises `FuseOverlayError`."""
+    with contextlib.ExitStack() as owners:
+        stack = owners.enter_context(LayerStack(config.upperdir, config.lowerdirs))
+        workdir = None
+        if stack.upper is not None and config.workdir is not None and not config.read_only:
+            workdir = owners.enter_context(
+                WorkDir(
+                    config.workdir,
+                    stack.upper,
+                    dialect=config.whiteout,
+                    userxattr=config.userxattr,
+                )
+            )
+        budget = _descriptor_budget(len(stack.all()))
+        stack.limit = budget // 2
+        data = owners.enter_context(FileData(stack, budget // 4))
+        devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
+        upper_root = stack.upper.root if stack.upper is not None else None
+        inodes = owners.enter_context(
+            InodeTable(devices, upper_root, tuple(layer.root for layer in stack.lowers))
+        )
+        override = config.override_stat or (stack.upper is not None and stack.upper.override)
+        yield Overlay(
+            config=config,
+            stack=stack,
+            inodes=inodes,
+            workdir=workdir,
+            data=data,
+            identity=Identity.of_process(override=override),
+            limiter=trio.CapacityLimiter(16),
+        )
+
+
+def _descriptor_budget(layers: int) -> int:
+    """Descriptors to share out, after raising the limit as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft == resource.RLIM_INFINITY:
+        soft = _MOST
+    return max(32, min(soft, _MOST + layers) - layers - _RESERVE)

@@ -1,0 +1,69 @@
+"""Change owner and mode of an object in the upper, by the rules of chown(2) and chmod(2)."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from fuseoverlay.identity import Shown, write_override
+from fuseoverlay.inodes import Inode
+from fuseoverlay.lookup import Real, real_of, shown_of
+from fuseoverlay.overlay import Overlay
+from fuseoverlay.overridestat import accessible
+
+
+def change(
+    ov: Overlay,
+    inode: Inode,
+    *,
+    uid: int | None = None,
+    gid: int | None = None,
+    mode: int | None = None,
+) -> None:
+    """Set what is not None; `mode` is permission bits. A change of owner ends setuid."""
+    real = real_of(ov, inode)
+    if ov.identity.override:
+        _change_override(ov, real, uid, gid, mode)
+        return
+    if uid is not None or gid is not None:
+        os.chown(
+            real.path,
+            -1 if uid is None else uid,
+            -1 if gid is None else gid,
+            follow_symlinks=real.follow,
+        )
+    if mode is not None and inode.kind != stat.S_IFLNK:
+        os.chmod(real.path, stat.S_IMODE(mode))
+
+
+def _change_override(
+    ov: Overlay, real: Real, uid: int | None, gid: int | None, mode: int | None
+) -> None:
+    shown = shown_of(ov, real)
+    if mode is not None:
+        new_mode = stat.S_IFMT(shown.mode) | stat.S_IMODE(mode)
+    else:
+        new_mode = without_privileges(shown.mode)
+    new = Shown(
+        shown.uid if uid is None else uid,
+        shown.gid if gid is None else gid,
+        new_mode,
+        shown.rdev,
+    )
+    write_override(real.path, new, follow=real.follow)
+    os.chmod(real.path, accessible(new_mode))
+
+
+def drop_privileges(ov: Overlay, inode: Inode) -> None:
+    """Take setuid and setgid away, as a write by somebody else does."""
+    mode = shown_of(ov, real_of(ov, inode)).mode
+    if without_privileges(mode) != mode:
+        change(ov, inode, mode=without_privileges(mode))
+
+
+def without_privileges(mode: int) -> int:
+    """Mode without setuid, and without setgid where that does not mean locking."""
+    if stat.S_ISDIR(mode):
+        return mode
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode

@@ -1,0 +1,286 @@
+"""rename: plain, RENAME_NOREPLACE and RENAME_EXCHANGE, over whatever is there.
+
+A directory that has a lower part stays where it is (EXDEV), as under kernel overlayfs
+with redirect_dir off; mv(1) then copies. Source: kernel Documentation/filesystems/
+overlayfs.rst, "Renaming directories"; rename(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+
+from fuseoverlay import staging, syscalls, whiteout
+from fuseoverlay.copyup import copy_up, copy_up_directory, give_name
+from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.lookup import child_nowait, index_of
+from fuseoverlay.merge import Index
+from fuseoverlay.namespace import (
+    check_empty,
+    check_new_name,
+    hold,
+    hold_directory,
+    let_go,
+    lose_directory,
+    lose_name,
+    make_oci_whiteout,
+    remove_oci_whiteout,
+    rename_noreplace,
+    upper_place,
+)
+from fuseoverlay.overlay import Overlay
+from fuseoverlay.whiteout import Dialect
+from fuseoverlay.workdir import clear
+
+_KNOWN = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
+
+
+@dataclass(slots=True)
+class Side:
+    """One end of a rename: a name in a directory, and what is visible there."""
+
+    parent: Directory
+    index: Index
+    name: bytes
+    inode: Inode | None
+
+    @property
+    def covered(self) -> bool:
+        """Whether a lower would show through here."""
+        return self.index.covers(self.name)
+
+    @property
+    def place(self) -> Place:
+        """The place in the upper, once the parent is there."""
+        return upper_place(self.parent, self.name)
+
+
+async def rename(
+    ov: Overlay,
+    parent: Directory,
+    name: bytes,
+    new_parent: Directory,
+    new_name: bytes,
+    flags: int = 0,
+) -> None:
+    """Errors of rename(2); EXDEV for directories with a lower part; EINVAL for
+    RENAME_WHITEOUT, which is ours alone."""
+    if flags & ~_KNOWN or flags == _KNOWN:
+        raise _error(errno.EINVAL)
+    check_new_name(new_name)
+    ov.writable()
+    await _prepare(ov, parent, name, new_parent, new_name, flags)
+    # From here on nothing suspends.
+    src = _side(ov, parent, name)
+    dst = _side(ov, new_parent, new_name)
+    if src.inode is None:
+        raise _error(errno.ENOENT)
+    if dst.inode is src.inode:
+        return
+    for side in (src, dst):
+        if isinstance(side.inode, File) and (side is src or flags & syscalls.RENAME_EXCHANGE):
+            give_name(ov, side.inode, side.parent, side.name)
+    if flags & syscalls.RENAME_EXCHANGE:
+        _exchange(ov, src, dst)
+    else:
+        _replace(ov, src, dst)
+
+
+async def _prepare(
+    ov: Overlay, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes, flags: int
+) -> None:
+    """Check what can be checked and copy up what the commit needs in the upper.
+
+    The kernel holds the locks of both directories during a rename, so no other request
+    moves these names meanwhile.
+    """
+    await index_of(ov, parent)
+    await index_of(ov, new_parent)
+    src = _side(ov, parent, name)
+    dst = _side(ov, new_parent, new_name)
+    if src.inode is None:
+        raise _error(errno.ENOENT)
+    if dst.inode is not None and flags & syscalls.RENAME_NOREPLACE:
+        raise _error(errno.EEXIST)
+    exchange = bool(flags & syscalls.RENAME_EXCHANGE)
+    if exchange and dst.inode is None:
+        raise _error(errno.ENOENT)
+    _check_movable(src.inode)
+    if exchange and dst.inode is not None:
+        _check_movable(dst.inode)
+    elif dst.inode is not None:
+        await _check_replaceable(ov, src.inode, dst.inode)
+    await copy_up(ov, src.inode)
+    if exchange and dst.inode is not None:
+        await copy_up(ov, dst.inode)
+    copy_up_directory(ov, parent)
+    copy_up_directory(ov, new_parent)
+
+
+def _error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+def _side(ov: Overlay, parent: Directory, name: bytes) -> Side:
+    index = parent.index
+    if index is None:
+        raise _error(errno.ENOENT)
+    inode = child_nowait(ov, parent, index, name) if name in index else None
+    return Side(parent, index, name, inode)
+
+
+def _check_movable(inode: Inode) -> None:
+    if isinstance(inode, Directory) and inode.lowers:
+        raise _error(errno.EXDEV)
+
+
+async def _check_replaceable(ov: Overlay, src: Inode, dst: Inode) -> None:
+    if isinstance(dst, Directory):
+        if not isinstance(src, Directory):
+            raise _error(errno.EISDIR)
+        check_empty(await index_of(ov, dst))
+    elif isinstance(src, Directory):
+        raise _error(errno.ENOTDIR)
+
+
+def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
+    """Commit of RENAME_EXCHANGE: both are in the upper."""
+    _make_opaque(ov, src, dst)
+    _make_opaque(ov, dst, src)
+    syscalls.renameat2(
+        ov.stack.fd(src.place.real),
+        src.name,
+        ov.stack.fd(dst.place.real),
+        dst.name,
+        syscalls.RENAME_EXCHANGE,
+    )
+    first, second = src.inode, dst.inode
+    _arrived(src, dst, first)
+    _arrived(dst, src, second)
+    for side, inode in ((src, second), (dst, first)):
+        side.index.put(side.name, isinstance(inode, Directory))
+
+
+def _make_opaque(ov: Overlay, src: Side, dst: Side) -> None:
+    """A directory must not merge with what is in the lowers of its new place."""
+    if isinstance(src.inode, Directory) and (dst.covered or dst.name in dst.index.masks):
+        whiteout.set_opaque(ov.stack.fd(src.place.real), src.name, ov.writable().namespace)
+
+
+def _replace(ov: Overlay, src: Side, dst: Side) -> None:
+    """Commit of a rename to a name that is free, hidden by a whiteout, or to be replaced."""
+    _make_opaque(ov, src, dst)
+    old = dst.inode
+    held = -1
+    if isinstance(old, Directory):
+        hold_directory(ov, old)
+        _empty_for_real(ov, dst)
+    elif isinstance(old, File):
+        held = hold(ov, old, dst.parent, dst.name)
+    try:
+        whiteout_left = _move(ov, src, dst)
+    except BaseException:
+        let_go(held)
+        raise
+    if isinstance(old, Directory):
+        lose_directory(ov, dst.parent, old)
+    elif isinstance(old, File):
+        lose_name(ov, old, dst.parent, dst.name, held)
+    _arrived(src, dst, src.inode)
+    remove_oci_whiteout(ov, dst.parent, dst.index, dst.name)
+    dst.index.put(dst.name, isinstance(src.inode, Directory))
+    if whiteout_left is None:
+        src.index.remove(src.name)
+    else:
+        src.index.hide(src.name, oci=whiteout_left is Dialect.OCI)
+
+
+def _empty_for_real(ov: Overlay, dst: Side) -> None:
+    """Clear an upper directory that only holds whiteouts, so that a rename can replace it.
+
+    Opaque first: no crash may let what the whiteouts hide come back.
+    """
+    if dst.name not in dst.index.upper or not isinstance(dst.inode, Directory):
+        return
+    fd = ov.stack.fd(dst.place.real)
+    if dst.covered:
+        whiteout.set_opaque(fd, dst.name, ov.writable().namespace)
+    if dst.inode.upper is not None:
+        with ov.stack.listing_fd(dst.inode.upper) as inside:
+            clear(inside)
+
+
+def _move(ov: Overlay, src: Side, dst: Side) -> Dialect | None:
+    """The rename itself. Returns the dialect of the whiteout left at the old name, if any."""
+    workdir = ov.writable()
+    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
+    src_fd = ov.stack.fd(src.place.real)
+    dialect = whiteout.dialect_for(src.name, workdir.dialect) if src.covered else None
+    masked = dst.name in dst.index.masks
+    if masked and isinstance(src.inode, Directory):
+        return _swap_with_whiteout(ov, src, dst, dialect)
+    if dialect is Dialect.OCI:
+        make_oci_whiteout(ov, src.place)
+    if dialect is Dialect.XATTR:
+        whiteout.mark_xattr_whiteouts(src_fd, workdir.namespace)
+    in_place = dialect is Dialect.CHAR and workdir.can_whiteout
+    flags = syscalls.RENAME_WHITEOUT if in_place else 0
+    if masked or dst.name in dst.index.upper:
+        syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, flags)
+    else:
+        rename_noreplace(src_fd, src.name, dst_fd, dst.name, flags)
+    if dialect in (Dialect.CHAR, Dialect.XATTR) and not in_place:
+        _leave_whiteout(ov, src, dialect)
+    return dialect
+
+
+def _leave_whiteout(ov: Overlay, src: Side, dialect: Dialect) -> None:
+    with staging.discarded_on_error(ov) as staged:
+        workdir = ov.writable()
+        whiteout.make(dialect, workdir.fd, staged, workdir.namespace)
+        os.rename(staged, src.name, src_dir_fd=workdir.fd, dst_dir_fd=ov.stack.fd(src.place.real))
+
+
+def _swap_with_whiteout(
+    ov: Overlay, src: Side, dst: Side, dialect: Dialect | None
+) -> Dialect | None:
+    """A directory moves to where a whiteout stands; the whiteout moves to where it was."""
+    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
+    src_fd = ov.stack.fd(src.place.real)
+    if ov.writable().can_exchange:
+        syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
+    else:
+        os.unlink(dst.name, dir_fd=dst_fd)
+        os.rename(src.name, dst.name, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
+    # Which of the dialects the moved whiteout is in is not known: make a fresh one.
+    with contextlib.suppress(FileNotFoundError):
+        if dialect is None:
+            os.unlink(src.name, dir_fd=src_fd)
+    if dialect is Dialect.OCI:
+        make_oci_whiteout(ov, src.place)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(src.name, dir_fd=src_fd)
+    elif dialect is not None:
+        if dialect is Dialect.XATTR:
+            whiteout.mark_xattr_whiteouts(src_fd, ov.writable().namespace)
+        _leave_whiteout(ov, src, dialect)
+    return dialect
+
+
+def _arrived(src: Side, dst: Side, inode: Inode | None) -> None:
+    """Tell the inode its new name."""
+    if isinstance(inode, Directory):
+        if src.parent.children.get(src.name) is inode:
+            del src.parent.children[src.name]
+        dst.parent.children[dst.name] = inode
+        inode.parent, inode.name = dst.parent, dst.name
+        if inode.upper is not None:
+            inode.upper.move(dst.place.real, dst.name)
+    elif isinstance(inode, File):
+        if (src.parent, src.name) in inode.names:
+            inode.names.remove((src.parent, src.name))
+        inode.names.append((dst.parent, dst.name))
+        if inode.upper == src.place:
+            inode.upper = dst.place

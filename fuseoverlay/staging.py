@@ -1,0 +1,66 @@
+"""New objects, made in the work directory and ready to be published."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from fuseoverlay.identity import Shown
+from fuseoverlay.layers import open_noatime
+from fuseoverlay.lookup import Real
+from fuseoverlay.overlay import Overlay
+
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def discarded_on_error(ov: Overlay) -> Iterator[bytes]:
+    """A fresh staging name; whatever is there when an exception leaves is removed."""
+    workdir = ov.writable()
+    staged = workdir.new_name()
+    try:
+        yield staged
+    except BaseException:
+        with contextlib.suppress(OSError):
+            workdir.discard(staged)
+        raise
+
+
+def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
+    """Stage an object of the shown type, mode, owner and device; `target` is a symlink's.
+
+    In an upper that keeps `user.containers.override_stat`, a regular file stands for
+    anything that is no directory. EPERM for devices that we may not make, and for a
+    character device 0:0, which would be a whiteout.
+    """
+    work = ov.writable().fd
+    kind = stat.S_IFMT(shown.mode)
+    if kind == stat.S_IFCHR and shown.rdev == 0:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    if kind == stat.S_IFDIR:
+        os.mkdir(staged, 0o700, dir_fd=work)
+    elif kind == stat.S_IFREG or ov.identity.override:
+        fd = os.open(staged, _NEW_FILE, 0o600, dir_fd=work)
+        try:
+            os.write(fd, target)
+        finally:
+            os.close(fd)
+    elif kind == stat.S_IFLNK:
+        os.symlink(target, staged, dir_fd=work)
+    else:
+        os.mknod(staged, kind | 0o600, shown.rdev, dir_fd=work)
+    ov.identity.dress(work, staged, shown)
+
+
+def read_link(ov: Overlay, real: Real) -> bytes:
+    """Target of a symbolic link, or of the regular file that stands for one."""
+    if stat.S_ISLNK(real.st.st_mode):
+        return os.readlink(real.path)
+    fd = open_noatime(real.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, real.st.st_size)
+    finally:
+        os.close(fd)

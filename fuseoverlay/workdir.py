@@ -1,0 +1,226 @@
+"""The work directory: build objects there, publish them by one rename.
+
+Whatever a crash leaves behind is here and nowhere else; it is removed at the next
+mount. Layout as the kernel's: staging in `work/`, in the directory that the user named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from types import TracebackType
+from typing import Final, Self
+
+from fuseoverlay import syscalls, whiteout, xattrs
+from fuseoverlay.errors import UpperError, describe
+from fuseoverlay.layers import Layer
+from fuseoverlay.whiteout import Dialect
+
+_DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_STAGING: Final = b"work"
+_INDEX: Final = b"index"
+
+
+class WorkDir:
+    """Owns the staging directory, the names in it and the locks on upper and work."""
+
+    def __init__(
+        self, path: bytes, upper: Layer, *, dialect: Dialect | None = None, userxattr: bool = False
+    ) -> None:
+        """Lock, clean and probe. Raises `UpperError`; then nothing stays open."""
+        self.path = path
+        self.upper = upper
+        self._counter = 0
+        with contextlib.ExitStack() as undo:
+            self._root = _open_directory(path)
+            undo.callback(os.close, self._root)
+            _check_pair(path, self._root, upper)
+            _lock(upper.root_fd, upper.path)
+            _lock(self._root, path)
+            try:
+                self.fd = self._prepare_staging()
+                undo.callback(os.close, self.fd)
+                self._index = self._open_index()
+                # Attributes of the probe go to the staging directory, never to the upper.
+                self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
+                self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
+                self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
+                self.can_whiteout = self.dialect is Dialect.CHAR and self._probe_rename(
+                    syscalls.RENAME_WHITEOUT
+                )
+            except OSError as exc:
+                raise UpperError(
+                    f"workdir cannot be written: {describe(exc)}",
+                    where=path,
+                    hint="it needs to be an empty directory of yours with space left",
+                ) from None
+            undo.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            clear(self.fd)
+        os.close(self.fd)
+        if self._index is not None:
+            os.close(self._index)
+        os.close(self._root)
+
+    def index_fd(self, *, create: bool = False) -> int | None:
+        """The directory of `fuseoverlay.hardlinks`; None: no file was entered yet."""
+        if self._index is None and create:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(_INDEX, 0o700, dir_fd=self._root)
+            self._index = self._open_index()
+        return self._index
+
+    def _open_index(self) -> int | None:
+        try:
+            return os.open(_INDEX, _DIR_FLAGS, dir_fd=self._root)
+        except FileNotFoundError:
+            return None
+
+    def new_name(self) -> bytes:
+        """A name in the staging directory that was never used in this mount."""
+        self._counter += 1
+        return b"#%x" % self._counter
+
+    def make_whiteout(self, name: bytes, dialect: Dialect) -> bytes:
+        """Stage a whiteout of `name` and return its staging name. Not for `Dialect.OCI`."""
+        staged = self.new_name()
+        whiteout.make(dialect, self.fd, staged, self.namespace)
+        return staged
+
+    def discard(self, staged: bytes) -> bool:
+        """Remove a staged object; False: a directory that is not empty, for `remove_tree`."""
+        try:
+            st = os.stat(staged, dir_fd=self.fd, follow_symlinks=False)
+            if not stat.S_ISDIR(st.st_mode):
+                os.unlink(staged, dir_fd=self.fd)
+            else:
+                os.rmdir(staged, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        return True
+
+    def _prepare_staging(self) -> int:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_STAGING, 0o700, dir_fd=self._root)
+        fd = os.open(_STAGING, _DIR_FLAGS, dir_fd=self._root)
+        try:
+            clear(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _probe_rename(self, flag: int) -> bool:
+        """Whether the filesystem knows this flag of renameat2(2)."""
+        a, b = self.new_name(), self.new_name()
+        for name in (a, b):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
+        try:
+            syscalls.renameat2(self.fd, a, self.fd, b, flag)
+        except OSError:
+            return False
+        finally:
+            self.discard(a)
+            self.discard(b)
+        return True
+
+
+def clear(fd: int) -> None:
+    """Remove everything in the directory `fd`, however large. May block for long."""
+    for entry in os.scandir(fd):
+        remove_tree(fd, os.fsencode(entry.name))
+
+
+def remove_tree(dir_fd: int, name: bytes) -> None:
+    """Remove `name` in `dir_fd` with all that is in it. May block for long."""
+    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if not stat.S_ISDIR(st.st_mode):
+        os.unlink(name, dir_fd=dir_fd)
+        return
+
+    _make_searchable(dir_fd, name)
+    shutil.rmtree(os.fsdecode(name), dir_fd=dir_fd)
+
+
+def _make_searchable(dir_fd: int, name: bytes) -> None:
+    """Let a plain user remove a tree in which he took his own permissions away."""
+    if os.geteuid() == 0:
+        return
+    os.chmod(name, 0o700, dir_fd=dir_fd)
+    fd = os.open(name, _DIR_FLAGS, dir_fd=dir_fd)
+    try:
+        for entry in os.scandir(fd):
+            if entry.is_dir(follow_symlinks=False):
+                _make_searchable(fd, os.fsencode(entry.name))
+    finally:
+        os.close(fd)
+
+
+def _open_directory(path: bytes) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UpperError("workdir does not exist", where=path, hint="create it") from None
+    except NotADirectoryError:
+        raise UpperError("workdir is not a directory", where=path) from None
+    except OSError as exc:
+        raise UpperError(f"workdir cannot be opened: {describe(exc)}", where=path) from None
+
+
+def _check_pair(path: bytes, work_fd: int, upper: Layer) -> None:
+    """Upper and work must share a filesystem (rename!), neither inside the other."""
+    work, up = os.path.realpath(path), os.path.realpath(upper.path)
+    if work == up or work.startswith(up + b"/"):
+        raise UpperError(
+            "workdir is inside upperdir", where=path, hint="put it beside the upper directory"
+        )
+    if up.startswith(work + b"/"):
+        raise UpperError(
+            "upperdir is inside workdir", where=upper.path, hint="put it beside the work directory"
+        )
+    if os.fstat(work_fd).st_dev != os.fstat(upper.root_fd).st_dev or _other_mount(work, up):
+        raise UpperError(
+            "workdir is on another filesystem than upperdir",
+            where=path,
+            hint="put both on one filesystem and mount",
+        )
+
+
+def _other_mount(a: bytes, b: bytes) -> bool:
+    """Whether a rename between the two directories would meet a mount boundary."""
+    source = os.path.join(a, b".fuseoverlay-no-such-file")
+    target = os.path.join(b, b".fuseoverlay-no-such-file")
+    try:
+        os.rename(source, target)
+    except OSError as exc:
+        return exc.errno == errno.EXDEV
+    return False
+
+
+def _lock(fd: int, path: bytes) -> None:
+    """Take the directory for this mount; the lock ends with the daemon, however it ends."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UpperError(
+            "is in use by another mount",
+            where=path,
+            hint="unmount that one first, or use other directories",
+        ) from None
+    except OSError as exc:
+        raise UpperError(f"cannot be locked: {describe(exc)}", where=path) from None
