@@ -1,0 +1,333 @@
+"""Open an image by name and find its layers.
+
+Forms: OCI layout directory or archive (image-spec image-layout.md); `docker save`
+archive, whose `manifest.json` names the config and the layers, in the old form
+`ID/layer.tar` or in the new one, which is an OCI layout at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from fuseoverlay.errors import DigestError, ImageError
+from fuseoverlay.oci import model
+from fuseoverlay.oci.files import Files, open_files
+from fuseoverlay.oci.model import Config, Descriptor, Digest, Index, Manifest, Platform
+from fuseoverlay.oci.streams import BlobReader
+
+_T = TypeVar("_T")
+
+#: Manifests and configs are read into memory; real ones stay below 1 MiB.
+_MAX_JSON: Final = 16 << 20
+#: Indexes inside indexes. Real images have one.
+_MAX_DEPTH: Final = 8
+
+_CONTAINERD_NAME: Final = "io.containerd.image.name"
+_REFERENCE_TYPE: Final = "vnd.docker.reference.type"
+_HUB: Final = ("docker.io/library/", "docker.io/")
+_HEX_NAME: Final = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of an image: `name` of the file inside, its size and digest if known.
+
+    `diff_id` is the digest of the plain tar stream.
+    """
+
+    diff_id: Digest
+    name: str
+    size: int
+    digest: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image for one platform; `layers` bottom first."""
+
+    platform: Platform | None
+    layers: tuple[Layer, ...]
+
+
+def parse_image_name(text: str) -> tuple[str, str | None]:
+    """Split `IMAGE[:REF]` into path and ref.
+
+    A path that exists as a whole has no ref. Else the longest part before a colon that
+    exists is the path, so that `image.tar:debian:12` works; else the last colon splits.
+    """
+    if os.path.lexists(text):
+        return text, None
+    at = text.rfind(":")
+    while at > 0:
+        if os.path.lexists(text[:at]):
+            return text[:at], text[at + 1 :] or None
+        at = text.rfind(":", 0, at)
+    path, colon, ref = text.rpartition(":")
+    return (path, ref or None) if colon and path else (text, None)
+
+
+@contextlib.contextmanager
+def open_image(path: str, *, scratch: str | None = None) -> Iterator[ImageSource]:
+    """Open the image file or directory `path`.
+
+    `scratch` is a directory for the plain copy of a compressed archive (default: that
+    of `tempfile`). ImageError where `path` is missing or no image.
+    """
+    with open_files(path, scratch) as files:
+        yield ImageSource(files, path)
+
+
+class ImageSource:
+    """An open image file or directory, which may hold several images."""
+
+    def __init__(self, files: Files, path: str) -> None:
+        self._files = files
+        self.path = path
+        self._index = self._read_index()
+        self._saved = self._read_saved()
+        if self._index is None and not self._saved:
+            raise ImageError(
+                "not an image",
+                where=path,
+                hint="there is neither an index.json (OCI) nor a manifest.json (docker save) in it",
+            )
+
+    def refs(self) -> list[str]:
+        """The names of the images inside, sorted."""
+        found = {tag for saved in self._saved for tag in saved.tags}
+        for descriptor in self._index.manifests if self._index else ():
+            found.update(_names(descriptor))
+        return sorted(found)
+
+    def resolve(self, ref: str | None = None, platform: Platform | None = None) -> Image:
+        """Find one image, its manifest and config checked.
+
+        `platform` None: the only one there is, else this machine's.
+        """
+        if self._index is not None and self._index.manifests:
+            chosen = self._by_ref(self._index.manifests, ref)
+            if chosen or not self._saved:
+                return self._load(self._by_platform(chosen, ref, platform))
+        return self._load_saved(self._saved_by_ref(ref), platform)
+
+    def open_layer(self, layer: Layer, progress: Callable[[int], None] | None = None) -> BlobReader:
+        """The bytes of a layer as they are in the image, checked while they are read."""
+        return self._open(layer.name, layer.size, layer.digest, progress)
+
+    # OCI
+
+    def _by_ref(self, entries: tuple[Descriptor, ...], ref: str | None) -> list[Descriptor]:
+        images = [entry for entry in entries if _is_image(entry)]
+        if not images and entries:
+            model.check_media_type(
+                entries[0].media_type, model.MANIFEST_TYPES | model.INDEX_TYPES, "manifest"
+            )
+        if ref is not None:
+            found = _matching([(entry, _names(entry)) for entry in images], ref)
+            if not found and not self._saved:
+                raise self._no_ref(f"there is no image {ref!r}")
+            return found
+        # One image under several names is still one; several without a name are
+        # one image for several platforms.
+        named = {entry.digest for entry in images if _names(entry)}
+        if len(named) > 1 or (named and {entry.digest for entry in images} != named):
+            raise self._no_ref("there are several images")
+        return images
+
+    def _by_platform(
+        self, entries: list[Descriptor], ref: str | None, wanted: Platform | None
+    ) -> Descriptor:
+        found = list(self._manifests(entries, 0))
+        if not found:
+            raise ImageError(f"no image in the index{f' {ref!r}' if ref else ''}", where=self.path)
+        if wanted is None and len({entry.digest for entry in found}) == 1:
+            return found[0]
+        ranked: list[tuple[int, int, Descriptor]] = []
+        platforms = []
+        for entry in found:
+            platform = entry.platform or self._config(self._manifest(entry)).platform
+            platforms.append(platform)
+            rank = platform.rank(wanted or Platform.host()) if platform else None
+            if rank is not None:
+                ranked.append((rank, len(ranked), entry))
+        if not ranked:
+            raise self._no_platform(wanted or Platform.host(), platforms)
+        return min(ranked, key=lambda item: item[:2])[2]
+
+    def _manifests(self, entries: list[Descriptor], depth: int) -> Iterator[Descriptor]:
+        if depth > _MAX_DEPTH:
+            raise ImageError("too many indexes inside indexes", where=self.path)
+        for entry in entries:
+            if entry.media_type in model.MANIFEST_TYPES:
+                yield entry
+            elif entry.media_type in model.INDEX_TYPES:
+                index = Index.parse(self._json(entry))
+                inner = [item for item in index.manifests if _is_image(item)]
+                yield from self._manifests(inner, depth + 1)
+
+    def _manifest(self, entry: Descriptor) -> Manifest:
+        return Manifest.parse(self._json(entry))
+
+    def _config(self, manifest: Manifest) -> Config:
+        return Config.parse(self._json(manifest.config))
+
+    def _load(self, entry: Descriptor) -> Image:
+        manifest = self._manifest(entry)
+        config = self._config(manifest)
+        layers = [(_blob_name(item), item.size, item.digest) for item in manifest.layers]
+        return self._image(config, layers)
+
+    # docker save
+
+    def _saved_by_ref(self, ref: str | None) -> _Saved:
+        found = self._saved
+        if ref is not None:
+            found = _matching([(saved, list(saved.tags)) for saved in found], ref)
+        configs = {saved.config for saved in found}
+        if len(configs) != 1:
+            raise self._no_ref(
+                f"there is no image {ref!r}" if not configs else "there are several images"
+            )
+        return found[0]
+
+    def _load_saved(self, saved: _Saved, wanted: Platform | None) -> Image:
+        config = Config.parse(self._saved_json(saved.config))
+        if wanted is not None and (config.platform is None or config.platform.rank(wanted) is None):
+            raise self._no_platform(wanted, [config.platform])
+        layers = []
+        for name in saved.layers:
+            file, size = self._files.open(name)
+            file.close()
+            layers.append((name, size, _digest_in(name)))
+        return self._image(config, layers)
+
+    def _saved_json(self, name: str) -> Any:
+        """A config: its name is its digest, in both forms of the archive."""
+        data = self._read(name, None, _digest_in(name))
+        return model.decode_json(data, f"{self.path}: {name}")
+
+    # both
+
+    def _image(self, config: Config, blobs: Sequence[tuple[str, int, Digest | None]]) -> Image:
+        if len(config.diff_ids) != len(blobs):
+            raise ImageError(
+                f"the manifest has {len(blobs)} layers, the config {len(config.diff_ids)}",
+                where=self.path,
+            )
+        pairs = zip(config.diff_ids, blobs, strict=True)
+        return Image(config.platform, tuple(Layer(diff_id, *blob) for diff_id, blob in pairs))
+
+    def _read_index(self) -> Index | None:
+        if not self._files.has("index.json"):
+            return None
+        data = self._read("index.json", None, None)
+        return Index.parse(model.decode_json(data, f"{self.path}: index.json"))
+
+    def _read_saved(self) -> list[_Saved]:
+        if not self._files.has("manifest.json"):
+            return []
+        where = f"{self.path}: manifest.json"
+        items = model.decode_json(self._read("manifest.json", None, None), where)
+        if not isinstance(items, list):
+            raise ImageError("not a JSON array", where=where)
+        return [_Saved.parse(item, where) for item in items]
+
+    def _json(self, entry: Descriptor) -> Any:
+        name = _blob_name(entry)
+        return model.decode_json(
+            self._read(name, entry.size, entry.digest), f"{self.path}: {entry.digest}"
+        )
+
+    def _read(self, name: str, size: int | None, digest: Digest | None) -> bytes:
+        with self._open(name, size, digest) as blob:
+            data = blob.read(_MAX_JSON + 1)
+            parts = [data]
+            while data and sum(map(len, parts)) <= _MAX_JSON:
+                data = blob.read(_MAX_JSON)
+                parts.append(data)
+        text = b"".join(parts)
+        if len(text) > _MAX_JSON:
+            raise ImageError(f"{name} is larger than {_MAX_JSON} bytes", where=self.path)
+        return text
+
+    def _open(
+        self,
+        name: str,
+        size: int | None,
+        digest: Digest | None,
+        progress: Callable[[int], None] | None = None,
+    ) -> BlobReader:
+        file, found = self._files.open(name)
+        where = f"{self.path}: {digest or name}"
+        if size is not None and found > size:
+            file.close()
+            raise DigestError(f"{found} bytes, it should be {size}", where=where)
+        return BlobReader(file, found if size is None else size, digest, where, progress)
+
+    def _no_ref(self, what: str) -> ImageError:
+        refs = ", ".join(repr(ref) for ref in self.refs()) or "none that has a name"
+        return ImageError(what, where=self.path, hint=f"choose with IMAGE:REF among: {refs}")
+
+    def _no_platform(self, wanted: Platform, found: list[Platform | None]) -> ImageError:
+        names = sorted({str(platform or "unknown") for platform in found})
+        return ImageError(
+            f"no image for {wanted}", where=self.path, hint=f"there are: {', '.join(names)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """One item of `manifest.json`."""
+
+    config: str
+    tags: tuple[str, ...]
+    layers: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> _Saved:
+        data = model.expect_object(value, where)
+        config, tags, layers = data.get("Config"), data.get("RepoTags"), data.get("Layers")
+        texts = [*(tags or ()), *(layers or ()), config]
+        if not all(isinstance(text, str) for text in texts):
+            raise ImageError("Config, RepoTags and Layers must be text", where=where)
+        return cls(str(config), tuple(tags or ()), tuple(layers or ()))
+
+
+def _is_image(entry: Descriptor) -> bool:
+    """Whether an index entry may be meant; provenance attestations never are."""
+    if _REFERENCE_TYPE in entry.annotations:
+        return False
+    return entry.media_type in model.MANIFEST_TYPES | model.INDEX_TYPES
+
+
+def _names(entry: Descriptor) -> list[str]:
+    annotations = entry.annotations
+    return [annotations[key] for key in (_CONTAINERD_NAME, model.REF_NAME) if key in annotations]
+
+
+def _matching(items: list[tuple[_T, list[str]]], ref: str) -> list[_T]:
+    """Items called `ref`; else those whose full name ends in `:ref` or begins with the hub's."""
+    exact = [item for item, names in items if ref in names]
+    if exact:
+        return exact
+    full = {f"{hub}{ref}" for hub in _HUB}
+    return [
+        item
+        for item, names in items
+        if any(name in full or name.rpartition(":")[2] == ref for name in names)
+    ]
+
+
+def _blob_name(entry: Descriptor) -> str:
+    return f"blobs/{entry.digest.algorithm}/{entry.digest.hex}"
+
+
+def _digest_in(name: str) -> Digest | None:
+    """The sha256 digest that a file in an archive is named by (`HEX.json`, `blobs/sha256/HEX`)."""
+    match = _HEX_NAME.search(name)
+    return Digest("sha256", match[1]) if match else None

@@ -1,0 +1,83 @@
+"""Copy one file of an unpacked layer into another layer, as it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from fuseoverlay import syscalls, xattrs
+
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OVERLAY: Final = (xattrs.TRUSTED, xattrs.USER, xattrs.FUSE_OVERLAYFS)
+
+
+def copy_file(src_dir: int, src: bytes, dst_dir: int, dst: bytes) -> None:
+    """Copy data, type, owner, mode, attributes and times of `src`, which is no directory.
+
+    Holes stay holes. The source's access time stays where the kernel lets us keep it.
+    """
+    st = os.stat(src, dir_fd=src_dir, follow_symlinks=False)
+    if stat.S_ISREG(st.st_mode):
+        _copy_regular(src_dir, src, dst_dir, dst, st.st_size)
+    elif stat.S_ISLNK(st.st_mode):
+        os.symlink(os.readlink(src, dir_fd=src_dir), dst, dir_fd=dst_dir)
+    else:
+        os.mknod(dst, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=dst_dir)
+    if os.geteuid() == 0:
+        os.chown(dst, st.st_uid, st.st_gid, dir_fd=dst_dir, follow_symlinks=False)
+    if not stat.S_ISLNK(st.st_mode):
+        # Made above under a name that was free: no link that could be followed.
+        os.chmod(dst, stat.S_IMODE(st.st_mode), dir_fd=dst_dir)
+    source, target = syscalls.at(src_dir, src), syscalls.at(dst_dir, dst)
+    for name in xattrs.names(source):
+        value = None if name.startswith(_OVERLAY) else xattrs.get(source, name)
+        if value is not None:
+            os.setxattr(target, name, value, follow_symlinks=False)
+    times = (st.st_atime_ns, st.st_mtime_ns)
+    os.utime(dst, ns=times, dir_fd=dst_dir, follow_symlinks=False)
+
+
+def _copy_regular(src_dir: int, src: bytes, dst_dir: int, dst: bytes, size: int) -> None:
+    reader = _open_quietly(src_dir, src)
+    try:
+        writer = os.open(dst, _CREATE, 0o600, dir_fd=dst_dir)
+        try:
+            _copy_data(reader, writer, size)
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+
+
+def _open_quietly(dir_fd: int, name: bytes) -> int:
+    try:
+        return os.open(name, _READ | os.O_NOATIME, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(name, _READ, dir_fd=dir_fd)
+
+
+def _copy_data(reader: int, writer: int, size: int) -> None:
+    try:
+        syscalls.clone_file(reader, writer)
+        return
+    except OSError:
+        # No reflinks here, or not between these two filesystems.
+        pass
+    os.ftruncate(writer, size)
+    start = 0
+    while start < size:
+        try:
+            start = os.lseek(reader, start, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                break
+            raise
+        end = os.lseek(reader, start, os.SEEK_HOLE)
+        while start < end:
+            data = os.pread(reader, min(end - start, 1 << 20), start)
+            if not data:
+                return
+            start += os.pwrite(writer, data, start)

@@ -1,0 +1,251 @@
+"""Entries of a layer archive, read from a tar stream and checked.
+
+`tarfile` parses the headers (ustar, GNU, PAX, all kinds of sparse files); what it
+would let pass silently, a damaged header in the middle or a header that claims
+gigabytes, is refused here. Names come out as tuples of components, with `.` and
+empty ones gone; absolute names and `..` are refused.
+
+Sources: OCI image-spec layer.md; tar(5) of libarchive; pax in POSIX.1-2017.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self, cast
+from urllib.parse import unquote_to_bytes
+
+from fuseoverlay.errors import ImageError, printable
+from fuseoverlay.oci.streams import ForwardStream
+
+#: PAX and GNU headers of one entry together. Attributes and long names stay far below.
+_MAX_HEADER: Final = 4 << 20
+#: PATH_MAX: no program could name the file.
+_MAX_PATH: Final = 4096
+#: Linux device numbers: 12 bits major, 20 bits minor.
+_MAX_MAJOR: Final = 0xFFF
+_MAX_MINOR: Final = 0xFFFFF
+_MAX_ID: Final = 0xFFFFFFFE
+_MAX_SECONDS: Final = (1 << 63) - 1
+
+_SCHILY: Final = "SCHILY.xattr."
+_LIBARCHIVE: Final = "LIBARCHIVE.xattr."
+_TIME: Final = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?\Z", re.ASCII)
+
+_KINDS: Final = {
+    tarfile.REGTYPE: stat.S_IFREG,
+    tarfile.AREGTYPE: stat.S_IFREG,
+    tarfile.CONTTYPE: stat.S_IFREG,
+    tarfile.GNUTYPE_SPARSE: stat.S_IFREG,
+    tarfile.DIRTYPE: stat.S_IFDIR,
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+}
+
+Path = tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry. `mode` holds type and permission bits; `mtime` is in ns.
+
+    `path` is empty for the root. `link` is a symbolic link's text; `hardlink`, where it
+    is not None, the path of the file that this is another name of (the rest then
+    means nothing). `segments`: offset and length of the pieces of a sparse file, None
+    for a whole one. `size` is the size of the file in bytes, holes included.
+    """
+
+    path: Path
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    mtime: int = 0
+    rdev: int = 0
+    link: bytes = b""
+    hardlink: Path | None = None
+    segments: tuple[tuple[int, int], ...] | None = None
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The path for messages."""
+        return show(self.path)
+
+
+def show(path: Path) -> str:
+    """`path` for messages."""
+    return printable(b"/".join(path)) or "."
+
+
+#: Its header errors are documented by name, but left out of the type stubs.
+_tar: Final[Any] = tarfile
+
+
+class _Header(tarfile.TarInfo):
+    """A header block that ends the archive only where an archive ends."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        """Parse the next header, with those before it that extend it."""
+        try:
+            return super().fromtarfile(tarfile)
+        except _tar.EOFHeaderError:
+            raise
+        except _tar.EmptyHeaderError as exc:
+            # Many writers leave the two zero blocks out: the digest vouches for the end.
+            raise _tar.EOFHeaderError(str(exc)) from exc
+        except (_tar.HeaderError, ValueError, ArithmeticError, LookupError) as exc:
+            raise _tar.ReadError(f"damaged header, {exc}") from exc
+
+
+def read_entries(stream: ForwardStream, where: str) -> Iterator[Entry]:
+    """Entries in the order of the archive; the caller reads an entry's data from `stream`.
+
+    ImageError, naming the entry where there is one, for all that is not fit to unpack.
+    """
+    stream.budget = _MAX_HEADER
+    try:
+        archive = tarfile.TarFile(
+            fileobj=cast("tarfile._Fileobj", stream),
+            tarinfo=_Header,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+        while (info := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]
+            stream.budget = None
+            yield _entry(info, where)
+            stream.budget = _MAX_HEADER
+    except tarfile.TarError as exc:
+        raise ImageError(
+            f"not a readable tar archive: {exc}", where=where, hint="the image is damaged"
+        ) from exc
+    finally:
+        stream.budget = None
+
+
+def _entry(info: tarfile.TarInfo, where: str) -> Entry:
+    path = _path(_bytes(info.name), "name", where)
+    label = f"{where}: {show(path)}"
+    if info.islnk():
+        target = _path(_bytes(info.linkname), "hard link target", label)
+        return Entry(path, stat.S_IFREG, hardlink=target)
+    kind = _KINDS.get(info.type)
+    if kind is None:
+        raise ImageError(f"unknown tar entry type {info.type!r}", where=label)
+    link = _bytes(info.linkname) if kind == stat.S_IFLNK else b""
+    if kind == stat.S_IFLNK and (not link or b"\0" in link or len(link) >= _MAX_PATH):
+        raise ImageError("a symbolic link whose target is empty or too long", where=label)
+    if not path and kind != stat.S_IFDIR:
+        raise ImageError("the root of a layer must be a directory", where=label)
+    for number in (info.uid, info.gid):
+        if not 0 <= number <= _MAX_ID:
+            raise ImageError(f"{number} is no user or group number", where=label)
+    return Entry(
+        path=path,
+        mode=kind | (info.mode & 0o7777),
+        uid=info.uid,
+        gid=info.gid,
+        size=info.size if kind == stat.S_IFREG else 0,
+        mtime=_mtime(info, label),
+        rdev=_rdev(info, label) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+        link=link,
+        segments=_segments(info, label),
+        xattrs=_xattrs(info.pax_headers, label),
+    )
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _path(name: bytes, what: str, where: str) -> Path:
+    # tarfile strips the slash from "/", which leaves nothing.
+    if not name or name.startswith(b"/"):
+        raise ImageError(f"absolute or empty {what}: {_quote(name)}", where=where)
+    if b"\0" in name or len(name) >= _MAX_PATH:
+        raise ImageError(f"bad {what}, it is too long or holds a zero byte", where=where)
+    parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+    if b".." in parts:
+        raise ImageError(f"{what} leads out of the layer: {_quote(name)}", where=where)
+    return parts
+
+
+def _quote(name: bytes) -> str:
+    return printable(name if len(name) <= 200 else name[:200] + b"...")
+
+
+def _mtime(info: tarfile.TarInfo, where: str) -> int:
+    """The modification time in ns. tarfile's own is a float, which is too coarse."""
+    text = info.pax_headers.get("mtime")
+    if text is None:
+        return _clamp(int(info.mtime)) * 10**9
+    match = _TIME.match(text)
+    if match is None:
+        raise ImageError(f"not a time: {text[:40]!r}", where=where)
+    sign, seconds, fraction = match.groups()
+    # Digits beyond ns are cut; int() of thousands of digits would be refused by Python.
+    ns = _clamp(int(seconds[:20])) * 10**9 + int((fraction or "")[:9].ljust(9, "0"))
+    return -ns if sign == "-" else ns
+
+
+def _clamp(seconds: int) -> int:
+    return max(-_MAX_SECONDS, min(_MAX_SECONDS - 1, seconds))
+
+
+def _rdev(info: tarfile.TarInfo, where: str) -> int:
+    major, minor = info.devmajor, info.devminor
+    if not (0 <= major <= _MAX_MAJOR and 0 <= minor <= _MAX_MINOR):
+        raise ImageError(f"{major}:{minor} is no device number", where=where)
+    if info.ischr() and not major and not minor:
+        raise ImageError(
+            "a character device 0:0, which an overlay takes for a deletion", where=where
+        )
+    return os.makedev(major, minor)
+
+
+def _segments(info: tarfile.TarInfo, where: str) -> tuple[tuple[int, int], ...] | None:
+    if info.size < 0:
+        raise ImageError("negative size", where=where)
+    if info.sparse is None:
+        return None
+    end = 0
+    pieces = cast("list[tuple[int, int]]", info.sparse)
+    for offset, length in pieces:
+        if offset < end or length < 0:
+            raise ImageError("the map of a sparse file is out of order", where=where)
+        end = offset + length
+    if end > info.size:
+        raise ImageError("the map of a sparse file goes beyond its end", where=where)
+    return tuple(pieces)
+
+
+def _xattrs(headers: Mapping[str, str], where: str) -> dict[bytes, bytes]:
+    """Extended attributes. SCHILY (star, GNU tar, Go) holds raw bytes, LIBARCHIVE base64."""
+    found: dict[bytes, bytes] = {}
+    for key, value in headers.items():
+        if key.startswith(_LIBARCHIVE):
+            name = unquote_to_bytes(_bytes(key[len(_LIBARCHIVE) :]))
+            found.setdefault(name, _base64(value, where))
+    for key, value in headers.items():
+        if key.startswith(_SCHILY):
+            found[_bytes(key[len(_SCHILY) :])] = _bytes(value)
+    if any(not name or b"\0" in name for name in found):
+        raise ImageError("an extended attribute without a name", where=where)
+    return found
+
+
+def _base64(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(_bytes(text) + b"=" * (-len(text) % 4), validate=True)
+    except binascii.Error as exc:
+        raise ImageError("an extended attribute is not base64", where=where) from exc

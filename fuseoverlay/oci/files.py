@@ -1,0 +1,223 @@
+"""The files of an image, by name: in a directory or in a tar archive.
+
+Names are those inside the image, like `blobs/sha256/HEX`. In an archive, links
+(docker writes them between equal layers) are followed among the archive's own
+members only, by name and never through the filesystem.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import posixpath
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, Final, Protocol, cast
+
+from fuseoverlay.errors import ImageError, StoreError, describe
+from fuseoverlay.oci.streams import (
+    CHUNK,
+    Readable,
+    compression_of,
+    decode_errors,
+    open_gzip,
+    open_zstd,
+)
+
+_MAX_LINKS: Final = 40
+
+
+class Files(Protocol):
+    """Files of one image. `open` raises ImageError for a name that is not there."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    def open(self, name: str) -> tuple[IO[bytes], int]:
+        """The content from its beginning and its size in bytes."""
+
+
+class DirectoryFiles:
+    """An OCI layout directory (or an unpacked `docker save` archive)."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return _inner(name) is not None and os.path.exists(os.path.join(self._root, name))
+
+    def open(self, name: str) -> tuple[IO[bytes], int]:
+        """Open a regular file; a fifo or device under its name is refused, not waited for."""
+        path = os.path.join(self._root, name)
+        if _inner(name) is None:
+            raise ImageError("not a name inside the image", where=name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as exc:
+            raise ImageError(_missing(exc), where=path) from exc
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
+            os.close(fd)
+            raise ImageError("not a regular file", where=path)
+        return cast("IO[bytes]", io.FileIO(fd, "rb")), st.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """Where a file lies in an archive, or which other name it is a link to."""
+
+    offset: int = 0
+    size: int = 0
+    link: str | None = None
+
+
+class ArchiveFiles:
+    """A tar archive that can be read at any place; its members are listed once."""
+
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        self._file = file
+        self._path = path
+        self._members = _scan(file, path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a member, links followed."""
+        return self._find(name) is not None
+
+    def open(self, name: str) -> tuple[IO[bytes], int]:
+        """Open a member."""
+        member = self._find(name)
+        if member is None:
+            raise ImageError(f"{name} is missing", where=self._path, hint="the archive is damaged")
+        return cast("IO[bytes]", _Window(self._file.fileno(), member.offset)), member.size
+
+    def _find(self, name: str) -> _Member | None:
+        inner = _inner(name)
+        for _ in range(_MAX_LINKS):
+            member = None if inner is None else self._members.get(inner)
+            if member is None or member.link is None:
+                return member
+            inner = _inner(member.link)
+        raise ImageError(f"{name}: too many links", where=self._path)
+
+
+class _Window(io.RawIOBase):
+    """A descriptor from an offset on, with a position of its own."""
+
+    def __init__(self, fd: int, offset: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._offset = offset
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read at the own position."""
+        count = os.preadv(self._fd, [buffer], self._offset)
+        self._offset += count
+        return count
+
+
+def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
+    """List the members: regular files, symbolic and hard links. The last of a name wins."""
+    members: dict[str, _Member] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
+            while (info := archive.next()) is not None:
+                # The archive keeps every header it saw; nobody needs them.
+                archive.members.clear()  # type: ignore[attr-defined]
+                name = _inner(info.name)
+                if name is not None and not info.isdir():
+                    members[name] = _member(info, name)
+    except (tarfile.TarError, ValueError, EOFError) as exc:
+        raise ImageError(
+            f"not a readable image archive: {exc}",
+            where=path,
+            hint="it is cut short or damaged, or no image at all",
+        ) from exc
+    except OSError as exc:
+        raise ImageError(f"cannot read: {describe(exc)}", where=path) from exc
+    return members
+
+
+def _member(info: tarfile.TarInfo, name: str) -> _Member:
+    if info.issym():
+        return _Member(link=posixpath.join(posixpath.dirname(name), info.linkname))
+    if info.islnk():
+        return _Member(link=info.linkname)
+    if not info.isreg() or info.sparse is not None:
+        raise ImageError(f"{name}: an image archive holds regular files and links only")
+    return _Member(info.offset_data, info.size)
+
+
+def _inner(name: str) -> str | None:
+    """`name` without `.` and `..`; None where it would lead out of the image."""
+    if name.startswith("/") or "\0" in name:
+        return None
+    clean = posixpath.normpath(name)
+    return None if clean == ".." or clean.startswith("../") else clean
+
+
+@contextlib.contextmanager
+def open_files(path: str, scratch: str | None) -> Iterator[Files]:
+    """The files of the image at `path`.
+
+    A compressed archive is first decompressed into an unnamed file in the directory
+    `scratch`, as its members are needed in an order of their own.
+    """
+    if os.path.isdir(path):
+        yield DirectoryFiles(path)
+        return
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ImageError("neither a directory nor a regular file", where=path)
+    except OSError as exc:
+        raise ImageError(_missing(exc), where=path) from exc
+    with open(fd, "rb") as file, contextlib.ExitStack() as stack:
+        kind = compression_of(file.read(4))
+        file.seek(0)
+        if kind is None:
+            yield ArchiveFiles(file, path)
+            return
+        plain = stack.enter_context(_temporary(scratch))
+        with decode_errors(path):
+            decoded = open_gzip(file) if kind == "gzip" else open_zstd(file)
+        _copy(decoded, plain, path, scratch)
+        yield ArchiveFiles(plain, path)
+
+
+def _temporary(scratch: str | None) -> IO[bytes]:
+    try:
+        return cast("IO[bytes]", tempfile.TemporaryFile(dir=scratch))
+    except OSError as exc:
+        raise StoreError(f"no temporary file: {describe(exc)}", where=scratch) from exc
+
+
+def _copy(source: Readable, target: IO[bytes], path: str, scratch: str | None) -> None:
+    while True:
+        with decode_errors(path):
+            chunk = source.read(CHUNK)
+        if not chunk:
+            break
+        try:
+            target.write(chunk)
+        except OSError as exc:
+            raise StoreError(
+                f"cannot decompress {path}: {describe(exc)}",
+                where=scratch or tempfile.gettempdir(),
+                hint="make room there",
+            ) from exc
+    target.flush()
+    target.seek(0)
+
+
+def _missing(exc: OSError) -> str:
+    return f"cannot open: {describe(exc)}"

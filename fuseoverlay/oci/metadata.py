@@ -1,0 +1,171 @@
+"""Owner, mode, type, attributes and times of an unpacked file.
+
+Two ways. Root of the first user namespace sets the real ones. Everybody else notes
+owner, mode and type in `user.containers.override_stat`, on every regular file and
+directory; what is neither becomes a regular placeholder file with that attribute.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from fuseoverlay import overridestat, syscalls, xattrs
+from fuseoverlay.errors import StoreError
+from fuseoverlay.oci.entries import Entry
+from fuseoverlay.overridestat import OverrideStat
+
+_FULL_MAP: Final = ["0", "0", "4294967295"]
+_PROBE: Final = b".fuseoverlay-owner"
+#: The filesystem or our rights do not allow this attribute here.
+_NOT_SETTABLE: Final = (
+    errno.EPERM,
+    errno.EACCES,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+    errno.E2BIG,
+    errno.ERANGE,
+)
+_ACL: Final = b"system.posix_acl_"
+
+
+def can_own(dir_fd: int) -> bool:
+    """Whether this process may give files to anybody and make devices in `dir_fd`.
+
+    Only with all user numbers of the first user namespace, and where both work.
+    """
+    if os.geteuid() != 0 or not all(map(_is_full_map, ("uid_map", "gid_map"))):
+        return False
+    try:
+        os.mknod(_PROBE, stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=dir_fd)
+    except OSError:
+        return False
+    try:
+        os.chown(_PROBE, 1, 1, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    finally:
+        os.unlink(_PROBE, dir_fd=dir_fd)
+    return True
+
+
+def _is_full_map(which: str) -> bool:
+    with open(f"/proc/self/{which}", encoding="ascii") as file:
+        return file.read().split() == _FULL_MAP
+
+
+class Warnings:
+    """Collects what is worth one line per layer, whatever the number of files."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, str]] = {}
+
+    def add(self, what: str, name: str) -> None:
+        """Note `what` about the entry `name`."""
+        count, first = self._seen.get(what, (0, name))
+        self._seen[what] = count + 1, first
+
+    def report(self, warn: Callable[[str], None], where: str) -> None:
+        """Hand one line per kind to `warn`."""
+        for what, (count, first) in self._seen.items():
+            more = f" and {count - 1} more" if count > 1 else ""
+            warn(f"{where}: {what} ({first}{more})")
+
+
+class Writer:
+    """Makes files and sets their metadata, for real or as an override."""
+
+    def __init__(self, override: bool, warnings: Warnings) -> None:
+        self.override = override
+        self._warnings = warnings
+
+    def is_placeholder(self, entry: Entry) -> bool:
+        """Whether this cannot be made as what it is.
+
+        The attribute does not go on symbolic links: one without it belongs to 0:0.
+        """
+        kind = stat.S_IFMT(entry.mode)
+        if not self.override or kind in (stat.S_IFREG, stat.S_IFDIR):
+            return False
+        return kind != stat.S_IFLNK or entry.uid != 0 or entry.gid != 0
+
+    def make_node(self, entry: Entry, dir_fd: int, name: bytes) -> None:
+        """Make a symbolic link, device or fifo with all its metadata."""
+        if stat.S_ISLNK(entry.mode):
+            os.symlink(entry.link, name, dir_fd=dir_fd)
+        else:
+            os.mknod(name, stat.S_IFMT(entry.mode) | 0o600, entry.rdev, dir_fd=dir_fd)
+        if not self.override:
+            os.chown(name, entry.uid, entry.gid, dir_fd=dir_fd, follow_symlinks=False)
+            if not stat.S_ISLNK(entry.mode):
+                # Just made, and neither a link nor anybody else's: nothing to follow.
+                os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=dir_fd)
+        self._set_xattrs(entry, syscalls.at(dir_fd, name))
+        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=dir_fd, follow_symlinks=False)
+
+    def finish(self, entry: Entry, fd: int) -> None:
+        """Set the metadata of the open regular file, placeholder or directory `fd`.
+
+        Owner first (it clears setuid and capabilities), times last.
+        """
+        if self.override:
+            kind = stat.S_IFMT(entry.mode)
+            real = entry.mode if kind in (stat.S_IFREG, stat.S_IFDIR) else stat.S_IFREG
+            os.fchmod(fd, overridestat.accessible(real))
+            _set_override(fd, entry)
+        else:
+            os.fchown(fd, entry.uid, entry.gid)
+            os.fchmod(fd, stat.S_IMODE(entry.mode))
+        self._set_xattrs(entry, fd)
+        os.utime(fd, ns=(entry.mtime, entry.mtime))
+
+    def _set_xattrs(self, entry: Entry, target: bytes | int) -> None:
+        for name, value in entry.xattrs.items():
+            if name.startswith(xattrs.RESERVED):
+                self._warnings.add(f"the reserved attribute {_show(name)} is left out", entry.name)
+            elif not self._set_xattr(target, name, value):
+                self._warnings.add(
+                    f"the attribute {_show(name)} cannot be set here and is left out", entry.name
+                )
+
+    def _set_xattr(self, target: bytes | int, name: bytes, value: bytes) -> bool:
+        if self.override and name.startswith(_ACL):
+            # It would change the real mode, and its user numbers mean nothing here.
+            return False
+        try:
+            if isinstance(target, int):
+                os.setxattr(target, name, value)
+            else:
+                os.setxattr(target, name, value, follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno not in _NOT_SETTABLE and not _does_not_fit(exc, target):
+                raise
+            return False
+        return True
+
+
+def _show(name: bytes) -> str:
+    return name[:80].decode("utf-8", "backslashreplace")
+
+
+def _does_not_fit(exc: OSError, target: bytes | int) -> bool:
+    """ENOSPC though there is space: the attributes of one file have a limit of their own."""
+    if exc.errno != errno.ENOSPC:
+        return False
+    return os.statvfs(target).f_bavail > 0 if isinstance(target, int) else False
+
+
+def _set_override(fd: int, entry: Entry) -> None:
+    value = OverrideStat(entry.uid, entry.gid, entry.mode, entry.rdev).format()
+    try:
+        os.setxattr(fd, xattrs.OVERRIDE_STAT, value)
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
+        raise StoreError(
+            "the filesystem of the store has no user extended attributes",
+            hint="set XDG_DATA_HOME to a directory on one that has, like ext4, xfs or btrfs",
+        ) from exc

@@ -1,0 +1,317 @@
+"""What image files say, as frozen dataclasses that are valid once they exist.
+
+Sources: OCI image-spec descriptor.md, image-index.md, manifest.md, config.md; for
+docker's older forms the distribution project's "Image Manifest V 2, Schema 2".
+Every `parse` takes decoded JSON and raises `ImageError` with what is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from fuseoverlay.errors import ImageError, printable
+
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+
+INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+CONFIG_TYPES: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+_LAYER_BASES: Final = (
+    (OCI_LAYER, "+"),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar", "+"),
+    ("application/vnd.docker.image.rootfs.diff.tar", "."),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar", "."),
+)
+LAYER_TYPES: Final = frozenset(
+    base + suffix for base, joint in _LAYER_BASES for suffix in ("", f"{joint}gzip", f"{joint}zstd")
+)
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+
+_HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
+_DIGEST: Final = re.compile(r"(sha256|sha512):([0-9a-f]+)\Z")
+_WORD: Final = re.compile(r"[A-Za-z0-9._-]+\Z")
+
+#: What machines call themselves -> what images call them (the Go names).
+_ARCHITECTURES: Final = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "i386": ("386", ""),
+    "i686": ("386", ""),
+    "aarch64": ("arm64", ""),
+    "armv8l": ("arm64", ""),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "loongarch64": ("loong64", ""),
+}
+#: What an image without a variant means.
+_DEFAULT_VARIANT: Final = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
+
+
+class Hasher(Protocol):
+    """The part of a `hashlib` object that is used here."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """`sha256:HEX` or `sha512:HEX`. Safe as a part of a path: nothing else gets in."""
+
+    algorithm: str
+    hex: str
+
+    def __post_init__(self) -> None:
+        if not _DIGEST.match(str(self)) or len(self.hex) != _HEX_LENGTH[self.algorithm]:
+            raise ImageError(f"not a sha256 or sha512 digest: {short(str(self))}")
+
+    @classmethod
+    def parse(cls, text: object) -> Digest:
+        """Read `ALGORITHM:HEX`; ImageError for anything but the exact canonical form."""
+        match = _DIGEST.match(text) if isinstance(text, str) else None
+        if match is None:
+            raise ImageError(f"not a sha256 or sha512 digest: {short(text)}")
+        return cls(match[1], match[2])
+
+    @classmethod
+    def of(cls, data: bytes) -> Digest:
+        """The sha256 digest of `data`."""
+        return cls("sha256", hashlib.sha256(data).hexdigest())
+
+    def hasher(self) -> Hasher:
+        """A new hash object of this algorithm."""
+        return hashlib.new(self.algorithm)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Operating system, architecture and variant, in Go's words; "" is "not said"."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __post_init__(self) -> None:
+        for word in (self.os, self.architecture, self.variant or "-"):
+            if not _WORD.match(word):
+                raise ImageError(f"not a platform: {short(str(self))}")
+
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        """Read `OS/ARCHITECTURE[/VARIANT]`, or an architecture alone (then OS is linux)."""
+        parts = text.split("/")
+        if len(parts) == 1:
+            parts = ["linux", *parts]
+        if len(parts) > 3 or not all(parts):
+            raise ImageError(
+                f"not a platform: {short(text)}", hint="write OS/ARCHITECTURE, like linux/arm64"
+            )
+        name, architecture, *rest = (part.lower() for part in parts)
+        return cls(name, *_canonical(architecture, rest[0] if rest else ""))
+
+    @classmethod
+    def host(cls) -> Platform:
+        """The platform of this machine."""
+        system = os.uname()
+        return cls(system.sysname.lower(), *_canonical(system.machine.lower(), ""))
+
+    @classmethod
+    def from_json(cls, value: object) -> Platform | None:
+        """Read `os`, `architecture`, `variant` of an object; None where the first two lack."""
+        data = expect_object(value, "platform")
+        name, architecture = data.get("os"), data.get("architecture")
+        variant = data.get("variant") or ""
+        if not name or not architecture:
+            return None
+        if not all(isinstance(word, str) for word in (name, architecture, variant)):
+            raise ImageError("platform: not text")
+        return cls(name, *_canonical(architecture, variant))
+
+    def rank(self, wanted: Platform) -> int | None:
+        """How well this image platform serves `wanted`: 0 is best, None not at all."""
+        if (self.os, self.architecture) != (wanted.os, wanted.architecture):
+            return None
+        if self.variant == wanted.variant:
+            return 0
+        default = _DEFAULT_VARIANT.get(self.architecture, "")
+        if (self.variant or default) == (wanted.variant or default):
+            return 1
+        return None if wanted.variant else 2
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+def _canonical(architecture: str, variant: str) -> tuple[str, str]:
+    name, default = _ARCHITECTURES.get(architecture, (architecture, ""))
+    return name, variant or default
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """Points to a blob: media type, digest, size in bytes; descriptor.md."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    platform: Platform | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ImageError(f"{self.digest}: negative size")
+
+    @classmethod
+    def parse(cls, value: object) -> Descriptor:
+        """Read a descriptor."""
+        data = expect_object(value, "descriptor")
+        media_type, size = data.get("mediaType"), data.get("size")
+        if not isinstance(media_type, str) or not media_type:
+            raise ImageError("descriptor without a media type")
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise ImageError("descriptor without a size")
+        platform = data.get("platform")
+        return cls(
+            media_type,
+            Digest.parse(data.get("digest")),
+            size,
+            _annotations(data),
+            None if platform is None else Platform.from_json(platform),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The descriptor as JSON has it."""
+        data: dict[str, Any] = {
+            "mediaType": self.media_type,
+            "digest": str(self.digest),
+            "size": self.size,
+        }
+        if self.annotations:
+            data["annotations"] = dict(self.annotations)
+        if self.platform is not None:
+            data["platform"] = platform_json(self.platform)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A list of manifests or further indexes; image-index.md, docker's manifest list."""
+
+    manifests: tuple[Descriptor, ...]
+
+    @classmethod
+    def parse(cls, value: object) -> Index:
+        """Read an index; its own media type, where given, must be one of an index."""
+        data = expect_object(value, "index")
+        check_media_type(data.get("mediaType", OCI_INDEX), INDEX_TYPES, "index")
+        return cls(tuple(Descriptor.parse(item) for item in _array(data, "manifests")))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One image: its config and its layers, bottom first; manifest.md."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+    @classmethod
+    def parse(cls, value: object) -> Manifest:
+        """Read a manifest; unknown media types of config and layers are refused."""
+        data = expect_object(value, "manifest")
+        check_media_type(data.get("mediaType", OCI_MANIFEST), MANIFEST_TYPES, "manifest")
+        config = Descriptor.parse(data.get("config"))
+        check_media_type(config.media_type, CONFIG_TYPES, "image config")
+        layers = tuple(Descriptor.parse(item) for item in _array(data, "layers"))
+        for layer in layers:
+            check_media_type(layer.media_type, LAYER_TYPES, "layer")
+        return cls(config, layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What of an image's config is used: digests of the plain layers, bottom first; platform."""
+
+    diff_ids: tuple[Digest, ...]
+    platform: Platform | None = None
+
+    @classmethod
+    def parse(cls, value: object) -> Config:
+        """Read an image config; config.md."""
+        data = expect_object(value, "image config")
+        rootfs = expect_object(data.get("rootfs"), "rootfs of the image config")
+        if rootfs.get("type") != "layers":
+            raise ImageError(f"unknown rootfs type {short(rootfs.get('type'))} in the image config")
+        diff_ids = tuple(Digest.parse(item) for item in _array(rootfs, "diff_ids"))
+        return cls(diff_ids, Platform.from_json(data))
+
+
+def platform_json(platform: Platform) -> dict[str, str]:
+    """`platform` as JSON has it."""
+    data = {"architecture": platform.architecture, "os": platform.os}
+    if platform.variant:
+        data["variant"] = platform.variant
+    return data
+
+
+def check_media_type(media_type: object, known: frozenset[str], what: str) -> None:
+    """ImageError that names `media_type` unless it is one of `known`."""
+    if media_type not in known:
+        raise ImageError(
+            f"unknown media type {short(media_type)} of {what}",
+            hint="this is no container image, or of a kind that is not supported",
+        )
+
+
+def decode_json(data: bytes, where: object) -> Any:
+    """Decode JSON of an image; ImageError with `where` when it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise ImageError(f"not valid JSON: {exc}", where=where) from exc
+
+
+def expect_object(value: object, what: str) -> dict[str, Any]:
+    """`value` as a JSON object, else ImageError."""
+    if not isinstance(value, dict):
+        raise ImageError(f"{what}: not a JSON object")
+    return value
+
+
+def short(value: object) -> str:
+    """`value` for a message, cut to a sensible length."""
+    text = printable(value)
+    return repr(text if len(text) <= 120 else text[:120] + "...")
+
+
+def _array(data: dict[str, Any], name: str) -> list[Any]:
+    value = data.get(name)
+    if value is None:
+        # Go writes an empty list as null.
+        return []
+    if not isinstance(value, list):
+        raise ImageError(f"{name}: not a JSON array")
+    return value
+
+
+def _annotations(data: dict[str, Any]) -> Mapping[str, str]:
+    found = expect_object(data.get("annotations") or {}, "annotations")
+    return {key: value for key, value in found.items() if isinstance(value, str)}

@@ -1,0 +1,258 @@
+"""Byte streams between an image file and the tar parser.
+
+`BlobReader` checks a blob's size and digest while it is read, `decompress` undoes
+gzip or zstd, `ForwardStream` hashes what comes out and lets `tarfile` read it
+without ever going back. Each raises `ImageError` for bad content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Final, Protocol, cast
+
+from fuseoverlay.errors import DigestError, ImageError, describe
+from fuseoverlay.oci.model import Digest
+
+CHUNK: Final = 256 * 1024
+
+GZIP_MAGIC: Final = b"\x1f\x8b"
+ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+#: A zstd stream may begin with a skippable frame (pzstd, zstd:chunked): 0x184D2A5?.
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+
+
+class Readable(Protocol):
+    """Anything with `read`."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class BlobReader(io.RawIOBase):
+    """A blob of `size` bytes in `raw`, checked while it is read.
+
+    At the end the digest must fit, else DigestError; fewer bytes than `size` are an
+    ImageError. `digest` None: there is none to check. `progress` is told how many
+    bytes each read took. Closes `raw` when closed.
+    """
+
+    def __init__(
+        self,
+        raw: IO[bytes],
+        size: int,
+        digest: Digest | None,
+        where: str,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._raw = raw
+        self._left = size
+        self._digest = digest
+        self._hasher = digest.hasher() if digest else None
+        self._where = where
+        self._progress = progress
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`; 0 at the end, once the digest was found right."""
+        view = memoryview(buffer).cast("B")[: self._left]
+        if not view:
+            if not self._left:
+                self._check()
+            return 0
+        try:
+            count = cast("io.BufferedReader", self._raw).readinto(view)
+        except OSError as exc:
+            raise ImageError(f"cannot read: {describe(exc)}", where=self._where) from exc
+        if not count:
+            raise ImageError(f"cut short, {self._left} bytes are missing", where=self._where)
+        self._left -= count
+        if self._hasher is not None:
+            self._hasher.update(view[:count])
+        if self._progress is not None:
+            self._progress(count)
+        return count
+
+    def finish(self) -> None:
+        """Read what is left, so that everything was checked."""
+        buffer = bytearray(CHUNK)
+        while self.readinto(buffer):
+            pass
+
+    def _check(self) -> None:
+        if self._hasher is None or self._digest is None:
+            return
+        found, self._hasher = self._hasher.hexdigest(), None
+        if found != self._digest.hex:
+            raise DigestError(
+                f"wrong digest {self._digest.algorithm}:{found}, it should be {self._digest}",
+                where=self._where,
+                hint="the image is damaged, fetch it again",
+            )
+
+    def close(self) -> None:
+        """Close the file below too."""
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+def compression_of(head: bytes) -> str | None:
+    """`gzip`, `zstd` or None, told from the first four bytes.
+
+    The media type is not asked: docker writes plain layers under a gzip type, and
+    the digest of the plain stream decides in the end.
+    """
+    if head.startswith(GZIP_MAGIC):
+        return "gzip"
+    if head.startswith(ZSTD_MAGIC) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+        return "zstd"
+    return None
+
+
+def open_gzip(raw: IO[bytes]) -> Readable:
+    """The plain bytes of a gzip stream, by isal where it is installed (5 times as fast)."""
+    try:
+        from isal import igzip
+    except ImportError:
+        return gzip.GzipFile(fileobj=raw, mode="rb")
+    opener: Any = igzip.IGzipFile
+    return cast("Readable", opener(fileobj=raw, mode="rb"))
+
+
+def open_zstd(raw: IO[bytes]) -> Readable:
+    """The plain bytes of a zstd stream."""
+    return cast("Readable", zstd_module().ZstdFile(raw))
+
+
+def zstd_module() -> Any:
+    """The standard library's zstd (3.14), else backports.zstd."""
+    try:
+        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        try:
+            from backports import zstd
+        except ImportError as exc:
+            raise ImageError(
+                "zstd compression needs a library", hint="install backports.zstd"
+            ) from exc
+    return zstd
+
+
+@contextlib.contextmanager
+def decode_errors(where: str) -> Iterator[None]:
+    """Turn what the decompressors raise into ImageError.
+
+    Their classes share no base, and the accelerated ones are private to modules that
+    may not be installed: all that is no ImageError and comes from decoding is meant.
+    """
+    try:
+        yield
+    except EOFError as exc:
+        raise ImageError("the compressed data is cut short", where=where) from exc
+    except (OSError, ValueError, zlib.error) as exc:
+        raise ImageError(f"the compressed data is damaged: {exc}", where=where) from exc
+    except Exception as exc:
+        if type(exc).__name__ not in ("ZstdError", "IsalError", "error"):
+            raise
+        raise ImageError(f"the compressed data is damaged: {exc}", where=where) from exc
+
+
+class _Decoded:
+    """A decompressor whose errors are ImageErrors."""
+
+    def __init__(self, inner: Readable, where: str) -> None:
+        self._inner = inner
+        self._where = where
+
+    def read(self, size: int = -1, /) -> bytes:
+        with decode_errors(self._where):
+            return self._inner.read(size)
+
+
+def decompress(raw: io.RawIOBase, where: str) -> Readable:
+    """The plain bytes of `raw`, whatever its compression."""
+    buffered = io.BufferedReader(raw, CHUNK)
+    kind = compression_of(buffered.peek(4)[:4])
+    if kind is None:
+        return buffered
+    with decode_errors(where):
+        return _Decoded(open_gzip(buffered) if kind == "gzip" else open_zstd(buffered), where)
+
+
+class ForwardStream:
+    """A stream that is read once, from front to back, in the shape that `tarfile` wants.
+
+    Everything that passes, also what is skipped, goes into the hash of `diff_id`. While
+    `budget` is a number, it is the bytes that may still be read into memory: it keeps
+    a header from claiming gigabytes.
+    """
+
+    def __init__(self, source: Readable, diff_id: Digest, where: str) -> None:
+        self._source = source
+        self._hasher = diff_id.hasher()
+        self._diff_id = diff_id
+        self._where = where
+        self._buffer = b""
+        self._at = 0
+        self._position = 0
+        self.budget: int | None = None
+
+    def tell(self) -> int:
+        """Bytes read or skipped so far."""
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes, fewer only at the end."""
+        if size < 0:
+            raise ImageError("negative size in a tar header", where=self._where)
+        if self.budget is not None:
+            self.budget -= size
+            if self.budget < 0:
+                raise ImageError("a tar header is too large", where=self._where)
+        parts = []
+        while size:
+            part = self.read_some(size)
+            if not part:
+                break
+            parts.append(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_some(self, size: int) -> bytes:
+        """At most `size` bytes, at least one before the end; outside of `budget`."""
+        if self._at == len(self._buffer):
+            self._buffer, self._at = self._source.read(CHUNK), 0
+            self._hasher.update(self._buffer)
+        part = self._buffer[self._at : self._at + size]
+        self._at += len(part)
+        self._position += len(part)
+        return part
+
+    def seek(self, position: int) -> int:
+        """Skip to `position`, which must not lie behind; stops at the end."""
+        if position < self._position:
+            raise ImageError("a tar header points backwards", where=self._where)
+        while self._position < position:
+            if not self.read_some(min(position - self._position, CHUNK)):
+                break
+        return self._position
+
+    def finish(self) -> None:
+        """Read to the end, then DigestError unless the plain stream has its digest."""
+        while self.read_some(CHUNK):
+            pass
+        found = self._hasher.hexdigest()
+        if found != self._diff_id.hex:
+            raise DigestError(
+                f"the unpacked layer has the digest {self._diff_id.algorithm}:{found}, the image"
+                f" config says {self._diff_id}",
+                where=self._where,
+                hint="the image is damaged, fetch it again",
+            )

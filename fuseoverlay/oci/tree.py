@@ -1,0 +1,187 @@
+"""Directories of a layer, without ever following one of its symbolic links."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from fuseoverlay import syscalls, whiteout
+from fuseoverlay.oci.entries import Path
+
+DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Open directories kept. A tar archive lists depth first: the last few are asked again.
+_KEPT: Final = 16
+
+
+class DirCache:
+    """Descriptors of the directories below `root_fd` that were used last.
+
+    A context manager; the descriptors stay its own. The directories exist: whoever
+    asks knows, from `unpack`'s own list, that no component is anything else.
+    """
+
+    def __init__(self, root_fd: int) -> None:
+        self.root_fd = root_fd
+        self._open: dict[Path, int] = {}
+
+    def __enter__(self) -> DirCache:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def fd(self, path: Path) -> int:
+        """A descriptor of the directory `path`, good until the next but few calls."""
+        if not path:
+            return self.root_fd
+        fd = self._open.pop(path, None)
+        if fd is None:
+            while len(self._open) >= _KEPT:
+                os.close(self._open.pop(next(iter(self._open))))
+            fd = syscalls.open_beneath(self.root_fd, b"/".join(path), DIR_FLAGS)
+        self._open[path] = fd
+        return fd
+
+    def forget(self, path: Path) -> None:
+        """Close what is `path` or below it, because it goes away."""
+        for known in [known for known in self._open if known[: len(path)] == path]:
+            os.close(self._open.pop(known))
+
+
+def remove_tree(dir_fd: int, name: bytes) -> None:
+    """Remove `name` in `dir_fd` with all below, also where modes forbid to look inside.
+
+    No recursion and few descriptors: a layer may be thousands of directories deep.
+    Nobody else may be at work in the tree. OSError where something cannot be removed.
+    """
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    except IsADirectoryError:
+        pass
+    except PermissionError:
+        # EPERM is what POSIX has for unlink of a directory.
+        if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            raise
+    todo = [name]
+    found: list[bytes] = []
+    while todo:
+        path = todo.pop()
+        found.append(path)
+        with _opened(dir_fd, path) as fd:
+            todo.extend(path + b"/" + child for child in _unlink_children(fd))
+    for path in reversed(found):
+        above, _, last = path.rpartition(b"/")
+        if not above:
+            os.rmdir(last, dir_fd=dir_fd)
+            continue
+        fd = syscalls.open_beneath(dir_fd, above, os.O_PATH | os.O_DIRECTORY)
+        try:
+            os.rmdir(last, dir_fd=fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _opened(dir_fd: int, path: bytes) -> Iterator[int]:
+    """Open a directory that is to be emptied, with all rights for its owner."""
+    handle = syscalls.open_beneath(dir_fd, path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        if os.fstat(handle).st_mode & 0o700 != 0o700:
+            os.chmod(syscalls.fd_path(handle), 0o700)
+        fd = os.open(b".", DIR_FLAGS, dir_fd=handle)
+    finally:
+        os.close(handle)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _unlink_children(fd: int) -> list[bytes]:
+    """Remove all but the directories; their names."""
+    directories = []
+    with os.scandir(fd) as children:
+        listed = [
+            (os.fsencode(child.name), child.is_dir(follow_symlinks=False)) for child in children
+        ]
+    for child, is_dir in listed:
+        if is_dir:
+            directories.append(child)
+        else:
+            os.unlink(child, dir_fd=fd)
+    return directories
+
+
+def find_below(lowers: Sequence[str | os.PathLike[str]], path: Path) -> int | None:
+    """Find the file `path` as the stack of layer directories `lowers`, top first, shows it.
+
+    Returns a descriptor, the caller's to close, of the directory that has it; None where there
+    is no such file, or a directory. Whiteouts and opaque directories count; symbolic
+    links on the way are not followed.
+    """
+    for lower in lowers:
+        fd = os.open(lower, DIR_FLAGS)
+        try:
+            found, go_on = _look(fd, path)
+        finally:
+            os.close(fd)
+        if found is not None or not go_on:
+            return found
+    return None
+
+
+def _look(root_fd: int, path: Path) -> tuple[int | None, bool]:
+    """One layer of `find_below`: what it found, else whether to look further down."""
+    with contextlib.ExitStack() as stack:
+        fd = root_fd
+        transparent = True
+        for name in path[:-1]:
+            transparent = transparent and not _is_opaque(fd)
+            kind = _kind(fd, name)
+            if kind != stat.S_IFDIR:
+                return None, transparent and kind == 0
+            fd = os.open(name, DIR_FLAGS, dir_fd=fd)
+            stack.callback(os.close, fd)
+        kind = _kind(fd, path[-1])
+        if kind == 0:
+            return None, transparent and not _is_opaque(fd)
+        hidden = kind in (_WHITEOUT, stat.S_IFDIR)
+        return (None if hidden else os.dup(fd)), False
+
+
+#: No file type has this number.
+_WHITEOUT: Final = -1
+
+
+def _kind(fd: int, name: bytes) -> int:
+    """File type of `name`, `_WHITEOUT`, or 0: this layer says nothing about it."""
+    try:
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return _WHITEOUT if _exists(fd, whiteout.WH_PREFIX + name) else 0
+    return _WHITEOUT if _is_whiteout(fd, name, st) else stat.S_IFMT(st.st_mode)
+
+
+def _is_whiteout(fd: int, name: bytes, st: os.stat_result) -> bool:
+    return whiteout.is_char_whiteout(st) or (
+        stat.S_ISREG(st.st_mode) and not st.st_size and whiteout.is_xattr_whiteout(fd, name)
+    )
+
+
+def _is_opaque(fd: int) -> bool:
+    return whiteout.is_opaque_value(whiteout.opaque_value(fd)) or _exists(fd, whiteout.WH_OPAQUE)
+
+
+def _exists(fd: int, name: bytes) -> bool:
+    if len(name) > whiteout.NAME_MAX:
+        return False
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

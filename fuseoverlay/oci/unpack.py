@@ -1,0 +1,389 @@
+"""Unpack one layer archive into an empty directory that an overlay can use as a lower.
+
+Deletions become whiteouts and opaque marks. Entries may come in any order: whiteouts,
+directory metadata and hard links to what is not there yet wait for the end. No
+symbolic link of the layer is ever followed: every call names one component in an open
+directory. Source: OCI image-spec layer.md; where the tools disagree, docs/images.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fuseoverlay import whiteout, xattrs
+from fuseoverlay.errors import DigestError, ImageError, StoreError, describe
+from fuseoverlay.oci.copyfile import copy_file
+from fuseoverlay.oci.entries import Entry, Path, read_entries, show
+from fuseoverlay.oci.metadata import Warnings, Writer
+from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.streams import CHUNK, BlobReader, ForwardStream, decompress
+from fuseoverlay.oci.tree import DIR_FLAGS, DirCache, find_below, remove_tree
+from fuseoverlay.whiteout import Dialect
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_ZEROS: Final = bytes(CHUNK)
+_HOLE: Final = 4096
+#: Values of `xattrs.IMPLIED`. A root that was listed can have directories below that were not.
+_IMPLIED: Final = b"y"
+_IMPLIED_INSIDE: Final = b"x"
+
+#: The filesystem cannot hold what the layer asks for, whatever room there is.
+_IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EFBIG, errno.EINVAL, errno.EMLINK)
+_HINTS: Final = {
+    errno.ENOSPC: "make room, or set XDG_DATA_HOME to a directory with more",
+    errno.EDQUOT: "make room in your quota, or set XDG_DATA_HOME to another directory",
+    errno.EROFS: "set XDG_DATA_HOME to a directory that can be written",
+    errno.EACCES: "set XDG_DATA_HOME to a directory that can be written",
+    errno.EPERM: "set XDG_DATA_HOME to a directory that can be written",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How to unpack a layer.
+
+    `override`: note owners and modes instead of setting them. `lowers`: the unpacked
+    layers below, top first, for hard links into them. `where` names the layer, `place`
+    the directory, both for messages.
+    """
+
+    override: bool
+    lowers: Sequence[str | os.PathLike[str]] = ()
+    warn: Callable[[str], None] = lambda line: None
+    where: str = "layer"
+    place: str = "store"
+
+
+def store_error(exc: OSError, what: str, place: object) -> StoreError:
+    """`exc` as an error of the store, with a hint."""
+    return StoreError(f"{what}: {describe(exc)}", where=place, hint=_HINTS.get(exc.errno or 0))
+
+
+def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> bool:
+    """Unpack `blob` into the empty directory `target`; verify its digest and `diff_id`.
+
+    Returns whether data of `job.lowers` went in, so that the result is good above
+    those only. Raises ImageError, DigestError, StoreError; `target` then holds junk.
+    """
+    try:
+        stream = ForwardStream(decompress(blob, job.where), diff_id, job.where)
+        used_lowers = unpack_stream(stream, target, job)
+        stream.finish()
+        blob.finish()
+    except DigestError:
+        raise
+    except ImageError:
+        # A damaged blob is the likeliest cause, and says more than what it led to.
+        blob.finish()
+        raise
+    return used_lowers
+
+
+def unpack_stream(stream: ForwardStream, target: str, job: Job) -> bool:
+    """`unpack_blob` for a plain tar stream, of which the end is not read here."""
+    with contextlib.ExitStack() as stack:
+        root_fd = os.open(target, DIR_FLAGS)
+        stack.callback(os.close, root_fd)
+        cache = stack.enter_context(DirCache(root_fd))
+        warnings = Warnings()
+        layer = _Layer(cache, stream, job, warnings)
+        with layer.errors():
+            for entry in read_entries(stream, job.where):
+                layer.add(entry)
+            layer.finish()
+        warnings.report(job.warn, job.where)
+        return layer.used_lowers
+
+
+class _Layer:
+    """A layer in the making: what was made so far, and what waits for the end."""
+
+    def __init__(
+        self, cache: DirCache, stream: ForwardStream, job: Job, warnings: Warnings
+    ) -> None:
+        self._cache = cache
+        self._stream = stream
+        self._job = job
+        self._warnings = warnings
+        self._writer = Writer(job.override, warnings)
+        self._current = "."
+        # Asked while the directory is empty: the layer may hold the name of the probe.
+        with self.errors():
+            self._namespace = whiteout.best_namespace(cache.root_fd)
+            self._dialect = whiteout.probe(cache.root_fd, self._namespace)
+        #: Every directory made; None: not listed so far, only needed.
+        self._dirs: dict[Path, Entry | None] = {(): None}
+        self._whiteouts: dict[Path, set[bytes]] = {}
+        self._opaque: set[Path] = set()
+        #: Hard links whose target was not there yet.
+        self._links: dict[Path, Path] = {}
+        self.used_lowers = False
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn OSError into the error of the image or of the store."""
+        try:
+            yield
+        except OSError as exc:
+            what = f"cannot unpack {self._current}"
+            if exc.errno in _IMPOSSIBLE:
+                raise self._bad(f"{what}: {describe(exc)}") from exc
+            raise store_error(exc, what, self._job.place) from exc
+
+    def _bad(self, what: str) -> ImageError:
+        return ImageError(what, where=f"{self._job.where}: {self._current}")
+
+    # one entry
+
+    def add(self, entry: Entry) -> None:
+        """Unpack one entry, or note it for the end."""
+        self._current = entry.name
+        path = entry.path
+        if any(part.startswith(whiteout.WH_PREFIX) for part in path):
+            self._add_special(path)
+        elif entry.hardlink is not None:
+            self._add_hardlink(path, entry.hardlink)
+        elif stat.S_ISDIR(entry.mode):
+            self._add_directory(entry)
+        elif stat.S_ISREG(entry.mode) or self._writer.is_placeholder(entry):
+            self._add_file(entry)
+        else:
+            self._make(path, lambda fd, name: self._writer.make_node(entry, fd, name))
+
+    def _add_special(self, path: Path) -> None:
+        """A name with `.wh.` in it; what the file is does not matter, its name says it all."""
+        *parents, name = path
+        parent = tuple(parents)
+        if any(part.startswith(whiteout.WH_META_PREFIX) for part in parents):
+            self._warnings.add("AUFS housekeeping is left out", self._current)
+            return
+        if any(part.startswith(whiteout.WH_PREFIX) for part in parents):
+            raise self._bad("a whiteout that is used as a directory")
+        if name == whiteout.WH_OPAQUE:
+            self._need_directory(parent)
+            self._opaque.add(parent)
+        elif name.startswith(whiteout.WH_META_PREFIX):
+            self._warnings.add("AUFS housekeeping is left out", self._current)
+        else:
+            target = whiteout.oci_target(name)
+            if target in (None, b".", b".."):
+                raise self._bad("a whiteout of nothing, '.' or '..'")
+            self._need_directory(parent)
+            self._whiteouts.setdefault(parent, set()).add(target or b"")
+
+    def _add_directory(self, entry: Entry) -> None:
+        path = entry.path
+        if path not in self._dirs:
+            self._make(path, lambda fd, name: os.mkdir(name, 0o700, dir_fd=fd))
+        # Its metadata wait: entries below would move its times, and may need rights in it.
+        self._dirs[path] = entry
+
+    def _add_file(self, entry: Entry) -> None:
+        opened: list[int] = []
+        self._make(
+            entry.path,
+            lambda fd, name: opened.append(os.open(name, _CREATE, 0o600, dir_fd=fd)),
+        )
+        (fd,) = opened
+        try:
+            if stat.S_ISREG(entry.mode):
+                self._write_data(entry, fd)
+            elif entry.link:
+                _write_all(fd, entry.link, 0)
+            self._writer.finish(entry, fd)
+        finally:
+            os.close(fd)
+
+    def _write_data(self, entry: Entry, fd: int) -> None:
+        pieces = ((0, entry.size),) if entry.segments is None else entry.segments
+        for offset, length in pieces:
+            end = offset
+            while end < offset + length:
+                data = self._stream.read_some(min(offset + length - end, CHUNK))
+                if not data:
+                    raise self._bad("the archive ends in the middle of this file")
+                # Few archives keep holes: long runs of zeros are made holes again.
+                if len(data) < _HOLE or data != _ZEROS[: len(data)]:
+                    _write_all(fd, data, end)
+                end += len(data)
+        os.ftruncate(fd, entry.size)
+
+    def _add_hardlink(self, path: Path, target: Path) -> None:
+        if not target or any(part.startswith(whiteout.WH_PREFIX) for part in target):
+            raise self._bad(f"a hard link to {show(target)}, which is no file")
+        if target in self._dirs:
+            raise self._bad(f"a hard link to the directory {show(target)}")
+        there = self._exists(target)
+        if path == target and there:
+            return
+        if not path or (path in self._dirs and target[: len(path)] == path):
+            raise self._bad(f"a hard link to {show(target)} in the place of its own directory")
+        if there:
+            self._link(path, target)
+        else:
+            self._need_directory(path[:-1])
+            self._clear(path)
+            self._links[path] = target
+
+    def _link(self, path: Path, target: Path) -> None:
+        def link(fd: int, name: bytes) -> None:
+            source = self._cache.fd(target[:-1])
+            os.link(target[-1], name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+
+        self._make(path, link)
+
+    # names
+
+    def _make(self, path: Path, make: Callable[[int, bytes], None]) -> None:
+        """Make something under a new name; what has the name already goes."""
+        if not path:
+            raise self._bad("the root of a layer must be a directory")
+        self._need_directory(path[:-1])
+        self._links.pop(path, None)
+        try:
+            make(self._cache.fd(path[:-1]), path[-1])
+        except FileExistsError:
+            self._clear(path)
+            make(self._cache.fd(path[:-1]), path[-1])
+
+    def _clear(self, path: Path) -> None:
+        """Remove what this layer has made of `path` so far, and all that waits below it."""
+        self._links.pop(path, None)
+        if path not in self._dirs:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path[-1], dir_fd=self._cache.fd(path[:-1]))
+            return
+        self._cache.forget(path)
+        remove_tree(self._cache.fd(path[:-1]), path[-1])
+        depth = len(path)
+        for known in (self._dirs, self._whiteouts, self._links):
+            for gone in [item for item in known if item[:depth] == path]:
+                del known[gone]
+        self._opaque = {item for item in self._opaque if item[:depth] != path}
+
+    def _need_directory(self, path: Path) -> None:
+        """Make `path` and what lies above where they are missing."""
+        if path in self._dirs:
+            return
+        depth = len(path)
+        while path[:depth] not in self._dirs:
+            depth -= 1
+        for end in range(depth + 1, len(path) + 1):
+            above, name = path[: end - 1], path[end - 1]
+            if path[:end] in self._links:
+                raise self._no_directory(path[:end])
+            try:
+                os.mkdir(name, 0o700, dir_fd=self._cache.fd(above))
+            except FileExistsError as exc:
+                raise self._no_directory(path[:end]) from exc
+            self._dirs[path[:end]] = None
+
+    def _no_directory(self, path: Path) -> ImageError:
+        return self._bad(f"{show(path)} is no directory in this layer, and no link is followed")
+
+    def _exists(self, path: Path) -> bool:
+        if path[:-1] not in self._dirs:
+            return False
+        try:
+            os.stat(path[-1], dir_fd=self._cache.fd(path[:-1]), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    # the end
+
+    def finish(self) -> None:
+        """Do all that had to wait."""
+        self._finish_links()
+        self._finish_whiteouts()
+        self._finish_directories()
+
+    def _finish_links(self) -> None:
+        copies: dict[Path, Path] = {}
+        for path, target in list(self._links.items()):
+            self._current = show(path)
+            if target in self._dirs:
+                raise self._bad(f"a hard link to the directory {show(target)}")
+            if path != target and self._exists(target):
+                self._link(path, target)
+            elif target in copies:
+                self._link(path, copies[target])
+            else:
+                self._copy_below(path, target)
+                copies[target] = path
+
+    def _copy_below(self, path: Path, target: Path) -> None:
+        source = find_below(self._job.lowers, target)
+        if source is None:
+            raise self._bad(
+                f"a hard link to {show(target)}, which is neither in this layer nor in those below"
+            )
+        try:
+            copy_file(source, target[-1], self._cache.fd(path[:-1]), path[-1])
+        finally:
+            os.close(source)
+        self.used_lowers = True
+
+    def _finish_whiteouts(self) -> None:
+        # The layer's own `a` stays under a whiteout of `a`, with nothing from below in it.
+        for parent, names in self._whiteouts.items():
+            own = {(*parent, name) for name in names}
+            self._opaque |= own & self._dirs.keys()
+        for parent, names in self._whiteouts.items():
+            if parent not in self._opaque:
+                for name in sorted(names):
+                    self._whiteout(parent, name)
+        for path in self._opaque:
+            self._current = show(path)
+            parent_fd = self._cache.fd(path[:-1])
+            whiteout.set_opaque(parent_fd, path[-1] if path else b".", self._namespace)
+
+    def _whiteout(self, parent: Path, name: bytes) -> None:
+        self._current = show((*parent, name))
+        if self._exists((*parent, name)):
+            return
+        fd = self._cache.fd(parent)
+        dialect = whiteout.dialect_for(name, self._dialect)
+        on_disk = whiteout.WH_PREFIX + name if dialect is Dialect.OCI else name
+        whiteout.make(dialect, fd, on_disk, self._namespace)
+        if dialect is Dialect.XATTR:
+            whiteout.mark_xattr_whiteouts(fd, self._namespace)
+
+    def _finish_directories(self) -> None:
+        """Set the metadata of the directories, those below before those above."""
+        implied = {path for path, entry in self._dirs.items() if entry is None} - self._opaque
+        for path in sorted(self._dirs, key=len, reverse=True):
+            self._current = show(path)
+            fd = self._cache.fd(path)
+            if path in implied:
+                self._mark(fd, _IMPLIED)
+            elif not path and implied:
+                self._mark(fd, _IMPLIED_INSIDE)
+            entry = self._dirs[path] or Entry(path, stat.S_IFDIR | 0o755)
+            self._writer.finish(entry, fd)
+
+    def _mark(self, fd: int, value: bytes) -> None:
+        try:
+            os.setxattr(fd, xattrs.IMPLIED, value)
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            self._warnings.add(
+                "without user attributes in the store's filesystem, the owner and mode of a"
+                " directory that the layer does not list are lost",
+                self._current,
+            )
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        offset += count
+        view = view[count:]
