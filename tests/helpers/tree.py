@@ -231,6 +231,11 @@ def source() -> str:
         return file.read()
 
 
+def dumps(tree: Tree) -> bytes:
+    """A recording as bytes, for `loads`."""
+    return pickle.dumps({path: vars(entry) for path, entry in tree.items()})
+
+
 def loads(data: bytes) -> Any:
     """What the program form of this module wrote."""
     tree: dict[bytes, Any] = {}
@@ -243,11 +248,9 @@ def main(arguments: list[str]) -> int:
     """`record ROOT`, `record-identity ROOT` or `digest ROOT`: a pickle on stdout."""
     what, root = arguments
     if what == "digest":
-        result: dict[bytes, Any] = dict(digest(root))
+        sys.stdout.buffer.write(pickle.dumps(digest(root)))
     else:
-        tree = record(root, identity=what == "record-identity")
-        result = {path: vars(entry) for path, entry in tree.items()}
-    sys.stdout.buffer.write(pickle.dumps(result))
+        sys.stdout.buffer.write(dumps(record(root, identity=what == "record-identity")))
     return 0
 
 
