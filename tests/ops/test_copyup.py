@@ -1,0 +1,256 @@
+"""Copy-up: what it keeps, what it leaves alone, where it puts things."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import IMPL, MODE, Space, differs
+from tests.helpers.tree import record
+from tests.ops.conftest import ATIME, CONTENT, MTIME, Case
+
+
+def append(path: Path) -> None:
+    """Write a byte."""
+    with open(path, "ab") as stream:
+        stream.write(b"!")
+
+
+TRIGGERS: dict[str, Callable[[Path], object]] = {
+    "append": append,
+    "chmod": lambda path: os.chmod(path, 0o604),
+    "utime": lambda path: os.utime(path, ns=(1, 1)),
+    "setxattr": lambda path: os.setxattr(path, "user.new", b"x"),
+    "removexattr": lambda path: os.removexattr(path, "user.colour"),
+    "truncate": lambda path: os.truncate(path, 5),
+    "link": lambda path: os.link(path, path.parent / "hard"),
+    "rename": lambda path: os.rename(path, path.parent / "renamed"),
+}
+CHANGED = {
+    "append": {"size", "digest", "mtime_ns"},
+    "chmod": {"mode"},
+    "utime": {"mtime_ns"},
+    "setxattr": {"xattrs"},
+    "removexattr": {"xattrs"},
+    "truncate": {"size", "digest", "mtime_ns"},
+    "link": {"nlink", "same_as"},
+    "rename": set(),
+}
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS)
+def test_only_what_was_changed_changes(case: Case, trigger: str) -> None:
+    before = record(str(case.path))
+    TRIGGERS[trigger](case.path / "f")
+    after = record(str(case.path))
+    if trigger == "rename":
+        after[b"f"] = after.pop(b"renamed")
+    if trigger == "link":
+        after.pop(b"hard")
+    before.pop(b"."), after.pop(b".")
+    changed = {
+        field
+        for field in vars(before[b"f"])
+        if getattr(before[b"f"], field) != getattr(after[b"f"], field)
+    }
+    assert changed == CHANGED[trigger]
+    before.pop(b"f"), after.pop(b"f")
+    assert before == after
+
+
+@pytest.mark.parametrize("trigger", sorted(set(TRIGGERS) - {"link", "rename"}))
+def test_parents_keep_their_times(case: Case, trigger: str) -> None:
+    """Diff programs compare directories' times: copying up a file must not move them."""
+    os.setxattr(case.path / "d", "user.before", b"x")
+    os.utime(case.path / "d" / "sub", ns=(ATIME, MTIME))
+    os.utime(case.path / "d", ns=(ATIME, MTIME))
+    leaf = case.path / "d" / "sub" / "leaf"
+    if trigger == "removexattr":
+        trigger = "setxattr"
+    TRIGGERS[trigger](leaf)
+    for path in (case.path / "d", case.path / "d" / "sub"):
+        assert os.stat(path).st_mtime_ns == MTIME
+    for path in (case.upper / "d", case.upper / "d" / "sub"):
+        assert os.stat(path).st_mtime_ns == MTIME
+
+
+def test_ancestors_are_copied_whole(space: Space) -> None:
+    for depth, mode in enumerate((0o711, 0o750, 0o1777, 0o2775)):
+        path = space.lower.joinpath(*(f"d{index}" for index in range(depth + 1)))
+        path.mkdir()
+        path.chmod(mode)
+        os.setxattr(path, "user.depth", b"%d" % depth)
+    leaf = path / "leaf"
+    leaf.write_bytes(b"x")
+    while path != space.lower:
+        os.utime(path, ns=(ATIME, MTIME))
+        path = path.parent
+    before = record(str(space.lower))
+    with space.mounted() as mnt:
+        (mnt / leaf.relative_to(space.lower)).write_bytes(b"changed")
+        for where in (mnt, space.upper):
+            after = record(str(where))
+            for name in (b"d0", b"d0/d1", b"d0/d1/d2", b"d0/d1/d2/d3"):
+                assert after[name].mode == before[name].mode, (where, name)
+                assert after[name].mtime_ns == MTIME, (where, name)
+                assert before[name].xattrs.items() <= after[name].xattrs.items()
+
+
+def test_upper_holds_only_what_changed(space: Space) -> None:
+    for index in range(10):
+        (space.lower / f"d{index}").mkdir()
+        (space.lower / f"d{index}" / "a").write_bytes(b"a")
+        (space.lower / f"d{index}" / "b").write_bytes(b"b")
+    with space.mounted() as mnt:
+        subprocess.run(["find", str(mnt), "-ls"], check=True, stdout=subprocess.DEVNULL)
+        assert os.listdir(space.upper) == []
+        append(mnt / "d3" / "a")
+        assert os.listdir(space.upper) == ["d3"]
+        assert os.listdir(space.upper / "d3") == ["a"]
+
+
+def test_metadata_of_a_directory_copies_no_children(case: Case) -> None:
+    os.chmod(case.path / "d", 0o700)
+    assert os.listdir(case.upper / "d") == []
+    assert set(os.listdir(case.path / "d")) == {"child", "sub"}
+
+
+def test_work_directory_is_left_empty(space: Space) -> None:
+    for index in range(20):
+        (space.lower / f"f{index}").write_bytes(b"x")
+    with space.mounted() as mnt:
+        for index in range(0, 20, 2):
+            append(mnt / f"f{index}")
+            os.unlink(mnt / f"f{index + 1}")
+        left = [name for _, _, files in os.walk(space.work) for name in files]
+        if IMPL == "fuse":
+            assert left == []
+
+
+@differs("inode-numbers")
+@pytest.mark.parametrize("name", ["f", "d", "s", "p", "k"])
+def test_inode_number_survives_copy_up(case: Case, name: str) -> None:
+    before = os.lstat(case.path / name).st_ino
+    with os.scandir(case.path) as entries:
+        assert {entry.name: entry.inode() for entry in entries}[name] == before
+    os.utime(case.path / name, ns=(1, 1), follow_symlinks=False)
+    assert case.is_up(name)
+    assert os.lstat(case.path / name).st_ino == before
+    with os.scandir(case.path) as entries:
+        assert {entry.name: entry.inode() for entry in entries}[name] == before
+
+
+@differs("inode-numbers")
+def test_inode_number_through_an_open_descriptor(case: Case) -> None:
+    fd = os.open(case.path / "f", os.O_RDWR)
+    before = os.fstat(fd).st_ino
+    os.write(fd, b"changed")
+    assert os.fstat(fd).st_ino == before == os.stat(case.path / "f").st_ino
+    os.close(fd)
+
+
+def test_inode_numbers_are_unique(case: Case, where: str) -> None:
+    numbers = [os.lstat(path).st_ino for path in case.path.rglob("*")]
+    numbers += [os.stat(case.path).st_ino, os.stat(case.space.mnt).st_ino]
+    if IMPL == "fuse":
+        assert len(set(numbers)) == len(numbers)
+
+
+def test_lower_access_times_do_not_move(space: Space) -> None:
+    """Reading everything, twice, links too; `mounted` compares all other times as well."""
+    (space.lower / "f").write_bytes(CONTENT)
+    (space.lower / "d").mkdir()
+    (space.lower / "d" / "g").write_bytes(b"x")
+    os.symlink("f", space.lower / "s")
+    for name in ("f", "d/g", "d", "s", "."):
+        os.utime(space.lower / name, ns=(ATIME, MTIME), follow_symlinks=False)
+    mnt = space.mount()
+    for _ in range(2):
+        (mnt / "f").read_bytes()
+        (mnt / "d" / "g").read_bytes()
+        os.listdir(mnt)
+        os.listdir(mnt / "d")
+        os.readlink(mnt / "s")
+        append(mnt / "f")
+    space.unmount()
+    moved = [
+        name
+        for name in ("f", "d/g", "d", "s", ".")
+        if os.lstat(space.lower / name).st_atime_ns != ATIME
+    ]
+    assert moved == []
+
+
+@pytest.mark.skipif(MODE != "root", reason="needs other users' ids")
+def test_owner_is_kept(space: Space) -> None:
+    (space.lower / "d").mkdir()
+    (space.lower / "d" / "f").write_bytes(b"x")
+    os.symlink("f", space.lower / "d" / "s")
+    for name, owner in (("d", 1001), ("d/f", 1002), ("d/s", 1003)):
+        os.chown(space.lower / name, owner, owner + 1000, follow_symlinks=False)
+    (space.lower / "d" / "f").chmod(0o4751)
+    with space.mounted() as mnt:
+        os.utime(mnt / "d" / "f", ns=(1, 1))
+        os.utime(mnt / "d" / "s", ns=(1, 1), follow_symlinks=False)
+        for where in (mnt, space.upper):
+            for name, owner in (("d", 1001), ("d/f", 1002), ("d/s", 1003)):
+                st = os.lstat(where / name)
+                assert (st.st_uid, st.st_gid) == (owner, owner + 1000)
+            assert stat.S_IMODE(os.stat(where / "d" / "f").st_mode) == 0o4751
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o200, 0o444])
+def test_files_that_may_not_be_written_change_their_attributes(space: Space, mode: int) -> None:
+    (space.lower / "f").write_bytes(CONTENT)
+    (space.lower / "f").chmod(mode or 0o400)
+    with space.mounted() as mnt:
+        os.utime(mnt / "f", ns=(ATIME, MTIME))
+        os.chmod(mnt / "f", 0o600)
+        assert (mnt / "f").read_bytes() == CONTENT
+        assert os.stat(space.upper / "f").st_mtime_ns == MTIME
+
+
+def test_special_files_stay_what_they_are(case: Case) -> None:
+    for name, kind in (("p", stat.S_ISFIFO), ("k", stat.S_ISSOCK), ("s", stat.S_ISLNK)):
+        os.utime(case.path / name, ns=(1, 2), follow_symlinks=False)
+        assert kind(os.lstat(case.upper / name).st_mode), name
+        assert kind(os.lstat(case.path / name).st_mode), name
+
+
+def test_layers_on_another_filesystem(space: Space) -> None:
+    """Copy-up across filesystems, and numbers that do not collide."""
+    if MODE == "user":
+        other = Path("/dev/shm") / f"fuseoverlay-test-{os.getpid()}"
+        other.mkdir()
+    else:
+        other = space.base / "tmpfs"
+        other.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(other)], check=True, timeout=30)
+    try:
+        lower = other / "lower"
+        lower.mkdir()
+        (lower / "f").write_bytes(b"from another filesystem" * 1000)
+        (lower / "d").mkdir()
+        (lower / "d" / "g").write_bytes(b"g")
+        (space.lower / "here").write_bytes(b"here")
+        (space.lower / "d").mkdir()
+        (space.lower / "d" / "h").write_bytes(b"h")
+        space.lowers.append(lower)
+        with space.mounted() as mnt:
+            append(mnt / "f")
+            append(mnt / "d" / "g")
+            assert (mnt / "f").read_bytes() == b"from another filesystem" * 1000 + b"!"
+            assert sorted(os.listdir(mnt / "d")) == ["g", "h"]
+            if IMPL == "fuse":
+                paths = [mnt, *mnt.rglob("*")]
+                assert len({os.lstat(path).st_ino for path in paths}) == len(paths)
+    finally:
+        if MODE != "user":
+            subprocess.run(["umount", "-l", str(other)], check=False, timeout=30)
+        else:
+            subprocess.run(["rm", "-r", str(other)], check=False, timeout=30)

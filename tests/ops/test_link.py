@@ -1,0 +1,266 @@
+"""Hard links: made through the mount, and those that layers bring."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from tests.helpers.mounts import IMPL, MODE, Space, differs, fails
+from tests.ops.conftest import CONTENT, Case
+
+#: The kernel tells links of a copied-up file by file handles, which a user may not open.
+linkable = pytest.mark.skipif(
+    IMPL == "kernel" and MODE == "userns", reason="no file handles in a user namespace"
+)
+
+
+@linkable
+def test_link(case: Case, where: str) -> None:
+    os.link(case.path / "f", case.path / "hard")
+    a, b = os.stat(case.path / "f"), os.stat(case.path / "hard")
+    assert a.st_ino == b.st_ino
+    assert a.st_nlink == b.st_nlink == 2
+    with open(case.path / "hard", "r+b") as stream:
+        stream.write(b"BY THE LINK")
+    assert (case.path / "f").read_bytes() == b"BY THE LINK" + CONTENT[11:]
+    os.unlink(case.path / "f")
+    assert (case.path / "hard").read_bytes() == b"BY THE LINK" + CONTENT[11:]
+    assert os.stat(case.path / "hard").st_nlink == 1
+    assert os.getxattr(case.path / "hard", "user.colour") == b"red"
+
+
+@linkable
+def test_link_to_another_directory(case: Case, where: str) -> None:
+    os.link(case.path / "f", case.path / "d" / "sub" / "hard")
+    assert os.path.samefile(case.path / "f", case.path / "d" / "sub" / "hard")
+    assert os.path.samefile(case.upper / "f", case.upper / "d" / "sub" / "hard")
+
+
+@linkable
+def test_link_of_other_kinds(case: Case, where: str) -> None:
+    os.link(case.path / "p", case.path / "p2")
+    os.link(case.path / "s", case.path / "s2", follow_symlinks=False)
+    assert os.path.samestat(os.lstat(case.path / "p"), os.lstat(case.path / "p2"))
+    assert os.path.islink(case.path / "s2")
+    assert os.readlink(case.path / "s2") == "f"
+
+
+def test_link_over_what_exists(case: Case, where: str) -> None:
+    for name in ("g", "d", "s"):
+        with fails(errno.EEXIST):
+            os.link(case.path / "f", case.path / name)
+    assert os.stat(case.path / "f").st_nlink == 1
+
+
+def test_link_of_a_directory(case: Case, where: str) -> None:
+    with fails(errno.EPERM):
+        os.link(case.path / "d", case.path / "hard")
+
+
+def test_link_of_nothing(case: Case) -> None:
+    with fails(errno.ENOENT):
+        os.link(case.path / "nothing", case.path / "hard")
+
+
+def test_link_over_a_whiteout(case: Case, where: str) -> None:
+    os.unlink(case.path / "g")
+    os.link(case.path / "f", case.path / "g")
+    assert (case.path / "g").read_bytes() == CONTENT
+    assert os.stat(case.path / "f").st_nlink == 2
+    assert os.listdir(case.path).count("g") == 1
+
+
+def test_link_of_an_open_file(case: Case, where: str) -> None:
+    with open(case.path / "f", "r+b", buffering=0) as stream:
+        os.link(case.path / "f", case.path / "hard")
+        stream.write(b"later")
+    assert (case.path / "hard").read_bytes()[:5] == b"later"
+
+
+@linkable
+def test_rename_of_one_name_onto_the_other(case: Case, where: str) -> None:
+    """rename(2): two links to one file: nothing happens, both stay."""
+    os.link(case.path / "f", case.path / "hard")
+    os.rename(case.path / "f", case.path / "hard")
+    assert os.path.samefile(case.path / "f", case.path / "hard")
+
+
+def test_write_through_one_descriptor_shows_in_every_name(case: Case, where: str) -> None:
+    for index in range(5):
+        os.link(case.path / "f", case.path / f"hard{index}")
+    fd = os.open(case.path / "f", os.O_RDONLY)
+    (case.path / "hard3").write_bytes(b"new")
+    assert os.pread(fd, 100, 0) == b"new"
+    os.close(fd)
+    for index in range(5):
+        assert (case.path / f"hard{index}").read_bytes() == b"new"
+        os.unlink(case.path / f"hard{index}")
+        assert os.stat(case.path / "f").st_nlink == 5 - index
+
+
+@pytest.fixture
+def linked(space: Space) -> Space:
+    """A lower with one file of three names, in two directories, and an unrelated file."""
+    space.kernel_reads = False
+    (space.lower / "a").write_bytes(b"shared content")
+    os.link(space.lower / "a", space.lower / "b")
+    (space.lower / "dir").mkdir()
+    os.link(space.lower / "a", space.lower / "dir" / "c")
+    (space.lower / "other").write_bytes(b"other")
+    return space
+
+
+def _all_the_same(space: Space, names: tuple[str, ...], content: bytes) -> None:
+    numbers = {os.stat(space.mnt / name).st_ino for name in names}
+    assert len(numbers) == 1
+    for name in names:
+        assert (space.mnt / name).read_bytes() == content, name
+        assert os.stat(space.mnt / name).st_nlink == len(names), name
+        assert os.stat(space.mnt / name).st_size == len(content), name
+
+
+THREE = ("a", "b", "dir/c")
+
+
+def test_lower_links_are_one_file(linked: Space) -> None:
+    with linked.mounted() as mnt:
+        _all_the_same(linked, THREE, b"shared content")
+        assert os.stat(mnt / "other").st_ino != os.stat(mnt / "a").st_ino
+        with os.scandir(mnt) as entries:
+            numbers = {entry.name: entry.inode() for entry in entries}
+        assert numbers["a"] == numbers["b"] == os.stat(mnt / "a").st_ino
+
+
+@differs("hard-links")
+@pytest.mark.parametrize("through", THREE)
+def test_lower_links_stay_one_file_across_copy_up(linked: Space, through: str) -> None:
+    with linked.mounted() as mnt:
+        for name in THREE:
+            os.stat(mnt / name)
+        (mnt / through).write_bytes(b"changed")
+        _all_the_same(linked, THREE, b"changed")
+        linked.remount()
+        _all_the_same(linked, THREE, b"changed")
+        (mnt / "b").write_bytes(b"changed again")
+        _all_the_same(linked, THREE, b"changed again")
+
+
+@differs("hard-links")
+def test_copy_up_before_the_other_names_were_seen(linked: Space) -> None:
+    with linked.mounted() as mnt:
+        (mnt / "a").write_bytes(b"changed")
+        _all_the_same(linked, THREE, b"changed")
+        linked.remount()
+        assert (mnt / "dir" / "c").read_bytes() == b"changed"
+        os.chmod(mnt / "dir" / "c", 0o600)
+        assert os.stat(mnt / "b").st_mode & 0o777 == 0o600
+        _all_the_same(linked, THREE, b"changed")
+
+
+@differs("hard-links")
+def test_descriptor_of_one_name_sees_a_change_by_another(linked: Space) -> None:
+    with linked.mounted() as mnt:
+        fd = os.open(mnt / "a", os.O_RDONLY)
+        assert os.pread(fd, 100, 0) == b"shared content"
+        (mnt / "dir" / "c").write_bytes(b"changed")
+        assert os.pread(fd, 100, 0) == b"changed"
+        os.close(fd)
+
+
+@differs("hard-links")
+def test_unlinking_lower_names_one_by_one(linked: Space) -> None:
+    with linked.mounted() as mnt:
+        os.unlink(mnt / "b")
+        _all_the_same(linked, ("a", "dir/c"), b"shared content")
+        linked.remount()
+        _all_the_same(linked, ("a", "dir/c"), b"shared content")
+        (mnt / "dir" / "c").write_bytes(b"changed")
+        _all_the_same(linked, ("a", "dir/c"), b"changed")
+        os.unlink(mnt / "a")
+        _all_the_same(linked, ("dir/c",), b"changed")
+        linked.remount()
+        _all_the_same(linked, ("dir/c",), b"changed")
+        os.unlink(mnt / "dir" / "c")
+        assert sorted(os.listdir(mnt)) == ["dir", "other"]
+
+
+@differs("hard-links")
+def test_new_name_for_a_lower_file_with_several(linked: Space) -> None:
+    with linked.mounted() as mnt:
+        os.link(mnt / "b", mnt / "fourth")
+        _all_the_same(linked, (*THREE, "fourth"), b"shared content")
+        linked.remount()
+        _all_the_same(linked, (*THREE, "fourth"), b"shared content")
+        (mnt / "a").write_bytes(b"changed")
+        linked.remount()
+        _all_the_same(linked, (*THREE, "fourth"), b"changed")
+
+
+@differs("hard-links")
+def test_renaming_one_of_the_lower_names(linked: Space) -> None:
+    with linked.mounted() as mnt:
+        os.rename(mnt / "a", mnt / "dir" / "renamed")
+        names = ("dir/renamed", "b", "dir/c")
+        _all_the_same(linked, names, b"shared content")
+        linked.remount()
+        _all_the_same(linked, names, b"shared content")
+        (mnt / "b").write_bytes(b"changed")
+        linked.remount()
+        _all_the_same(linked, names, b"changed")
+
+
+@differs("hard-links")
+def test_replacing_one_of_the_lower_names(linked: Space) -> None:
+    with linked.mounted() as mnt:
+        (mnt / "tmp").write_bytes(b"new file")
+        os.rename(mnt / "tmp", mnt / "a")
+        _all_the_same(linked, ("b", "dir/c"), b"shared content")
+        assert (mnt / "a").read_bytes() == b"new file"
+        linked.remount()
+        _all_the_same(linked, ("b", "dir/c"), b"shared content")
+        (mnt / "b").write_bytes(b"changed")
+        assert (mnt / "a").read_bytes() == b"new file"
+        _all_the_same(linked, ("b", "dir/c"), b"changed")
+
+
+@differs("hard-links")
+def test_truncating_open_of_a_lower_link(linked: Space) -> None:
+    with linked.mounted() as mnt:
+        os.close(os.open(mnt / "b", os.O_WRONLY | os.O_TRUNC))
+        _all_the_same(linked, THREE, b"")
+
+
+def test_links_of_a_copied_tree(linked: Space) -> None:
+    """cp -a through the mount keeps links, as tar and rsync do, by st_ino and st_nlink."""
+    with linked.mounted() as mnt:
+        shutil.copytree(mnt / "dir", mnt / "plain")
+        assert os.stat(mnt / "plain" / "c").st_nlink == 1
+        code = os.spawnlp(os.P_WAIT, "cp", "cp", "-a", str(mnt / "a"), str(mnt / "b"), "/nowhere")
+        assert code != 0
+        (mnt / "target").mkdir()
+        argv = ["cp", "cp", "-a", *(str(mnt / name) for name in ("a", "b")), str(mnt / "target")]
+        assert os.spawnlp(os.P_WAIT, *argv) == 0
+        assert os.path.samefile(mnt / "target" / "a", mnt / "target" / "b")
+
+
+def test_links_in_the_upper(space: Space) -> None:
+    (space.upper / "a").write_bytes(b"x")
+    os.link(space.upper / "a", space.upper / "b")
+    with space.mounted() as mnt:
+        _all_the_same(space, ("a", "b"), b"x")
+        (mnt / "a").write_bytes(b"changed")
+        _all_the_same(space, ("a", "b"), b"changed")
+        os.unlink(mnt / "a")
+        _all_the_same(space, ("b",), b"changed")
+
+
+def test_links_between_layers_are_different_files(space: Space) -> None:
+    """The same inode seen in two layers (a hard link between them) is two files: one may change."""
+    bottom = space.add_lower()
+    (bottom / "a").write_bytes(b"x")
+    os.link(bottom / "a", space.lower / "b")
+    with space.mounted(settle=False) as mnt:
+        assert (mnt / "a").read_bytes() == (mnt / "b").read_bytes() == b"x"
