@@ -54,8 +54,6 @@ DIFFERENCES = {
     "hard-links": "hard links survive copy-up, also after a remount",
     "in-use": "an upper or work directory in use by another mount is refused",
     "daemon": "what is tested is the daemon or its command line",
-    "inode-numbers": "inode numbers are kept across copy-up without xino",
-    "read-only-user": "the kernel wants CAP_SYS_ADMIN for what a plain FUSE mount may do",
 }
 
 
@@ -72,6 +70,11 @@ MODE = _mode()
 root_only = pytest.mark.skipif(MODE != "root", reason="needs the superuser")
 needs_root_ids = pytest.mark.skipif(MODE != "root", reason="needs other users' ids")
 fuse_only = pytest.mark.skipif(IMPL == "kernel", reason=DIFFERENCES["daemon"])
+
+#: The kernel knows a copied-up file by its lower's file handle, which a user may not open.
+file_handles = pytest.mark.skipif(
+    IMPL == "kernel" and MODE == "userns", reason="no file handles in a user namespace"
+)
 
 
 def differs(key: str) -> pytest.MarkDecorator:

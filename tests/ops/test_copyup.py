@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import IMPL, MODE, Space, differs
+from tests.helpers.mounts import IMPL, MODE, Space, file_handles
 from tests.helpers.tree import record
 from tests.ops.conftest import ATIME, CONTENT, MTIME, Case
 
@@ -132,7 +132,7 @@ def test_work_directory_is_left_empty(space: Space) -> None:
             assert left == []
 
 
-@differs("inode-numbers")
+@file_handles
 @pytest.mark.parametrize("name", ["f", "d", "s", "p", "k"])
 def test_inode_number_survives_copy_up(case: Case, name: str) -> None:
     before = os.lstat(case.path / name).st_ino
@@ -145,7 +145,7 @@ def test_inode_number_survives_copy_up(case: Case, name: str) -> None:
         assert {entry.name: entry.inode() for entry in entries}[name] == before
 
 
-@differs("inode-numbers")
+@file_handles
 def test_inode_number_through_an_open_descriptor(case: Case) -> None:
     fd = os.open(case.path / "f", os.O_RDWR)
     before = os.fstat(fd).st_ino

@@ -8,16 +8,11 @@ import shutil
 
 import pytest
 
-from tests.helpers.mounts import IMPL, MODE, Space, differs, fails
+from tests.helpers.mounts import Space, differs, fails, file_handles
 from tests.ops.conftest import CONTENT, Case
 
-#: The kernel tells links of a copied-up file by file handles, which a user may not open.
-linkable = pytest.mark.skipif(
-    IMPL == "kernel" and MODE == "userns", reason="no file handles in a user namespace"
-)
 
-
-@linkable
+@file_handles
 def test_link(case: Case, where: str) -> None:
     os.link(case.path / "f", case.path / "hard")
     a, b = os.stat(case.path / "f"), os.stat(case.path / "hard")
@@ -32,14 +27,14 @@ def test_link(case: Case, where: str) -> None:
     assert os.getxattr(case.path / "hard", "user.colour") == b"red"
 
 
-@linkable
+@file_handles
 def test_link_to_another_directory(case: Case, where: str) -> None:
     os.link(case.path / "f", case.path / "d" / "sub" / "hard")
     assert os.path.samefile(case.path / "f", case.path / "d" / "sub" / "hard")
     assert os.path.samefile(case.upper / "f", case.upper / "d" / "sub" / "hard")
 
 
-@linkable
+@file_handles
 def test_link_of_other_kinds(case: Case, where: str) -> None:
     os.link(case.path / "p", case.path / "p2")
     os.link(case.path / "s", case.path / "s2", follow_symlinks=False)
@@ -80,7 +75,7 @@ def test_link_of_an_open_file(case: Case, where: str) -> None:
     assert (case.path / "hard").read_bytes()[:5] == b"later"
 
 
-@linkable
+@file_handles
 def test_rename_of_one_name_onto_the_other(case: Case, where: str) -> None:
     """rename(2): two links to one file: nothing happens, both stay."""
     os.link(case.path / "f", case.path / "hard")

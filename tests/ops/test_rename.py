@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from tests.helpers.mounts import IMPL, Space, fails, is_opaque, is_whiteout, make_whiteout
+from tests.helpers.mounts import Space, fails, file_handles, is_opaque, is_whiteout, make_whiteout
 from tests.ops.conftest import CONTENT, Case
 
 
@@ -332,9 +332,8 @@ def test_files_of_a_moved_directory_go_on(case: Case) -> None:
     assert (case.path / "e" / "moved" / "log").read_bytes() == b"one two three"
 
 
+@file_handles
 def test_inode_number_survives_rename(case: Case, where: str) -> None:
-    if IMPL == "kernel" and where == "lower":
-        pytest.skip("kernel overlayfs without xino")
     before = os.stat(case.path / "f").st_ino
     os.rename(case.path / "f", case.path / "new")
     assert os.stat(case.path / "new").st_ino == before

@@ -1,0 +1,222 @@
+"""Listing directories: big ones, changing ones, with offsets that stay true."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import Space, make_whiteout
+from tests.ops.conftest import Case
+
+MANY = 5000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.opendir.restype = ctypes.c_void_p
+_libc.opendir.argtypes = (ctypes.c_char_p,)
+_libc.closedir.argtypes = (ctypes.c_void_p,)
+_libc.telldir.restype = ctypes.c_long
+_libc.telldir.argtypes = (ctypes.c_void_p,)
+_libc.seekdir.argtypes = (ctypes.c_void_p, ctypes.c_long)
+
+
+class _Dirent(ctypes.Structure):
+    _fields_ = (
+        ("ino", ctypes.c_uint64),
+        ("offset", ctypes.c_int64),
+        ("length", ctypes.c_uint16),
+        ("kind", ctypes.c_uint8),
+        ("name", ctypes.c_char * 256),
+    )
+
+
+_libc.readdir64.restype = ctypes.POINTER(_Dirent)
+_libc.readdir64.argtypes = (ctypes.c_void_p,)
+
+
+class Stream:
+    """A directory stream of the C library, with positions."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = _libc.opendir(os.fsencode(path))
+        assert self.stream
+
+    def next(self) -> tuple[str, int] | None:
+        """(name, position after it); None at the end."""
+        entry = _libc.readdir64(self.stream)
+        if not entry:
+            return None
+        return os.fsdecode(entry.contents.name), _libc.telldir(self.stream)
+
+    def rest(self) -> list[str]:
+        """All names from here, without dots."""
+        names = []
+        while (found := self.next()) is not None:
+            names.append(found[0])
+        return [name for name in names if name not in (".", "..")]
+
+    def seek(self, position: int) -> None:
+        """Go to a position that `next` gave."""
+        _libc.seekdir(self.stream, position)
+
+    def close(self) -> None:
+        """Close it."""
+        _libc.closedir(self.stream)
+
+
+@pytest.fixture(scope="module")
+def big() -> Iterator[Space]:
+    """Read only: two layers with 3,000 names each, 1,000 in both, some hidden."""
+    from tests.helpers.mounts import scratch
+
+    with scratch() as base:
+        space = Space(base)
+        bottom = space.add_lower()
+        for layer, start in ((bottom, 0), (space.lower, 2000)):
+            (layer / "d").mkdir()
+            for index in range(start, start + 3000):
+                (layer / "d" / f"n{index}").touch()
+        for index in range(100):
+            make_whiteout(space.lower / "d" / f"n{index}")
+        try:
+            space.mount()
+            yield space
+            space.unmount()
+        finally:
+            space.drop()
+
+
+EXPECTED = {f"n{index}" for index in range(100, 5000)}
+
+
+def test_big_directory(big: Space) -> None:
+    for _ in range(2):
+        names = os.listdir(big.mnt / "d")
+        assert len(names) == len(EXPECTED), "a name is listed twice, or not at all"
+        assert set(names) == EXPECTED
+
+
+def test_dots_are_listed_first_and_once(big: Space) -> None:
+    stream = Stream(big.mnt / "d")
+    names = []
+    while (found := stream.next()) is not None:
+        names.append(found[0])
+    stream.close()
+    assert names.count(".") == names.count("..") == 1
+
+
+def test_seek_to_every_kind_of_position(big: Space) -> None:
+    stream = Stream(big.mnt / "d")
+    seen = []
+    while (found := stream.next()) is not None:
+        seen.append(found)
+    for index in (0, 1, 2, 5, 100, 2500, 4898, len(seen) - 2, len(seen) - 1):
+        stream.seek(seen[index][1])
+        expected = [name for name, _ in seen[index + 1 :] if name not in (".", "..")]
+        assert stream.rest() == expected, f"after position {index}"
+    stream.close()
+
+
+def test_two_listings_at_once(big: Space) -> None:
+    one, two = Stream(big.mnt / "d"), Stream(big.mnt / "d")
+    for _ in range(1000):
+        one.next()
+    assert set(two.rest()) == EXPECTED
+    rest = one.rest()
+    assert len(rest) in (len(EXPECTED) - 1000 + 2, len(EXPECTED) - 1000)
+    one.close()
+    two.close()
+
+
+def test_deletion_while_listing(space: Space) -> None:
+    """`rm -r` reads and deletes in turn: it must meet every name, once."""
+    (space.lower / "d").mkdir()
+    for index in range(MANY):
+        (space.lower / "d" / f"n{index}").touch()
+    with space.mounted(settle=False) as mnt:
+        met = []
+        with os.scandir(mnt / "d") as entries:
+            for entry in entries:
+                met.append(entry.name)
+                os.unlink(mnt / "d" / entry.name)
+        assert len(met) == len(set(met)) == MANY
+        assert os.listdir(mnt / "d") == []
+        os.rmdir(mnt / "d")
+        assert os.listdir(mnt) == []
+
+
+def test_deletion_of_new_files_while_listing(case: Case) -> None:
+    os.mkdir(case.path / "new")
+    for index in range(2000):
+        (case.path / "new" / f"n{index}").touch()
+    with os.scandir(case.path / "new") as entries:
+        for entry in entries:
+            os.unlink(case.path / "new" / entry.name)
+    os.rmdir(case.path / "new")
+
+
+def test_creation_while_listing(space: Space) -> None:
+    """Names that were there all the time are listed once, whatever comes meanwhile."""
+    (space.lower / "d").mkdir()
+    for index in range(1000):
+        (space.lower / "d" / f"n{index}").touch()
+    with space.mounted(settle=False) as mnt:
+        met = []
+        with os.scandir(mnt / "d") as entries:
+            for count, entry in enumerate(entries):
+                met.append(entry.name)
+                if count < 1000:
+                    (mnt / "d" / f"new{count}").touch()
+        old = [name for name in met if name.startswith("n") and not name.startswith("new")]
+        assert len(old) == len(set(old)) == 1000
+        assert len(met) == len(set(met))
+        assert len(os.listdir(mnt / "d")) == 2000
+
+
+def test_renaming_while_listing(space: Space) -> None:
+    (space.lower / "d").mkdir()
+    for index in range(500):
+        (space.lower / "d" / f"n{index}").touch()
+    with space.mounted(settle=False) as mnt:
+        with os.scandir(mnt / "d") as entries:
+            for entry in entries:
+                if entry.name.startswith("n"):
+                    os.rename(mnt / "d" / entry.name, mnt / "d" / f"r{entry.name}")
+        assert set(os.listdir(mnt / "d")) == {f"rn{index}" for index in range(500)}
+
+
+def test_open_directory_sees_changes_after_rewind(case: Case, where: str) -> None:
+    fd = os.open(case.path / "d", os.O_RDONLY)
+    assert set(os.listdir(fd)) == {"child", "sub"}
+    (case.path / "d" / "new").touch()
+    assert set(os.listdir(fd)) == {"child", "sub", "new"}
+    os.unlink(case.path / "d" / "child")
+    assert set(os.listdir(fd)) == {"sub", "new"}
+    os.rename(case.path / "d" / "new", case.path / "d" / "newer")
+    assert set(os.listdir(fd)) == {"sub", "newer"}
+    os.close(fd)
+
+
+def test_remove_and_remake_many(case: Case) -> None:
+    for _ in range(3):
+        for index in range(200):
+            (case.path / "d" / f"n{index}").touch()
+        assert len(os.listdir(case.path / "d")) == 202
+        shutil.rmtree(case.path / "d")
+        os.mkdir(case.path / "d")
+        assert os.listdir(case.path / "d") == []
+        os.mkdir(case.path / "d" / "sub")
+        (case.path / "d" / "child").touch()
+
+
+def test_listing_of_long_names(space: Space) -> None:
+    """255 bytes each: few fit one reply."""
+    names = {f"{index:0255d}" for index in range(300)}
+    for name in names:
+        (space.lower / name).touch()
+    with space.mounted() as mnt:
+        assert set(os.listdir(mnt)) == names
