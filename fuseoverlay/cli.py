@@ -8,12 +8,14 @@ imports nothing that only images need.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fuseoverlay import __version__
+from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import FuseOverlayError, UsageError, describe
 
 _COMMANDS = ("mount", "unmount", "umount")
@@ -85,8 +87,8 @@ def _mount_parser(prog: str) -> _Parser:
                         help="log every request with its answer; implies -f")  # fmt: skip
     parser.add_argument("-s", dest="single", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--upper", metavar="DIR",
-                        help="image: keep changes in DIR/diff (DIR/work is the work directory)")  # fmt: skip
-    parser.add_argument("--read-only", action="store_true", help="image: allow no changes")
+                        help="image: keep changes in DIR/diff, work in DIR/work")  # fmt: skip
+    parser.add_argument("--read-only", action="store_true", help="allow no changes")
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="image: which of a multi-platform image")  # fmt: skip
     return parser
@@ -94,60 +96,54 @@ def _mount_parser(prog: str) -> _Parser:
 
 def _mount_with(args: argparse.Namespace) -> int:
     """Tell an image from directories, and mount."""
-    options = os.fsencode(",".join(args.options))
     if not args.paths:
         raise UsageError("no mount point given", hint="see fuseoverlay --help")
     if len(args.paths) > 2:
         raise UsageError(f"too many arguments: {args.paths[2]}", hint="see fuseoverlay --help")
-    mountpoint = os.fsencode(args.paths[-1])
-    if b"lowerdir" in options:
-        for name in ("upper", "read_only", "platform"):
-            if getattr(args, name):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is for images", hint="use upperdir= and workdir="
-                )
-        return _serve(options, mountpoint, args)
-    if len(args.paths) < 2:
-        raise UsageError(
-            "neither lowerdir= nor an image given",
-            hint="use -o lowerdir=DIR MNT or IMAGE MNT",
-        )
-    return _mount_image(args, options, mountpoint)
+    from fuseoverlay import config
 
-
-def _serve(
-    options: bytes,
-    mountpoint: bytes,
-    args: argparse.Namespace,
-    at_exit: Callable[[], None] | None = None,
-) -> int:
-    from fuseoverlay import config, mount
-
-    parsed = config.parse(options)
+    parsed = config.parse(os.fsencode(",".join(args.options)))
     for option in parsed.ignored:
         _complain("warning", f"option {option} is unknown and ignored")
-    mount.log_to_stderr(debug=args.debug)
     if args.read_only:
         parsed = replace(parsed, fuse_options=(*parsed.fuse_options, "ro"))
-    mount.run(parsed, mountpoint, foreground=args.foreground or args.debug, at_exit=at_exit)
+    if parsed.lowerdirs or len(args.paths) == 1:
+        for name in ("upper", "platform"):
+            if getattr(args, name):
+                raise UsageError(f"--{name} is for images", hint="use upperdir= and workdir=")
+        _serve(args, config.check(parsed))
+    else:
+        _mount_image(args, parsed)
     return 0
 
 
-def _mount_image(args: argparse.Namespace, options: bytes, mountpoint: bytes) -> int:
-    from fuseoverlay import images
+def _serve(
+    args: argparse.Namespace,
+    config: MountConfig,
+    at_exit: Callable[[], None] | None = None,
+) -> None:
+    from fuseoverlay import mount
+
+    mount.log_to_stderr(debug=args.debug)
+    mount.run(
+        config,
+        os.fsencode(args.paths[-1]),
+        foreground=args.foreground or args.debug,
+        at_exit=at_exit,
+    )
+
+
+def _mount_image(args: argparse.Namespace, config: MountConfig) -> None:
+    from fuseoverlay import images, progress
 
     def warn(text: str) -> None:
         _complain("warning", text)
 
-    image = images.prepare(
-        args.paths[0], upper=args.upper, read_only=args.read_only, platform=args.platform, warn=warn
-    )
-    options = b",".join(part for part in (image.options, options) if part)
-    try:
-        return _serve(options, mountpoint, args, at_exit=image.clean_up)
-    except BaseException:
-        image.clean_up()
-        raise
+    with progress.shown("Unpacking") as report:
+        layers = images.layers(args.paths[0], platform=args.platform, progress=report, warn=warn)
+    with contextlib.ExitStack() as changes:
+        upper = changes.enter_context(images.changes(layers, config, keep_in=args.upper))
+        _serve(args, images.configure(layers, upper, config), at_exit=changes.close)
 
 
 def _unmount(argv: list[str]) -> int:

@@ -78,7 +78,10 @@ class MountConfig:
 
 
 def parse(options: bytes) -> MountConfig:
-    """Read the argument of `-o`. Raises `UsageError`."""
+    """Read the argument of `-o`; which directories are needed is for `check`.
+
+    Raises `UsageError`.
+    """
     config = MountConfig(lowerdirs=())
     flags: dict[str, str] = {}
     values: dict[str, str] = {}
@@ -100,6 +103,12 @@ def parse(options: bytes) -> MountConfig:
             values[name] = text
         elif not _FSTAB.match(text):
             ignored.append(text)
+    fuse_options = (*(f for f in flags.values() if f not in ("rw", "async")), *values.values())
+    return replace(config, fuse_options=fuse_options, ignored=tuple(ignored))
+
+
+def check(config: MountConfig) -> MountConfig:
+    """The same, if it names the directories that a mount needs. Raises `UsageError`."""
     if not config.lowerdirs:
         raise UsageError("no lowerdir= given", hint="name at least one: -o lowerdir=DIR")
     if (config.upperdir is None) != (config.workdir is None):
@@ -108,8 +117,7 @@ def parse(options: bytes) -> MountConfig:
             f"{missing}= is missing",
             hint="a writable mount needs both upperdir= and workdir=, a read-only one neither",
         )
-    fuse_options = (*(f for f in flags.values() if f not in ("rw", "async")), *values.values())
-    return replace(config, fuse_options=fuse_options, ignored=tuple(ignored))
+    return config
 
 
 def _directory_option(config: MountConfig, name: str, value: bytes) -> MountConfig:

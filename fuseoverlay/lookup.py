@@ -211,7 +211,7 @@ def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
     for real in directory.lowers:
         if not real.layer.implied:
             return real
-        if xattrs.get(at(ov.stack.fd(real), b"."), xattrs.IMPLIED) is None:
+        if xattrs.get(at(ov.stack.fd(real), b"."), xattrs.IMPLIED) != xattrs.IMPLIED_SELF:
             return real
     return real
 

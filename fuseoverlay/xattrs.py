@@ -26,6 +26,8 @@ OVERRIDE_STAT: Final = b"user.containers.override_stat"
 #: mean nothing, those of the directory below count. Also on the root of every
 #: layer that holds such directories, so that others need not be asked.
 IMPLIED: Final = b"user.fuseoverlay.implied"
+#: Value of `IMPLIED` on such a directory itself; a root that was listed has another.
+IMPLIED_SELF: Final = b"y"
 
 #: Prefixes that no layer of an image may bring, and no user may set.
 RESERVED: Final = (TRUSTED, USER, FUSE_OVERLAYFS, b"user.containers.", b"user.fuseoverlay.")

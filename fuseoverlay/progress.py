@@ -1,0 +1,46 @@
+"""A progress bar on a terminal, and nothing elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+
+class Report(Protocol):
+    """What a report of progress has: bytes done and in all, layers counted from 1."""
+
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+
+
+@contextlib.contextmanager
+def shown(what: str) -> Iterator[Callable[[Report], None] | None]:
+    """Yields a function that takes reports; None where nobody would see them."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def report(now: Report) -> None:
+            text = f"{what} layer {now.layer} of {now.layers}"
+            bar.update(task, description=text, completed=now.done, total=now.total)
+
+        yield report
