@@ -18,6 +18,8 @@ from fuseoverlay.errors import DigestError, ImageError, describe
 from fuseoverlay.oci.model import Digest
 
 CHUNK: Final = 256 * 1024
+#: What the parts of a tar archive are padded to.
+_BLOCK: Final = 512
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
@@ -192,6 +194,9 @@ class ForwardStream:
     Everything that passes, also what is skipped, goes into the hash of `diff_id`. While
     `budget` is a number, it is the bytes that may still be read into memory: it keeps
     a header from claiming gigabytes.
+
+    Where the padding of the last file is missing, zeros stand in for it that are not
+    hashed: some writers (`umoci insert`) do not finish their archive.
     """
 
     def __init__(self, source: Readable, diff_id: Digest, where: str) -> None:
@@ -241,6 +246,11 @@ class ForwardStream:
             raise ImageError("a tar header points backwards", where=self._where)
         while self._position < position:
             if not self.read_some(min(position - self._position, CHUNK)):
+                missing = position - self._position
+                if missing < _BLOCK:
+                    # tarfile stops one byte early and looks whether that is there.
+                    self._buffer, self._at = bytes(missing + 1), missing
+                    self._position = position
                 break
         return self._position
 

@@ -174,6 +174,9 @@ class _Layer:
             target = whiteout.oci_target(name)
             if target in (None, b".", b".."):
                 raise self._bad("a whiteout of nothing, '.' or '..'")
+            if self._replaced(parent):
+                # `umoci repack` deletes the children of a directory that it replaces by a file.
+                return
             self._need_directory(parent)
             self._whiteouts.setdefault(parent, set()).add(target or b"")
 
@@ -283,6 +286,14 @@ class _Layer:
             except FileExistsError as exc:
                 raise self._no_directory(path[:end]) from exc
             self._dirs[path[:end]] = None
+
+    def _replaced(self, path: Path) -> bool:
+        """Whether this layer has something that is no directory at `path` or above."""
+        while path not in self._dirs:
+            if path in self._links or self._exists(path):
+                return True
+            path = path[:-1]
+        return False
 
     def _no_directory(self, path: Path) -> ImageError:
         return self._bad(f"{show(path)} is no directory in this layer, and no link is followed")
