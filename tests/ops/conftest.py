@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, scratch
-from tests.helpers.tree import compare, record
+from tests.helpers.mounts import Space, scratch, traces
+from tests.helpers.tree import compare
 
 CONTENT = b"content of f\n" * 100
 #: Times with nanoseconds, long ago: a changed time is never equal by accident.
@@ -128,7 +128,7 @@ class Shared:
             for path, about in self.before[0].items()
             if path.startswith(prefix)
         }
-        now = record(str(case.lower), identity=True)
+        now = traces(case.lower)
         now.pop(b".")
         lines = compare(was, now)
         assert not lines, "the lower was touched:\n" + "\n".join(lines)
@@ -200,6 +200,3 @@ def space() -> Iterator[Space]:
             yield space
         finally:
             space.drop()
-
-
-__all__ = ["MODE", "case", "shared", "space", "where"]

@@ -315,9 +315,11 @@ def test_acl_is_copied_up(space: Space) -> None:
 
 
 @acls
-def test_default_acl_is_inherited(case: Case, where: str) -> None:
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_default_acl_is_inherited(case: Case, where: str, umask: int) -> None:
+    """A default ACL takes the umask's place."""
     other = 1234 if MODE != "userns" else 0
-    os.umask(0o077)
+    os.umask(umask)
     setfacl("-m", f"d:u::rwx,d:u:{other}:rwx,d:g::rx,d:m:rwx,d:o::---", case.path / "d")
     os.close(os.open(case.path / "d" / "file", os.O_CREAT | os.O_WRONLY, 0o666))
     os.mkdir(case.path / "d" / "dir", 0o777)
@@ -343,7 +345,7 @@ def test_default_acl_is_inherited(case: Case, where: str) -> None:
     assert f"default:user:{other}:rwx" in getfacl(case.path / "d" / "dir" / "below")
     setfacl("-k", case.path / "d")
     os.mkdir(case.path / "d" / "without", 0o777)
-    assert mode_of(case.path / "d" / "without") == 0o700
+    assert mode_of(case.path / "d" / "without") == 0o777 & ~umask
 
 
 @pytest.mark.skipif(IMPL == "kernel" or MODE != "userns", reason="of FUSE in a user namespace")

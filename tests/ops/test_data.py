@@ -111,6 +111,15 @@ def test_open_truncates(case: Case, where: str) -> None:
     assert os.getxattr(case.path / "f", "user.colour") == b"red"
 
 
+def test_open_for_reading_truncates_too(case: Case, where: str) -> None:
+    """POSIX leaves it open, Linux does it."""
+    fd = os.open(case.path / "f", os.O_RDONLY | os.O_TRUNC)
+    assert os.read(fd, 10) == b""
+    os.close(fd)
+    assert os.stat(case.path / "f").st_size == 0
+    assert (case.path / "f").read_bytes() == b""
+
+
 def test_open_truncates_and_writes(case: Case, where: str) -> None:
     (case.path / "f").write_bytes(b"short")
     assert (case.path / "f").read_bytes() == b"short"
