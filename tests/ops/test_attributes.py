@@ -23,10 +23,6 @@ from tests.helpers.mounts import (
 from tests.ops.conftest import ATIME, CONTENT, MTIME, Case
 
 NAMESPACE = "trusted.overlay." if MODE == "root" else "user.overlay."
-#: FUSE without the kernel's ACL support refuses ACLs in a user namespace, and does so clearly.
-acls = pytest.mark.skipif(
-    IMPL == "fuse" and MODE == "userns", reason="FUSE has ACLs in the first user namespace only"
-)
 
 
 def mode_of(path: os.PathLike) -> int:
@@ -276,7 +272,6 @@ def getfacl(path: os.PathLike) -> list[str]:
     return done.stdout.split()
 
 
-@acls
 @pytest.mark.parametrize("name", ["f", "d"])
 def test_acl(case: Case, where: str, name: str) -> None:
     other = 1234 if MODE != "userns" else 0
@@ -297,7 +292,6 @@ def test_acl(case: Case, where: str, name: str) -> None:
     assert "system.posix_acl_access" not in os.listxattr(case.path / name)
 
 
-@acls
 def test_acl_is_copied_up(space: Space) -> None:
     other = 1234 if MODE != "userns" else 0
     (space.lower / "f").write_bytes(b"x")
@@ -314,7 +308,6 @@ def test_acl_is_copied_up(space: Space) -> None:
         assert (getfacl(space.upper / "f"), getfacl(space.upper / "d")) == was
 
 
-@acls
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_default_acl_is_inherited(case: Case, where: str, umask: int) -> None:
     """A default ACL takes the umask's place."""
@@ -346,12 +339,6 @@ def test_default_acl_is_inherited(case: Case, where: str, umask: int) -> None:
     setfacl("-k", case.path / "d")
     os.mkdir(case.path / "d" / "without", 0o777)
     assert mode_of(case.path / "d" / "without") == 0o777 & ~umask
-
-
-@pytest.mark.skipif(IMPL == "kernel" or MODE != "userns", reason="of FUSE in a user namespace")
-def test_acls_that_cannot_be_are_refused_clearly(case: Case) -> None:
-    with fails(errno.EOPNOTSUPP):
-        os.setxattr(case.path / "f", "system.posix_acl_access", b"\2\0\0\0")
 
 
 @pytest.mark.skipif(MODE != "user", reason="root keeps the bits")

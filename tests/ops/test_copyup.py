@@ -204,10 +204,15 @@ def test_owner_is_kept(space: Space) -> None:
             assert stat.S_IMODE(os.stat(where / "d" / "f").st_mode) == 0o4751
 
 
-@pytest.mark.parametrize("mode", [0o000, 0o200, 0o444])
+UNREADABLE = pytest.mark.skipif(
+    MODE == "user", reason="the daemon may not read what its user may not"
+)
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o444, pytest.param(0o200, marks=UNREADABLE)])
 def test_files_that_may_not_be_written_change_their_attributes(space: Space, mode: int) -> None:
     (space.lower / "f").write_bytes(CONTENT)
-    (space.lower / "f").chmod(mode or 0o400)
+    (space.lower / "f").chmod(mode)
     with space.mounted() as mnt:
         os.utime(mnt / "f", ns=(ATIME, MTIME))
         os.chmod(mnt / "f", 0o600)

@@ -1,0 +1,106 @@
+"""Fixtures of the command line tests: run the command, find its daemon, leave nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import (
+    IMPL,
+    PROJECT,
+    Space,
+    command,
+    detach,
+    mounts_at,
+    scratch,
+    wait_for,
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The kernel has no command line."""
+    if IMPL == "kernel":
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason="tests the command line"))
+
+
+class Cli:
+    """Runs fuseoverlay on one space's directories."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+
+    def run(
+        self,
+        *args: object,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+        timeout: float = 30,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it and read its output to the end: a daemon that kept it open would hang us."""
+        base = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+        base |= {"PATH": os.environ.get("PATH", os.defpath)} if env is None else env
+        return subprocess.run(
+            [*prefix, *command(*args)],
+            cwd=cwd or self.space.base,
+            env=base,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=timeout,
+            check=False,
+        )
+
+    def mount(self, *args: object, **how: object) -> int:
+        """Mount in the background; returns the daemon's pid."""
+        done = self.run(*args, **how)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        assert len(mounts_at(self.space.mnt)) == 1, "it returned before the mount was there"
+        (pid,) = self.daemons()
+        return pid
+
+    def daemons(self) -> list[int]:
+        """Processes with our mount point on their command line."""
+        found = []
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    argv = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+                    if os.fsencode(self.space.mnt) in argv and b"fuseoverlay" in argv:
+                        found.append(int(entry.name))
+        return found
+
+    def wait_until_gone(self, seconds: float = 10) -> None:
+        """The daemon must end by itself."""
+        wait_for(lambda: not self.daemons(), seconds, "the end of the daemon")
+
+    def clean(self) -> None:
+        """Unmount and end what is left."""
+        detach(self.space.mnt)
+        for pid in self.daemons():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.space.drop()
+
+
+@pytest.fixture
+def cli() -> Iterator[Cli]:
+    """The command line, on fresh directories with one lower file `f`."""
+    with scratch() as base:
+        space = Space(base)
+        (space.lower / "f").write_bytes(b"from the lower")
+        cli = Cli(space)
+        try:
+            yield cli
+        finally:
+            cli.clean()

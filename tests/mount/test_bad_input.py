@@ -1,0 +1,377 @@
+"""What cannot be mounted: one line, a documented exit code, and nothing mounted."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import MODE, Space, escape, mounts_at, unmount
+from tests.mount.conftest import Cli
+
+USAGE, LOWER, UPPER, MOUNTPOINT, FUSE = 2, 3, 4, 5, 6
+
+
+def refused(cli: Cli, code: int, *args: object, word: str = "", **how: object) -> str:
+    """Run the command, which must refuse in the documented way; the message."""
+    before = Path("/proc/self/mountinfo").read_text()
+    done = cli.run(*args, **how)
+    assert done.stdout == ""
+    assert re.fullmatch(r"fuseoverlay: error: [^\n]+\n", done.stderr), done.stderr
+    assert done.returncode == code, done.stderr
+    assert word in done.stderr
+    assert Path("/proc/self/mountinfo").read_text() == before, "something was mounted"
+    assert cli.daemons() == []
+    return done.stderr
+
+
+def _file(path: Path) -> Path:
+    path.rmdir()
+    path.touch()
+    return path
+
+
+def _missing_lower(space: Space) -> None:
+    space.lowers.append(space.base / "missing")
+
+
+def _lower_is_a_file(space: Space) -> None:
+    space.lowers.append(space.base / "file")
+    space.lowers[-1].touch()
+
+
+def _lower_below_a_file(space: Space) -> None:
+    space.lowers.append(space.lower / "f" / "x")
+
+
+def _same_lower_twice(space: Space) -> None:
+    space.lowers.append(space.lower)
+
+
+def _same_lower_twice_by_a_link(space: Space) -> None:
+    os.symlink("l0", space.base / "link")
+    space.lowers.append(space.base / "link")
+
+
+def _dangling_link(space: Space) -> None:
+    os.symlink("nowhere", space.base / "link")
+    space.lowers.append(space.base / "link")
+
+
+LOWERS = {
+    "missing": _missing_lower,
+    "a file": _lower_is_a_file,
+    "below a file": _lower_below_a_file,
+    "a dangling link": _dangling_link,
+    "twice": _same_lower_twice,
+    "twice, by a link": _same_lower_twice_by_a_link,
+}
+
+
+@pytest.mark.parametrize("what", LOWERS)
+@pytest.mark.parametrize("read_only", [False, True])
+def test_lower(cli: Cli, what: str, read_only: bool) -> None:
+    LOWERS[what](cli.space)
+    options = cli.space.options(read_only=read_only)
+    message = refused(cli, LOWER, "-o", options, cli.space.mnt)
+    assert str(cli.space.lowers[-1]) in message, "the message names the directory"
+
+
+@pytest.mark.skipif(MODE != "user", reason="root reads everything")
+def test_unreadable_lower(cli: Cli) -> None:
+    extra = cli.space.add_lower()
+    extra.chmod(0o000)
+    refused(cli, LOWER, "-o", cli.space.options(), cli.space.mnt, word=str(extra))
+    extra.chmod(0o700)
+
+
+def _upper_missing(space: Space) -> None:
+    space.upper.rmdir()
+
+
+def _upper_is_a_file(space: Space) -> None:
+    _file(space.upper)
+
+
+def _work_missing(space: Space) -> None:
+    space.work.rmdir()
+
+
+def _work_is_a_file(space: Space) -> None:
+    _file(space.work)
+
+
+def _work_in_upper(space: Space) -> None:
+    space.work = space.upper / "work"
+    space.work.mkdir()
+
+
+def _work_deep_in_upper(space: Space) -> None:
+    space.work = space.upper / "a" / "b" / "work"
+    space.work.mkdir(parents=True)
+
+
+def _upper_in_work(space: Space) -> None:
+    space.upper = space.work / "upper"
+    space.upper.mkdir()
+
+
+def _work_is_upper(space: Space) -> None:
+    space.work = space.upper
+
+
+def _work_is_upper_by_a_link(space: Space) -> None:
+    space.work = space.base / "link"
+    os.symlink("upper", space.work)
+
+
+UPPERS = {
+    "upper missing": _upper_missing,
+    "upper is a file": _upper_is_a_file,
+    "work missing": _work_missing,
+    "work is a file": _work_is_a_file,
+    "work inside the upper": _work_in_upper,
+    "work deep inside the upper": _work_deep_in_upper,
+    "upper inside the work": _upper_in_work,
+    "the same": _work_is_upper,
+    "the same by a link": _work_is_upper_by_a_link,
+}
+
+
+@pytest.mark.parametrize("what", UPPERS)
+def test_upper_and_work(cli: Cli, what: str) -> None:
+    UPPERS[what](cli.space)
+    before = sorted(os.listdir(cli.space.base))
+    refused(cli, UPPER, "-o", cli.space.options(), cli.space.mnt)
+    assert sorted(os.listdir(cli.space.base)) == before, "it made something"
+
+
+def test_upper_that_is_a_lower(cli: Cli) -> None:
+    cli.space.upper = cli.space.lower
+    done = cli.run("-o", cli.space.options(), cli.space.mnt)
+    assert done.returncode in (LOWER, UPPER)
+    refused(cli, done.returncode, "-o", cli.space.options(), cli.space.mnt)
+
+
+def test_upper_inside_a_lower(cli: Cli) -> None:
+    """Its own changes would appear in a layer that may not change."""
+    cli.space.upper = cli.space.lower / "upper"
+    cli.space.upper.mkdir()
+    done = cli.run("-o", cli.space.options(), cli.space.mnt)
+    assert done.returncode in (LOWER, UPPER), "refused, as by the kernel"
+    assert mounts_at(cli.space.mnt) == []
+
+
+@pytest.mark.skipif(MODE != "user", reason="root writes everything")
+@pytest.mark.parametrize("which", ["upper", "work"])
+def test_unwritable(cli: Cli, which: str) -> None:
+    path: Path = getattr(cli.space, which)
+    path.chmod(0o500)
+    if which == "work":
+        refused(cli, UPPER, "-o", cli.space.options(), cli.space.mnt, word=str(path))
+    else:
+        path.chmod(0o000)
+        refused(cli, UPPER, "-o", cli.space.options(), cli.space.mnt, word=str(path))
+    path.chmod(0o700)
+
+
+@pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
+def test_upper_on_a_read_only_filesystem(cli: Cli) -> None:
+    space = cli.space
+    tmpfs = space.base / "tmpfs"
+    tmpfs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmpfs)], check=True, timeout=30)
+    try:
+        for name in ("upper", "work"):
+            (tmpfs / name).mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", str(tmpfs)], check=True, timeout=30)
+        space.upper, space.work = tmpfs / "upper", tmpfs / "work"
+        refused(cli, UPPER, "-o", space.options(), space.mnt)
+    finally:
+        subprocess.run(["umount", "-l", str(tmpfs)], check=False, timeout=30)
+
+
+def test_work_on_another_filesystem(cli: Cli) -> None:
+    space = cli.space
+    other = Path("/dev/shm") / f"fuseoverlay-test-{os.getpid()}"
+    other.mkdir()
+    try:
+        space.work = other
+        refused(cli, UPPER, "-o", space.options(), space.mnt, word=str(other))
+    finally:
+        other.rmdir()
+
+
+@pytest.mark.parametrize("shared", ["upper and work", "upper", "work"])
+def test_in_use_by_a_living_mount(cli: Cli, shared: str) -> None:
+    space = cli.space
+    pid = cli.mount("-o", space.options(), space.mnt)
+    upper, work, mnt = space.upper, space.work, space.mnt
+    other = Cli(Space.__new__(Space))
+    other.space.__dict__.update(space.__dict__)
+    (space.base / "mnt2").mkdir()
+    other.space.mnt = space.base / "mnt2"
+    if "upper" not in shared:
+        other.space.upper = space.base / "upper2"
+        other.space.upper.mkdir()
+    if "work" not in shared:
+        other.space.work = space.base / "work2"
+        other.space.work.mkdir()
+    options = other.space.options()
+    refused(other, UPPER, "-o", options, other.space.mnt, word="in use")
+    assert cli.daemons() == [pid]
+    (mnt / "f").write_bytes(b"the first goes on")
+    assert (upper / "f").read_bytes() == b"the first goes on"
+    unmount(mnt)
+    cli.wait_until_gone()
+    assert work.is_dir()
+    done = other.run("-o", options, other.space.mnt)
+    assert done.returncode == 0, done.stderr
+    unmount(other.space.mnt)
+    other.wait_until_gone()
+
+
+def test_mount_point_is_busy(cli: Cli) -> None:
+    space = cli.space
+    pid = cli.mount("-o", space.options(), space.mnt)
+    before = Path("/proc/self/mountinfo").read_text()
+    done = cli.run("-o", f"lowerdir={escape(space.lower)}", space.mnt)
+    assert done.returncode == MOUNTPOINT
+    assert re.fullmatch(r"fuseoverlay: error: [^\n]*busy[^\n]*\n", done.stderr), done.stderr
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert cli.daemons() == [pid]
+    unmount(space.mnt)
+    cli.wait_until_gone()
+
+
+def test_mount_point_missing(cli: Cli) -> None:
+    cli.space.mnt.rmdir()
+    refused(cli, MOUNTPOINT, "-o", cli.space.options(), cli.space.mnt, word=str(cli.space.mnt))
+    assert not cli.space.mnt.exists()
+
+
+def test_mount_point_is_a_file(cli: Cli) -> None:
+    _file(cli.space.mnt)
+    refused(cli, MOUNTPOINT, "-o", cli.space.options(), cli.space.mnt, word=str(cli.space.mnt))
+
+
+@pytest.mark.parametrize("layer", ["lower", "upper", "work"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_mount_point_inside_a_layer(cli: Cli, layer: str, deep: bool) -> None:
+    space = cli.space
+    inside: Path = getattr(space, layer) / ("a/b/mnt" if deep else "mnt")
+    inside.mkdir(parents=True)
+    space.mnt = inside
+    refused(cli, MOUNTPOINT, "-o", space.options(), inside, word=str(inside))
+
+
+@pytest.mark.parametrize("layer", ["lower", "upper"])
+def test_mount_point_is_a_layer(cli: Cli, layer: str) -> None:
+    space = cli.space
+    space.mnt = getattr(space, layer)
+    refused(cli, MOUNTPOINT, "-o", space.options(), space.mnt)
+
+
+OPTIONS = {
+    "no lowerdir": "upperdir={upper},workdir={work}",
+    "no workdir": "lowerdir={lower},upperdir={upper}",
+    "no upperdir": "lowerdir={lower},workdir={work}",
+    "empty lowerdir": "lowerdir=",
+    "empty layer between": "lowerdir={lower}::{lower}",
+    "colon at the end": "lowerdir={lower}:",
+    "empty upperdir": "lowerdir={lower},upperdir=,workdir={work}",
+    "whiteout": "lowerdir={lower},whiteout=aufs",
+    "timeout": "lowerdir={lower},timeout=soon",
+    "negative timeout": "lowerdir={lower},timeout=-1",
+    "timeout that is no number": "lowerdir={lower},timeout=nan",
+    "xattr_permissions": "lowerdir={lower},xattr_permissions=7",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("what", OPTIONS)
+def test_options(cli: Cli, what: str) -> None:
+    space = cli.space
+    options = OPTIONS[what].format(lower=space.lower, upper=space.upper, work=space.work)
+    refused(cli, USAGE, "-o", options, space.mnt)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        ("mount",),
+        ("unmount",),
+        ("-o",),
+        ("--nonsense",),
+        ("mount", "--nonsense", "MNT"),
+        ("-o", "OPTS"),
+        ("-o", "OPTS", "a", "MNT", "c"),
+        ("unmount", "a", "b"),
+        ("mount", "MNT"),
+        ("mount", "MNT\nwith a newline", "-o", "timeout=\n"),
+    ],
+)
+def test_usage(cli: Cli, args: tuple[str, ...]) -> None:
+    space = cli.space
+    given = [arg.replace("OPTS", space.options()).replace("MNT", str(space.mnt)) for arg in args]
+    refused(cli, USAGE, *given)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\udcff\udcfe", "\x1b[31m", "ü"])
+def test_odd_names_in_messages(cli: Cli, name: str) -> None:
+    """One line, printable whatever the terminal speaks."""
+    path = cli.space.base / name
+    for env in (None, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        refused(cli, LOWER, "-o", f"lowerdir={escape(path)}", cli.space.mnt, env=env)
+
+
+def _without_fuse(script: str) -> tuple[str, ...]:
+    """Run the command after `script` in a mount namespace of its own."""
+    unshare = ["unshare", "-Urm"] if MODE == "user" else ["unshare", "-m"]
+    return (*unshare, "sh", "-c", f'set -e; {script}; exec "$@"', "sh")
+
+
+def test_dev_fuse_is_no_device(cli: Cli) -> None:
+    """A file in its place: what libfuse has to say to that fits our one line."""
+    plain = cli.space.base / "plain"
+    plain.touch()
+    prefix = _without_fuse(f"mount --bind {plain} /dev/fuse")
+    refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix)
+
+
+@pytest.mark.skipif(MODE != "user", reason="root opens everything")
+def test_dev_fuse_cannot_be_opened(cli: Cli) -> None:
+    """Closed by the read-only bind mount of a device that only root may open."""
+    prefix = _without_fuse("mount --bind /dev/kmsg /dev/fuse")
+    refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix, word="/dev/fuse")
+
+
+def test_dev_fuse_is_missing(cli: Cli) -> None:
+    prefix = _without_fuse(
+        "mkdir dev; mount -t tmpfs tmpfs dev; : > dev/null; mount --bind /dev/null dev/null; "
+        ": > dev/urandom; mount --bind /dev/urandom dev/urandom; mount --rbind dev /dev"
+    )
+    refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix, word="/dev/fuse")
+
+
+@pytest.mark.skipif(MODE != "user", reason="of the plain user")
+def test_mount_point_of_another_user(cli: Cli) -> None:
+    """fusermount3 refuses; its reason is in our one line."""
+    refused(cli, FUSE, "-o", f"lowerdir={escape(cli.space.lower)}", "/var/empty-or-not/../../srv")
+
+
+def test_nothing_is_left_in_the_layers(cli: Cli) -> None:
+    """A refused mount made nothing in upper and lower."""
+    space = cli.space
+    make: list[Callable[[Space], None]] = [_missing_lower, _lower_is_a_file]
+    for prepare in make:
+        prepare(space)
+        refused(cli, LOWER, "-o", space.options(), space.mnt)
+        assert os.listdir(space.upper) == []
+        assert os.listdir(space.lower) == ["f"]
+        space.lowers.pop()

@@ -1,0 +1,87 @@
+"""What mounting directories imports, and what that costs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers.mounts import PROJECT, command, unmount
+from tests.mount.conftest import Cli
+
+#: Libraries for images, for people, or replaced by lighter ones.
+FORBIDDEN = {
+    "rich", "click", "isal", "backports", "zstandard", "pyzstd", "msgspec", "httpx", "httpx2",
+    "requests", "tarfile", "zipfile", "gzip", "bz2", "lzma", "urllib.request", "http.client",
+    "xml", "sqlite3", "asyncio", "multiprocessing", "concurrent.futures", "pydantic", "textual",
+}  # fmt: skip
+#: What DESIGN allows the mount path to load besides the standard library and these two's needs.
+LOADED = {"trio", "pyfuse3"}
+LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s*(\S+)$", re.M)
+
+
+def _imports(text: str) -> dict[str, int]:
+    """Microseconds each module took itself."""
+    return {name: int(cost) for cost, name in LINE.findall(text)}
+
+
+def _baseline() -> dict[str, int]:
+    """What the interpreter, trio, pyfuse3 and argparse load by themselves."""
+    argv = [sys.executable, "-X", "importtime", "-c", "import trio, pyfuse3, argparse, runpy"]
+    done = subprocess.run(argv, cwd="/", capture_output=True, text=True, timeout=60, check=True)
+    return _imports(done.stderr)
+
+
+def _mount_imports(cli: Cli) -> dict[str, int]:
+    """What a mount in the background imports, its daemon included."""
+    space = cli.space
+    argv = command("-o", space.options(), space.mnt)
+    argv[1:1] = ["-X", "importtime"]
+    done = subprocess.run(
+        argv,
+        cwd="/",
+        env={"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    unmount(space.mnt)
+    cli.wait_until_gone()
+    return _imports(done.stderr)
+
+
+def test_mounting_directories_imports_nothing_else(cli: Cli) -> None:
+    names = set(_mount_imports(cli))
+    assert names >= LOADED | {"fuseoverlay.mount", "fuseoverlay.overlay"}
+    extra = names - set(_baseline())
+    assert {name for name in extra if name.startswith("fuseoverlay.oci")} == set()
+    assert extra & {"fuseoverlay.images", "fuseoverlay.progress"} == set()
+    bad = {name for name in extra for bad in FORBIDDEN if f"{name}.".startswith(f"{bad}.")}
+    assert bad == set()
+    foreign = {name.partition(".")[0] for name in extra} - set(sys.stdlib_module_names)
+    assert foreign <= {"fuseoverlay"}, "a library that mounting directories does not need"
+
+
+def test_everything_besides_trio_and_pyfuse3_is_quick_to_import(cli: Cli) -> None:
+    """50 ms for our own modules and what they alone need; the best of three runs counts."""
+    best = 1.0
+    for _ in range(3):
+        base, ours = _baseline(), _mount_imports(cli)
+        best = min(best, sum(cost for name, cost in ours.items() if name not in base) / 1e6)
+    assert best < 0.05, f"{best:.3f} s"
+
+
+def test_daemon_loads_nothing_later(cli: Cli) -> None:
+    """Late imports would stop the whole mount while they load; the maps tell of libraries."""
+    space = cli.space
+    pid = cli.mount("-o", space.options(), space.mnt)
+    (space.mnt / "f").write_bytes(b"x")
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    assert "pyfuse3" in maps
+    for library in ("isal", "zstd", "_lzma", "_bz2", "msgspec"):
+        assert library not in maps
+    unmount(space.mnt)
+    cli.wait_until_gone()
