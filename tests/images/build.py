@@ -125,6 +125,8 @@ def _build(target: Path) -> None:
         _reference(work)
         _convert(work)
         _package(work / "extra.deb")
+        # umoci's are for their owner only; the plain user's tests read them too.
+        run("chmod", "-R", "a+rX", work)
     finally:
         os.umask(umask)
     work.rename(target)
@@ -287,8 +289,12 @@ def _victims(root: Path) -> None:
 
 def _old_times(top: Path) -> None:
     """Times long ago, children first."""
-    paths = sorted((os.fsencode(path) for path in top.rglob("*")), reverse=True)
-    for index, path in enumerate(paths):
+    paths = [
+        os.path.join(parent, name)
+        for parent, dirs, files in os.walk(os.fsencode(top))
+        for name in (*dirs, *files)
+    ]
+    for index, path in enumerate(sorted(paths, reverse=True)):
         moment = LONG_AGO + index * 1_000_000_000
         os.utime(path, ns=(moment, moment), follow_symlinks=False)
 

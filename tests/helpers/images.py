@@ -1,0 +1,80 @@
+"""Mount an image for a test, with a time limit, and get rid of the mount whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import Daemon, command, daemon_env, detach, mounts_at, unmount
+
+#: Seconds until a mount must answer; unpacking the layers is part of it.
+START_TIMEOUT = 90
+
+
+class ImageMount:
+    """`fuseoverlay mount IMAGE MNT` with a layer store and an upper directory of its own."""
+
+    def __init__(self, base: Path, image: str) -> None:
+        self.image = image
+        self.mnt, self.upper, self.data = base / "mnt", base / "upper", base / "data"
+        self.log = base / "log"
+        self.mnt.mkdir()
+        self.daemon: Daemon | None = None
+
+    @property
+    def store(self) -> Path:
+        """Where the layers are unpacked."""
+        return self.data / "fuseoverlay"
+
+    def layers(self) -> list[Path]:
+        """The layer directories of the store, in no order."""
+        return [path for path in self.store.glob("layers*/*/*") if path.is_dir()]
+
+    def mount(self, *options: str) -> Path:
+        """Mount in the foreground, as a child; returns the mount point."""
+        env = {"XDG_DATA_HOME": str(self.data)}
+        argv = ["env", *(f"{name}={value}" for name, value in env.items())]
+        argv += command("mount", "-f", self.image, self.mnt, *options)
+        self.daemon = Daemon(argv, self.mnt, self.log)
+        end = time.monotonic() + START_TIMEOUT
+        while not mounts_at(self.mnt):
+            code = self.daemon.process.poll()
+            if code is not None or time.monotonic() > end:
+                text = self.daemon.text()
+                self.drop()
+                pytest.fail(f"no mount (exit code {code}); log:\n{text}")
+            time.sleep(0.01)
+        os.stat(self.mnt)
+        return self.mnt
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """The command line with this store, to its end."""
+        return subprocess.run(
+            command(*arguments),
+            env=daemon_env(XDG_DATA_HOME=str(self.data)),
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT,
+            check=False,
+        )
+
+    def unmount(self) -> None:
+        """Unmount and see the daemon end without complaints."""
+        unmount(self.mnt)
+        if self.daemon is not None:
+            daemon, self.daemon = self.daemon, None
+            daemon.finish()
+
+    def drop(self) -> None:
+        """Get rid of the mount whatever its state."""
+        detach(self.mnt)
+        if self.daemon is not None:
+            daemon, self.daemon = self.daemon, None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.process.wait(2)
+            daemon.kill()
