@@ -90,7 +90,7 @@ def show(path: Path) -> str:
 _tar: Final[Any] = tarfile
 
 
-class _Header(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """A header block that ends the archive only where an archive ends."""
 
     @classmethod
@@ -116,7 +116,7 @@ def read_entries(stream: ForwardStream, where: str) -> Iterator[Entry]:
     try:
         archive = tarfile.TarFile(
             fileobj=cast("tarfile._Fileobj", stream),
-            tarinfo=_Header,
+            tarinfo=Header,
             encoding="utf-8",
             errors="surrogateescape",
         )
@@ -219,7 +219,8 @@ def _segments(info: tarfile.TarInfo, where: str) -> tuple[tuple[int, int], ...] 
     if info.sparse is None:
         return None
     end = 0
-    pieces = cast("list[tuple[int, int]]", info.sparse)
+    # tarfile keeps unused slots of the old GNU form as (0, 0).
+    pieces = [piece for piece in cast("list[tuple[int, int]]", info.sparse) if piece[1]]
     for offset, length in pieces:
         if offset < end or length < 0:
             raise ImageError("the map of a sparse file is out of order", where=where)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol, cast
 
 from fuseoverlay.errors import ImageError, StoreError, describe
+from fuseoverlay.oci.entries import Header
 from fuseoverlay.oci.streams import (
     CHUNK,
     Readable,
@@ -128,7 +129,7 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
     """List the members: regular files, symbolic and hard links. The last of a name wins."""
     members: dict[str, _Member] = {}
     try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=Header, encoding="utf-8") as archive:
             while (info := archive.next()) is not None:
                 # The archive keeps every header it saw; nobody needs them.
                 archive.members.clear()  # type: ignore[attr-defined]

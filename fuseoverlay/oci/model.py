@@ -42,7 +42,7 @@ REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 _HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 _DIGEST: Final = re.compile(r"(sha256|sha512):([0-9a-f]+)\Z")
-_WORD: Final = re.compile(r"[A-Za-z0-9._-]+\Z")
+_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 #: What machines call themselves -> what images call them (the Go names).
 _ARCHITECTURES: Final = {
@@ -111,7 +111,7 @@ class Platform:
     variant: str = ""
 
     def __post_init__(self) -> None:
-        for word in (self.os, self.architecture, self.variant or "-"):
+        for word in (self.os, self.architecture, self.variant or "0"):
             if not _WORD.match(word):
                 raise ImageError(f"not a platform: {short(str(self))}")
 

@@ -124,16 +124,7 @@ class Store:
     @contextlib.contextmanager
     def workspace(self) -> Iterator[pathlib.Path]:
         """A new locked directory in `tmp`, removed with all its content at the end."""
-        while True:
-            path = self._tmp / secrets.token_hex(8)
-            path.mkdir(mode=0o700)
-            fd = os.open(path, DIR_FLAGS)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            # Between the two calls above a sweeper may have taken it for left over.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.fstat(fd)):
-                    break
-            os.close(fd)
+        path, fd = self._new_workspace()
         try:
             yield path
         finally:
@@ -141,6 +132,21 @@ class Store:
                 self._remove(path.name)
             finally:
                 os.close(fd)
+
+    def _new_workspace(self) -> tuple[pathlib.Path, int]:
+        while True:
+            path = self._tmp / secrets.token_hex(8)
+            path.mkdir(mode=0o700)
+            # Until it is locked, a sweeper may take it for left over, and away.
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(path, DIR_FLAGS)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    os.stat(path)
+                except BaseException:
+                    os.close(fd)
+                    raise
+                return path, fd
 
     def publish(self, made: pathlib.Path, target: pathlib.Path) -> None:
         """Move a finished directory to its place; where another process was faster, leave it."""

@@ -29,8 +29,7 @@ from fuseoverlay.whiteout import Dialect
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ZEROS: Final = bytes(CHUNK)
 _HOLE: Final = 4096
-#: Values of `xattrs.IMPLIED`. A root that was listed can have directories below that were not.
-_IMPLIED: Final = b"y"
+#: Value of `xattrs.IMPLIED` on a root that was listed, but holds directories that were not.
 _IMPLIED_INSIDE: Final = b"x"
 
 #: The filesystem cannot hold what the layer asks for, whatever room there is.
@@ -373,7 +372,7 @@ class _Layer:
             self._current = show(path)
             fd = self._cache.fd(path)
             if path in implied:
-                self._mark(fd, _IMPLIED)
+                self._mark(fd, xattrs.IMPLIED_SELF)
             elif not path and implied:
                 self._mark(fd, _IMPLIED_INSIDE)
             entry = self._dirs[path] or Entry(path, stat.S_IFDIR | 0o755)
