@@ -25,6 +25,7 @@ from fuseoverlay.syscalls import at
 # struct ovl_fb: version, magic, length, flags, handle type, filesystem UUID; then the handle.
 _HEADER: Final = struct.Struct("BBBBB16s")
 _MAGIC: Final = 0xFB
+_MOST_HIDDEN: Final = 4000
 _NLINK: Final = re.compile(rb"([UL])([+-]\d+)\Z")
 
 
@@ -60,6 +61,44 @@ def open_copy(ov: Overlay, place: Place) -> int | None:
         if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
         raise
+
+
+def hidden_names(ov: Overlay, place: Place) -> int:
+    """How many names of the lower file at `place` whiteouts have hidden, in any mount."""
+    links_fd = ov.workdir.links_fd() if ov.workdir is not None else None
+    origin = origin_of(ov.stack.fd(place.real), place.name) if links_fd is not None else None
+    if origin is None:
+        return 0
+    try:
+        return len(os.readlink(_index_name(origin), dir_fd=links_fd))
+    except OSError:
+        return 0
+
+
+def hide_name(ov: Overlay, file: File) -> None:
+    """A whiteout has hidden one of several names of a lower file: note it on disk.
+
+    The note is a symbolic link with a target of as many letters, because it can be
+    replaced by one rename and needs no attributes. The kernel copies the file up instead.
+    """
+    file.hidden += 1
+    if file.lower is None:
+        return
+    fd = ov.stack.fd(file.lower.real)
+    st = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)
+    origin = origin_of(fd, file.lower.name) if may_be_indexed(st) else None
+    if origin is None:
+        return
+    workdir = ov.writable()
+    staged = workdir.new_name()
+    with contextlib.suppress(OSError):
+        os.symlink(b"x" * min(file.hidden, _MOST_HIDDEN), staged, dir_fd=workdir.fd)
+        os.rename(
+            staged,
+            _index_name(origin),
+            src_dir_fd=workdir.fd,
+            dst_dir_fd=workdir.links_fd(create=True),
+        )
 
 
 def enter(ov: Overlay, staged: bytes, origin: bytes, links: int) -> bool:

@@ -57,7 +57,7 @@ class File(Inode):
         self.names: list[tuple[Directory, bytes]] = []
         #: Real (device, inode) pairs under which the table finds it.
         self.keys: list[tuple[int, int]] = []
-        #: Lower names that whiteouts have hidden since the file was looked up.
+        #: Lower names of the file that whiteouts hide.
         self.hidden = 0
         #: Link count of a file copied up from one of several names; 0: the real one counts.
         self.links = 0

@@ -14,7 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pyfuse3
 import trio
@@ -60,12 +60,17 @@ def run(
                 _leave_when_ready(ready_read, ready_write)
             _detach()
         os.close(ready_read)
+        upper = os.dup(ov.workdir.fd) if ov.workdir and not config.volatile else None
         try:
-            _serve(ov)
+            _serve()
         finally:
+            # Locks go first: who mounts again at once need not wait for the disk.
             undo.close()
             if at_exit is not None:
                 at_exit()
+            if upper is not None:
+                with contextlib.suppress(OSError):
+                    syscalls.syncfs(upper)
 
 
 def _mount(ov: Overlay, mountpoint: bytes, ready: Callable[[], None]) -> None:
@@ -89,7 +94,7 @@ def _mount(ov: Overlay, mountpoint: bytes, ready: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _stderr_kept():  # type: ignore[no-untyped-def]
+def _stderr_kept() -> Iterator[Callable[[], str]]:
     """Catch what C code writes to stderr; yields a function that tells it."""
     with contextlib.ExitStack() as undo:
         caught = undo.enter_context(open(os.memfd_create("stderr"), "r+b", buffering=0))
@@ -215,14 +220,11 @@ def _detach() -> None:
         os.close(null)
 
 
-def _serve(ov: Overlay) -> None:
+def _serve() -> None:
     try:
         trio.run(_main)
     finally:
         pyfuse3.close(unmount=True)
-        if ov.workdir is not None and not ov.config.volatile:
-            with contextlib.suppress(OSError):
-                syscalls.syncfs(ov.workdir.fd)
 
 
 async def _main() -> None:

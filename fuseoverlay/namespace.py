@@ -225,7 +225,7 @@ def lose_name(ov: Overlay, file: File, parent: Directory, name: bytes, held: int
         ov.inodes.pin(file, held)
         file.upper = None
     if not file.in_upper:
-        file.hidden += 1
+        hardlinks.hide_name(ov, file)
         return
     real = real_of(ov, file)
     hardlinks.changed(ov, file, real.path, follow=real.follow, by=-1)

@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from types import TracebackType
 from typing import Final, Self
 
@@ -23,6 +24,8 @@ from fuseoverlay.whiteout import Dialect
 _DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STAGING: Final = b"work"
 _INDEX: Final = b"index"
+_LINKS: Final = b"links"
+_LOCK_PATIENCE: Final = 2.0
 
 
 class WorkDir:
@@ -44,7 +47,7 @@ class WorkDir:
             try:
                 self.fd = self._prepare_staging()
                 undo.callback(os.close, self.fd)
-                self._index = self._open_index()
+                self._subdirectories = {n: self._open_subdirectory(n) for n in (_INDEX, _LINKS)}
                 # Attributes of the probe go to the staging directory, never to the upper.
                 self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
                 self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
@@ -69,21 +72,30 @@ class WorkDir:
         with contextlib.suppress(OSError):
             clear(self.fd)
         os.close(self.fd)
-        if self._index is not None:
-            os.close(self._index)
+        for fd in self._subdirectories.values():
+            if fd is not None:
+                os.close(fd)
         os.close(self._root)
 
     def index_fd(self, *, create: bool = False) -> int | None:
-        """The directory of `fuseoverlay.hardlinks`; None: no file was entered yet."""
-        if self._index is None and create:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(_INDEX, 0o700, dir_fd=self._root)
-            self._index = self._open_index()
-        return self._index
+        """Copies of lower files with several names; None: there is none yet."""
+        return self._subdirectory(_INDEX, create)
 
-    def _open_index(self) -> int | None:
+    def links_fd(self, *, create: bool = False) -> int | None:
+        """Notes on lower files of which a name was hidden; None: there is none yet."""
+        return self._subdirectory(_LINKS, create)
+
+    def _subdirectory(self, name: bytes, create: bool) -> int | None:
+        fd = self._subdirectories[name]
+        if fd is None and create:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self._root)
+            fd = self._subdirectories[name] = self._open_subdirectory(name)
+        return fd
+
+    def _open_subdirectory(self, name: bytes) -> int | None:
         try:
-            return os.open(_INDEX, _DIR_FLAGS, dir_fd=self._root)
+            return os.open(name, _DIR_FLAGS, dir_fd=self._root)
         except FileNotFoundError:
             return None
 
@@ -213,14 +225,23 @@ def _other_mount(a: bytes, b: bytes) -> bool:
 
 
 def _lock(fd: int, path: bytes) -> None:
-    """Take the directory for this mount; the lock ends with the daemon, however it ends."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UpperError(
-            "is in use by another mount",
-            where=path,
-            hint="unmount that one first, or use other directories",
-        ) from None
-    except OSError as exc:
-        raise UpperError(f"cannot be locked: {describe(exc)}", where=path) from None
+    """Take the directory for this mount; the lock ends with the daemon, however it ends.
+
+    A daemon whose mount is gone already may still be about to end: it gets a moment.
+    """
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            raise UpperError(
+                "is in use by another mount",
+                where=path,
+                hint="unmount that one first, or use other directories",
+            ) from None
+        except OSError as exc:
+            raise UpperError(f"cannot be locked: {describe(exc)}", where=path) from None
