@@ -112,7 +112,8 @@ def set_opaque(dir_fd: int, name: bytes, namespace: bytes) -> None:
 
 def mark_xattr_whiteouts(dir_fd: int, namespace: bytes) -> None:
     """Note on the directory that xattr whiteouts are inside; leaves an opaque one opaque."""
-    path = syscalls.fd_path(dir_fd)
+    # Not `fd_path`: attributes of a path are read without following its last component.
+    path = syscalls.at(dir_fd, b".")
     if is_opaque_value(opaque_value(path)):
         return
     os.setxattr(path, namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)

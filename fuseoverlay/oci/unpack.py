@@ -3,7 +3,16 @@
 Deletions become whiteouts and opaque marks. Entries may come in any order: whiteouts,
 directory metadata and hard links to what is not there yet wait for the end. No
 symbolic link of the layer is ever followed: every call names one component in an open
-directory. Source: OCI image-spec layer.md; where the tools disagree, docs/images.md.
+directory. Source: OCI image-spec layer.md. Where umoci, containers-storage and Docker
+disagree:
+
+- a whiteout acts on lower layers only: the layer's own name stays, a directory of that
+  name becomes opaque;
+- the same path twice: the last one wins, a directory keeps its children;
+- a hard link to a file of a lower layer: its data are copied into this layer;
+- an entry below something that is no directory in this layer is refused, below a link of
+  a lower layer it gets a real directory;
+- char device 0:0, absolute names and `..` are refused, overlay attributes dropped.
 """
 
 from __future__ import annotations

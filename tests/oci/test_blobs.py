@@ -53,8 +53,8 @@ def resolve(path: Path, ref: str | None = None, platform: str | None = None) -> 
 # names
 
 
-def test_names_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_names_of_images(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
     Path("dir").mkdir()
     Path("a:b").write_text("")
     assert parse_image_name("dir") == ("dir", None)
@@ -68,47 +68,47 @@ def test_names_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("ref", ["latest", None])
-def test_a_layout(tmp_path: Path, ref: str | None) -> None:
-    layout(tmp_path / "l")
-    assert read(tmp_path / "l", ref) == TARS
-    image = resolve(tmp_path / "l")
+def test_a_layout(place: Path, ref: str | None) -> None:
+    layout(place / "l")
+    assert read(place / "l", ref) == TARS
+    image = resolve(place / "l")
     assert [layer.diff_id for layer in image.layers] == [Digest.of(tar) for tar in TARS]
 
 
-def test_an_archive(tmp_path: Path) -> None:
-    layout(tmp_path / "l", "gzip")
-    pack(tmp_path / "l", tmp_path / "a.tar")
-    assert [gzip.decompress(blob) for blob in read(tmp_path / "a.tar")] == TARS
+def test_an_archive(place: Path) -> None:
+    layout(place / "l", "gzip")
+    pack(place / "l", place / "a.tar")
+    assert [gzip.decompress(blob) for blob in read(place / "a.tar")] == TARS
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstd_module().compress])
-def test_a_compressed_archive(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
-    layout(tmp_path / "l")
-    pack(tmp_path / "l", tmp_path / "a.tar")
-    data = compress((tmp_path / "a.tar").read_bytes())
-    (tmp_path / "c").write_bytes(data)
-    assert read(tmp_path / "c") == TARS
-    (tmp_path / "c").write_bytes(data[:-5])
+def test_a_compressed_archive(place: Path, compress: Callable[[bytes], bytes]) -> None:
+    layout(place / "l")
+    pack(place / "l", place / "a.tar")
+    data = compress((place / "a.tar").read_bytes())
+    (place / "c").write_bytes(data)
+    assert read(place / "c") == TARS
+    (place / "c").write_bytes(data[:-5])
     with pytest.raises(ImageError, match=r"cut short|damaged"):
-        read(tmp_path / "c")
+        read(place / "c")
 
 
-def test_several_images(tmp_path: Path) -> None:
-    writer = LayoutWriter(tmp_path / "l")
+def test_several_images(place: Path) -> None:
+    writer = LayoutWriter(place / "l")
     for name, tar in zip(("a", "b"), TARS, strict=True):
         writer.add_image([writer.add_layer(tar)], ref=name)
-    assert read(tmp_path / "l", "b") == [TARS[1]]
+    assert read(place / "l", "b") == [TARS[1]]
     with pytest.raises(ImageError, match=r"several images.*'a', 'b'"):
-        read(tmp_path / "l")
+        read(place / "l")
     with pytest.raises(ImageError, match=r"no image 'c'.*'a', 'b'"):
-        read(tmp_path / "l", "c")
+        read(place / "l", "c")
 
 
-def test_one_image_with_two_names(tmp_path: Path) -> None:
-    writer = LayoutWriter(tmp_path / "l")
+def test_one_image_with_two_names(place: Path) -> None:
+    writer = LayoutWriter(place / "l")
     for name in ("a", "b"):
         writer.add_image([writer.add_layer(TARS[0])], ref=name)
-    assert read(tmp_path / "l") == [TARS[0]]
+    assert read(place / "l") == [TARS[0]]
 
 
 def platforms(path: Path, *names: str, nested: bool = True) -> None:
@@ -131,39 +131,39 @@ def platforms(path: Path, *names: str, nested: bool = True) -> None:
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_platforms(tmp_path: Path, nested: bool) -> None:
-    platforms(tmp_path / "l", "linux/amd64", "linux/arm64/v8", "linux/s390x", nested=nested)
+def test_platforms(place: Path, nested: bool) -> None:
+    platforms(place / "l", "linux/amd64", "linux/arm64/v8", "linux/s390x", nested=nested)
     for wanted in ("linux/amd64", "linux/arm64", "linux/arm64/v8", "s390x"):
-        image = resolve(tmp_path / "l", None, wanted)
+        image = resolve(place / "l", None, wanted)
         assert image.platform is not None
         assert image.platform.rank(Platform.parse(wanted)) is not None
     with pytest.raises(ImageError, match=r"no image for linux/riscv64.*linux/amd64.*linux/s390x"):
-        resolve(tmp_path / "l", None, "linux/riscv64")
+        resolve(place / "l", None, "linux/riscv64")
 
 
-def test_without_a_platform_it_is_ours(tmp_path: Path) -> None:
-    platforms(tmp_path / "l", "linux/mips", str(Platform.host()))
-    assert resolve(tmp_path / "l", "multi").platform == Platform.host()
-    platforms(tmp_path / "m", "linux/mips", "linux/mips64")
+def test_without_a_platform_it_is_ours(place: Path) -> None:
+    platforms(place / "l", "linux/mips", str(Platform.host()))
+    assert resolve(place / "l", "multi").platform == Platform.host()
+    platforms(place / "m", "linux/mips", "linux/mips64")
     with pytest.raises(ImageError, match=r"there are: linux/mips, linux/mips64"):
-        resolve(tmp_path / "m")
+        resolve(place / "m")
 
 
-def test_the_only_image_is_taken_whatever_its_platform(tmp_path: Path) -> None:
-    platforms(tmp_path / "l", "linux/mips")
-    assert resolve(tmp_path / "l").platform == Platform("linux", "mips")
+def test_the_only_image_is_taken_whatever_its_platform(place: Path) -> None:
+    platforms(place / "l", "linux/mips")
+    assert resolve(place / "l").platform == Platform("linux", "mips")
     with pytest.raises(ImageError, match="no image for linux/amd64"):
-        resolve(tmp_path / "l", None, "linux/amd64")
+        resolve(place / "l", None, "linux/amd64")
 
 
-def test_indexes_in_a_row(tmp_path: Path) -> None:
-    writer = layout(tmp_path / "l")
-    entry = json.loads((tmp_path / "l/index.json").read_text())["manifests"][0]
+def test_indexes_in_a_row(place: Path) -> None:
+    writer = layout(place / "l")
+    entry = json.loads((place / "l/index.json").read_text())["manifests"][0]
     for _ in range(20):
         entry = writer.add_json(model.OCI_INDEX, {"manifests": [entry]}).to_json()
-    (tmp_path / "l/index.json").write_text(json.dumps({"manifests": [entry]}))
+    (place / "l/index.json").write_text(json.dumps({"manifests": [entry]}))
     with pytest.raises(ImageError, match="too many indexes"):
-        read(tmp_path / "l")
+        read(place / "l")
 
 
 # docker save
@@ -216,46 +216,46 @@ def write(path: Path, files: dict[str, bytes | str], link_type: bytes = tarfile.
 @pytest.mark.parametrize(
     ("form", "links"), [("legacy", None), ("legacy", "sym"), ("legacy", "hard"), ("blobs", None)]
 )
-def test_docker_archives(tmp_path: Path, form: str, links: str | None) -> None:
-    saved(tmp_path / "d.tar", form=form, tags=["debian:12", "x/y:new"], links=links)
+def test_docker_archives(place: Path, form: str, links: str | None) -> None:
+    saved(place / "d.tar", form=form, tags=["debian:12", "x/y:new"], links=links)
     for ref in (None, "debian:12", "12", "x/y:new", "new"):
-        assert read(tmp_path / "d.tar", ref) == [*TARS, TARS[0]]
+        assert read(place / "d.tar", ref) == [*TARS, TARS[0]]
     with pytest.raises(ImageError, match=r"no image 'old'.*'debian:12', 'x/y:new'"):
-        read(tmp_path / "d.tar", "old")
+        read(place / "d.tar", "old")
     with pytest.raises(ImageError, match="there are: linux/amd64"):
-        read(tmp_path / "d.tar", None, "linux/s390x")
-    assert read(tmp_path / "d.tar", None, "linux/amd64")
+        read(place / "d.tar", None, "linux/s390x")
+    assert read(place / "d.tar", None, "linux/amd64")
 
 
-def test_docker_archive_without_tags(tmp_path: Path) -> None:
-    saved(tmp_path / "d.tar", form="legacy")
-    assert len(read(tmp_path / "d.tar")) == 3
+def test_docker_archive_without_tags(place: Path) -> None:
+    saved(place / "d.tar", form="legacy")
+    assert len(read(place / "d.tar")) == 3
 
 
-def test_docker_archive_that_is_a_layout(tmp_path: Path) -> None:
-    writer = layout(tmp_path / "l")
-    index = json.loads((tmp_path / "l/index.json").read_text())
+def test_docker_archive_that_is_a_layout(place: Path) -> None:
+    writer = layout(place / "l")
+    index = json.loads((place / "l/index.json").read_text())
     index["manifests"][0]["annotations"] = {
         "io.containerd.image.name": "docker.io/library/debian:12",
         model.REF_NAME: "12",
     }
-    (tmp_path / "l/index.json").write_text(json.dumps(index))
+    (place / "l/index.json").write_text(json.dumps(index))
     entry = model.Manifest.parse(
-        json.loads((tmp_path / "l/blobs/sha256" / index["manifests"][0]["digest"][7:]).read_text())
+        json.loads((place / "l/blobs/sha256" / index["manifests"][0]["digest"][7:]).read_text())
     )
     blobs = [f"blobs/sha256/{item.digest.hex}" for item in (entry.config, *entry.layers)]
     manifest = [{"Config": blobs[0], "RepoTags": ["debian:twelve"], "Layers": blobs[1:]}]
     (writer.path / "manifest.json").write_text(json.dumps(manifest))
-    pack(tmp_path / "l", tmp_path / "d.tar")
+    pack(place / "l", place / "d.tar")
     for ref in (None, "12", "debian:12", "docker.io/library/debian:12", "debian:twelve"):
-        assert read(tmp_path / "d.tar", ref) == TARS
+        assert read(place / "d.tar", ref) == TARS
     with pytest.raises(ImageError, match="no image"):
-        read(tmp_path / "d.tar", "13")
+        read(place / "d.tar", "13")
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../../etc/passwd", "layer.tar", "nowhere"])
 @pytest.mark.parametrize("link_type", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_links_that_lead_nowhere(tmp_path: Path, target: str, link_type: bytes) -> None:
+def test_links_that_lead_nowhere(place: Path, target: str, link_type: bytes) -> None:
     manifest = [{"Config": "c.json", "RepoTags": None, "Layers": ["layer.tar"]}]
     diff_ids = {"rootfs": {"type": "layers", "diff_ids": [str(Digest.of(b""))]}}
     files: dict[str, bytes | str] = {
@@ -263,72 +263,72 @@ def test_links_that_lead_nowhere(tmp_path: Path, target: str, link_type: bytes) 
         "c.json": json.dumps(diff_ids).encode(),
         "layer.tar": target,
     }
-    write(tmp_path / "d.tar", files, link_type)
+    write(place / "d.tar", files, link_type)
     with pytest.raises(ImageError, match=r"layer.tar.*(missing|too many links)"):
-        read(tmp_path / "d.tar")
+        read(place / "d.tar")
 
 
-def test_docker_config_of_another_digest(tmp_path: Path) -> None:
-    config = saved(tmp_path / "d.tar", form="legacy")
-    data = (tmp_path / "d.tar").read_bytes()
-    (tmp_path / "d.tar").write_bytes(data.replace(config, config.replace(b"amd64", b"amd65")))
+def test_docker_config_of_another_digest(place: Path) -> None:
+    config = saved(place / "d.tar", form="legacy")
+    data = (place / "d.tar").read_bytes()
+    (place / "d.tar").write_bytes(data.replace(config, config.replace(b"amd64", b"amd65")))
     with pytest.raises(DigestError):
-        read(tmp_path / "d.tar")
+        read(place / "d.tar")
 
 
 # what is no image
 
 
 @pytest.mark.parametrize("data", [b"", b"text" * 1000, bytes(10240), b"\x1f\x8b", b"\x1f\x8bxxxx"])
-def test_not_an_image(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "f").write_bytes(data)
+def test_not_an_image(place: Path, data: bytes) -> None:
+    (place / "f").write_bytes(data)
     with pytest.raises(ImageError) as caught:
-        read(tmp_path / "f")
-    assert str(tmp_path / "f") in str(caught.value)
+        read(place / "f")
+    assert str(place / "f") in str(caught.value)
 
 
-def test_missing_and_odd_files(tmp_path: Path) -> None:
+def test_missing_and_odd_files(place: Path) -> None:
     with pytest.raises(ImageError, match="No such file"):
-        read(tmp_path / "missing")
+        read(place / "missing")
     with pytest.raises(ImageError, match="not an image"):
-        read(tmp_path)
-    os.mkfifo(tmp_path / "pipe")
+        read(place)
+    os.mkfifo(place / "pipe")
     with pytest.raises(ImageError, match="neither a directory nor a regular file"):
-        read(tmp_path / "pipe")
-    (tmp_path / "l").mkdir()
-    os.mkfifo(tmp_path / "l/index.json")
+        read(place / "pipe")
+    (place / "l").mkdir()
+    os.mkfifo(place / "l/index.json")
     with pytest.raises(ImageError, match="not a regular file"):
-        read(tmp_path / "l")
+        read(place / "l")
 
 
-def test_cut_archives(tmp_path: Path) -> None:
-    layout(tmp_path / "l")
-    pack(tmp_path / "l", tmp_path / "a.tar")
-    data = (tmp_path / "a.tar").read_bytes()
-    needed = data.index(b"index.json") + 512 + (tmp_path / "l/index.json").stat().st_size
+def test_cut_archives(place: Path) -> None:
+    layout(place / "l")
+    pack(place / "l", place / "a.tar")
+    data = (place / "a.tar").read_bytes()
+    needed = data.index(b"index.json") + 512 + (place / "l/index.json").stat().st_size
     for size in range(100, needed, 487):
-        (tmp_path / "a.tar").write_bytes(data[:size])
+        (place / "a.tar").write_bytes(data[:size])
         with pytest.raises(ImageError):
-            read(tmp_path / "a.tar")
+            read(place / "a.tar")
 
 
-def test_archive_of_rubbish_at_the_end(tmp_path: Path) -> None:
-    layout(tmp_path / "l")
-    pack(tmp_path / "l", tmp_path / "a.tar")
-    data = (tmp_path / "a.tar").read_bytes().rstrip(b"\0")
+def test_archive_of_rubbish_at_the_end(place: Path) -> None:
+    layout(place / "l")
+    pack(place / "l", place / "a.tar")
+    data = (place / "a.tar").read_bytes().rstrip(b"\0")
     for tail in (bytes(300), b"rubbish" * 1000):
-        (tmp_path / "a.tar").write_bytes(data + tail)
+        (place / "a.tar").write_bytes(data + tail)
         with pytest.raises(ImageError, match="cut short or damaged"):
-            read(tmp_path / "a.tar")
+            read(place / "a.tar")
 
 
 def blob_paths(path: Path) -> list[Path]:
     return sorted((path / "blobs/sha256").iterdir())
 
 
-def test_damaged_and_cut_blobs(tmp_path: Path) -> None:
-    layout(tmp_path / "l")
-    for blob in blob_paths(tmp_path / "l"):
+def test_damaged_and_cut_blobs(place: Path) -> None:
+    layout(place / "l")
+    for blob in blob_paths(place / "l"):
         whole = blob.read_bytes()
         damaged = bytearray(whole)
         damaged[-1] ^= 0x40
@@ -339,12 +339,12 @@ def test_damaged_and_cut_blobs(tmp_path: Path) -> None:
         ):
             blob.write_bytes(bad)
             with pytest.raises(error):
-                read(tmp_path / "l")
+                read(place / "l")
         blob.unlink()
         with pytest.raises(ImageError, match="No such file"):
-            read(tmp_path / "l")
+            read(place / "l")
         blob.write_bytes(whole)
-    assert read(tmp_path / "l") == TARS
+    assert read(place / "l") == TARS
 
 
 @pytest.mark.parametrize(
@@ -358,11 +358,11 @@ def test_damaged_and_cut_blobs(tmp_path: Path) -> None:
         '{"manifests": []}',
     ],
 )
-def test_bad_index(tmp_path: Path, index: str) -> None:
-    layout(tmp_path / "l")
-    (tmp_path / "l/index.json").write_text(index)
+def test_bad_index(place: Path, index: str) -> None:
+    layout(place / "l")
+    (place / "l/index.json").write_text(index)
     with pytest.raises(ImageError):
-        read(tmp_path / "l")
+        read(place / "l")
 
 
 @pytest.mark.parametrize(
@@ -378,34 +378,34 @@ def test_bad_index(tmp_path: Path, index: str) -> None:
         '[{"Config": "/etc/passwd", "Layers": []}]',
     ],
 )
-def test_bad_docker_manifest(tmp_path: Path, manifest: str) -> None:
-    (tmp_path / "manifest.json").write_text(manifest)
+def test_bad_docker_manifest(place: Path, manifest: str) -> None:
+    (place / "manifest.json").write_text(manifest)
     with pytest.raises(ImageError):
-        read(tmp_path)
+        read(place)
 
 
-def test_unknown_manifest_type(tmp_path: Path) -> None:
-    writer = layout(tmp_path / "l")
+def test_unknown_manifest_type(place: Path) -> None:
+    writer = layout(place / "l")
     entry = writer.add_json("application/x-odd", {}).to_json()
-    (tmp_path / "l/index.json").write_text(json.dumps({"manifests": [entry]}))
+    (place / "l/index.json").write_text(json.dumps({"manifests": [entry]}))
     with pytest.raises(ImageError, match="application/x-odd"):
-        read(tmp_path / "l")
+        read(place / "l")
 
 
-def test_unknown_entries_beside_an_image_are_passed_over(tmp_path: Path) -> None:
-    writer = layout(tmp_path / "l")
-    index = json.loads((tmp_path / "l/index.json").read_text())
+def test_unknown_entries_beside_an_image_are_passed_over(place: Path) -> None:
+    writer = layout(place / "l")
+    index = json.loads((place / "l/index.json").read_text())
     index["manifests"].insert(0, writer.add_json("application/x-odd", {}).to_json())
-    (tmp_path / "l/index.json").write_text(json.dumps(index))
-    assert read(tmp_path / "l") == TARS
+    (place / "l/index.json").write_text(json.dumps(index))
+    assert read(place / "l") == TARS
 
 
-def test_layer_counts_differ(tmp_path: Path) -> None:
-    writer = LayoutWriter(tmp_path / "l")
+def test_layer_counts_differ(place: Path) -> None:
+    writer = LayoutWriter(place / "l")
     layer = writer.add_layer(TARS[0])
     config = writer.add_json(model.OCI_CONFIG, {"rootfs": {"type": "layers", "diff_ids": []}})
     manifest = {"config": config.to_json(), "layers": [layer.descriptor.to_json()]}
     entry = writer.add_json(model.OCI_MANIFEST, manifest)
-    (tmp_path / "l/index.json").write_text(json.dumps({"manifests": [entry.to_json()]}))
+    (place / "l/index.json").write_text(json.dumps({"manifests": [entry.to_json()]}))
     with pytest.raises(ImageError, match="the manifest has 1 layers, the config 0"):
-        read(tmp_path / "l")
+        read(place / "l")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuseoverlay.errors import DigestError, ImageError
+from fuseoverlay.oci.entries import read_entries
 from fuseoverlay.oci.layout import Node, layer_tar
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import BlobReader, ForwardStream, decompress, zstd_module
@@ -94,12 +96,13 @@ def test_wrong_digest_and_size() -> None:
 
 def test_sha512() -> None:
     tar = bytes(1024)
-    digest = Digest("sha512", __import__("hashlib").sha512(tar).hexdigest())
+    digest = Digest("sha512", hashlib.sha512(tar).hexdigest())
     blob(tar, digest=digest).finish()
     with pytest.raises(DigestError):
         blob(tar[:-1], digest=digest).finish()
 
 
+@settings(database=None, deadline=None)
 @given(st.binary(max_size=3000), st.sampled_from(["gzip", "zstd"]), st.data())
 def test_any_damage_is_an_image_error(data: bytes, kind: str, draw: st.DataObject) -> None:
     """Whatever a decompressor raises comes out as ImageError, or the hash differs."""
@@ -113,10 +116,9 @@ def test_any_damage_is_an_image_error(data: bytes, kind: str, draw: st.DataObjec
         pass
 
 
+@settings(database=None, deadline=None)
 @given(st.integers(0, len(TAR) - 1), st.integers(1, 255))
 def test_any_damage_of_an_archive_is_an_image_error(at: int, flip: int) -> None:
-    from fuseoverlay.oci.entries import read_entries
-
     tar = bytearray(TAR)
     tar[at] ^= flip
     stream = ForwardStream(io.BytesIO(bytes(tar)), Digest.of(TAR), "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay import xattrs
+from fuseoverlay import whiteout, xattrs
 from fuseoverlay.errors import ImageError
 from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
+from fuseoverlay.whiteout import Dialect
 from tests.oci.helpers import Unpacker, implied, is_opaque, is_whiteout, names, permutations, see
 
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
@@ -331,6 +333,37 @@ def test_whiteout_of_the_probe_name(unpacker: Unpacker) -> None:
 def test_whiteout_of_a_long_name(unpacker: Unpacker) -> None:
     layer = unpacker.nodes(Node(".wh." + "n" * 255))
     assert is_whiteout(layer / ("n" * 255))
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_every_dialect_of_whiteouts(
+    unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch, dialect: Dialect
+) -> None:
+    """Where char devices cannot be made; hard links find their way through each of them."""
+    monkeypatch.setattr(whiteout, "probe", lambda fd, namespace: dialect)
+    bottom = unpacker.nodes(Node("d/a"), Node("d/b", data=b"b"), Node("d/" + "n" * 255))
+    layer = unpacker.nodes(Node("d/.wh.a"), Node("d/.wh." + "n" * 255), Node("e/.wh..wh..opq"))
+    assert is_whiteout(layer / "d/a")
+    assert is_whiteout(layer / "d" / ("n" * 255))
+    assert not is_opaque(layer / "d")
+    assert is_opaque(layer / "e")
+    top = unpacker.nodes(Node("x", hardlink="d/b"), lowers=[layer, bottom])
+    assert (top / "x").read_bytes() == b"b"
+    with pytest.raises(ImageError, match="neither in this layer"):
+        unpacker.nodes(Node("x", hardlink="d/a"), lowers=[layer, bottom])
+
+
+def test_opaque_without_attributes(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, name: bytes, *_: object, **__: object) -> None:
+        if name.endswith(b"opaque"):
+            raise OSError(errno.EOPNOTSUPP, "no")
+        setxattr(path, name, *_, **__)  # type: ignore[arg-type]
+
+    setxattr = os.setxattr
+    monkeypatch.setattr(os, "setxattr", refuse)
+    layer = unpacker.nodes(directory("d", mtime=5), Node("d/.wh..wh..opq"), Node("d/x"))
+    assert is_opaque(layer / "d")
+    assert see(layer / "d", unpacker.override).mtime == 5 * 10**9
 
 
 @pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", "d/.wh..", "d/.wh...", "d/.wh."])
