@@ -81,7 +81,7 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
         copy_xattrs(source, at(workdir.fd, staged))
         _copy_times(real.st, workdir.fd, staged)
         _publish(ov, staged, Place(parent.upper, directory.name))
-    directory.upper = RealDir(parent.upper.layer, parent.upper, directory.name)
+    directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
     if parent.index is not None:
         parent.index.put(directory.name, True)
 

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
+from weakref import WeakValueDictionary
 
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.errors import LayerError, UpperError, describe
@@ -41,17 +42,12 @@ class Layer:
 
 
 class RealDir:
-    """One directory of one layer. In a lower it never moves; in the upper, `move` tells it so."""
+    """One directory of one layer. In a lower it never moves; in the upper it follows renames."""
 
-    __slots__ = ("layer", "name", "parent")
+    __slots__ = ("__weakref__", "layer", "name", "parent")
 
     def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
         self.layer = layer
-        self.parent = parent
-        self.name = name
-
-    def move(self, parent: RealDir, name: bytes) -> None:
-        """Follow a rename of the directory."""
         self.parent = parent
         self.name = name
 
@@ -77,6 +73,9 @@ class LayerStack:
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._open: OrderedDict[RealDir, int] = OrderedDict()
+            # Every file below an upper directory must see its renames: one object for each.
+            self._upper_dirs: WeakValueDictionary[tuple[RealDir, bytes], RealDir]
+            self._upper_dirs = WeakValueDictionary()
             self.limit = 64
             self.upper: Layer | None = None
             self.lowers: list[Layer] = []
@@ -134,8 +133,26 @@ class LayerStack:
             os.close(oldest)
         return fd
 
+    def upper_dir(self, parent: RealDir, name: bytes) -> RealDir:
+        """The one `RealDir` of a directory in the upper."""
+        real = self._upper_dirs.get((parent, name))
+        if real is None:
+            real = self._upper_dirs[parent, name] = RealDir(parent.layer, parent, name)
+        return real
+
+    def moved(self, real: RealDir, parent: RealDir, name: bytes) -> None:
+        """A directory of the upper was renamed."""
+        self._unlist(real)
+        real.parent, real.name = parent, name
+        self._upper_dirs[parent, name] = real
+
+    def _unlist(self, real: RealDir) -> None:
+        if real.parent is not None and self._upper_dirs.get((real.parent, real.name)) is real:
+            del self._upper_dirs[real.parent, real.name]
+
     def forget(self, real: RealDir) -> None:
-        """Close the descriptor of a directory that is gone."""
+        """A directory of the upper is gone: its name may come back for another."""
+        self._unlist(real)
         fd = self._open.pop(real, None)
         if fd is not None:
             os.close(fd)

@@ -84,7 +84,7 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     upper = None
     lowers = tuple(RealDir(real.layer, real, name) for real in found.lower_dirs)
     if found.in_upper and parent.upper is not None:
-        upper = RealDir(parent.upper.layer, parent.upper, name)
+        upper = ov.stack.upper_dir(parent.upper, name)
         if lowers and whiteout.is_opaque_value(
             whiteout.opaque_value(at(ov.stack.fd(parent.upper), name))
         ):

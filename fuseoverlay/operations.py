@@ -280,7 +280,8 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def flush(self, fh: int) -> None:
-        """Every write has been answered already."""
+        """Every write has been answered already; ENOSYS: the kernel need not ask again."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     @handler
     async def release(self, fh: int) -> None:

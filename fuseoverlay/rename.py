@@ -157,8 +157,8 @@ def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
         syscalls.RENAME_EXCHANGE,
     )
     first, second = src.inode, dst.inode
-    _arrived(src, dst, first)
-    _arrived(dst, src, second)
+    _arrived(ov, src, dst, first)
+    _arrived(ov, dst, src, second)
     for side, inode in ((src, second), (dst, first)):
         side.index.put(side.name, isinstance(inode, Directory))
 
@@ -188,7 +188,7 @@ def _replace(ov: Overlay, src: Side, dst: Side) -> None:
         lose_directory(ov, dst.parent, old)
     elif isinstance(old, File):
         lose_name(ov, old, dst.parent, dst.name, held)
-    _arrived(src, dst, src.inode)
+    _arrived(ov, src, dst, src.inode)
     remove_oci_whiteout(ov, dst.parent, dst.index, dst.name)
     dst.index.put(dst.name, isinstance(src.inode, Directory))
     if whiteout_left is None:
@@ -269,7 +269,7 @@ def _swap_with_whiteout(
     return dialect
 
 
-def _arrived(src: Side, dst: Side, inode: Inode | None) -> None:
+def _arrived(ov: Overlay, src: Side, dst: Side, inode: Inode | None) -> None:
     """Tell the inode its new name."""
     if isinstance(inode, Directory):
         if src.parent.children.get(src.name) is inode:
@@ -277,7 +277,7 @@ def _arrived(src: Side, dst: Side, inode: Inode | None) -> None:
         dst.parent.children[dst.name] = inode
         inode.parent, inode.name = dst.parent, dst.name
         if inode.upper is not None:
-            inode.upper.move(dst.place.real, dst.name)
+            ov.stack.moved(inode.upper, dst.place.real, dst.name)
     elif isinstance(inode, File):
         if (src.parent, src.name) in inode.names:
             inode.names.remove((src.parent, src.name))
