@@ -87,6 +87,11 @@ class FileData:
         if not descriptor.users:
             os.close(descriptor.fd)
 
+    def shrink(self) -> None:
+        """Close what nobody uses: descriptors are needed for something else."""
+        for ino in [ino for ino, descriptor in self._open.items() if not descriptor.users]:
+            self.drop(ino)
+
     def _open_file(self, file: File, write: bool) -> int:
         if file.pinned >= 0:
             return _open_own(fd_path(file.pinned), write, None)

@@ -128,10 +128,17 @@ class LayerStack:
         for step in reversed(missing):
             fd = os.open(step.name, _DIR_FLAGS, dir_fd=fd)
             self._open[step] = fd
-        while len(self._open) > self.limit:
+            self._close_oldest(self.limit)
+        return fd
+
+    def shrink(self) -> None:
+        """Close all directories: their descriptors are needed for something else."""
+        self._close_oldest(0)
+
+    def _close_oldest(self, keep: int) -> None:
+        while len(self._open) > keep:
             _, oldest = self._open.popitem(last=False)
             os.close(oldest)
-        return fd
 
     def upper_dir(self, parent: RealDir, name: bytes) -> RealDir:
         """The one `RealDir` of a directory in the upper."""

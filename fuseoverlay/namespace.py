@@ -20,6 +20,7 @@ from fuseoverlay import acl, hardlinks, staging, syscalls, whiteout, xattrs
 from fuseoverlay.copyup import copy_up, copy_up_directory
 from fuseoverlay.identity import Shown
 from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.layers import RealDir
 from fuseoverlay.lookup import (
     check_name,
     child_nowait,
@@ -204,8 +205,20 @@ def hold(ov: Overlay, file: File, parent: Directory, name: bytes) -> int:
     """
     if file.upper is None or (file.upper.real, file.upper.name) != (parent.upper, name):
         return -1
+    return _open_held(ov, file.upper.real, name)
+
+
+def _open_held(ov: Overlay, real: RealDir, name: bytes) -> int:
+    """An O_PATH descriptor; makes room where the limit of open files is reached."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(name, flags, dir_fd=ov.stack.fd(file.upper.real))
+    try:
+        return os.open(name, flags, dir_fd=ov.stack.fd(real))
+    except OSError as exc:
+        if exc.errno != errno.EMFILE:
+            raise
+        ov.data.shrink()
+        ov.stack.shrink()
+        return os.open(name, flags, dir_fd=ov.stack.fd(real))
 
 
 def let_go(held: int) -> None:
@@ -327,8 +340,7 @@ def _remove_directory(
 def hold_directory(ov: Overlay, directory: Directory) -> None:
     """Before an upper directory goes: keep it within reach of whoever stands in it."""
     if directory.upper is not None and directory.pinned < 0:
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        ov.inodes.pin(directory, os.open(b".", flags, dir_fd=ov.stack.fd(directory.upper)))
+        ov.inodes.pin(directory, _open_held(ov, directory.upper, b"."))
 
 
 def lose_directory(ov: Overlay, parent: Directory, directory: Directory) -> None:
