@@ -5,8 +5,9 @@ namespace: `python3 tree.py record ROOT` writes a pickle to stdout, `python3
 tree.py digest ROOT` a digest of the tree's lines. It needs the standard library
 only, so its source can be handed to any interpreter (`run_source`).
 
-Names are bytes everywhere. Files and directories are read with O_NOATIME and the
-access time of a symbolic link is put back, so that looking changes nothing.
+Names are bytes everywhere. Files and directories are read with O_NOATIME, and where
+times count the access time of a symbolic link is put back, so that looking changes
+nothing.
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ def _entry(full: bytes, st: os.stat_result, *, content: bool, identity: bool) ->
     if fmt in (stat.S_IFBLK, stat.S_IFCHR):
         entry.rdev = (os.major(st.st_rdev), os.minor(st.st_rdev))
     elif fmt == stat.S_IFLNK:
-        entry.target = _readlink(full, st)
+        entry.target = os.readlink(full)
+        if identity:
+            _put_back(full, st)
     elif fmt == stat.S_IFREG and content:
         entry.digest = file_digest(full)
     if identity:
@@ -131,12 +134,11 @@ def _entry(full: bytes, st: os.stat_result, *, content: bool, identity: bool) ->
     return entry
 
 
-def _readlink(full: bytes, st: os.stat_result) -> bytes:
-    target = os.readlink(full)
+def _put_back(full: bytes, st: os.stat_result) -> None:
+    """Undo what readlink(2) did to the access time; there is no O_NOATIME for it."""
     if os.lstat(full).st_atime_ns != st.st_atime_ns:
         with contextlib.suppress(OSError):
             os.utime(full, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
-    return target
 
 
 def _xattrs(full: bytes) -> dict[bytes, bytes]:
@@ -205,15 +207,17 @@ def show(path: bytes) -> str:
     return text if len(text) <= 120 else f"{text[:50]}...{text[-50:]}"
 
 
-def digest(root: str | bytes) -> dict[bytes, str]:
+def digest(root: str | bytes, *, link_atimes: bool = True) -> dict[bytes, str]:
     """A digest of every entry below `root`: content and all that stat says, atime included.
 
     Directories' sizes are left out. Comparing two with `changed` says what was touched.
+    `link_atimes=False` leaves out the access times of symbolic links.
     """
-    return {
-        path: hashlib.sha256(repr(entry).encode()).hexdigest()
-        for path, entry in record(root, identity=True).items()
-    }
+    tree = record(root, identity=True)
+    for entry in tree.values():
+        if entry.kind == "symlink" and not link_atimes:
+            entry.atime_ns = None
+    return {path: hashlib.sha256(repr(entry).encode()).hexdigest() for path, entry in tree.items()}
 
 
 def changed(before: dict[bytes, str], after: dict[bytes, str]) -> list[str]:
