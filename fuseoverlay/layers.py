@@ -19,9 +19,9 @@ from weakref import WeakValueDictionary
 
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.errors import LayerError, UpperError, describe
+from fuseoverlay.syscalls import DIR_FLAGS
 
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Layer:
@@ -167,7 +167,7 @@ class LayerStack:
     @contextlib.contextmanager
     def listing_fd(self, real: RealDir) -> Iterator[int]:
         """A readable descriptor, the caller's own; a lower's access time does not move."""
-        fd = open_noatime(b".", _LIST_FLAGS, self.fd(real))
+        fd = open_noatime(b".", DIR_FLAGS, self.fd(real))
         try:
             yield fd
         finally:

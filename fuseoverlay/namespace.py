@@ -31,9 +31,9 @@ from fuseoverlay.lookup import (
 )
 from fuseoverlay.merge import Index
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.removal import remove_tree
 from fuseoverlay.syscalls import at
 from fuseoverlay.whiteout import Dialect
-from fuseoverlay.workdir import remove_tree
 
 
 class Caller(NamedTuple):

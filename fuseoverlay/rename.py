@@ -31,8 +31,8 @@ from fuseoverlay.namespace import (
     upper_place,
 )
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.removal import clear
 from fuseoverlay.whiteout import Dialect
-from fuseoverlay.workdir import clear
 
 _KNOWN = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
 from types import TracebackType
@@ -19,9 +18,10 @@ from typing import Final, Self
 from fuseoverlay import syscalls, whiteout, xattrs
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import Layer
+from fuseoverlay.removal import clear
+from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
 
-_DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STAGING: Final = b"work"
 _INDEX: Final = b"index"
 _LINKS: Final = b"links"
@@ -95,7 +95,7 @@ class WorkDir:
 
     def _open_subdirectory(self, name: bytes) -> int | None:
         try:
-            return os.open(name, _DIR_FLAGS, dir_fd=self._root)
+            return os.open(name, DIR_FLAGS, dir_fd=self._root)
         except FileNotFoundError:
             return None
 
@@ -111,7 +111,7 @@ class WorkDir:
         return staged
 
     def discard(self, staged: bytes) -> bool:
-        """Remove a staged object; False: a directory that is not empty, for `remove_tree`."""
+        """Remove a staged object; False: it is a directory with something in it."""
         try:
             st = os.stat(staged, dir_fd=self.fd, follow_symlinks=False)
             if not stat.S_ISDIR(st.st_mode):
@@ -129,7 +129,7 @@ class WorkDir:
     def _prepare_staging(self) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(_STAGING, 0o700, dir_fd=self._root)
-        fd = os.open(_STAGING, _DIR_FLAGS, dir_fd=self._root)
+        fd = os.open(_STAGING, DIR_FLAGS, dir_fd=self._root)
         try:
             clear(fd)
         except BaseException:
@@ -150,37 +150,6 @@ class WorkDir:
             self.discard(a)
             self.discard(b)
         return True
-
-
-def clear(fd: int) -> None:
-    """Remove everything in the directory `fd`, however large. May block for long."""
-    for entry in os.scandir(fd):
-        remove_tree(fd, os.fsencode(entry.name))
-
-
-def remove_tree(dir_fd: int, name: bytes) -> None:
-    """Remove `name` in `dir_fd` with all that is in it. May block for long."""
-    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    if not stat.S_ISDIR(st.st_mode):
-        os.unlink(name, dir_fd=dir_fd)
-        return
-
-    _make_searchable(dir_fd, name)
-    shutil.rmtree(os.fsdecode(name), dir_fd=dir_fd)
-
-
-def _make_searchable(dir_fd: int, name: bytes) -> None:
-    """Let a plain user remove a tree in which he took his own permissions away."""
-    if os.geteuid() == 0:
-        return
-    os.chmod(name, 0o700, dir_fd=dir_fd)
-    fd = os.open(name, _DIR_FLAGS, dir_fd=dir_fd)
-    try:
-        for entry in os.scandir(fd):
-            if entry.is_dir(follow_symlinks=False):
-                _make_searchable(fd, os.fsencode(entry.name))
-    finally:
-        os.close(fd)
 
 
 def _open_directory(path: bytes) -> int:

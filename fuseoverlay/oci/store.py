@@ -28,8 +28,9 @@ from fuseoverlay.oci import metadata
 from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image, parse_image_name
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.streams import ForwardStream
-from fuseoverlay.oci.tree import DIR_FLAGS, remove_tree
 from fuseoverlay.oci.unpack import Job, store_error, unpack_blob, unpack_stream
+from fuseoverlay.removal import remove_tree
+from fuseoverlay.syscalls import DIR_FLAGS
 
 #: A tar archive of nothing: what an image without layers shows.
 _EMPTY_TAR: Final = bytes(1024)

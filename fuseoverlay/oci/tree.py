@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay import syscalls, whiteout
 from fuseoverlay.oci.entries import Path
+from fuseoverlay.syscalls import DIR_FLAGS
 
-DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Open directories kept. A tar archive lists depth first: the last few are asked again.
 _KEPT: Final = 16
 
@@ -50,71 +50,6 @@ class DirCache:
         """Close what is `path` or below it, because it goes away."""
         for known in [known for known in self._open if known[: len(path)] == path]:
             os.close(self._open.pop(known))
-
-
-def remove_tree(dir_fd: int, name: bytes) -> None:
-    """Remove `name` in `dir_fd` with all below, also where modes forbid to look inside.
-
-    No recursion and few descriptors: a layer may be thousands of directories deep.
-    Nobody else may be at work in the tree. OSError where something cannot be removed.
-    """
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-        return
-    except IsADirectoryError:
-        pass
-    except PermissionError:
-        # EPERM is what POSIX has for unlink of a directory.
-        if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-            raise
-    todo = [name]
-    found: list[bytes] = []
-    while todo:
-        path = todo.pop()
-        found.append(path)
-        with _opened(dir_fd, path) as fd:
-            todo.extend(path + b"/" + child for child in _unlink_children(fd))
-    for path in reversed(found):
-        above, _, last = path.rpartition(b"/")
-        if not above:
-            os.rmdir(last, dir_fd=dir_fd)
-            continue
-        fd = syscalls.open_beneath(dir_fd, above, os.O_PATH | os.O_DIRECTORY)
-        try:
-            os.rmdir(last, dir_fd=fd)
-        finally:
-            os.close(fd)
-
-
-@contextlib.contextmanager
-def _opened(dir_fd: int, path: bytes) -> Iterator[int]:
-    """Open a directory that is to be emptied, with all rights for its owner."""
-    handle = syscalls.open_beneath(dir_fd, path, os.O_PATH | os.O_DIRECTORY)
-    try:
-        if os.fstat(handle).st_mode & 0o700 != 0o700:
-            os.chmod(syscalls.fd_path(handle), 0o700)
-        fd = os.open(b".", DIR_FLAGS, dir_fd=handle)
-    finally:
-        os.close(handle)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _unlink_children(fd: int) -> list[bytes]:
-    """Remove all but the directories; their names."""
-    directories = []
-    with os.scandir(fd) as children:
-        listed = [
-            (os.fsencode(child.name), child.is_dir(follow_symlinks=False)) for child in children
-        ]
-    for child, is_dir in listed:
-        if is_dir:
-            directories.append(child)
-        else:
-            os.unlink(child, dir_fd=fd)
-    return directories
 
 
 def find_below(lowers: Sequence[str | os.PathLike[str]], path: Path) -> int | None:

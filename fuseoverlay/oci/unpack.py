@@ -32,7 +32,9 @@ from fuseoverlay.oci.entries import Entry, Path, read_entries, show
 from fuseoverlay.oci.metadata import Warnings, Writer
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import CHUNK, BlobReader, ForwardStream, decompress
-from fuseoverlay.oci.tree import DIR_FLAGS, DirCache, find_below, remove_tree
+from fuseoverlay.oci.tree import DirCache, find_below
+from fuseoverlay.removal import remove_tree
+from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.oci.tree import remove_tree
+from fuseoverlay.removal import remove_tree
 from tests.oci.helpers import Unpacker, owner_possible
 
 with tempfile.TemporaryDirectory() as _probe:
