@@ -4,8 +4,8 @@ A plain user can neither give files away nor make device nodes. The real file th
 is a regular file (or a directory) with this attribute, in the text form of
 containers-storage: `uid:gid:0mode:type`, type one of `file`, `dir`, `symlink`,
 `pipe`, `socket`, `block-MAJ-MIN`, `char-MAJ-MIN`. A symbolic link's placeholder
-holds the target as its content; where the link is a real one (the attribute does
-not go on symbolic links), it belongs to 0:0.
+holds the target as its content. A real symbolic link, in a layer that others made,
+cannot carry the attribute and belongs to 0:0.
 """
 
 from __future__ import annotations

@@ -83,14 +83,11 @@ class Writer:
         self._warnings = warnings
 
     def is_placeholder(self, entry: Entry) -> bool:
-        """Whether this cannot be made as what it is.
+        """Whether a regular file stands for this: the override attribute goes on nothing else.
 
-        The attribute does not go on symbolic links: one without it belongs to 0:0.
+        A symbolic link could be made, but its access time would move with every reading.
         """
-        kind = stat.S_IFMT(entry.mode)
-        if not self.override or kind in (stat.S_IFREG, stat.S_IFDIR):
-            return False
-        return kind != stat.S_IFLNK or entry.uid != 0 or entry.gid != 0
+        return self.override and stat.S_IFMT(entry.mode) not in (stat.S_IFREG, stat.S_IFDIR)
 
     def make_node(self, entry: Entry, dir_fd: int, name: bytes) -> None:
         """Make a symbolic link, device or fifo with all its metadata."""
@@ -98,11 +95,10 @@ class Writer:
             os.symlink(entry.link, name, dir_fd=dir_fd)
         else:
             os.mknod(name, stat.S_IFMT(entry.mode) | 0o600, entry.rdev, dir_fd=dir_fd)
-        if not self.override:
-            os.chown(name, entry.uid, entry.gid, dir_fd=dir_fd, follow_symlinks=False)
-            if not stat.S_ISLNK(entry.mode):
-                # Just made, and neither a link nor anybody else's: nothing to follow.
-                os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=dir_fd)
+        os.chown(name, entry.uid, entry.gid, dir_fd=dir_fd, follow_symlinks=False)
+        if not stat.S_ISLNK(entry.mode):
+            # Just made, and neither a link nor anybody else's: nothing to follow.
+            os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=dir_fd)
         self._set_xattrs(entry, syscalls.at(dir_fd, name))
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=dir_fd, follow_symlinks=False)
 

@@ -116,7 +116,8 @@ def see(path: Path | bytes, override: bool) -> Seen:
             assert stat.S_IMODE(st.st_mode) & 0o600 == 0o600
             mode, uid, gid, rdev = note.mode, note.uid, note.gid, note.rdev
         else:
-            assert real in (stat.S_IFLNK, stat.S_IFCHR)
+            # A whiteout.
+            assert real == stat.S_IFCHR
             uid = gid = 0
     kind = _KINDS[stat.S_IFMT(mode)]
     return Seen(kind, stat.S_IMODE(mode), uid, gid, rdev, st.st_mtime_ns, data)

@@ -65,8 +65,8 @@ def test_special_files(unpacker: Unpacker) -> None:
         3 * 10**9,
         4 * 10**9,
     ]
-    assert os.path.islink(layer / "own")
-    assert os.path.islink(layer / "given") == (not unpacker.override)
+    for name in ("own", "given"):
+        assert os.path.islink(layer / name) == (not unpacker.override)
 
 
 def test_hard_links(unpacker: Unpacker) -> None:
@@ -134,7 +134,7 @@ def test_gnu_long_names(unpacker: Unpacker) -> None:
         info.type, info.linkname = tarfile.SYMTYPE, "t" * 3000
         archive.addfile(info)
     layer = unpacker.tar(buffer.getvalue())
-    assert os.readlink(layer / "l") == "t" * 3000
+    assert see(layer / "l", unpacker.override).data == b"t" * 3000
     assert (layer / ("d" * 150) / ("f" * 200)).is_file()
 
 
