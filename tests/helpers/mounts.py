@@ -111,12 +111,14 @@ def command(*args: object) -> list[str]:
 
 def mounts_at(path: Path) -> list[str]:
     """Filesystem types mounted at exactly `path`, from mountinfo: asks no filesystem."""
-    wanted = str(path).replace(" ", "\\040").encode().decode()
+    wanted = os.fsencode(path)
+    for char in b"\\ \t\n":
+        wanted = wanted.replace(b"%c" % char, b"\\%03o" % char)
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        left, _, right = line.partition(b" - ")
         if left.split()[4] == wanted:
-            found.append(right.split()[0])
+            found.append(right.split()[0].decode())
     return found
 
 
@@ -230,7 +232,7 @@ class Daemon:
 
 def escape(path: object) -> str:
     """A path as a mount option's value."""
-    return re.sub(r"([\\:,])", r"\\\1", str(path))
+    return re.sub(r"([\\:,\"])", r"\\\1", str(path))
 
 
 def traces(path: Path) -> Tree:

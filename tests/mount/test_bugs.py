@@ -1,0 +1,92 @@
+"""A bug in the overlay is one failed request: logged, answered EIO, and the mount goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import Daemon, fails, unmount
+from tests.mount.conftest import Cli
+
+#: Breaks one function for names that say "boom", then runs the command line.
+BROKEN = """
+import sys
+from fuseoverlay import {module} as module
+real = module.{function}
+
+def broken(ov, *args, **kwargs):
+    if any(isinstance(arg, bytes) and b"boom" in arg for arg in args):
+        raise {exception}
+    return real(ov, *args, **kwargs)
+
+module.{function} = broken
+from fuseoverlay.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def _write(path: Path) -> None:
+    with open(path, "r+b", buffering=0) as stream:
+        stream.write(b"boom")
+
+
+CASES = {
+    "make": lambda mnt: os.mkdir(mnt / "boom"),
+    "link": lambda mnt: os.link(mnt / "f", mnt / "boom"),
+    "rename": lambda mnt: os.rename(mnt / "f", mnt / "boom"),
+    "setxattr": lambda mnt: os.setxattr(mnt / "f", "user.boom", b"x"),
+    "getxattr": lambda mnt: os.getxattr(mnt / "f", "user.boom"),
+    "write": lambda mnt: _write(mnt / "f"),
+}
+MODULES = {
+    "make": "namespace",
+    "link": "namespace",
+    "rename": "rename",
+    "setxattr": "attributes",
+    "getxattr": "attributes",
+    "write": "files",
+}
+
+
+@pytest.mark.parametrize("function", CASES)
+@pytest.mark.parametrize(
+    "exception",
+    ["KeyError('injected')", "AssertionError()", "ExceptionGroup('g', [OSError(1, 'x')])"],
+)
+def test_bug_is_one_failed_request(cli: Cli, function: str, exception: str) -> None:
+    space = cli.space
+    code = BROKEN.format(module=MODULES[function], function=function, exception=exception)
+    argv = [sys.executable, "-c", code, "-f", "-o", space.options(), str(space.mnt)]
+    daemon = Daemon(argv, space.mnt, space.base / "log")
+    try:
+        daemon.wait_until_mounted(1)
+        with fails(errno.EIO):
+            CASES[function](space.mnt)
+        assert daemon.alive()
+        assert os.listdir(space.mnt) == ["f"]
+        (space.mnt / "after").write_bytes(b"goes on")
+        assert (space.upper / "after").read_bytes() == b"goes on"
+        text = daemon.text()
+        assert "bug" in text
+        assert exception.partition("(")[0] in text
+    finally:
+        daemon.kill()
+
+
+def test_oserror_without_errno_is_eio(cli: Cli) -> None:
+    space = cli.space
+    code = BROKEN.format(module="namespace", function="make", exception="OSError('no number')")
+    argv = [sys.executable, "-c", code, "-f", "-o", space.options(), str(space.mnt)]
+    daemon = Daemon(argv, space.mnt, space.base / "log")
+    try:
+        daemon.wait_until_mounted(1)
+        with fails(errno.EIO):
+            os.mkdir(space.mnt / "boom")
+        os.mkdir(space.mnt / "fine")
+        unmount(space.mnt)
+    finally:
+        daemon.kill()
