@@ -150,13 +150,17 @@ def remove_tree(path: Path) -> None:
     """Remove a test's directory, whatever modes the test left in it."""
 
     def opened_up(function: Callable, name: str, _: object) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(name), 0o700)
-            if os.path.isdir(name) and not os.path.islink(name):
-                os.chmod(name, 0o700)
-                shutil.rmtree(name, ignore_errors=True)
-            else:
-                function(name)
+        above = os.path.dirname(name)
+        # Only below `path`: what is around it is not ours.
+        if not os.path.islink(name) and Path(name).is_relative_to(path):
+            with contextlib.suppress(OSError):
+                if Path(above).is_relative_to(path):
+                    os.chmod(above, 0o700)
+                if os.path.isdir(name):
+                    os.chmod(name, 0o700)
+                    shutil.rmtree(name, ignore_errors=True)
+                else:
+                    function(name)
 
     shutil.rmtree(path, onerror=opened_up)
 

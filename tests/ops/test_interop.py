@@ -150,7 +150,10 @@ def _result(step: Callable[[Path], object], mnt: Path) -> object:
 
 
 def _upper(space: Space) -> dict[str, tuple]:
-    """The upper as both must leave it: what, whiteouts, opaque marks; no private bookkeeping."""
+    """The upper as both must leave it: what, whiteouts, opaque marks; no private bookkeeping.
+
+    An opaque mark over nothing says nothing; the kernel sometimes makes one.
+    """
     found: dict[str, tuple] = {}
     for path in sorted(space.upper.rglob("*")):
         name = str(path.relative_to(space.upper))
@@ -158,7 +161,8 @@ def _upper(space: Space) -> dict[str, tuple]:
         if is_whiteout(path):
             found[name] = ("whiteout",)
         elif stat.S_ISDIR(st.st_mode):
-            found[name] = ("dir", stat.S_IMODE(st.st_mode), is_opaque(path))
+            below = any((lower / name).is_dir() for lower in space.lowers)
+            found[name] = ("dir", stat.S_IMODE(st.st_mode), below and is_opaque(path))
         elif stat.S_ISLNK(st.st_mode):
             found[name] = ("link", os.readlink(path))
         elif stat.S_ISREG(st.st_mode):
