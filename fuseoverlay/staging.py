@@ -58,7 +58,14 @@ def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
 def read_link(ov: Overlay, real: Real) -> bytes:
     """Target of a symbolic link, or of the regular file that stands for one."""
     if stat.S_ISLNK(real.st.st_mode):
-        return os.readlink(real.path)
+        if not real.follow:
+            return os.readlink(real.path)
+        # The path is itself a link, in /proc: open what it leads to.
+        fd = os.open(real.path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return os.readlink(b"", dir_fd=fd)
+        finally:
+            os.close(fd)
     fd = open_noatime(real.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, real.st.st_size)

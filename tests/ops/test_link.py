@@ -259,3 +259,44 @@ def test_links_between_layers_are_different_files(space: Space) -> None:
     os.link(bottom / "a", space.lower / "b")
     with space.mounted(settle=False) as mnt:
         assert (mnt / "a").read_bytes() == (mnt / "b").read_bytes() == b"x"
+
+
+def test_symlink_with_two_names_loses_one(case: Case, where: str) -> None:
+    os.readlink(case.path / "s")
+    os.link(case.path / "s", case.path / "s2", follow_symlinks=False)
+    os.unlink(case.path / "s")
+    assert os.readlink(case.path / "s2") == "f"
+    os.rename(case.path / "s2", case.path / "d" / "s3")
+    assert os.readlink(case.path / "d" / "s3") == "f"
+
+
+@pytest.mark.parametrize("name", ["f", "p", "s"])
+def test_last_name_after_the_first_was_replaced(case: Case, where: str, name: str) -> None:
+    """The name under which the overlay met the inode is gone; everything works by the other."""
+    st = os.lstat(case.path / name)
+    os.link(case.path / name, case.path / "d" / "second", follow_symlinks=False)
+    (case.path / "new").write_bytes(b"new")
+    os.rename(case.path / "new", case.path / name)
+    second = case.path / "d" / "second"
+    os.chown(second, os.getuid(), os.getgid(), follow_symlinks=False)
+    os.utime(second, ns=(1, 2), follow_symlinks=False)
+    now = os.lstat(second)
+    assert (now.st_mode, now.st_size, now.st_nlink) == (st.st_mode, st.st_size, 1)
+    assert now.st_mtime_ns == 2
+    if name == "f":
+        assert second.read_bytes() == CONTENT
+        with open(second, "ab") as stream:
+            stream.write(b"more")
+        assert (case.upper / "d" / "second").read_bytes() == CONTENT + b"more"
+    os.link(second, case.path / "third", follow_symlinks=False)
+    os.unlink(second)
+    assert os.lstat(case.path / "third").st_mode == st.st_mode
+    assert (case.path / name).read_bytes() == b"new"
+
+
+def test_unlinked_symlink_is_still_readable(case: Case, where: str) -> None:
+    fd = os.open(case.path / "s", os.O_PATH | os.O_NOFOLLOW)
+    os.unlink(case.path / "s")
+    assert os.readlink("", dir_fd=fd) == "f"
+    assert os.fstat(fd).st_size == 1
+    os.close(fd)
