@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
@@ -238,6 +237,13 @@ def stat_key(st: os.stat_result) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
-def is_directory(st: os.stat_result) -> bool:
-    """Whether the type is directory."""
-    return stat.S_ISDIR(st.st_mode)
+def enclosing(path: bytes, roots: Mapping[tuple[int, int], bytes]) -> bytes | None:
+    """The directory of `roots` (by `stat_key`) that `path` is inside of; its own name does
+    not count. Bind mounts do not hide what a directory really is."""
+    path = os.path.realpath(path)
+    while path != b"/":
+        path = os.path.dirname(path)
+        found = roots.get(stat_key(os.stat(path)))
+        if found is not None:
+            return found
+    return None

@@ -22,7 +22,7 @@ import trio
 from fuseoverlay import overlay, syscalls
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import FuseError, MountpointError, describe
-from fuseoverlay.layers import stat_key
+from fuseoverlay.layers import enclosing, stat_key
 from fuseoverlay.operations import Operations
 from fuseoverlay.overlay import Overlay
 
@@ -184,19 +184,14 @@ def _unescape(field: bytes) -> bytes:
 
 def _check_outside(mountpoint: bytes, ov: Overlay) -> None:
     """The daemon would wait for itself if a layer contained the mount point."""
-    roots = {stat_key(os.fstat(layer.root_fd)): layer.path for layer in ov.stack.all()}
-    path = mountpoint
-    while True:
-        layer = roots.get(stat_key(os.stat(path)))
-        if layer is not None:
-            raise MountpointError(
-                f"mount point is inside the layer {os.fsdecode(layer)}",
-                where=mountpoint,
-                hint="mount somewhere else",
-            )
-        if path == b"/":
-            return
-        path = os.path.dirname(path)
+    roots = overlay.roots_of(ov.stack, ov.workdir)
+    around = roots.get(stat_key(os.stat(mountpoint))) or enclosing(mountpoint, roots)
+    if around is not None:
+        raise MountpointError(
+            f"mount point is inside {os.fsdecode(around)}, which belongs to the mount",
+            where=mountpoint,
+            hint="mount somewhere else",
+        )
 
 
 def _leave_when_ready(ready_read: int, ready_write: int) -> None:
@@ -230,7 +225,12 @@ def _serve() -> None:
 async def _main() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal)
-        await pyfuse3.main()
+        try:
+            await pyfuse3.main()
+        except* ConnectionAbortedError:
+            # The kernel ends the connection while it still has news (RELEASE, FORGET) for
+            # us: so it goes when a busy mount is unmounted.
+            log.debug("connection ended")
         nursery.cancel_scope.cancel()
 
 

@@ -264,7 +264,7 @@ class Operations(pyfuse3.Operations):
         file = self._ov.inodes.file(inode)
         privileged = ctx.uid == 0
         files.opened(self._ov, file, flags, privileged=privileged)
-        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+        if flags & os.O_TRUNC:
             await attributes.setattr(self._ov, file, Changes(size=0), privileged=privileged)
         return _handle(inode)
 
@@ -335,7 +335,9 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return attributes.listxattr(self._ov, self._ov.inodes.get(inode))
+        """Only root sees `trusted.` names, as everywhere."""
+        names = attributes.listxattr(self._ov, self._ov.inodes.get(inode))
+        return [n for n in names if ctx.uid == 0 or not n.startswith(b"trusted.")]
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:

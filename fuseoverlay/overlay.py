@@ -16,10 +16,11 @@ from typing import Final
 import trio
 
 from fuseoverlay.config import MountConfig
+from fuseoverlay.errors import LayerError, UpperError
 from fuseoverlay.filedata import FileData
 from fuseoverlay.identity import Identity
 from fuseoverlay.inodes import InodeTable
-from fuseoverlay.layers import LayerStack
+from fuseoverlay.layers import LayerStack, enclosing, stat_key
 from fuseoverlay.workdir import WorkDir
 
 # Descriptors for everything that is not a layer, a directory or file data.
@@ -63,6 +64,7 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
                     userxattr=config.userxattr,
                 )
             )
+        _refuse_overlaps(stack, workdir)
         budget = _descriptor_budget(len(stack.all()))
         stack.limit = budget // 2
         data = owners.enter_context(FileData(stack, budget // 4))
@@ -81,6 +83,35 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
             identity=Identity.of_process(override=override),
             limiter=trio.CapacityLimiter(16),
         )
+
+
+def _refuse_overlaps(stack: LayerStack, workdir: WorkDir | None) -> None:
+    """A layer inside another would change with it: `LayerError` or `UpperError`."""
+    roots = roots_of(stack, workdir)
+    for layer in stack.all():
+        around = enclosing(layer.path, roots)
+        if around is not None:
+            error = UpperError if layer is stack.upper else LayerError
+            raise error(
+                f"is inside {os.fsdecode(around)}, which belongs to the same mount",
+                where=layer.path,
+                hint="use directories beside each other",
+            )
+    around = enclosing(workdir.path, roots) if workdir is not None else None
+    if workdir is not None and around is not None:
+        raise UpperError(
+            f"workdir is inside the layer {os.fsdecode(around)}",
+            where=workdir.path,
+            hint="put it beside the layers",
+        )
+
+
+def roots_of(stack: LayerStack, workdir: WorkDir | None) -> dict[tuple[int, int], bytes]:
+    """All directories of the mount, by `layers.stat_key`, with their paths."""
+    roots = {stat_key(os.fstat(layer.root_fd)): layer.path for layer in stack.all()}
+    if workdir is not None:
+        roots[workdir.key] = workdir.path
+    return roots
 
 
 def _descriptor_budget(layers: int) -> int:

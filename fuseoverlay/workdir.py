@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from fuseoverlay import syscalls, whiteout, xattrs
 from fuseoverlay.errors import UpperError, describe
-from fuseoverlay.layers import Layer
+from fuseoverlay.layers import Layer, stat_key
 from fuseoverlay.removal import clear
 from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
@@ -41,6 +41,7 @@ class WorkDir:
         with contextlib.ExitStack() as undo:
             self._root = _open_directory(path)
             undo.callback(os.close, self._root)
+            self.key = stat_key(os.fstat(self._root))
             _check_pair(path, self._root, upper)
             _lock(upper.root_fd, upper.path)
             _lock(self._root, path)

@@ -14,7 +14,9 @@ import pytest
 from fuseoverlay.operations import Operations
 
 #: Handlers that touch nothing and so cannot fail.
-QUIET = {"flush", "release", "releasedir"}
+QUIET = {"release", "releasedir"}
+#: What the kernel is told not to ask again.
+REFUSED = {"flush", "poll"}
 #: What pyfuse3 calls that is no request.
 CALLBACKS = {"init", "stacktrace"}
 
@@ -76,7 +78,7 @@ def test_there_are_handlers() -> None:
     assert set(_own_handlers()) <= _requests(), "a public method that is no handler"
 
 
-@pytest.mark.parametrize("name", sorted(set(_own_handlers()) - QUIET - {"poll", "access"}))
+@pytest.mark.parametrize("name", sorted(set(_own_handlers()) - QUIET - REFUSED - {"access"}))
 @pytest.mark.parametrize("exception", [RuntimeError("broken"), KeyError(1), AssertionError()])
 async def test_bug_becomes_eio_and_is_logged(
     name: str, exception: Exception, caplog: pytest.LogCaptureFixture
@@ -89,7 +91,7 @@ async def test_bug_becomes_eio_and_is_logged(
     assert type(exception).__name__ in caplog.text, "with a traceback"
 
 
-@pytest.mark.parametrize("name", sorted(set(_own_handlers()) - QUIET - {"poll", "access"}))
+@pytest.mark.parametrize("name", sorted(set(_own_handlers()) - QUIET - REFUSED - {"access"}))
 async def test_oserror_becomes_its_errno(name: str, caplog: pytest.LogCaptureFixture) -> None:
     operations = _operations(OSError(errno.EDQUOT, "full"))
     with caplog.at_level(logging.INFO), pytest.raises(pyfuse3.FUSEError) as caught:
