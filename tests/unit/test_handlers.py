@@ -113,6 +113,13 @@ async def test_quiet_handlers_answer(name: str) -> None:
     assert await _call(_operations(RuntimeError()), name) is None
 
 
+@pytest.mark.parametrize("name", sorted(UNWANTED))
+async def test_unwanted_requests_are_declined(name: str) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await _call(_operations(RuntimeError()), name)
+    assert caught.value.errno == errno.ENOSYS
+
+
 async def test_what_is_not_implemented_says_so() -> None:
     """pyfuse3's own answer for what Operations does not define."""
     for name in sorted(_requests() - set(_own_handlers())):

@@ -101,6 +101,8 @@ def test_images_share_only_leaves_with_the_overlay() -> None:
         if module.startswith("oci."):
             outside = {name for name in _imports(module)[0] if not name.startswith("oci.")}
             assert outside <= LEAVES, module
+    for module in LEAVES:
+        assert _imports(module)[0] <= LEAVES, "a leaf that knows the overlay is none"
 
 
 def test_images_and_overlay_meet_in_one_place() -> None:
