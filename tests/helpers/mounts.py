@@ -185,9 +185,19 @@ class Daemon:
                 env=daemon_env(),
                 start_new_session=True,
             )
+        self._watchdog: threading.Timer | None = None
+        self.rearm()
+
+    def rearm(self) -> None:
+        """Give it WATCHDOG more seconds, for a mount that many tests share."""
+        self._disarm()
         self._watchdog = threading.Timer(WATCHDOG, self.process.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
+
+    def _disarm(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
 
     def wait_until_mounted(self, depth: int) -> None:
         """Return once there are `depth` mounts at the mount point and the top one answers."""
@@ -217,7 +227,7 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self.kill()
             pytest.fail(f"the daemon outlived its mount; log:\n{self.text()}")
-        self._watchdog.cancel()
+        self._disarm()
         assert code == 0, f"the daemon exited with {code}; log:\n{self.text()}"
         self.check_log()
 
@@ -228,7 +238,7 @@ class Daemon:
 
     def kill(self) -> None:
         """End it at once; the mount, if any, stays behind and answers ENOTCONN."""
-        self._watchdog.cancel()
+        self._disarm()
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGKILL)
         self.process.wait()

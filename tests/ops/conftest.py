@@ -115,6 +115,8 @@ class Shared:
         if not self.space.alive():
             self.space.drop()
             self.space.mount()
+        if self.space.daemon is not None:
+            self.space.daemon.rearm()
         case = Case(self.space, name, where)
         if where == "copied":
             copy_up(case.path)

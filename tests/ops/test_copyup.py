@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import IMPL, MODE, Space, file_handles
+from tests.helpers.mounts import IMPL, MODE, Space, fails, file_handles
 from tests.helpers.tree import record
 from tests.ops.conftest import ATIME, CONTENT, MTIME, Case
 
@@ -259,3 +260,88 @@ def test_layers_on_another_filesystem(space: Space) -> None:
             subprocess.run(["umount", "-l", str(other)], check=False, timeout=30)
         else:
             subprocess.run(["rm", "-r", str(other)], check=False, timeout=30)
+
+
+@pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
+def test_full_disk(space: Space) -> None:
+    """Copy-up that does not fit fails in the writer's face, and leaves the old file, no litter."""
+    small = space.base / "small"
+    small.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)]
+    subprocess.run(argv, check=True, timeout=30)
+    space.upper, space.work = small / "upper", small / "work"
+    for path in (space.upper, space.work):
+        path.mkdir()
+    content = os.urandom(1 << 20) * 8
+    (space.lower / "big").write_bytes(content)
+    (space.lower / "f").write_bytes(b"small")
+    try:
+        with space.mounted(settle=False) as mnt:
+            with fails(errno.ENOSPC), open(mnt / "big", "r+b") as stream:
+                stream.write(b"does not fit")
+                stream.flush()
+                os.fsync(stream.fileno())
+            assert (mnt / "big").read_bytes() == content
+            assert os.listdir(space.upper) == []
+            left = [name for _, _, files in os.walk(space.work) for name in files]
+            if IMPL == "fuse":
+                assert left == []
+            append(mnt / "f")
+            assert (mnt / "f").read_bytes() == b"small!"
+            if IMPL == "fuse":  # the kernel copies the whole file first
+                os.truncate(mnt / "big", 1 << 20)
+                assert (mnt / "big").read_bytes() == content[: 1 << 20]
+            with fails(errno.ENOSPC), open(mnt / "new", "wb") as stream:
+                stream.write(bytes(6 << 20))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.unlink(mnt / "new")
+            (mnt / "fits").write_bytes(bytes(1 << 20))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=False, timeout=30)
+
+
+def test_truncated_data_is_not_copied(space: Space) -> None:
+    """O_TRUNC drops it anyway."""
+    with open(space.lower / "big", "wb") as stream:
+        for _ in range(64):
+            stream.write(bytes(range(256)) * 4096)
+    with space.mounted(settle=False) as mnt:
+        before = _written(space)
+        os.close(os.open(mnt / "big", os.O_WRONLY | os.O_TRUNC))
+        assert os.stat(space.upper / "big").st_size == 0
+        os.unlink(mnt / "big")
+        if IMPL == "fuse":
+            assert _written(space) - before < 8 << 20
+
+
+def _written(space: Space) -> int:
+    """Bytes the daemon has handed to write calls so far."""
+    if space.daemon is None:
+        return 0
+    text = Path(f"/proc/{space.daemon.process.pid}/io").read_text()
+    return int(text.split("wchar:")[1].split()[0])
+
+
+@pytest.mark.skipif(IMPL == "kernel", reason="of the daemon")
+def test_descriptors_do_not_grow(space: Space) -> None:
+    for index in range(300):
+        (space.lower / f"low{index}").write_bytes(b"x")
+    with space.mounted(settle=False) as mnt:
+        assert space.daemon is not None
+        held = f"/proc/{space.daemon.process.pid}/fd"
+        counts = []
+        for turn in range(3):
+            for index in range(100):
+                name = f"low{turn * 100 + index}"
+                (mnt / name).write_bytes(b"changed")
+                os.unlink(mnt / name)
+                (mnt / f"new{index}").write_bytes(b"new")
+                os.mkdir(mnt / f"dir{index}")
+                (mnt / f"dir{index}" / "x").touch()
+            for index in range(100):
+                os.unlink(mnt / f"new{index}")
+                os.unlink(mnt / f"dir{index}" / "x")
+                os.rmdir(mnt / f"dir{index}")
+            counts.append(len(os.listdir(held)))
+        assert counts[-1] <= counts[0] + 10, counts

@@ -302,3 +302,20 @@ def test_dialects_change_between_mounts(space: Space) -> None:
         assert sorted(os.listdir(mnt)) == ["dira", "dirb", "dirc"]
         for name in ("dira", "dirb", "dirc"):
             assert os.listdir(mnt / name) == []
+
+
+@fuse_only
+def test_userxattr_chooses_the_namespace(space: Space) -> None:
+    space.extra = ("userxattr",)
+    # As root the kernel reads trusted.overlay. only, unless it has the same option.
+    space.kernel_reads = False
+    (space.lower / "d").mkdir()
+    (space.lower / "d" / "child").touch()
+    with space.mounted() as mnt:
+        shutil.rmtree(mnt / "d")
+        os.mkdir(mnt / "d")
+        assert os.getxattr(space.upper / "d", "user.overlay.opaque") == b"y"
+        found = [name for name in os.listxattr(space.upper / "d") if name.startswith("trusted")]
+        assert found == []
+        assert os.listxattr(mnt / "d") == []
+        assert os.listdir(mnt / "d") == []

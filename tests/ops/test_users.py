@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -263,3 +265,21 @@ def test_sockets_and_fifos_of_others(case: Case, where: str) -> None:
     may_not(ALICE, lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     os.chmod(path, 0o666)
     may(ALICE, lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+
+def test_setuid_programs_work(space: Space) -> None:
+    """A mount by root honours setuid bits, of a lower file and of one that was copied up."""
+    shutil.copy("/usr/bin/id", space.lower / "id")
+    (space.lower / "id").chmod(0o4755)
+    with space.mounted() as mnt:
+
+        def effective() -> None:
+            done = subprocess.run([mnt / "id", "-u"], capture_output=True, timeout=30)
+            if done.stdout != b"0\n":
+                raise PermissionError(errno.EPERM, done.stdout)
+
+        may(ALICE, effective)
+        os.utime(mnt / "id", ns=(1, 1))
+        may(ALICE, effective)
+        os.chmod(mnt / "id", 0o755)
+        may_not(ALICE, effective, code=errno.EPERM)
