@@ -40,7 +40,6 @@ _FSTAB: Final = re.compile(
 )
 # Features of kernel overlayfs that are off here; their "off" needs no warning.
 _OFF_ONLY: Final = {
-    "redirect_dir": ("off", "nofollow"),
     "metacopy": ("off",),
     "nfs_export": ("off",),
     "index": ("on", "off"),
@@ -60,6 +59,9 @@ class MountConfig:
     timeout: float = FOREVER
     #: Dialect for new whiteouts; None: the best that the upper filesystem takes.
     whiteout: Dialect | None = None
+    #: Whether directories that are in a lower may be renamed; `nofollow`: existing
+    #: redirects do not count either.
+    redirect_dir: str = "follow"
     #: Never wait for the disk.
     volatile: bool = False
     #: Write `user.overlay.*` even where `trusted.overlay.*` could be written.
@@ -155,6 +157,13 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
         return replace(config, volatile=True)
     if name == "fsync" and value == "1":
         return config
+    if name == "redirect_dir":
+        if value not in ("on", "off", "follow", "nofollow"):
+            raise UsageError(
+                f"redirect_dir={value} is unknown", hint="use on, off, follow or nofollow"
+            )
+        # "off" still follows, as under the kernel's default of redirect_always_follow.
+        return replace(config, redirect_dir="follow" if value == "off" else value)
     if name == "userxattr":
         return replace(config, userxattr=True)
     if name == "xattr_permissions":

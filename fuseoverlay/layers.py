@@ -76,6 +76,8 @@ class LayerStack:
             self._upper_dirs: WeakValueDictionary[tuple[RealDir, bytes], RealDir]
             self._upper_dirs = WeakValueDictionary()
             self.limit = 64
+            #: Whether `overlay.redirect` counts.
+            self.follow_redirects = True
             self.upper: Layer | None = None
             self.lowers: list[Layer] = []
             seen: dict[tuple[int, int], bytes] = {}

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from fuseoverlay import hardlinks, whiteout, xattrs
+from fuseoverlay import hardlinks, redirect, xattrs
 from fuseoverlay.identity import Shown
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import Layer, RealDir, stat_key
@@ -82,18 +82,16 @@ def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> I
 
 def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
     upper = None
-    lowers = tuple(RealDir(real.layer, real, name) for real in found.lower_dirs)
+    reals = [RealDir(real.layer, real, name) for real in found.lower_dirs]
     if found.in_upper and parent.upper is not None:
         upper = ov.stack.upper_dir(parent.upper, name)
-        if lowers and whiteout.is_opaque_value(
-            whiteout.opaque_value(at(ov.stack.fd(parent.upper), name))
-        ):
-            lowers = ()
+        reals.insert(0, upper)
+    lowers = redirect.lowers_of(ov.stack, parent.lowers, reals)
     # The number of a directory in the lowers is its own even after copy-up.
     origin = lowers[0] if lowers else upper
-    if origin is None or origin.parent is None:
+    if origin is None:
         raise no_entry(name)
-    st = os.stat(name, dir_fd=ov.stack.fd(origin.parent), follow_symlinks=False)
+    st = os.stat(ov.stack.fd(origin))
     directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
     ov.inodes.add(directory)
     parent.children[name] = directory

@@ -1,7 +1,7 @@
 """rename: plain, RENAME_NOREPLACE and RENAME_EXCHANGE, over whatever is there.
 
-A directory that has a lower part stays where it is (EXDEV), as under kernel overlayfs
-with redirect_dir off; mv(1) then copies. Source: kernel Documentation/filesystems/
+A directory that has a lower part stays where it is (EXDEV) unless `redirect_dir=on`;
+mv(1) then copies. Source: kernel Documentation/filesystems/
 overlayfs.rst, "Renaming directories"; rename(2).
 """
 
@@ -12,9 +12,10 @@ import errno
 import os
 from dataclasses import dataclass
 
-from fuseoverlay import staging, syscalls, whiteout
+from fuseoverlay import redirect, staging, syscalls, whiteout, xattrs
 from fuseoverlay.copyup import copy_up, copy_up_directory, give_name
 from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.layers import RealDir
 from fuseoverlay.lookup import child_nowait, index_of
 from fuseoverlay.merge import Index
 from fuseoverlay.namespace import (
@@ -32,6 +33,7 @@ from fuseoverlay.namespace import (
 )
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.removal import clear
+from fuseoverlay.syscalls import at
 from fuseoverlay.whiteout import Dialect
 
 _KNOWN = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
@@ -107,9 +109,9 @@ async def _prepare(
     exchange = bool(flags & syscalls.RENAME_EXCHANGE)
     if exchange and dst.inode is None:
         raise _error(errno.ENOENT)
-    _check_movable(src.inode)
+    _check_movable(ov, src.inode)
     if exchange and dst.inode is not None:
-        _check_movable(dst.inode)
+        _check_movable(ov, dst.inode)
     elif dst.inode is not None:
         await _check_replaceable(ov, src.inode, dst.inode)
     await copy_up(ov, src.inode)
@@ -131,8 +133,8 @@ def _side(ov: Overlay, parent: Directory, name: bytes) -> Side:
     return Side(parent, index, name, inode)
 
 
-def _check_movable(inode: Inode) -> None:
-    if isinstance(inode, Directory) and inode.lowers:
+def _check_movable(ov: Overlay, inode: Inode) -> None:
+    if isinstance(inode, Directory) and inode.lowers and ov.config.redirect_dir != "on":
         raise _error(errno.EXDEV)
 
 
@@ -147,8 +149,8 @@ async def _check_replaceable(ov: Overlay, src: Inode, dst: Inode) -> None:
 
 def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
     """Commit of RENAME_EXCHANGE: both are in the upper."""
-    _make_opaque(ov, src, dst)
-    _make_opaque(ov, dst, src)
+    _mark(ov, src, dst)
+    _mark(ov, dst, src)
     syscalls.renameat2(
         ov.stack.fd(src.place.real),
         src.name,
@@ -163,15 +165,33 @@ def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
         side.index.put(side.name, isinstance(inode, Directory))
 
 
-def _make_opaque(ov: Overlay, src: Side, dst: Side) -> None:
-    """A directory must not merge with what is in the lowers of its new place."""
-    if isinstance(src.inode, Directory) and (dst.covered or dst.name in dst.index.masks):
+def _mark(ov: Overlay, src: Side, dst: Side) -> None:
+    """A directory must go on in the lowers where it did before, and merge with nothing that
+    is in its new place."""
+    if not isinstance(src.inode, Directory):
+        return
+    if src.inode.lowers:
+        _set_redirect(ov, src, dst, src.inode.lowers[0])
+    elif dst.covered or dst.name in dst.index.masks:
         whiteout.set_opaque(ov.stack.fd(src.place.real), src.name, ov.writable().namespace)
+
+
+def _set_redirect(ov: Overlay, src: Side, dst: Side, lower: RealDir) -> None:
+    """Note where a directory was; EXDEV where that is too long a path."""
+    if src.parent is dst.parent and lower.parent in src.parent.lowers:
+        value = lower.name
+    else:
+        value = b"/" + lower.path()
+    if len(value) > redirect.MAX_LENGTH:
+        raise _error(errno.EXDEV)
+    path = at(ov.stack.fd(src.place.real), src.name)
+    name = ov.writable().namespace + xattrs.REDIRECT
+    os.setxattr(path, name, value, follow_symlinks=False)
 
 
 def _replace(ov: Overlay, src: Side, dst: Side) -> None:
     """Commit of a rename to a name that is free, hidden by a whiteout, or to be replaced."""
-    _make_opaque(ov, src, dst)
+    _mark(ov, src, dst)
     old = dst.inode
     held = -1
     if isinstance(old, Directory):

@@ -36,6 +36,7 @@ OPAQUE: Final = b"opaque"
 WHITEOUT: Final = b"whiteout"
 ORIGIN: Final = b"origin"
 NLINK: Final = b"nlink"
+REDIRECT: Final = b"redirect"
 
 _ESCAPED: Final = b"overlay."
 _NO_SUCH: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)
