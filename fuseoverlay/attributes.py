@@ -64,12 +64,21 @@ async def getattr(ov: Overlay, inode: Inode) -> Attr:
         shown.gid,
         shown.rdev,
         st.st_size,
-        st.st_blocks,
+        _blocks(ov, inode, st),
         st.st_blksize,
         st.st_atime_ns,
         st.st_mtime_ns,
         st.st_ctime_ns,
     )
+
+
+def _blocks(ov: Overlay, inode: Inode, st: os.stat_result) -> int:
+    """Blocks of 512 bytes, counted where the data is."""
+    place = inode.data if isinstance(inode, File) else None
+    if place is None:
+        return st.st_blocks
+    fd = ov.stack.fd(place.real)
+    return os.stat(place.name, dir_fd=fd, follow_symlinks=False).st_blocks
 
 
 def _file_links(file: File, real: Real) -> int:
@@ -93,7 +102,7 @@ async def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int
 async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:
     """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
     truncation. Errors of chmod(2), chown(2), truncate(2), utimensat(2)."""
-    await copy_up(ov, inode, size=changes.size)
+    await copy_up(ov, inode, size=changes.size, data=changes.size is not None)
     if changes.size is not None and isinstance(inode, File):
         files.truncate(ov, inode, changes.size)
         if not privileged:
@@ -137,7 +146,7 @@ def listxattr(ov: Overlay, inode: Inode) -> list[bytes]:
 async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
     """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself."""
     real_name = xattrs.to_real(name)
-    await copy_up(ov, inode)
+    await copy_up(ov, inode, data=False)
     real = real_of(ov, inode)
     os.setxattr(real.path, real_name, value, follow_symlinks=real.follow)
 
@@ -145,7 +154,7 @@ async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None
 async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
     """Remove an attribute; ENODATA without copying anything up where there is none."""
     getxattr(ov, inode, name)
-    await copy_up(ov, inode)
+    await copy_up(ov, inode, data=False)
     real = real_of(ov, inode)
     os.removexattr(real.path, xattrs.to_real(name), follow_symlinks=real.follow)
 

@@ -40,7 +40,6 @@ _FSTAB: Final = re.compile(
 )
 # Features of kernel overlayfs that are off here; their "off" needs no warning.
 _OFF_ONLY: Final = {
-    "metacopy": ("off",),
     "nfs_export": ("off",),
     "index": ("on", "off"),
     "xino": ("on", "off", "auto"),
@@ -62,6 +61,10 @@ class MountConfig:
     #: Whether directories that are in a lower may be renamed; `nofollow`: existing
     #: redirects do not count either.
     redirect_dir: str = "follow"
+    #: Copy up metadata first and data when it changes.
+    metacopy: bool = False
+    #: Lowers that only hold data for metacopy files.
+    data_only: tuple[bytes, ...] = ()
     #: Never wait for the disk.
     volatile: bool = False
     #: Write `user.overlay.*` even where `trusted.overlay.*` could be written.
@@ -91,7 +94,7 @@ def parse(options: bytes) -> MountConfig:
     for raw in _split(options, b","):
         name_b, _, value_b = raw.partition(b"=")
         name = os.fsdecode(name_b)
-        if name in ("lowerdir", "lowerdir+", "upperdir", "workdir"):
+        if name in ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"):
             config = _directory_option(config, name, value_b)
             continue
         text = os.fsdecode(_unescape(raw))
@@ -119,6 +122,8 @@ def check(config: MountConfig) -> MountConfig:
             f"{missing}= is missing",
             hint="a writable mount needs both upperdir= and workdir=, a read-only one neither",
         )
+    if config.data_only and not config.metacopy:
+        raise UsageError("data-only lowers need metacopy=on", hint="add it, or leave them out")
     return config
 
 
@@ -126,11 +131,26 @@ def _directory_option(config: MountConfig, name: str, value: bytes) -> MountConf
     if name == "lowerdir+":
         return replace(config, lowerdirs=(*config.lowerdirs, _directory(name, value)))
     if name == "lowerdir":
-        parts = [_directory(name, part) for part in _split(value, b":", keep_empty=True)]
-        return replace(config, lowerdirs=tuple(parts))
+        return _lowerdir(config, list(_split(value, b":", keep_empty=True)))
+    if name == "datadir+":
+        return replace(config, data_only=(*config.data_only, _directory(name, value)))
     if name == "upperdir":
         return replace(config, upperdir=_directory(name, value))
     return replace(config, workdir=_directory(name, value))
+
+
+def _lowerdir(config: MountConfig, parts: list[bytes]) -> MountConfig:
+    """`A:B::C::D`: lowers A and B, and after the first double colon data-only lowers."""
+    cut = parts.index(b"", 1) if b"" in parts[1:-1] else len(parts)
+    lowers = [_directory("lowerdir", part) for part in parts[:cut]]
+    # After the cut every other part is the inside of a double colon.
+    data = [_directory("lowerdir", part) for part in parts[cut + 1 :: 2]]
+    if any(parts[cut + 2 :: 2]):
+        raise UsageError(
+            "a single colon after a double one in lowerdir=",
+            hint="data-only layers come last, each after a double colon",
+        )
+    return replace(config, lowerdirs=tuple(lowers), data_only=tuple(data))
 
 
 def _directory(name: str, value: bytes) -> bytes:
@@ -164,6 +184,10 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
             )
         # "off" still follows, as under the kernel's default of redirect_always_follow.
         return replace(config, redirect_dir="follow" if value == "off" else value)
+    if name == "metacopy":
+        if value not in ("on", "off"):
+            raise UsageError(f"metacopy={value} is unknown", hint="use on or off")
+        return replace(config, metacopy=value == "on")
     if name == "userxattr":
         return replace(config, userxattr=True)
     if name == "xattr_permissions":

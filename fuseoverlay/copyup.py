@@ -19,10 +19,10 @@ from typing import Final
 
 import trio
 
-from fuseoverlay import hardlinks, staging, syscalls, xattrs
+from fuseoverlay import hardlinks, redirect, staging, syscalls, xattrs
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
-from fuseoverlay.lookup import metadata_dir, no_entry, real_of, shown_of
+from fuseoverlay.lookup import metadata_dir, no_entry, path_below, real_of, shown_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
 
@@ -34,21 +34,28 @@ _NO_COPY_RANGE: Final = (
 )  # fmt: skip
 
 
-async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None) -> None:
+async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: bool = True) -> None:
     """Make sure that the object counts in the upper. May suspend.
 
     `size`: the caller is about to truncate to that many bytes, more need not be copied.
-    EROFS; ENOSPC, EDQUOT, EIO of the copy; then nothing is left behind.
+    `data`: false if the caller changes only metadata; with `metacopy=on` the data then
+    stays where it is. EROFS; ENOSPC, EDQUOT, EIO of the copy; then nothing is left behind.
     """
     if isinstance(inode, Directory):
         copy_up_directory(ov, inode)
-    elif isinstance(inode, File) and not inode.in_upper:
+    elif isinstance(inode, File) and not _is_up(inode, data):
         ov.writable()
         if inode.lock is None:
             inode.lock = trio.Lock()
         async with inode.lock:
             if not inode.in_upper:
-                await _copy_up_file(ov, inode, size)
+                await _copy_up_file(ov, inode, size, data)
+            if not _is_up(inode, data):
+                await _copy_up_data(ov, inode, size)
+
+
+def _is_up(file: File, data: bool) -> bool:
+    return file.in_upper and not (data and file.data is not None)
 
 
 def copy_up_directory(ov: Overlay, directory: Directory) -> RealDir:
@@ -86,19 +93,88 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
         parent.index.put(directory.name, True)
 
 
-async def _copy_up_file(ov: Overlay, file: File, size: int | None) -> None:
+async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
     for parent, _ in ov.inodes.live_names(file):
         copy_up_directory(ov, parent)
         break
     real = real_of(ov, file)
     origin = _origin(ov, file)
     with staging.discarded_on_error(ov) as staged:
-        if stat.S_ISREG(file.kind):
+        metacopy = None if data else _metacopy_redirect(ov, file, real.st)
+        if metacopy is not None:
+            await _copy_only_metadata(ov, file, staged, origin, metacopy)
+        elif stat.S_ISREG(file.kind):
             await _copy_regular(ov, file, staged, size, origin)
         else:
             staging.make(ov, staged, shown_of(ov, real), _target(ov, file))
             _copy_metadata(ov, file, staged, origin)
         _publish_file(ov, file, staged, origin)
+        if metacopy is None:
+            file.data = None
+        elif file.data is None:
+            file.data = file.lower
+
+
+def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | None:
+    """Path of the data for a copy of the metadata alone; None: copy all."""
+    names = ov.inodes.live_names(file)
+    if not (ov.config.metacopy and stat.S_ISREG(file.kind) and st.st_size and names):
+        return None
+    parent, name = names[0]
+    path = redirect.file_redirect(ov.stack, file.lower) or path_below(parent) + b"/" + name
+    return path if path.startswith(b"/") and len(path) <= redirect.MAX_LENGTH else None
+
+
+async def _copy_only_metadata(
+    ov: Overlay, file: File, staged: bytes, origin: bytes | None, path: bytes
+) -> None:
+    """Stage a file of the right size without data; `path` leads to that in the lowers."""
+    workdir = ov.writable()
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    target = os.open(staged, flags, 0o600, dir_fd=workdir.fd)
+    try:
+        os.ftruncate(target, real_of(ov, file).st.st_size)
+        os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
+        os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
+        _copy_metadata(ov, file, staged, origin)
+        if not ov.config.volatile:
+            await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
+    finally:
+        os.close(target)
+
+
+async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
+    """Bring the data of a metacopy file up. Until the last step the attribute says that what
+    is there does not count."""
+    target = ov.data.open_for_copy(file)
+    try:
+        before = os.fstat(target)
+        source = ov.data.acquire(file)
+        try:
+            length = before.st_size if size is None else min(size, before.st_size)
+            await trio.to_thread.run_sync(copy_data, source.fd, target, length, limiter=ov.limiter)
+        finally:
+            ov.data.release(source)
+        if size is None:
+            os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if not ov.config.volatile:
+            await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
+        _forget_metacopy(target)
+        file.data = None
+        ov.data.drop(file.ino)
+    finally:
+        os.close(target)
+
+
+def _forget_metacopy(fd: int) -> None:
+    """From now on the file's own data counts. EIO where an attribute stays: the next mount
+    would show old data."""
+    for namespace in xattrs.NAMESPACES:
+        for what in (xattrs.METACOPY, xattrs.REDIRECT):
+            with contextlib.suppress(OSError):
+                os.removexattr(fd, namespace + what)
+    if xattrs.get_overlay(fd, xattrs.METACOPY) is not None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def _target(ov: Overlay, file: File) -> bytes:

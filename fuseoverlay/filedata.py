@@ -12,7 +12,7 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Final, Self
 
-from fuseoverlay.inodes import File
+from fuseoverlay.inodes import File, Place
 from fuseoverlay.layers import LayerStack, open_noatime
 from fuseoverlay.syscalls import fd_path
 
@@ -93,15 +93,30 @@ class FileData:
             self.drop(ino)
 
     def _open_file(self, file: File, write: bool) -> int:
+        if file.data is not None:
+            if write:
+                raise AssertionError("data that is in a lower is never written")
+            return self._open_lower(file.data)
         if file.pinned >= 0:
             return _open_own(fd_path(file.pinned), write, None)
         if file.upper is not None:
             return _open_own(file.upper.name, write, self._stack.fd(file.upper.real))
         if file.lower is None or write:
             raise AssertionError("a lower file is never opened for writing")
-        return open_noatime(
-            file.lower.name, os.O_RDONLY | os.O_NOFOLLOW | _FLAGS, self._stack.fd(file.lower.real)
-        )
+        return self._open_lower(file.lower)
+
+    def _open_lower(self, place: Place) -> int:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | _FLAGS
+        return open_noatime(place.name, flags, self._stack.fd(place.real))
+
+    def open_for_copy(self, file: File) -> int:
+        """A writable descriptor, the caller's own, of an upper file whose data is still in a
+        lower."""
+        if file.pinned >= 0:
+            return _open_own(fd_path(file.pinned), True, None)
+        if file.upper is None:
+            raise AssertionError("not in the upper")
+        return _open_own(file.upper.name, True, self._stack.fd(file.upper.real))
 
 
 def _open_own(path: bytes, write: bool, dir_fd: int | None) -> int:

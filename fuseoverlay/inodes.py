@@ -47,12 +47,24 @@ class Inode:
 class File(Inode):
     """Anything but a directory."""
 
-    __slots__ = ("hidden", "keys", "links", "lock", "lower", "names", "upper", "written_by_others")
+    __slots__ = (
+        "data",
+        "hidden",
+        "keys",
+        "links",
+        "lock",
+        "lower",
+        "names",
+        "upper",
+        "written_by_others",
+    )
 
     def __init__(self, ino: int, kind: int) -> None:
         super().__init__(ino, kind)
         self.upper: Place | None = None
         self.lower: Place | None = None
+        #: Where the data is if it is not where the metadata is (metacopy).
+        self.data: Place | None = None
         #: Names by which the kernel knows it now.
         self.names: list[tuple[Directory, bytes]] = []
         #: Real (device, inode) pairs under which the table finds it.
@@ -74,7 +86,7 @@ class File(Inode):
 class Directory(Inode):
     """A directory: where it is in the upper and in the lowers, merged on first use."""
 
-    __slots__ = ("children", "index", "lowers", "name", "parent", "removed", "upper")
+    __slots__ = ("children", "index", "lowers", "name", "parent", "redirect", "removed", "upper")
 
     def __init__(
         self,
@@ -89,6 +101,8 @@ class Directory(Inode):
         self.name = name
         self.upper = upper
         self.lowers = lowers
+        #: `overlay.redirect` of the upper directory.
+        self.redirect: bytes | None = None
         self.index: Index | None = None
         #: Directories in it that the kernel knows.
         self.children: dict[bytes, Directory] = {}

@@ -67,7 +67,9 @@ class LayerStack:
     close the least recently used.
     """
 
-    def __init__(self, upper: bytes | None, lowers: Sequence[bytes]) -> None:
+    def __init__(
+        self, upper: bytes | None, lowers: Sequence[bytes], data_only: Sequence[bytes] = ()
+    ) -> None:
         """Open every root. Raises `UpperError` or `LayerError`; then nothing stays open."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -80,16 +82,18 @@ class LayerStack:
             self.follow_redirects = True
             self.upper: Layer | None = None
             self.lowers: list[Layer] = []
+            #: Layers that only hold data for metacopy files of the others.
+            self.data_only: list[Layer] = []
             seen: dict[tuple[int, int], bytes] = {}
             if upper is not None:
                 self.upper = Layer(0, upper, _open_root(upper, UpperError, "upperdir"))
                 _refuse_twice(self.upper, seen)
-            for number, path in enumerate(lowers, 1):
+            for number, path in enumerate([*lowers, *data_only], 1):
                 layer = Layer(number, path, _open_root(path, LayerError, "lowerdir"))
-                self.lowers.append(layer)
+                (self.lowers if number <= len(lowers) else self.data_only).append(layer)
                 _refuse_twice(layer, seen)
             undo.pop_all()
-        for layer in self.lowers:
+        for layer in self.lowers + self.data_only:
             _make_private(layer)
 
     def __enter__(self) -> Self:
@@ -109,10 +113,11 @@ class LayerStack:
             os.close(layer.root_fd)
         self.upper = None
         self.lowers.clear()
+        self.data_only.clear()
 
     def all(self) -> list[Layer]:
-        """Upper, if there is one, then the lowers."""
-        return ([self.upper] if self.upper else []) + self.lowers
+        """Upper, if there is one, then the lowers, then the data-only lowers."""
+        return ([self.upper] if self.upper else []) + self.lowers + self.data_only
 
     def fd(self, real: RealDir) -> int:
         """An O_PATH descriptor of the directory, valid until the next await."""

@@ -8,6 +8,7 @@ Documentation/filesystems/overlayfs.rst, "Upper and Lower", "Directories",
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from fuseoverlay.layers import Layer, RealDir, stat_key
 from fuseoverlay.merge import Found, Index, Listing, scan
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
+
+log = logging.getLogger("fuseoverlay")
 
 _NAME_MAX = 255
 
@@ -85,14 +88,15 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     reals = [RealDir(real.layer, real, name) for real in found.lower_dirs]
     if found.in_upper and parent.upper is not None:
         upper = ov.stack.upper_dir(parent.upper, name)
-        reals.insert(0, upper)
-    lowers = redirect.lowers_of(ov.stack, parent.lowers, reals)
+    top = upper or reals.pop(0)
+    marks = redirect.marks_of(ov.stack, top)
+    lowers = redirect.below(ov.stack, parent.lowers, top, marks, reals)
+    if upper is None:
+        lowers = (top, *lowers)
     # The number of a directory in the lowers is its own even after copy-up.
-    origin = lowers[0] if lowers else upper
-    if origin is None:
-        raise no_entry(name)
-    st = os.stat(ov.stack.fd(origin))
+    st = os.stat(ov.stack.fd(lowers[0] if lowers else top))
     directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
+    directory.redirect = marks.redirect if upper is not None else None
     ov.inodes.add(directory)
     parent.children[name] = directory
     return directory
@@ -107,14 +111,34 @@ def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> File:
     file = ov.inodes.find(key)
     if file is None and found.in_upper:
         file = _upper_file(ov, Place(real, name), found, st)
+        _find_data(ov, parent, file, Place(real, name), st)
     elif file is None:
         file = _lower_file(ov, Place(real, name), st)
+        if not file.in_upper:
+            _find_data(ov, parent, file, Place(real, name), st)
     if found.in_upper and file.upper is None:
         file.upper = Place(real, name)
         ov.inodes.unpin(file)
     if (parent, name) not in file.names:
         file.names.append((parent, name))
     return file
+
+
+def _find_data(
+    ov: Overlay, parent: Directory, file: File, place: Place, st: os.stat_result
+) -> None:
+    """Find the data of a metacopy file; EPERM where such were not asked for: whoever can
+    write a layer could give away what others may not read."""
+    if not stat.S_ISREG(st.st_mode) or not redirect.is_metacopy(ov.stack, place):
+        return
+    try:
+        if not ov.config.metacopy:
+            log.warning("%s has its data elsewhere: refused without metacopy=on", place.name)
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), place.name)
+        file.data = redirect.data_of(ov.stack, parent.lowers, place)
+    except OSError:
+        ov.inodes.drop_unused(file)
+        raise
 
 
 def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> File:
@@ -179,6 +203,20 @@ def _origin(ov: Overlay, place: Place, found: Found) -> os.stat_result | None:
 def _kind(ov: Overlay, place: Place, st: os.stat_result) -> int:
     path = at(ov.stack.fd(place.real), place.name)
     return stat.S_IFMT(ov.identity.shown(place.real.layer, path, st).mode)
+
+
+def path_below(directory: Directory) -> bytes:
+    """Absolute path under which the lowers of a directory are found from the topmost lower on:
+    what an absolute redirect to them says."""
+    names: list[bytes] = []
+    step: Directory | None = directory
+    while step is not None and step.parent is not None:
+        value = step.redirect or step.name
+        if value.startswith(b"/"):
+            return value + b"".join(b"/" + name for name in reversed(names))
+        names.append(value)
+        step = step.parent
+    return b"".join(b"/" + name for name in reversed(names))
 
 
 def real_of(ov: Overlay, inode: Inode) -> Real:

@@ -159,7 +159,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> File:
     """Give a file another name. EEXIST, EMLINK; EPERM where the upper's links are limited."""
     check_new_name(name)
     index = await index_of(ov, parent)
-    await copy_up(ov, file)
+    await copy_up(ov, file, data=False)
     if name in index:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     copy_up_directory(ov, parent)

@@ -53,7 +53,9 @@ class Overlay:
 def opened(config: MountConfig) -> Iterator[Overlay]:
     """Open every owner; leaving closes them in reverse. Raises `FuseOverlayError`."""
     with contextlib.ExitStack() as owners:
-        stack = owners.enter_context(LayerStack(config.upperdir, config.lowerdirs))
+        stack = owners.enter_context(
+            LayerStack(config.upperdir, config.lowerdirs, config.data_only)
+        )
         stack.follow_redirects = config.redirect_dir != "nofollow"
         workdir = None
         if stack.upper is not None and config.workdir is not None and not config.read_only:

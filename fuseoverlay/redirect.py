@@ -8,6 +8,7 @@ and whiteouts.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from fuseoverlay import whiteout, xattrs
+from fuseoverlay.inodes import Place
 from fuseoverlay.layers import LayerStack, RealDir
 from fuseoverlay.syscalls import at
 
@@ -35,7 +37,10 @@ _NONE: Final = Marks(False, None)
 
 
 def marks_of(stack: LayerStack, real: RealDir) -> Marks:
-    """Read a directory's marks. A redirect that no kernel writes is ignored with a warning."""
+    """Read a directory's marks, if there are layers below it. A redirect that no kernel
+    writes is ignored with a warning."""
+    if real.layer.number >= len(stack.lowers):
+        return _NONE
     path = at(stack.fd(real), b".")
     present = [n for n in xattrs.names(path) if n.startswith(xattrs.NAMESPACES)]
     if not present:
@@ -57,37 +62,39 @@ def _well_formed(redirect: bytes) -> bool:
     return all(name not in (b"", b".", b"..") and b"/" not in name for name in names)
 
 
-def lowers_of(
-    stack: LayerStack, parent_lowers: Sequence[RealDir], reals: Sequence[RealDir]
-) -> tuple[RealDir, ...]:
-    """`reals`, the directories of one name from top to bottom (the upper's may be first), cut
-    below an opaque one and led elsewhere below one with a redirect. Only lowers are returned."""
-    kept: list[RealDir] = []
-    queue = list(reals)
-    while queue:
-        real = queue.pop(0)
-        if real.layer.number:
-            kept.append(real)
-        if real.layer.number == len(stack.lowers):
-            break
-        marks = marks_of(stack, real)
-        if marks.opaque:
-            break
+def below(
+    stack: LayerStack, parent_lowers: Sequence[RealDir], above: RealDir, marks: Marks,
+    same_name: Sequence[RealDir],
+) -> tuple[RealDir, ...]:  # fmt: skip
+    """The directories that continue `above` in the layers below it, top first.
+
+    `same_name` are those of its own name: what counts unless it or one of them is opaque or
+    has a redirect. `parent_lowers` are those of its parent, for redirects to a sibling.
+    """
+    found: list[RealDir] = []
+    queue = list(same_name)
+    while not marks.opaque:
         if marks.redirect is not None and stack.follow_redirects:
-            return (*kept, *_redirected(stack, parent_lowers, real, marks.redirect))
-    return tuple(kept)
+            bases, path = _start(stack, parent_lowers, above, marks.redirect)
+            return (*found, *_walk(stack, bases, path))
+        if not queue:
+            break
+        above = queue.pop(0)
+        found.append(above)
+        marks = marks_of(stack, above)
+    return tuple(found)
 
 
-def _redirected(
-    stack: LayerStack, parent_lowers: Sequence[RealDir], real: RealDir, redirect: bytes
-) -> tuple[RealDir, ...]:
-    """The directories that continue `real`, in the layers below it."""
+def _start(
+    stack: LayerStack, parent_lowers: Sequence[RealDir], above: RealDir, redirect: bytes
+) -> tuple[list[RealDir], list[bytes]]:
+    """From which directories, below the layer of `above`, a redirect leads on which path."""
     if redirect.startswith(b"/"):
         bases = [layer.root for layer in stack.lowers]
         path = redirect[1:].split(b"/")
     else:
         bases, path = list(parent_lowers), [redirect]
-    return _walk(stack, [base for base in bases if base.layer.number > real.layer.number], path)
+    return [base for base in bases if base.layer.number > above.layer.number], path
 
 
 def _walk(stack: LayerStack, bases: Sequence[RealDir], path: list[bytes]) -> tuple[RealDir, ...]:
@@ -101,29 +108,83 @@ def _walk(stack: LayerStack, bases: Sequence[RealDir], path: list[bytes]) -> tup
     return tuple(found)
 
 
+def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -> Place:
+    """Where the data of the metacopy file at `place` is. EIO where it is nowhere.
+
+    Source: kernel Documentation/filesystems/overlayfs.rst, "Metadata only copy up" and
+    "Data-only lower layers".
+    """
+    redirect = _redirect_at(stack, place) or place.name
+    bases, path = _start(stack, parent_lowers, place.real, redirect)
+    for base in bases:
+        real, directory_path, stop = _walk_one(stack, base, path[:-1])
+        if real is not None:
+            kind = _kind(stack, real, path[-1])
+            if kind == stat.S_IFREG:
+                found = Place(real, path[-1])
+                if not is_metacopy(stack, found):
+                    return found
+                onward = _redirect_at(stack, found)
+                if onward is not None:
+                    onward_path = onward[1:].split(b"/")
+                    path = onward_path if onward.startswith(b"/") else [*directory_path, onward]
+                    directory_path = path[:-1]
+            elif kind is not None:
+                break
+        if stop:
+            break
+        path = [*directory_path, path[-1]]
+    if redirect.startswith(b"/"):
+        for layer in stack.data_only:
+            real, _, _ = _walk_one(stack, layer.root, path[:-1])
+            if real is not None and _kind(stack, real, path[-1]) == stat.S_IFREG:
+                return Place(real, path[-1])
+    raise OSError(errno.EIO, os.strerror(errno.EIO), place.name)
+
+
+def is_metacopy(stack: LayerStack, place: Place) -> bool:
+    """Whether the regular file at `place` has its data in a layer below."""
+    if not stack.data_only and place.real.layer.number == len(stack.lowers):
+        return False
+    path = at(stack.fd(place.real), place.name)
+    return xattrs.get_overlay(path, xattrs.METACOPY) is not None
+
+
+def file_redirect(stack: LayerStack, place: Place | None) -> bytes | None:
+    """Redirect of a lower metacopy file, for its copy; None: it is an ordinary file."""
+    if place is None or not is_metacopy(stack, place):
+        return None
+    return _redirect_at(stack, place)
+
+
+def _redirect_at(stack: LayerStack, place: Place) -> bytes | None:
+    redirect = xattrs.get_overlay(at(stack.fd(place.real), place.name), xattrs.REDIRECT)
+    if redirect is not None and not _well_formed(redirect):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), place.name)
+    return redirect
+
+
 def _walk_one(
     stack: LayerStack, base: RealDir, path: list[bytes]
 ) -> tuple[RealDir | None, list[bytes], bool]:
     """Follow `path` in one layer: (directory or None, path for the layers below, stop there)."""
-    real, stop, below = base, False, path
+    real, stop, onward = base, False, path
     for position, name in enumerate(path):
         kind = _kind(stack, real, name)
         if kind is None:
-            return None, below, stop
+            return None, onward, stop
         if kind != stat.S_IFDIR:
-            return None, below, True
+            return None, onward, True
         real = RealDir(real.layer, real, name)
-        if real.layer.number == len(stack.lowers):
-            continue
         marks = marks_of(stack, real)
         stop = stop or marks.opaque
         if marks.redirect is not None:
             rest = path[position + 1 :]
             if marks.redirect.startswith(b"/"):
-                below = [*marks.redirect[1:].split(b"/"), *rest]
+                onward = [*marks.redirect[1:].split(b"/"), *rest]
             else:
-                below = [*path[:position], marks.redirect, *rest]
-    return real, below, stop
+                onward = [*path[:position], marks.redirect, *rest]
+    return real, onward, stop
 
 
 def _kind(stack: LayerStack, real: RealDir, name: bytes) -> int | None:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from fuseoverlay import redirect, staging, syscalls, whiteout, xattrs
 from fuseoverlay.copyup import copy_up, copy_up_directory, give_name
 from fuseoverlay.inodes import Directory, File, Inode, Place
-from fuseoverlay.layers import RealDir
-from fuseoverlay.lookup import child_nowait, index_of
+from fuseoverlay.lookup import child_nowait, index_of, path_below
 from fuseoverlay.merge import Index
 from fuseoverlay.namespace import (
     check_empty,
@@ -114,9 +113,9 @@ async def _prepare(
         _check_movable(ov, dst.inode)
     elif dst.inode is not None:
         await _check_replaceable(ov, src.inode, dst.inode)
-    await copy_up(ov, src.inode)
+    await copy_up(ov, src.inode, data=False)
     if exchange and dst.inode is not None:
-        await copy_up(ov, dst.inode)
+        await copy_up(ov, dst.inode, data=False)
     copy_up_directory(ov, parent)
     copy_up_directory(ov, new_parent)
 
@@ -171,22 +170,24 @@ def _mark(ov: Overlay, src: Side, dst: Side) -> None:
     if not isinstance(src.inode, Directory):
         return
     if src.inode.lowers:
-        _set_redirect(ov, src, dst, src.inode.lowers[0])
+        _set_redirect(ov, src, dst, src.inode)
     elif dst.covered or dst.name in dst.index.masks:
         whiteout.set_opaque(ov.stack.fd(src.place.real), src.name, ov.writable().namespace)
 
 
-def _set_redirect(ov: Overlay, src: Side, dst: Side, lower: RealDir) -> None:
-    """Note where a directory was; EXDEV where that is too long a path."""
-    if src.parent is dst.parent and lower.parent in src.parent.lowers:
-        value = lower.name
-    else:
-        value = b"/" + lower.path()
+def _set_redirect(ov: Overlay, src: Side, dst: Side, directory: Directory) -> None:
+    """Note where a directory goes on in the lowers; EXDEV where that is too long a path."""
+    value = directory.redirect
+    if src.parent is not dst.parent and not (value or b"").startswith(b"/"):
+        value = path_below(directory)
+    elif value is None:
+        value = directory.name
     if len(value) > redirect.MAX_LENGTH:
         raise _error(errno.EXDEV)
     path = at(ov.stack.fd(src.place.real), src.name)
     name = ov.writable().namespace + xattrs.REDIRECT
     os.setxattr(path, name, value, follow_symlinks=False)
+    directory.redirect = value
 
 
 def _replace(ov: Overlay, src: Side, dst: Side) -> None:

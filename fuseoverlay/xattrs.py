@@ -37,6 +37,7 @@ WHITEOUT: Final = b"whiteout"
 ORIGIN: Final = b"origin"
 NLINK: Final = b"nlink"
 REDIRECT: Final = b"redirect"
+METACOPY: Final = b"metacopy"
 
 _ESCAPED: Final = b"overlay."
 _NO_SUCH: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)
