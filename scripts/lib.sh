@@ -156,8 +156,12 @@ fo_venv() {
   printf '%s\nextras \nextras %s\n' "$stamp" "$extras" >"$file"
 }
 
-# /dev/fuse for everybody, as udev makes it where it runs.
+# /dev/fuse for everybody, as udev makes it where it runs, and the file without which
+# fusermount3 cannot unmount; systemd makes it, a bare debootstrap tree lacks it.
 fo_fuse_device() {
+  if [ "$(id -u)" = 0 ] && [ ! -e /etc/mtab ]; then
+    ln -sf ../proc/self/mounts /etc/mtab
+  fi
   if [ ! -e /dev/fuse ] && [ "$(id -u)" = 0 ]; then
     modprobe fuse 2>/dev/null || mknod /dev/fuse c 10 229 2>/dev/null || true
   fi
