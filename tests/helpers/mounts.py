@@ -277,6 +277,8 @@ class Space:
         self.daemon: Daemon | None = None
         #: Says whether the kernel can read these layers as well (no OCI whiteouts ...).
         self.kernel_reads = True
+        #: Options of the overlay that both implementations understand, and ours only.
+        self.features: tuple[str, ...] = ()
         self.extra: tuple[str, ...] = ()
 
     @property
@@ -296,7 +298,7 @@ class Space:
         text = "lowerdir=" + ":".join(escape(path) for path in self.lowers)
         if not read_only:
             text += f",upperdir={escape(self.upper)},workdir={escape(self.work)}"
-        return ",".join([text, *self.extra])
+        return ",".join([text, *self.features, *self.extra])
 
     def mount(self, *, read_only: bool = False, impl: str = IMPL, args: tuple = ()) -> Path:
         """Mount; returns the mount point."""
@@ -324,6 +326,7 @@ class Space:
             options += f",upperdir={self.upper},workdir={self.work}"
         if MODE == "userns":
             options += ",userxattr"
+        options = ",".join([options, *self.features])
         argv = ["mount", "-t", "overlay", "overlay", "-o", options, str(self.mnt)]
         done = subprocess.run(argv, cwd=self.base, timeout=30, capture_output=True, text=True)
         assert done.returncode == 0, f"kernel overlayfs refused the layers: {done.stderr}"

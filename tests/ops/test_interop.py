@@ -204,9 +204,26 @@ def pair() -> Iterator[list[Space]]:
                 space.drop()
 
 
+#: Sets of features, each with the kernel as the reference. In a user namespace the
+#: kernel has none of them.
+FEATURES = {
+    "plain": (),
+    "redirect": ("redirect_dir=on",),
+    "all": ("redirect_dir=on", "metacopy=on", "index=on"),
+}
+features = pytest.mark.parametrize("features", FEATURES if MODE == "root" else ["plain"])
+
+
+def _enable(spaces: list[Space], features: str) -> None:
+    for space in spaces:
+        space.features = FEATURES[features]
+
+
+@features
 @pytest.mark.parametrize("seed", SEEDS)
-def test_same_answers_same_tree_same_upper(pair: list[Space], seed: int) -> None:
+def test_same_answers_same_tree_same_upper(pair: list[Space], seed: int, features: str) -> None:
     ours, theirs = pair
+    _enable(pair, features)
     mnt, reference = _mount_each(pair)
     before = ours.evidence()
     assert compare(record(str(reference)), record(str(mnt)), ignore=CLOCK) == []
@@ -228,10 +245,12 @@ def test_same_answers_same_tree_same_upper(pair: list[Space], seed: int) -> None
     assert compare(record(str(ours.mnt)), record(str(theirs.mnt)), ignore=CLOCK) == []
 
 
+@features
 @pytest.mark.parametrize("seed", TURNS)
-def test_taking_turns_on_one_upper(pair: list[Space], seed: int) -> None:
+def test_taking_turns_on_one_upper(pair: list[Space], seed: int, features: str) -> None:
     """Kernel, we, kernel, we ... on the same upper; beside it the kernel alone."""
     ours, theirs = pair
+    _enable(pair, features)
     theirs.mount(impl="kernel")
     steps = list(_walk(seed))
     for turn in range(4):
