@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-ACCESS: Final = b"system.posix_acl_access"
-DEFAULT: Final = b"system.posix_acl_default"
+PREFIX: Final = b"system.posix_acl_"
+ACCESS: Final = PREFIX + b"access"
+DEFAULT: Final = PREFIX + b"default"
 
 _USER_OBJ: Final = 0x01
 _GROUP_OBJ: Final = 0x04

@@ -74,7 +74,7 @@ def run(
 
 
 def _mount(ov: Overlay, mountpoint: bytes, ready: Callable[[], None]) -> None:
-    options, acl = _options(ov)
+    options, acls = _options(ov)
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise FuseError(
             "cannot be opened" if os.path.exists("/dev/fuse") else "does not exist",
@@ -84,7 +84,7 @@ def _mount(ov: Overlay, mountpoint: bytes, ready: Callable[[], None]) -> None:
     try:
         # libfuse explains on stderr what went wrong; one line of our own is enough.
         with _stderr_kept() as said:
-            pyfuse3.init(Operations(ov, acl=acl, ready=ready), os.fsdecode(mountpoint), options)
+            pyfuse3.init(Operations(ov, acls=acls, ready=ready), os.fsdecode(mountpoint), options)
     except RuntimeError:
         raise FuseError(
             f"mounting failed: {said() or 'the kernel refused'}",
@@ -117,6 +117,8 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     plain user who mounted with fusermount3 where owners are kept in
     `user.containers.override_stat`. Nothing shown belongs to him, yet all of it is his, and
     nobody else can get in: there every access is granted.
+
+    ACLs are off wherever modes are kept in that attribute: an ACL would change the real mode.
     """
     root = os.geteuid() == 0
     options = {"fsname=fuseoverlay", "subtype=fuseoverlay"}
@@ -132,10 +134,10 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
                 options.add(name)
     if root and not names & {"allow_other", "allow_root"}:
         options.add("allow_other")
-    checked = root or not ov.identity.overrides(ov.stack.all())
-    if checked:
+    override = ov.identity.overrides(ov.stack.all())
+    if root or not override:
         options.add("default_permissions")
-    return options, checked
+    return options, not override
 
 
 def _check_mountpoint(mountpoint: bytes) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
 
-from fuseoverlay import attributes, directory, files, lookup, namespace, rename, staging
+from fuseoverlay import acl, attributes, directory, files, lookup, namespace, rename, staging
 from fuseoverlay.attributes import Attr, Changes
 from fuseoverlay.inodes import Inode
 from fuseoverlay.namespace import Caller
@@ -91,10 +91,11 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, ov: Overlay, *, acl: bool, ready: Callable[[], None]) -> None:
-        """`ready` is called once the kernel has agreed on the protocol."""
+    def __init__(self, ov: Overlay, *, acls: bool, ready: Callable[[], None]) -> None:
+        """`acls`: whether the kernel shall know ACLs. `ready` is called once the kernel has
+        agreed on the protocol."""
         super().__init__()
-        self.enable_acl = acl
+        self.enable_acl = acls
         self._ov = ov
         self._ready = ready
         self._timeout = ov.config.timeout
@@ -329,8 +330,14 @@ class Operations(pyfuse3.Operations):
         self._ov.inodes.get(inode)
         return True
 
+    def _refuse_acl(self, name: bytes) -> None:
+        """EOPNOTSUPP where the mount has no ACLs (see `fuseoverlay.mount`)."""
+        if not self.enable_acl and name.startswith(acl.PREFIX):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        self._refuse_acl(name)
         return attributes.getxattr(self._ov, self._ov.inodes.get(inode), name)
 
     @handler
@@ -341,6 +348,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._refuse_acl(name)
         await attributes.setxattr(self._ov, self._ov.inodes.get(inode), name, value)
 
     @handler

@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from fuseoverlay.config import MountConfig
-from fuseoverlay.errors import LayerError, UpperError
+from fuseoverlay.errors import LayerError
 from fuseoverlay.filedata import FileData
 from fuseoverlay.identity import Identity
 from fuseoverlay.inodes import InodeTable
@@ -89,24 +89,18 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
 
 
 def _refuse_overlaps(stack: LayerStack, workdir: WorkDir | None) -> None:
-    """A layer inside another would change with it: `LayerError` or `UpperError`."""
+    """A lower inside another layer or the work directory would change with that, and is
+    refused as by the kernel. An upper inside a lower is the user's own business: he sees
+    his changes twice."""
     roots = roots_of(stack, workdir)
-    for layer in stack.all():
+    for layer in stack.lowers + stack.data_only:
         around = enclosing(layer.path, roots)
         if around is not None:
-            error = UpperError if layer is stack.upper else LayerError
-            raise error(
+            raise LayerError(
                 f"is inside {os.fsdecode(around)}, which belongs to the same mount",
                 where=layer.path,
                 hint="use directories beside each other",
             )
-    around = enclosing(workdir.path, roots) if workdir is not None else None
-    if workdir is not None and around is not None:
-        raise UpperError(
-            f"workdir is inside the layer {os.fsdecode(around)}",
-            where=workdir.path,
-            hint="put it beside the layers",
-        )
 
 
 def roots_of(stack: LayerStack, workdir: WorkDir | None) -> dict[tuple[int, int], bytes]:

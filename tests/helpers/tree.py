@@ -207,16 +207,12 @@ def show(path: bytes) -> str:
     return text if len(text) <= 120 else f"{text[:50]}...{text[-50:]}"
 
 
-def digest(root: str | bytes, *, link_atimes: bool = True) -> dict[bytes, str]:
+def digest(root: str | bytes) -> dict[bytes, str]:
     """A digest of every entry below `root`: content and all that stat says, atime included.
 
     Directories' sizes are left out. Comparing two with `changed` says what was touched.
-    `link_atimes=False` leaves out the access times of symbolic links.
     """
     tree = record(root, identity=True)
-    for entry in tree.values():
-        if entry.kind == "symlink" and not link_atimes:
-            entry.atime_ns = None
     return {path: hashlib.sha256(repr(entry).encode()).hexdigest() for path, entry in tree.items()}
 
 
