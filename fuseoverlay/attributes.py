@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +71,13 @@ async def getattr(ov: Overlay, inode: Inode) -> Attr:
         st.st_mtime_ns,
         st.st_ctime_ns,
     )
+
+
+def unknown(ov: Overlay, *, is_dir: bool) -> Attr:
+    """For a listing: attributes of something that we may not look at. It has no links, and
+    so the kernel is told to keep nothing of it."""
+    mode = stat.S_IFDIR if is_dir else stat.S_IFREG
+    return Attr(ov.inodes.own_number(), mode, 0, 0, 0, 0, 0, 0, 4096, 0, 0, 0)
 
 
 def _blocks(ov: Overlay, inode: Inode, st: os.stat_result) -> int:

@@ -22,7 +22,7 @@ import trio
 from fuseoverlay import hardlinks, redirect, staging, syscalls, xattrs
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
-from fuseoverlay.lookup import metadata_dir, no_entry, path_below, real_of, shown_of
+from fuseoverlay.lookup import Real, no_entry, path_below, real_of, shown_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
 
@@ -80,12 +80,11 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
     if parent is None or parent.upper is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     workdir = ov.writable()
-    source = at(ov.stack.fd(metadata_dir(ov, directory)), b".")
     real = real_of(ov, directory)
     with staging.discarded_on_error(ov) as staged:
         os.mkdir(staged, 0o700, dir_fd=workdir.fd)
         ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
-        copy_xattrs(source, at(workdir.fd, staged))
+        copy_xattrs(real, at(workdir.fd, staged))
         _copy_times(real.st, workdir.fd, staged)
         _publish(ov, staged, Place(parent.upper, directory.name))
     directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
@@ -219,7 +218,7 @@ def _copy_metadata(ov: Overlay, file: File, staged: bytes, origin: bytes | None)
     real = real_of(ov, file)
     target = at(workdir.fd, staged)
     ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
-    copy_xattrs(real.path, target)
+    copy_xattrs(real, target)
     if origin is not None and stat.S_ISREG(file.kind):
         with contextlib.suppress(OSError):
             os.setxattr(target, workdir.namespace + xattrs.ORIGIN, origin, follow_symlinks=False)
@@ -293,16 +292,16 @@ def _copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
     os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
 
 
-def copy_xattrs(source: bytes, target: bytes) -> None:
-    """Copy all attributes but the overlay's own; paths whose last component is not followed.
+def copy_xattrs(source: Real, target: bytes) -> None:
+    """Copy all attributes but the overlay's own to `target`, which is not followed.
 
     An ACL or security attribute that cannot be kept is an error, as in the kernel;
     others are left out where the upper filesystem does not take them.
     """
-    for name in xattrs.names(source):
+    for name in xattrs.names(source.path, follow=source.follow):
         if name.startswith(xattrs.RESERVED) and xattrs.to_user(name) is None:
             continue
-        value = xattrs.get(source, name)
+        value = xattrs.get(source.path, name, follow=source.follow)
         if value is None:
             continue
         try:

@@ -48,6 +48,11 @@ async def _emit_child(
         inode = child_nowait(ov, directory, index, name)
     except FileNotFoundError:
         return True
+    except PermissionError:
+        # A directory of a plain user that has r but not x: names are all there is.
+        found = index.find(name)
+        is_dir = found is not None and found.is_dir
+        return emit(name, attributes.unknown(ov, is_dir=is_dir), cookie)
     # Counted before anything suspends, so that nobody drops it meanwhile.
     inode.nlookup += 1
     accepted = False

@@ -108,18 +108,12 @@ class Identity:
 
 def _setgid_parent(dir_fd: int) -> bool:
     """Whether objects made in the directory get its group and not ours."""
-    return bool(os.stat(b".", dir_fd=dir_fd).st_mode & stat.S_ISGID)
+    return bool(os.stat(dir_fd).st_mode & stat.S_ISGID)
 
 
 def read_override(path: bytes, real_mode: int, *, follow: bool = False) -> OverrideStat | None:
     """The override attribute; None where there is none or it is malformed."""
-    if follow:
-        try:
-            value: bytes | None = os.getxattr(path, xattrs.OVERRIDE_STAT)
-        except OSError:
-            value = None
-    else:
-        value = xattrs.get(path, xattrs.OVERRIDE_STAT)
+    value = xattrs.get(path, xattrs.OVERRIDE_STAT, follow=follow)
     return OverrideStat.parse(value, real_mode) if value is not None else None
 
 

@@ -179,9 +179,13 @@ class InodeTable:
         filesystem = self._filesystems.setdefault(device, len(self._filesystems))
         number = (filesystem << _INO_BITS) | ino
         if ino >> _INO_BITS or filesystem >= _DYNAMIC or ino == 0 or number in self._by_ino:
-            self._dynamic += 1
-            number = self._dynamic
+            return self.own_number()
         return number
+
+    def own_number(self) -> int:
+        """A number that no file has, had or will have."""
+        self._dynamic += 1
+        return self._dynamic
 
     def add(self, inode: Inode) -> None:
         """Enter a new inode under its number."""

@@ -173,7 +173,7 @@ class LayerStack:
     @contextlib.contextmanager
     def listing_fd(self, real: RealDir) -> Iterator[int]:
         """A readable descriptor, the caller's own; a lower's access time does not move."""
-        fd = open_noatime(b".", DIR_FLAGS, self.fd(real))
+        fd = open_noatime(syscalls.fd_path(self.fd(real)), DIR_FLAGS & ~os.O_NOFOLLOW)
         try:
             yield fd
         finally:

@@ -228,7 +228,8 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     if isinstance(inode, Directory):
         real = metadata_dir(ov, inode)
         fd = ov.stack.fd(real)
-        return Real(real.layer, at(fd, b"."), False, os.stat(fd))
+        # By descriptor: a path would need search permission on the directory itself.
+        return Real(real.layer, fd_path(fd), True, os.stat(fd))
     if not isinstance(inode, File):
         raise TypeError(type(inode))
     place = inode.upper or inode.lower
@@ -248,7 +249,7 @@ def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
     for real in directory.lowers:
         if not real.layer.implied:
             return real
-        if xattrs.get(at(ov.stack.fd(real), b"."), xattrs.IMPLIED) != xattrs.IMPLIED_SELF:
+        if xattrs.get(ov.stack.fd(real), xattrs.IMPLIED) != xattrs.IMPLIED_SELF:
             return real
     return real
 

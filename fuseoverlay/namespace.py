@@ -95,7 +95,9 @@ def _inherit(
         mode = shown.mode | stat.S_ISGID if is_dir else shown.mode
         shown = shown._replace(gid=above.gid, mode=mode)
     acls: list[tuple[bytes, bytes]] = []
-    default = None if stat.S_ISLNK(shown.mode) else xattrs.get(real.path, acl.DEFAULT)
+    default = (
+        None if stat.S_ISLNK(shown.mode) else xattrs.get(real.path, acl.DEFAULT, follow=real.follow)
+    )
     if default is not None:
         mode, access = acl.inherit(default, shown.mode)
         shown = shown._replace(mode=mode)
@@ -339,8 +341,9 @@ def _remove_directory(
 
 def hold_directory(ov: Overlay, directory: Directory) -> None:
     """Before an upper directory goes: keep it within reach of whoever stands in it."""
-    if directory.upper is not None and directory.pinned < 0:
-        ov.inodes.pin(directory, _open_held(ov, directory.upper, b"."))
+    upper = directory.upper
+    if upper is not None and upper.parent is not None and directory.pinned < 0:
+        ov.inodes.pin(directory, _open_held(ov, upper.parent, upper.name))
 
 
 def lose_directory(ov: Overlay, parent: Directory, directory: Directory) -> None:

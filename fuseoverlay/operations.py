@@ -118,7 +118,7 @@ class Operations(pyfuse3.Operations):
         entry.st_atime_ns = attr.atime_ns
         entry.st_mtime_ns = attr.mtime_ns
         entry.st_ctime_ns = attr.ctime_ns
-        entry.attr_timeout = entry.entry_timeout = self._timeout
+        entry.attr_timeout = entry.entry_timeout = self._timeout if attr.nlink else 0
         return entry
 
     async def _status(self, inode: Inode) -> EntryAttributes:

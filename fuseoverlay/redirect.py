@@ -41,12 +41,12 @@ def marks_of(stack: LayerStack, real: RealDir) -> Marks:
     writes is ignored with a warning."""
     if real.layer.number >= len(stack.lowers):
         return _NONE
-    path = at(stack.fd(real), b".")
-    present = [n for n in xattrs.names(path) if n.startswith(xattrs.NAMESPACES)]
+    fd = stack.fd(real)
+    present = [n for n in xattrs.names(fd) if n.startswith(xattrs.NAMESPACES)]
     if not present:
         return _NONE
-    opaque = whiteout.is_opaque_value(xattrs.get_overlay(path, xattrs.OPAQUE))
-    redirect = xattrs.get_overlay(path, xattrs.REDIRECT)
+    opaque = whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE))
+    redirect = xattrs.get_overlay(fd, xattrs.REDIRECT)
     if redirect is not None and not _well_formed(redirect):
         log.warning(
             "%s: invalid redirect %r ignored", os.fsdecode(real.layer.path + b"/" + real.path()),

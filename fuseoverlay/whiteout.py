@@ -112,11 +112,9 @@ def set_opaque(dir_fd: int, name: bytes, namespace: bytes) -> None:
 
 def mark_xattr_whiteouts(dir_fd: int, namespace: bytes) -> None:
     """Note on the directory that xattr whiteouts are inside; leaves an opaque one opaque."""
-    # Not `fd_path`: attributes of a path are read without following its last component.
-    path = syscalls.at(dir_fd, b".")
-    if is_opaque_value(opaque_value(path)):
+    if is_opaque_value(opaque_value(dir_fd)):
         return
-    os.setxattr(path, namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)
+    os.setxattr(syscalls.fd_path(dir_fd), namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)
 
 
 def opaque_value(path: bytes | int) -> bytes | None:

@@ -12,6 +12,8 @@ import errno
 import os
 from typing import Final
 
+from fuseoverlay.syscalls import fd_path
+
 TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
 FUSE_OVERLAYFS: Final = b"user.fuseoverlayfs."
@@ -65,33 +67,35 @@ def to_user(name: bytes) -> bytes | None:
     return None if name.startswith(RESERVED) else name
 
 
-def get(path: bytes | int, name: bytes) -> bytes | None:
+def get(path: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None:
     """Value of one attribute; None where there is none or it may not be read.
 
-    `path` is a path whose last component is not followed, or a descriptor.
+    `path` is a path whose last component is not followed unless `follow`, or any
+    descriptor, O_PATH too.
     """
+    path, follow = _target(path, follow)
     try:
-        if isinstance(path, int):
-            return os.getxattr(path, name)
-        return os.getxattr(path, name, follow_symlinks=False)
+        return os.getxattr(path, name, follow_symlinks=follow)
     except OSError as exc:
         if exc.errno in _NO_SUCH:
             return None
         raise
 
 
-def names(path: bytes | int) -> list[bytes]:
+def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:
     """Names of all attributes; none where the filesystem has no attributes."""
+    path, follow = _target(path, follow)
     try:
-        if isinstance(path, int):
-            found = os.listxattr(path)
-        else:
-            found = os.listxattr(path, follow_symlinks=False)
+        found = os.listxattr(path, follow_symlinks=follow)
     except OSError as exc:
         if exc.errno == errno.EOPNOTSUPP:
             return []
         raise
     return [os.fsencode(name) for name in found]
+
+
+def _target(path: bytes | int, follow: bool) -> tuple[bytes, bool]:
+    return (fd_path(path), True) if isinstance(path, int) else (path, follow)
 
 
 def get_overlay(path: bytes | int, what: bytes) -> bytes | None:

@@ -308,7 +308,12 @@ def test_acl_is_copied_up(space: Space) -> None:
         assert (getfacl(space.upper / "f"), getfacl(space.upper / "d")) == was
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o077])
+#: The kernel applies the umask before it asks, unless a daemon agrees to FUSE_DONT_MASK,
+#: which pyfuse3 has no means to say.
+without_dont_mask = pytest.mark.xfail(IMPL == "fuse", reason="no FUSE_DONT_MASK", strict=True)
+
+
+@pytest.mark.parametrize("umask", [0o000, pytest.param(0o077, marks=without_dont_mask)])
 def test_default_acl_is_inherited(case: Case, where: str, umask: int) -> None:
     """A default ACL takes the umask's place."""
     other = 1234 if MODE != "userns" else 0

@@ -163,7 +163,11 @@ def test_inode_numbers_are_unique(case: Case, where: str) -> None:
 
 
 def test_lower_access_times_do_not_move(space: Space) -> None:
-    """Reading everything, twice, links too; `mounted` compares all other times as well."""
+    """Reading everything, twice; `mounted` compares all other times as well.
+
+    Links count only for root: Linux has no way to read one without moving its access time
+    but a mount without access times, which only root can make.
+    """
     (space.lower / "f").write_bytes(CONTENT)
     (space.lower / "d").mkdir()
     (space.lower / "d" / "g").write_bytes(b"x")
@@ -181,7 +185,7 @@ def test_lower_access_times_do_not_move(space: Space) -> None:
     space.unmount()
     moved = [
         name
-        for name in ("f", "d/g", "d", "s", ".")
+        for name in ("f", "d/g", "d", ".", *(["s"] if MODE == "root" else []))
         if os.lstat(space.lower / name).st_atime_ns != ATIME
     ]
     assert moved == []
