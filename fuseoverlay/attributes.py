@@ -97,14 +97,17 @@ def _file_links(file: File, real: Real) -> int:
 
 async def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
     """The true count, also of merged directories, so that it does not change on copy-up;
-    1, "unknown", where the filesystem does not count either."""
+    1, "unknown", where the filesystem does not count either, or we may not look."""
     if directory.removed:
         return 0
     if real.st.st_nlink == 1:
         return 1
     if len(directory.lowers) + directory.in_upper == 1:
         return real.st.st_nlink
-    return 2 + (await index_of(ov, directory)).subdirectories()
+    try:
+        return 2 + (await index_of(ov, directory)).subdirectories()
+    except PermissionError:
+        return 1
 
 
 async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:

@@ -271,13 +271,7 @@ def _publish(ov: Overlay, staged: bytes, place: Place) -> None:
     """Rename into the upper where nothing is yet, leaving the parent's times alone."""
     fd = ov.stack.fd(place.real)
     with times_kept(fd):
-        try:
-            syscalls.renameat2(ov.writable().fd, staged, fd, place.name, syscalls.RENAME_NOREPLACE)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:
-                raise
-            # The filesystem knows no flags; the index says that the name is free.
-            os.rename(staged, place.name, src_dir_fd=ov.writable().fd, dst_dir_fd=fd)
+        staging.move_to_free(ov.writable().fd, staged, fd, place.name)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,12 @@ bracket every use, so that a descriptor never closes under a thread that reads f
 from __future__ import annotations
 
 import os
-import stat
 from collections import OrderedDict
 from types import TracebackType
 from typing import Final, Self
 
 from fuseoverlay.inodes import File, Place
-from fuseoverlay.layers import LayerStack, open_noatime
+from fuseoverlay.layers import LayerStack, open_noatime, open_own
 from fuseoverlay.syscalls import fd_path
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
@@ -98,9 +97,9 @@ class FileData:
                 raise AssertionError("data that is in a lower is never written")
             return self._open_lower(file.data)
         if file.pinned >= 0:
-            return _open_own(fd_path(file.pinned), write, None)
+            return self._open_upper(fd_path(file.pinned), write, None)
         if file.upper is not None:
-            return _open_own(file.upper.name, write, self._stack.fd(file.upper.real))
+            return self._open_upper(file.upper.name, write, self._stack.fd(file.upper.real))
         if file.lower is None or write:
             raise AssertionError("a lower file is never opened for writing")
         return self._open_lower(file.lower)
@@ -109,31 +108,16 @@ class FileData:
         flags = os.O_RDONLY | os.O_NOFOLLOW | _FLAGS
         return open_noatime(place.name, flags, self._stack.fd(place.real))
 
+    def _open_upper(self, path: bytes, write: bool, dir_fd: int | None) -> int:
+        flags = (os.O_RDWR if write else os.O_RDONLY) | _FLAGS
+        # Without a directory the path is a link in /proc, to be followed.
+        return open_own(path, flags if dir_fd is None else flags | os.O_NOFOLLOW, dir_fd)
+
     def open_for_copy(self, file: File) -> int:
         """A writable descriptor, the caller's own, of an upper file whose data is still in a
         lower."""
         if file.pinned >= 0:
-            return _open_own(fd_path(file.pinned), True, None)
+            return self._open_upper(fd_path(file.pinned), True, None)
         if file.upper is None:
             raise AssertionError("not in the upper")
-        return _open_own(file.upper.name, True, self._stack.fd(file.upper.real))
-
-
-def _open_own(path: bytes, write: bool, dir_fd: int | None) -> int:
-    """Open a file of the upper, whatever its permissions: the kernel has checked the caller.
-
-    A file created 0444 stays writable for its creator: where its mode forbids us,
-    the owner, to open it, the mode is widened for the moment of the call.
-    """
-    flags = (
-        (os.O_RDWR if write else os.O_RDONLY) | _FLAGS | (0 if dir_fd is None else os.O_NOFOLLOW)
-    )
-    try:
-        return os.open(path, flags, dir_fd=dir_fd)
-    except PermissionError:
-        mode = stat.S_IMODE(os.stat(path, dir_fd=dir_fd).st_mode)
-        os.chmod(path, mode | 0o600, dir_fd=dir_fd)
-        try:
-            return os.open(path, flags, dir_fd=dir_fd)
-        finally:
-            os.chmod(path, mode, dir_fd=dir_fd)
+        return self._open_upper(file.upper.name, True, self._stack.fd(file.upper.real))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -18,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.errors import LayerError, UpperError, describe
+from fuseoverlay.overridestat import accessible
 from fuseoverlay.syscalls import DIR_FLAGS
 
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -173,7 +175,13 @@ class LayerStack:
     @contextlib.contextmanager
     def listing_fd(self, real: RealDir) -> Iterator[int]:
         """A readable descriptor, the caller's own; a lower's access time does not move."""
-        fd = open_noatime(syscalls.fd_path(self.fd(real)), DIR_FLAGS & ~os.O_NOFOLLOW)
+        path, flags = syscalls.fd_path(self.fd(real)), DIR_FLAGS & ~os.O_NOFOLLOW
+        try:
+            fd = open_noatime(path, flags)
+        except PermissionError:
+            if real.layer.number:
+                raise
+            fd = open_own(path, flags)
         try:
             yield fd
         finally:
@@ -186,6 +194,23 @@ def open_noatime(name: bytes, flags: int, dir_fd: int | None = None) -> int:
         return os.open(name, flags | os.O_NOATIME, dir_fd=dir_fd)
     except PermissionError:
         return os.open(name, flags, dir_fd=dir_fd)
+
+
+def open_own(path: bytes, flags: int, dir_fd: int | None = None) -> int:
+    """Open an object of the upper, whatever its permissions: the kernel has checked the caller.
+
+    A file created 0444 stays writable for its creator: where its mode forbids us, the
+    owner, to open it, the mode is widened for the moment of the call.
+    """
+    try:
+        return os.open(path, flags, dir_fd=dir_fd)
+    except PermissionError:
+        mode = os.stat(path, dir_fd=dir_fd).st_mode
+        os.chmod(path, stat.S_IMODE(accessible(mode) | mode), dir_fd=dir_fd)
+        try:
+            return os.open(path, flags, dir_fd=dir_fd)
+        finally:
+            os.chmod(path, stat.S_IMODE(mode), dir_fd=dir_fd)
 
 
 def _open_root(path: bytes, error: type[LayerError | UpperError], option: str) -> int:

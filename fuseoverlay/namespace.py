@@ -120,15 +120,15 @@ def publish(
         whiteout.set_opaque(workdir.fd, staged, workdir.namespace)
         target = ov.stack.fd(place.real)
     if name not in index.masks:
-        rename_noreplace(workdir.fd, staged, target, name)
+        staging.move_to_free(workdir.fd, staged, target, name)
     elif not is_dir:
         os.rename(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=target)
     elif workdir.can_exchange:
-        syscalls.renameat2(workdir.fd, staged, target, name, syscalls.RENAME_EXCHANGE)
+        staging.move(workdir.fd, staged, target, name, syscalls.RENAME_EXCHANGE)
         workdir.discard(staged)
     else:
         os.unlink(name, dir_fd=target)
-        os.rename(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=target)
+        staging.move(workdir.fd, staged, target, name)
     remove_oci_whiteout(ov, parent, index, name)
     index.put(name, is_dir)
 
@@ -138,16 +138,6 @@ def upper_place(parent: Directory, name: bytes) -> Place:
     if parent.upper is None:
         raise no_entry(name)
     return Place(parent.upper, name)
-
-
-def rename_noreplace(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
-    """Rename to a name that the index says is free; EEXIST if it is not."""
-    try:
-        syscalls.renameat2(src_dir, src, dst_dir, dst, syscalls.RENAME_NOREPLACE | flags)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL or flags:
-            raise
-        os.rename(src, dst, src_dir_fd=src_dir, dst_dir_fd=dst_dir)
 
 
 def remove_oci_whiteout(ov: Overlay, parent: Directory, index: Index, name: bytes) -> None:
@@ -357,7 +347,7 @@ def lose_directory(ov: Overlay, parent: Directory, directory: Directory) -> None
 def _move_away(ov: Overlay, place: Place) -> bytes:
     workdir = ov.writable()
     staged = workdir.new_name()
-    os.rename(place.name, staged, src_dir_fd=ov.stack.fd(place.real), dst_dir_fd=workdir.fd)
+    staging.move(ov.stack.fd(place.real), place.name, workdir.fd, staged)
     return staged
 
 
@@ -367,5 +357,5 @@ def _exchange_for_whiteout(ov: Overlay, place: Place, dialect: Dialect) -> bytes
     if dialect is Dialect.XATTR:
         whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
     staged = workdir.make_whiteout(place.name, dialect)
-    syscalls.renameat2(workdir.fd, staged, fd, place.name, syscalls.RENAME_EXCHANGE)
+    staging.move(workdir.fd, staged, fd, place.name, syscalls.RENAME_EXCHANGE)
     return staged

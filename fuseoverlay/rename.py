@@ -27,7 +27,6 @@ from fuseoverlay.namespace import (
     lose_name,
     make_oci_whiteout,
     remove_oci_whiteout,
-    rename_noreplace,
     upper_place,
 )
 from fuseoverlay.overlay import Overlay
@@ -251,7 +250,7 @@ def _move(ov: Overlay, src: Side, dst: Side) -> Dialect | None:
     if masked or dst.name in dst.index.upper:
         syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, flags)
     else:
-        rename_noreplace(src_fd, src.name, dst_fd, dst.name, flags)
+        staging.move_to_free(src_fd, src.name, dst_fd, dst.name, flags)
     if dialect in (Dialect.CHAR, Dialect.XATTR) and not in_place:
         _leave_whiteout(ov, src, dialect)
     return dialect

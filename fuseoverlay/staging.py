@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from fuseoverlay import syscalls
 from fuseoverlay.identity import Shown
 from fuseoverlay.layers import open_noatime
 from fuseoverlay.lookup import Real
@@ -27,6 +28,55 @@ def discarded_on_error(ov: Overlay) -> Iterator[bytes]:
         with contextlib.suppress(OSError):
             workdir.discard(staged)
         raise
+
+
+def move(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
+    """Rename between the work directory and the upper; flags and errors of renameat2(2).
+
+    To move a directory takes write permission on it: where a plain user has none on his
+    own, he gets it for the moment of the call.
+    """
+    try:
+        syscalls.renameat2(src_dir, src, dst_dir, dst, flags)
+    except PermissionError:
+        narrow = [
+            (before, after, stat.S_IMODE(st.st_mode))
+            for before, after, st in (
+                ((src_dir, src), (dst_dir, dst), _status(src_dir, src)),
+                ((dst_dir, dst), (src_dir, src), _status(dst_dir, dst)),
+            )
+            if st is not None and stat.S_ISDIR(st.st_mode) and st.st_uid == os.geteuid()
+        ]
+        if not narrow:
+            raise
+        for (fd, name), _, mode in narrow:
+            os.chmod(name, mode | 0o700, dir_fd=fd)
+        moved = False
+        try:
+            syscalls.renameat2(src_dir, src, dst_dir, dst, flags)
+            moved = True
+        finally:
+            for before, after, mode in narrow:
+                fd, name = after if moved else before
+                os.chmod(name, mode, dir_fd=fd)
+
+
+def move_to_free(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
+    """The same to a name that the index says is free; EEXIST if it is not."""
+    try:
+        move(src_dir, src, dst_dir, dst, syscalls.RENAME_NOREPLACE | flags)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL or flags:
+            raise
+        # The filesystem knows no flags.
+        move(src_dir, src, dst_dir, dst)
+
+
+def _status(dir_fd: int, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
 
 
 def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
