@@ -20,18 +20,15 @@ from typing import Final
 import trio
 
 from fuseoverlay import hardlinks, redirect, staging, syscalls, xattrs
+from fuseoverlay.copydata import copy_data
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
 from fuseoverlay.lookup import Real, no_entry, path_below, real_of, shown_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
 
-_CHUNK: Final = 1 << 20
 # Less is copied faster than a thread is woken.
 _INLINE: Final = 64 << 10
-_NO_COPY_RANGE: Final = (
-    errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM,
-)  # fmt: skip
 
 
 async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: bool = True) -> None:
@@ -307,48 +304,3 @@ def copy_xattrs(source: Real, target: bytes) -> None:
                 continue
             if privileged or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise
-
-
-def copy_data(source: int, target: int, length: int) -> None:
-    """Copy the first `length` bytes, sharing blocks where possible, keeping holes.
-
-    Runs in a thread. Errors of copy_file_range(2) and write(2).
-    """
-    if length and length == os.fstat(source).st_size:
-        with contextlib.suppress(OSError):
-            syscalls.clone_file(source, target)
-            return
-    position = 0
-    while position < length:
-        try:
-            start = os.lseek(source, position, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:
-                break
-            if exc.errno != errno.EINVAL:
-                raise
-            start, end = position, length
-        else:
-            end = os.lseek(source, start, os.SEEK_HOLE)
-        _copy_range(source, target, start, min(end, length))
-        position = end
-    os.ftruncate(target, length)
-
-
-def _copy_range(source: int, target: int, start: int, end: int) -> None:
-    in_kernel = True
-    while start < end:
-        count = min(end - start, _CHUNK)
-        if in_kernel:
-            try:
-                done = os.copy_file_range(source, target, end - start, start, start)
-            except OSError as exc:
-                if exc.errno not in _NO_COPY_RANGE:
-                    raise
-                in_kernel = False
-                continue
-        else:
-            done = os.pwrite(target, os.pread(source, count, start), start)
-        if not done:
-            return
-        start += done

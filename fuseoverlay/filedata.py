@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from fuseoverlay.inodes import File, Place
-from fuseoverlay.layers import LayerStack, open_noatime, open_own
-from fuseoverlay.syscalls import fd_path
+from fuseoverlay.layers import LayerStack, open_own
+from fuseoverlay.syscalls import fd_path, open_noatime
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
 

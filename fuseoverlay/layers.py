@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.errors import LayerError, UpperError, describe
 from fuseoverlay.overridestat import accessible
-from fuseoverlay.syscalls import DIR_FLAGS
+from fuseoverlay.syscalls import DIR_FLAGS, open_noatime
 
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -186,14 +186,6 @@ class LayerStack:
             yield fd
         finally:
             os.close(fd)
-
-
-def open_noatime(name: bytes, flags: int, dir_fd: int | None = None) -> int:
-    """Open for reading without moving the access time, where that is allowed to us."""
-    try:
-        return os.open(name, flags | os.O_NOATIME, dir_fd=dir_fd)
-    except PermissionError:
-        return os.open(name, flags, dir_fd=dir_fd)
 
 
 def open_own(path: bytes, flags: int, dir_fd: int | None = None) -> int:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from fuseoverlay import syscalls
 from fuseoverlay.identity import Shown
-from fuseoverlay.layers import open_noatime
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.syscalls import open_noatime
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 

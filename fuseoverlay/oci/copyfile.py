@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from typing import Final
 
 from fuseoverlay import syscalls, xattrs
+from fuseoverlay.copydata import copy_data
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,43 +41,12 @@ def copy_file(src_dir: int, src: bytes, dst_dir: int, dst: bytes) -> None:
 
 
 def _copy_regular(src_dir: int, src: bytes, dst_dir: int, dst: bytes, size: int) -> None:
-    reader = _open_quietly(src_dir, src)
+    reader = syscalls.open_noatime(src, _READ, src_dir)
     try:
         writer = os.open(dst, _CREATE, 0o600, dir_fd=dst_dir)
         try:
-            _copy_data(reader, writer, size)
+            copy_data(reader, writer, size)
         finally:
             os.close(writer)
     finally:
         os.close(reader)
-
-
-def _open_quietly(dir_fd: int, name: bytes) -> int:
-    try:
-        return os.open(name, _READ | os.O_NOATIME, dir_fd=dir_fd)
-    except PermissionError:
-        return os.open(name, _READ, dir_fd=dir_fd)
-
-
-def _copy_data(reader: int, writer: int, size: int) -> None:
-    try:
-        syscalls.clone_file(reader, writer)
-        return
-    except OSError:
-        # No reflinks here, or not between these two filesystems.
-        pass
-    os.ftruncate(writer, size)
-    start = 0
-    while start < size:
-        try:
-            start = os.lseek(reader, start, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:
-                break
-            raise
-        end = os.lseek(reader, start, os.SEEK_HOLE)
-        while start < end:
-            data = os.pread(reader, min(end - start, 1 << 20), start)
-            if not data:
-                return
-            start += os.pwrite(writer, data, start)

@@ -13,7 +13,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "fuseoverlay"
 #: The modules that images share with the overlay.
-LEAVES = {"errors", "syscalls", "xattrs", "whiteout", "overridestat", "removal"}
+LEAVES = {"errors", "syscalls", "xattrs", "whiteout", "overridestat", "removal", "copydata"}
 
 
 def _name(path: Path) -> str:

@@ -1,0 +1,60 @@
+"""Copy the data of a file, as cheaply as the filesystems allow."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Final
+
+from fuseoverlay import syscalls
+
+_CHUNK: Final = 1 << 20
+_NO_COPY_RANGE: Final = (
+    errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM,
+)  # fmt: skip
+
+
+def copy_data(source: int, target: int, length: int) -> None:
+    """Copy the first `length` bytes, sharing blocks where possible, keeping holes.
+
+    `target` is empty. May block for long. Errors of copy_file_range(2) and write(2).
+    """
+    if length and length == os.fstat(source).st_size:
+        with contextlib.suppress(OSError):
+            syscalls.clone_file(source, target)
+            return
+    position = 0
+    while position < length:
+        try:
+            start = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                break
+            if exc.errno != errno.EINVAL:
+                raise
+            start, end = position, length
+        else:
+            end = os.lseek(source, start, os.SEEK_HOLE)
+        _copy_range(source, target, start, min(end, length))
+        position = end
+    os.ftruncate(target, length)
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    in_kernel = True
+    while start < end:
+        count = min(end - start, _CHUNK)
+        if in_kernel:
+            try:
+                done = os.copy_file_range(source, target, end - start, start, start)
+            except OSError as exc:
+                if exc.errno not in _NO_COPY_RANGE:
+                    raise
+                in_kernel = False
+                continue
+        else:
+            done = os.pwrite(target, os.pread(source, count, start), start)
+        if not done:
+            return
+        start += done
