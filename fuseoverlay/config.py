@@ -65,7 +65,9 @@ class MountConfig:
     metacopy: bool = False
     #: Lowers that only hold data for metacopy files.
     data_only: tuple[bytes, ...] = ()
-    #: Never wait for the disk.
+    #: Wait for the disk where a program asks for it, and before a copy replaces a file.
+    fsync: bool = True
+    #: Never wait for the disk, and refuse the next mount of this upper.
     volatile: bool = False
     #: Write `user.overlay.*` even where `trusted.overlay.*` could be written.
     userxattr: bool = False
@@ -80,6 +82,11 @@ class MountConfig:
     def read_only(self) -> bool:
         """Whether nothing can change: there is no upper directory, or `ro` was asked for."""
         return self.upperdir is None or "ro" in self.fuse_options
+
+    @property
+    def durable(self) -> bool:
+        """Whether to wait for the disk at all."""
+        return self.fsync and not self.volatile
 
 
 def parse(options: bytes) -> MountConfig:
@@ -173,10 +180,10 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
             raise UsageError(
                 f"whiteout={value} is unknown", hint="use char, xattr or oci"
             ) from None
-    if name == "volatile" or (name == "fsync" and value == "0"):
+    if name == "volatile":
         return replace(config, volatile=True)
-    if name == "fsync" and value == "1":
-        return config
+    if name == "fsync" and value in ("0", "1"):
+        return replace(config, fsync=value == "1")
     if name == "redirect_dir":
         if value not in ("on", "off", "follow", "nofollow"):
             raise UsageError(

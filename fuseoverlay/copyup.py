@@ -133,7 +133,7 @@ async def _copy_only_metadata(
         os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
         os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
         _copy_metadata(ov, file, staged, origin)
-        if not ov.config.volatile:
+        if ov.config.durable:
             await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
     finally:
         os.close(target)
@@ -153,7 +153,7 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
             ov.data.release(source)
         if size is None:
             os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
-        if not ov.config.volatile:
+        if ov.config.durable:
             await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
         _forget_metacopy(target)
         file.data = None
@@ -204,7 +204,7 @@ async def _copy_regular(
         finally:
             ov.data.release(source)
         _copy_metadata(ov, file, staged, origin)
-        if not ov.config.volatile:
+        if ov.config.durable:
             await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
     finally:
         os.close(target)

@@ -95,7 +95,7 @@ def truncate(ov: Overlay, file: File, size: int) -> None:
 
 async def fsync(ov: Overlay, file: File, *, data_only: bool) -> None:
     """Write the file to disk; nothing to do for lowers and with `volatile`."""
-    if ov.config.volatile or not file.in_upper:
+    if not ov.config.durable or not file.in_upper:
         return
     descriptor = ov.data.acquire(file)
     try:
@@ -107,7 +107,7 @@ async def fsync(ov: Overlay, file: File, *, data_only: bool) -> None:
 
 async def fsync_directory(ov: Overlay, directory: Directory) -> None:
     """The same for the names in a directory."""
-    if ov.config.volatile or directory.upper is None or directory.removed:
+    if not ov.config.durable or directory.upper is None or directory.removed:
         return
     with ov.stack.listing_fd(directory.upper) as fd:
         await trio.to_thread.run_sync(os.fsync, fd, limiter=ov.limiter)

@@ -60,7 +60,7 @@ def run(
                 _leave_when_ready(ready_read, ready_write)
             _detach()
         os.close(ready_read)
-        upper = os.dup(ov.workdir.fd) if ov.workdir and not config.volatile else None
+        upper = os.dup(ov.workdir.fd) if ov.workdir and config.durable else None
         try:
             _serve()
         finally:

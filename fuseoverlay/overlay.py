@@ -65,6 +65,7 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
                     stack.upper,
                     dialect=config.whiteout,
                     userxattr=config.userxattr,
+                    volatile=config.volatile,
                 )
             )
         _refuse_overlaps(stack, workdir)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fuseoverlay import syscalls
 from fuseoverlay.syscalls import DIR_FLAGS
 
 
-def clear(fd: int) -> None:
-    """Remove everything in the directory `fd`. May block for long."""
-    for name in os.listdir(fd):
-        remove_tree(fd, os.fsencode(name))
+def clear(fd: int, *, keep: Collection[bytes] = ()) -> None:
+    """Remove everything in the directory `fd` but the names to keep. May block for long."""
+    for name in map(os.fsencode, os.listdir(fd)):
+        if name not in keep:
+            remove_tree(fd, name)
 
 
 def remove_tree(dir_fd: int, name: bytes) -> None:

@@ -25,6 +25,10 @@ from fuseoverlay.whiteout import Dialect
 _STAGING: Final = b"work"
 _INDEX: Final = b"index"
 _LINKS: Final = b"links"
+_INCOMPAT: Final = b"incompat"
+_VOLATILE: Final = b"volatile"
+#: What a work directory may hold; anything else says that it is none.
+_KNOWN: Final = {_STAGING, _INDEX, _LINKS, b"lost+found"}
 _LOCK_PATIENCE: Final = 2.0
 
 
@@ -32,9 +36,20 @@ class WorkDir:
     """Owns the staging directory, the names in it and the locks on upper and work."""
 
     def __init__(
-        self, path: bytes, upper: Layer, *, dialect: Dialect | None = None, userxattr: bool = False
+        self,
+        path: bytes,
+        upper: Layer,
+        *,
+        dialect: Dialect | None = None,
+        userxattr: bool = False,
+        volatile: bool = False,
     ) -> None:
-        """Lock, clean and probe. Raises `UpperError`; then nothing stays open."""
+        """Lock, clean and probe. Raises `UpperError`; then nothing stays open.
+
+        `volatile` leaves a mark that refuses the next mount: nobody knows what of the upper
+        got to the disk. Mark as the kernel's (Documentation/filesystems/overlayfs.rst,
+        "Volatile mount").
+        """
         self.path = path
         self.upper = upper
         self._counter = 0
@@ -45,8 +60,9 @@ class WorkDir:
             _check_pair(path, self._root, upper)
             _lock(upper.root_fd, upper.path)
             _lock(self._root, path)
+            _refuse_foreign(self._root, path)
             try:
-                self.fd = self._prepare_staging()
+                self.fd = self._prepare_staging(volatile)
                 undo.callback(os.close, self.fd)
                 self._subdirectories = {n: self._open_subdirectory(n) for n in (_INDEX, _LINKS)}
                 # Attributes of the probe go to the staging directory, never to the upper.
@@ -71,7 +87,7 @@ class WorkDir:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):
-            clear(self.fd)
+            clear(self.fd, keep=[_INCOMPAT])
         os.close(self.fd)
         for fd in self._subdirectories.values():
             if fd is not None:
@@ -127,16 +143,34 @@ class WorkDir:
             raise
         return True
 
-    def _prepare_staging(self) -> int:
+    def _prepare_staging(self, volatile: bool) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(_STAGING, 0o700, dir_fd=self._root)
         fd = os.open(_STAGING, DIR_FLAGS, dir_fd=self._root)
         try:
+            self._refuse_incompatible(fd)
             clear(fd)
+            if volatile:
+                os.mkdir(_INCOMPAT, 0o700, dir_fd=fd)
+                os.mkdir(_INCOMPAT + b"/" + _VOLATILE, 0o700, dir_fd=fd)
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _refuse_incompatible(self, fd: int) -> None:
+        try:
+            marks = os.listdir(b"%s/%s" % (syscalls.fd_path(fd), _INCOMPAT))
+        except FileNotFoundError:
+            return
+        if marks:
+            mark = os.path.join(self.path, _STAGING, _INCOMPAT, os.fsencode(marks[0]))
+            raise UpperError(
+                f"upper was mounted with {os.fsdecode(marks[0])}: data may be missing",
+                where=self.upper.path,
+                hint=f"use a new upper and work directory, or remove {os.fsdecode(mark)} "
+                "if the system has not crashed since",
+            )
 
     def _probe_rename(self, flag: int) -> bool:
         """Whether the filesystem knows this flag of renameat2(2)."""
@@ -192,6 +226,17 @@ def _other_mount(a: bytes, b: bytes) -> bool:
     except OSError as exc:
         return exc.errno == errno.EXDEV
     return False
+
+
+def _refuse_foreign(fd: int, path: bytes) -> None:
+    """Everything in `work/` is about to be deleted: be sure that this is a work directory."""
+    foreign = sorted(set(map(os.fsencode, os.listdir(fd))) - _KNOWN)
+    if foreign:
+        raise UpperError(
+            f"workdir holds something else: {os.fsdecode(foreign[0])}",
+            where=path,
+            hint="use an empty directory",
+        )
 
 
 def _lock(fd: int, path: bytes) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, escape, unmount
+from tests.helpers.mounts import MODE, Space, detach, escape, unmount
 from tests.mount.conftest import Cli
 
 USAGE, LOWER, UPPER, MOUNTPOINT, FUSE = 2, 3, 4, 5, 6
@@ -267,7 +268,7 @@ def test_mount_point_is_a_file(cli: Cli) -> None:
     refused(cli, MOUNTPOINT, "-o", cli.space.options(), cli.space.mnt, word=str(cli.space.mnt))
 
 
-@pytest.mark.parametrize("layer", ["lower", "upper", "work"])
+@pytest.mark.parametrize("layer", ["lower", "upper"])
 @pytest.mark.parametrize("deep", [False, True])
 def test_mount_point_inside_a_layer(cli: Cli, layer: str, deep: bool) -> None:
     space = cli.space
@@ -275,6 +276,15 @@ def test_mount_point_inside_a_layer(cli: Cli, layer: str, deep: bool) -> None:
     inside.mkdir(parents=True)
     space.mnt = inside
     refused(cli, MOUNTPOINT, "-o", space.options(), inside, word=str(inside))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_mount_point_inside_the_work_directory(cli: Cli, deep: bool) -> None:
+    """A work directory with something else in it is none, whatever that is for."""
+    space = cli.space
+    space.mnt = space.work / ("a/b/mnt" if deep else "mnt")
+    space.mnt.mkdir(parents=True)
+    refused(cli, UPPER, "-o", space.options(), space.mnt, word=str(space.work))
 
 
 @pytest.mark.parametrize("layer", ["lower", "upper"])
@@ -383,3 +393,36 @@ def test_nothing_is_left_in_the_layers(cli: Cli) -> None:
         assert os.listdir(space.upper) == []
         assert os.listdir(space.lower) == ["f"]
         space.lowers.pop()
+
+
+def test_workdir_with_other_content(cli: Cli) -> None:
+    """What is in `work/` gets deleted at every mount: it must not be somebody's work."""
+    space = cli.space
+    (space.work / "work").mkdir()
+    (space.work / "work" / "thesis").write_bytes(b"years")
+    (space.work / "notes").write_bytes(b"x")
+    refused(cli, UPPER, "-o", space.options(), space.mnt, word="notes")
+    assert (space.work / "work" / "thesis").read_bytes() == b"years"
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_upper_that_was_volatile(cli: Cli, crash: bool) -> None:
+    """Nobody knows what of it got to the disk, after a clean unmount neither."""
+    space = cli.space
+    pid = cli.mount("-o", space.options() + ",volatile", space.mnt)
+    (space.mnt / "new").write_bytes(b"x")
+    if crash:
+        os.kill(pid, signal.SIGKILL)
+        cli.wait_until_gone()
+        detach(space.mnt)
+    else:
+        unmount(space.mnt)
+        cli.wait_until_gone()
+    mark = space.work / "work" / "incompat" / "volatile"
+    message = refused(cli, UPPER, "-o", space.options(), space.mnt, word="volatile")
+    assert str(mark) in message
+    mark.rmdir()
+    cli.mount("-o", space.options(), space.mnt)
+    assert (space.mnt / "new").read_bytes() == b"x"
+    unmount(space.mnt)
+    cli.wait_until_gone()
