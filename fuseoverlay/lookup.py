@@ -114,7 +114,9 @@ def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> File:
         _find_data(ov, parent, file, Place(real, name), st)
     elif file is None:
         file = _lower_file(ov, Place(real, name), st)
-        if not file.in_upper:
+        if file.in_upper:
+            _find_copied_data(ov, parent, file, Place(real, name))
+        else:
             _find_data(ov, parent, file, Place(real, name), st)
     if found.in_upper and file.upper is None:
         file.upper = Place(real, name)
@@ -132,13 +134,35 @@ def _find_data(
     if not stat.S_ISREG(st.st_mode) or not redirect.is_metacopy(ov.stack, place):
         return
     try:
-        if not ov.config.metacopy:
-            log.warning("%s has its data elsewhere: refused without metacopy=on", place.name)
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), place.name)
+        _need_metacopy(ov, place)
         file.data = redirect.data_of(ov.stack, parent.lowers, place)
     except OSError:
         ov.inodes.drop_unused(file)
         raise
+
+
+def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) -> None:
+    """The same for a copy that the lower file at `place` leads to by the index: if it has no
+    data, that of the lower file counts."""
+    if file.data is not None or file.pinned < 0 or not stat.S_ISREG(file.kind):
+        return
+    if xattrs.get_overlay(file.pinned, xattrs.METACOPY) is None:
+        return
+    try:
+        _need_metacopy(ov, place)
+        if redirect.is_metacopy(ov.stack, place):
+            file.data = redirect.data_of(ov.stack, parent.lowers, place)
+        else:
+            file.data = place
+    except OSError:
+        ov.inodes.drop_unused(file)
+        raise
+
+
+def _need_metacopy(ov: Overlay, place: Place) -> None:
+    if not ov.config.metacopy:
+        log.warning("%s has its data elsewhere: refused without metacopy=on", place.name)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), place.name)
 
 
 def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> File:

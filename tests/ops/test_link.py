@@ -300,3 +300,21 @@ def test_unlinked_symlink_is_still_readable(case: Case, where: str) -> None:
     assert os.readlink("", dir_fd=fd) == "f"
     assert os.fstat(fd).st_size == 1
     os.close(fd)
+
+
+def test_metacopy_of_a_file_with_two_names(space: Space) -> None:
+    """The name that was not copied up leads to a copy without data: that of the lower counts."""
+    space.features = ("metacopy=on", "redirect_dir=on", "index=on")
+    (space.lower / "a").write_bytes(b"data")
+    os.link(space.lower / "a", space.lower / "b")
+    with space.mounted() as mnt:
+        os.setxattr(mnt / "a", "user.x", b"y")
+        assert (mnt / "b").read_bytes() == b"data"
+    with space.mounted() as mnt:
+        assert (mnt / "b").read_bytes() == b"data"
+        assert os.getxattr(mnt / "b", "user.x") == b"y"
+        with open(mnt / "b", "ab") as stream:
+            stream.write(b" more")
+        assert (mnt / "a").read_bytes() == b"data more"
+    with space.mounted() as mnt:
+        assert (mnt / "a").read_bytes() == (mnt / "b").read_bytes() == b"data more"
