@@ -63,7 +63,7 @@ def _run(argv: list[str]) -> int:
         "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
         "Commands: mount (also images), unmount; see fuseoverlay mount --help."
     )
-    return _mount_with(parser.parse_args(argv))
+    return _mount_with(parser.parse_intermixed_args(argv))
 
 
 def _mount(argv: list[str]) -> int:
@@ -72,7 +72,7 @@ def _mount(argv: list[str]) -> int:
         "Mount layer directories (-o lowerdir=...) or an image: an OCI layout directory, an "
         "OCI archive or a docker-save archive, as IMAGE[:REF]."
     )
-    return _mount_with(parser.parse_args(argv))
+    return _mount_with(parser.parse_intermixed_args(argv))
 
 
 def _mount_parser(prog: str) -> _Parser:

@@ -36,6 +36,7 @@ SPELLINGS = {
     "short": lambda opts, mnt: ("-o", opts, mnt),
     "glued": lambda opts, mnt: (f"-o{opts}", mnt),
     "several -o": lambda opts, mnt: ("-o", "noatime", "-o", opts, mnt),
+    "source first": lambda opts, mnt: ("overlay", "-o", opts, mnt),
     "mount.fuse": lambda opts, mnt: ("overlay", mnt, "-o", f"rw,dev,suid,{opts}"),
 }
 
