@@ -1,0 +1,124 @@
+"""`metacopy=on`: metadata is copied up first, data when it changes; and data-only lowers."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from tests.helpers.mounts import Space, differs, fails, fuse_only, set_overlay_xattr
+
+pytestmark = [fuse_only]
+
+DATA = os.urandom(300_000)
+FEATURES = ("metacopy=on", "redirect_dir=on")
+
+
+def blocks(path: os.PathLike) -> int:
+    """Bytes on the disk, but for a block of attributes."""
+    return max(0, os.lstat(path).st_blocks * 512 - 4096)
+
+
+CHANGES = {
+    "chmod": lambda path: os.chmod(path, 0o600),
+    "utime": lambda path: os.utime(path, ns=(1, 2)),
+    "setxattr": lambda path: os.setxattr(path, "user.x", b"y"),
+    "link": lambda path: os.link(path, path.with_name("second")),
+    "rename": lambda path: os.rename(path, path.with_name("renamed")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_data_is_copied(space: Space, change: str) -> None:
+    space.features = FEATURES
+    (space.lower / "f").write_bytes(DATA)
+    name = "renamed" if change == "rename" else "f"
+    with space.mounted() as mnt:
+        CHANGES[change](mnt / "f")
+        assert blocks(space.upper / name) == 0
+        assert (mnt / name).read_bytes() == DATA
+        assert blocks(mnt / name) > 0
+    with space.mounted() as mnt:
+        assert (mnt / name).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("remount", [False, True])
+def test_first_write_brings_the_data(space: Space, remount: bool) -> None:
+    space.features = FEATURES
+    (space.lower / "f").write_bytes(DATA)
+    mnt = space.mount()
+    os.chmod(mnt / "f", 0o600)
+    if remount:
+        space.unmount()
+        space.mount()
+    with open(mnt / "f", "r+b") as stream:
+        stream.seek(5)
+        stream.write(b"changed")
+    expected = DATA[:5] + b"changed" + DATA[12:]
+    assert (mnt / "f").read_bytes() == expected
+    assert (space.upper / "f").read_bytes() == expected
+    assert not [n for n in os.listxattr(space.upper / "f") if n.endswith("overlay.metacopy")]
+    space.unmount()
+
+
+def test_truncation_copies_what_is_left(space: Space) -> None:
+    space.features = FEATURES
+    (space.lower / "f").write_bytes(DATA)
+    with space.mounted() as mnt:
+        os.chmod(mnt / "f", 0o600)
+        os.truncate(mnt / "f", 7)
+        assert (mnt / "f").read_bytes() == (space.upper / "f").read_bytes() == DATA[:7]
+
+
+def test_refused_unless_asked_for(space: Space) -> None:
+    """Who can write a layer could otherwise give away what others may not read."""
+    bottom = space.add_lower()
+    (bottom / "secret").write_bytes(DATA)
+    with open(space.lower / "bait", "wb") as stream:
+        stream.truncate(len(DATA))
+    set_overlay_xattr(space.lower / "bait", "metacopy", b"")
+    set_overlay_xattr(space.lower / "bait", "redirect", b"/secret")
+    mnt = space.mount()
+    with fails(errno.EPERM):
+        os.stat(mnt / "bait")
+    assert (mnt / "secret").read_bytes() == DATA
+    space.unmount()
+
+
+@pytest.mark.parametrize("where", [b"/nowhere", b"/../f", b"/d"])
+def test_data_that_is_nowhere(space: Space, where: bytes) -> None:
+    """EIO, and never the content of something else."""
+    space.features = ("metacopy=on",)
+    bottom = space.add_lower()
+    (bottom / "d").mkdir()
+    (bottom / "f").write_bytes(DATA)
+    (space.lower / "f").write_bytes(b"\0" * 100)
+    set_overlay_xattr(space.lower / "f", "metacopy", b"")
+    set_overlay_xattr(space.lower / "f", "redirect", where)
+    mnt = space.mount()
+    with fails(errno.EIO):
+        (mnt / "f").read_bytes()
+    space.unmount()
+
+
+@differs("daemon")
+def test_data_only_lower(space: Space) -> None:
+    """It is not merged, and holds the data of metacopy files of the layers above."""
+    data = space.base / "data"
+    (data / "x").mkdir(parents=True)
+    (data / "x" / "blob").write_bytes(DATA)
+    with open(space.lower / "f", "wb") as stream:
+        stream.truncate(len(DATA))
+    set_overlay_xattr(space.lower / "f", "metacopy", b"")
+    set_overlay_xattr(space.lower / "f", "redirect", b"/x/blob")
+    space.features = ("metacopy=on",)
+    space.extra = (f"datadir+={data}",)
+    space.kernel_reads = False
+    with space.mounted() as mnt:
+        assert os.listdir(mnt) == ["f"]
+        assert (mnt / "f").read_bytes() == DATA
+        with open(mnt / "f", "ab") as stream:
+            stream.write(b"more")
+        assert (mnt / "f").read_bytes() == DATA + b"more"
+    assert (data / "x" / "blob").read_bytes() == DATA
