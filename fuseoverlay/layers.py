@@ -22,6 +22,8 @@ from fuseoverlay.errors import LayerError, UpperError, describe
 from fuseoverlay.overridestat import accessible
 from fuseoverlay.syscalls import DIR_FLAGS, open_noatime
 
+#: Directories kept open at the end of a path that had to be walked.
+_KEPT_STEPS: Final = 4
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -122,7 +124,11 @@ class LayerStack:
         return ([self.upper] if self.upper else []) + self.lowers + self.data_only
 
     def fd(self, real: RealDir) -> int:
-        """An O_PATH descriptor of the directory, valid until the next await."""
+        """An O_PATH descriptor of the directory, valid until the next await.
+
+        Of a path only the end is kept, so that a deep one does not close what the caller
+        has just got for another directory.
+        """
         fd = self._open.get(real)
         if fd is not None:
             self._open.move_to_end(real)
@@ -133,10 +139,19 @@ class LayerStack:
             missing.append(base)
             base = base.parent
         fd = self._open.get(base, real.layer.root_fd) if base else real.layer.root_fd
-        for step in reversed(missing):
-            fd = os.open(step.name, _DIR_FLAGS, dir_fd=fd)
-            self._open[step] = fd
-            self._close_oldest(self.limit)
+        passing = -1
+        for left in range(len(missing) - 1, -1, -1):
+            try:
+                fd = os.open(missing[left].name, _DIR_FLAGS, dir_fd=fd)
+            finally:
+                if passing >= 0:
+                    os.close(passing)
+            passing = -1
+            if left >= _KEPT_STEPS:
+                passing = fd
+            else:
+                self._open[missing[left]] = fd
+        self._close_oldest(self.limit)
         return fd
 
     def shrink(self) -> None:

@@ -118,7 +118,6 @@ def publish(
     target = ov.stack.fd(place.real)
     if is_dir and index.covers(name):
         whiteout.set_opaque(workdir.fd, staged, workdir.namespace)
-        target = ov.stack.fd(place.real)
     if name not in index.masks:
         staging.move_to_free(workdir.fd, staged, target, name)
     elif not is_dir:

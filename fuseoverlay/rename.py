@@ -236,7 +236,6 @@ def _move(ov: Overlay, src: Side, dst: Side) -> Dialect | None:
     """The rename itself. Returns the dialect of the whiteout left at the old name, if any."""
     workdir = ov.writable()
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
-    src_fd = ov.stack.fd(src.place.real)
     dialect = whiteout.dialect_for(src.name, workdir.dialect) if src.covered else None
     masked = dst.name in dst.index.masks
     if masked and isinstance(src.inode, Directory):
@@ -268,7 +267,6 @@ def _swap_with_whiteout(
 ) -> Dialect | None:
     """A directory moves to where a whiteout stands; the whiteout moves to where it was."""
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
-    src_fd = ov.stack.fd(src.place.real)
     if ov.writable().can_exchange:
         syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
     else:

@@ -16,7 +16,6 @@ from typing import Final
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
-AT_SYMLINK_FOLLOW: Final = 0x400
 
 #: To open a directory for listing, never through a symbolic link.
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -25,11 +24,9 @@ RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
 
-RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
-RESOLVE_IN_ROOT: Final = 0x10
 
 _SYS_OPENAT2: Final = 437
 # _IOW(0x94, 9, int), linux/fs.h
