@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.inodes import File, Place
@@ -40,6 +40,24 @@ def origin_of(dir_fd: int, name: bytes) -> bytes | None:
     return _HEADER.pack(0, _MAGIC, length, 0, kind, uuid) + handle
 
 
+class Origin(NamedTuple):
+    """What `overlay.origin` says about the lower file: handle and filesystem UUID."""
+
+    kind: int
+    handle: bytes
+    uuid: bytes
+
+
+def parse_origin(value: bytes) -> Origin | None:
+    """The parts of an `overlay.origin`; None: no kernel of this machine's kind wrote it."""
+    if len(value) < _HEADER.size:
+        return None
+    version, magic, length, _, kind, uuid = _HEADER.unpack_from(value)
+    if (version, magic, length) != (0, _MAGIC, len(value)):
+        return None
+    return Origin(kind, value[_HEADER.size :], uuid)
+
+
 def may_be_indexed(st: os.stat_result) -> bool:
     """Whether a lower file with this status has other names to keep together."""
     return st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
@@ -56,7 +74,7 @@ def open_copy(ov: Overlay, place: Place) -> int | None:
         return None
     try:
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(_index_name(origin), flags, dir_fd=index_fd)
+        return os.open(index_name(origin), flags, dir_fd=index_fd)
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
@@ -70,7 +88,7 @@ def hidden_names(ov: Overlay, place: Place) -> int:
     if origin is None:
         return 0
     try:
-        return len(os.readlink(_index_name(origin), dir_fd=links_fd))
+        return len(os.readlink(index_name(origin), dir_fd=links_fd))
     except OSError:
         return 0
 
@@ -95,7 +113,7 @@ def hide_name(ov: Overlay, file: File) -> None:
         os.symlink(b"x" * min(file.hidden, _MOST_HIDDEN), staged, dir_fd=workdir.fd)
         os.rename(
             staged,
-            _index_name(origin),
+            index_name(origin),
             src_dir_fd=workdir.fd,
             dst_dir_fd=workdir.links_fd(create=True),
         )
@@ -108,7 +126,7 @@ def enter(ov: Overlay, staged: bytes, origin: bytes, links: int) -> bool:
     """
     workdir = ov.writable()
     index_fd = workdir.index_fd(create=True)
-    name = _index_name(origin)
+    name = index_name(origin)
     try:
         # The copy is about to have two names: the index and the one it is published under.
         value = b"U%+d" % (links - 2)
@@ -137,11 +155,17 @@ def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: b
             value = os.getxattr(path, namespace + xattrs.NLINK, follow_symlinks=follow)
         except OSError:
             continue
-        match = _NLINK.match(value)
-        if match is not None:
-            base = st.st_nlink if match[1] == b"U" else lower_links
-            return max(base + int(match[2]), 1)
+        difference = parse_nlink(value)
+        if difference is not None:
+            base = st.st_nlink if difference[0] == b"U" else lower_links
+            return max(base + difference[1], 1)
     return 0
+
+
+def parse_nlink(value: bytes) -> tuple[bytes, int] | None:
+    """The count that `overlay.nlink` starts from, `U` or `L`, and the difference to it."""
+    match = _NLINK.match(value)
+    return (match[1], int(match[2])) if match is not None else None
 
 
 def changed(ov: Overlay, file: File, path: bytes, *, follow: bool, by: int) -> None:
@@ -168,8 +192,18 @@ def _leave(ov: Overlay, path: bytes, *, follow: bool) -> None:
     for namespace in xattrs.NAMESPACES:
         with contextlib.suppress(OSError):
             origin = os.getxattr(path, namespace + xattrs.ORIGIN, follow_symlinks=follow)
-            os.unlink(_index_name(origin), dir_fd=index_fd)
+            os.unlink(index_name(origin), dir_fd=index_fd)
 
 
-def _index_name(origin: bytes) -> bytes:
+def index_name(origin: bytes) -> bytes:
+    """Name in the index of the lower file with this `overlay.origin`."""
     return origin.hex().encode()
+
+
+def origin_named(name: bytes) -> bytes | None:
+    """The `overlay.origin` that a name in the index tells; None: it is no such name."""
+    try:
+        origin = bytes.fromhex(name.decode("ascii"))
+    except ValueError:
+        return None
+    return origin if index_name(origin) == name and parse_origin(origin) is not None else None

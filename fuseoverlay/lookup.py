@@ -88,13 +88,9 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     reals = [RealDir(real.layer, real, name) for real in found.lower_dirs]
     if found.in_upper and parent.upper is not None:
         upper = ov.stack.upper_dir(parent.upper, name)
-    top = upper or reals.pop(0)
-    marks = redirect.marks_of(ov.stack, top)
-    lowers = redirect.below(ov.stack, parent.lowers, top, marks, reals)
-    if upper is None:
-        lowers = (top, *lowers)
+    marks, lowers = redirect.merged(ov.stack, parent.lowers, upper, reals)
     # The number of a directory in the lowers is its own even after copy-up.
-    st = os.stat(ov.stack.fd(lowers[0] if lowers else top))
+    st = os.stat(ov.stack.fd(lowers[0] if lowers or upper is None else upper))
     directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
     directory.redirect = marks.redirect if upper is not None else None
     ov.inodes.add(directory)

@@ -8,9 +8,10 @@ Source of the merge rules: kernel Documentation/filesystems/overlayfs.rst,
 
 from __future__ import annotations
 
+import contextlib
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -155,16 +156,38 @@ async def scan(
 
     Suspends between batches. Raises `OSError` of opening or reading a directory.
     """
-    top = await list_directory(stack, upper) if upper is not None else Listing()
+    with contextlib.closing(_scan(stack, upper, lowers)) as steps:
+        for found in steps:
+            if found is not None:
+                return found
+            await trio.lowlevel.checkpoint()
+    raise RuntimeError("a scan without result")
+
+
+def scan_nowait(
+    stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
+) -> tuple[Index, int]:
+    """The same without suspending, for where nobody waits."""
+    return next(filter(None, _scan(stack, upper, lowers)))
+
+
+def _scan(
+    stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
+) -> Generator[tuple[Index, int] | None, None, None]:
+    """Steps of a scan: None between batches of entries, at last the result."""
+    top = Listing()
+    if upper is not None:
+        yield from _list_directory(stack, upper, top)
     if top.opaque:
         lowers = ()
     listings = []
     for real in lowers:
-        listing = await list_directory(stack, real)
+        listing = Listing()
+        yield from _list_directory(stack, real, listing)
         listings.append((real, listing))
         if listing.opaque:
             break
-    return Index(top, merge(listings)), len(listings)
+    yield Index(top, merge(listings)), len(listings)
 
 
 def merge(listings: Sequence[tuple[RealDir, Listing]]) -> dict[bytes, LowerEntry]:
@@ -191,9 +214,8 @@ def merge(listings: Sequence[tuple[RealDir, Listing]]) -> dict[bytes, LowerEntry
     return merged
 
 
-async def list_directory(stack: LayerStack, real: RealDir) -> Listing:
-    """Read one layer's directory and sort out its whiteouts."""
-    listing = Listing()
+def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Iterator[None]:
+    """Read one layer's directory and sort out its whiteouts; stops between batches."""
     special: list[bytes] = []
     files: list[bytes] = []
     with stack.listing_fd(real) as fd:
@@ -205,7 +227,7 @@ async def list_directory(stack: LayerStack, real: RealDir) -> Listing:
                 _sort_in(entry, listing, special, files)
                 seen += 1
                 if seen % _BATCH == 0:
-                    await trio.lowlevel.checkpoint()
+                    yield
         for name in special:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if whiteout.is_char_whiteout(st):
@@ -216,7 +238,6 @@ async def list_directory(stack: LayerStack, real: RealDir) -> Listing:
                 if whiteout.is_xattr_whiteout(fd, name):
                     del listing.entries[name]
                     listing.masks.add(name)
-    return listing
 
 
 def _sort_in(

@@ -68,7 +68,7 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
                     volatile=config.volatile,
                 )
             )
-        _refuse_overlaps(stack, workdir)
+        refuse_overlaps(stack, roots_of(stack, workdir))
         budget = _descriptor_budget(len(stack.all()))
         stack.limit = budget // 2
         data = owners.enter_context(FileData(stack, budget // 4))
@@ -89,11 +89,12 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
         )
 
 
-def _refuse_overlaps(stack: LayerStack, workdir: WorkDir | None) -> None:
-    """A lower inside another layer or the work directory would change with that, and is
+def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> None:
+    """`roots` are all directories of the mount, as `roots_of` gives them. `LayerError`.
+
+    A lower inside another layer or the work directory would change with that, and is
     refused as by the kernel. An upper inside a lower is the user's own business: he sees
     his changes twice."""
-    roots = roots_of(stack, workdir)
     for layer in stack.lowers + stack.data_only:
         around = enclosing(layer.path, roots)
         if around is not None:

@@ -47,7 +47,7 @@ def marks_of(stack: LayerStack, real: RealDir) -> Marks:
         return _NONE
     opaque = whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE))
     redirect = xattrs.get_overlay(fd, xattrs.REDIRECT)
-    if redirect is not None and not _well_formed(redirect):
+    if redirect is not None and not well_formed(redirect):
         log.warning(
             "%s: invalid redirect %r ignored", os.fsdecode(real.layer.path + b"/" + real.path()),
             redirect,
@@ -56,10 +56,25 @@ def marks_of(stack: LayerStack, real: RealDir) -> Marks:
     return Marks(opaque, redirect)
 
 
-def _well_formed(redirect: bytes) -> bool:
+def well_formed(redirect: bytes) -> bool:
     """An absolute path of proper names, or one proper name: nothing may lead out."""
     names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
     return all(name not in (b"", b".", b"..") and b"/" not in name for name in names)
+
+
+def merged(
+    stack: LayerStack, parent_lowers: Sequence[RealDir], upper: RealDir | None,
+    same_name: Sequence[RealDir],
+) -> tuple[Marks, tuple[RealDir, ...]]:  # fmt: skip
+    """Marks of the topmost real directory of a merged one, and its directories in the lowers.
+
+    `same_name` are those that the directories of the parent hold, as for `below`.
+    """
+    reals = list(same_name)
+    top = upper or reals.pop(0)
+    marks = marks_of(stack, top)
+    lowers = below(stack, parent_lowers, top, marks, reals)
+    return marks, lowers if upper is not None else (top, *lowers)
 
 
 def below(
@@ -159,7 +174,7 @@ def file_redirect(stack: LayerStack, place: Place | None) -> bytes | None:
 
 def _redirect_at(stack: LayerStack, place: Place) -> bytes | None:
     redirect = xattrs.get_overlay(at(stack.fd(place.real), place.name), xattrs.REDIRECT)
-    if redirect is not None and not _well_formed(redirect):
+    if redirect is not None and not well_formed(redirect):
         raise OSError(errno.EIO, os.strerror(errno.EIO), place.name)
     return redirect
 

@@ -43,6 +43,8 @@ _renameat2 = _libc.renameat2
 _renameat2.argtypes = (c_int, ctypes.c_char_p, c_int, ctypes.c_char_p, c_uint)
 _name_to_handle_at = _libc.name_to_handle_at
 _name_to_handle_at.argtypes = (c_int, ctypes.c_char_p, c_void_p, c_void_p, c_int)
+_open_by_handle_at = _libc.open_by_handle_at
+_open_by_handle_at.argtypes = (c_int, c_void_p, c_int)
 _syncfs = _libc.syncfs
 _syncfs.argtypes = (c_int,)
 
@@ -157,6 +159,21 @@ def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
         raise _fail(name)
     size, kind = struct.unpack_from("Ii", buffer)
     return kind, buffer.raw[8 : 8 + size]
+
+
+def open_by_handle(fd: int, kind: int, handle: bytes) -> int:
+    """An O_PATH descriptor of the file with this handle on `fd`'s filesystem.
+
+    ESTALE: there is no such file; EPERM without CAP_DAC_READ_SEARCH. `fd` must not be
+    O_PATH itself; open_by_handle_at(2).
+    """
+    if len(handle) > _MAX_HANDLE_SZ:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    buffer = ctypes.create_string_buffer(struct.pack("Ii", len(handle), kind) + handle)
+    found = _open_by_handle_at(fd, buffer, os.O_PATH | os.O_CLOEXEC)
+    if found < 0:
+        raise _fail()
+    return int(found)
 
 
 def filesystem_uuid(fd: int) -> bytes:

@@ -22,13 +22,13 @@ from fuseoverlay.removal import clear
 from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
 
-_STAGING: Final = b"work"
-_INDEX: Final = b"index"
-_LINKS: Final = b"links"
-_INCOMPAT: Final = b"incompat"
+STAGING: Final = b"work"
+INDEX: Final = b"index"
+LINKS: Final = b"links"
+INCOMPAT: Final = b"incompat"
 _VOLATILE: Final = b"volatile"
 #: What a work directory may hold; anything else says that it is none.
-_KNOWN: Final = {_STAGING, _INDEX, _LINKS, b"lost+found"}
+_KNOWN: Final = {STAGING, INDEX, LINKS, b"lost+found"}
 _LOCK_PATIENCE: Final = 2.0
 
 
@@ -54,17 +54,14 @@ class WorkDir:
         self.upper = upper
         self._counter = 0
         with contextlib.ExitStack() as undo:
-            self._root = _open_directory(path)
+            self._root = claim(path, upper)
             undo.callback(os.close, self._root)
             self.key = stat_key(os.fstat(self._root))
-            _check_pair(path, self._root, upper)
-            _lock(upper.root_fd, upper.path)
-            _lock(self._root, path)
             _refuse_foreign(self._root, path)
             try:
                 self.fd = self._prepare_staging(volatile)
                 undo.callback(os.close, self.fd)
-                self._subdirectories = {n: self._open_subdirectory(n) for n in (_INDEX, _LINKS)}
+                self._subdirectories = {n: self._open_subdirectory(n) for n in (INDEX, LINKS)}
                 # Attributes of the probe go to the staging directory, never to the upper.
                 self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
                 self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
@@ -87,7 +84,7 @@ class WorkDir:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):
-            clear(self.fd, keep=[_INCOMPAT])
+            clear(self.fd, keep=[INCOMPAT])
         os.close(self.fd)
         for fd in self._subdirectories.values():
             if fd is not None:
@@ -96,11 +93,11 @@ class WorkDir:
 
     def index_fd(self, *, create: bool = False) -> int | None:
         """Copies of lower files with several names; None: there is none yet."""
-        return self._subdirectory(_INDEX, create)
+        return self._subdirectory(INDEX, create)
 
     def links_fd(self, *, create: bool = False) -> int | None:
         """Notes on lower files of which a name was hidden; None: there is none yet."""
-        return self._subdirectory(_LINKS, create)
+        return self._subdirectory(LINKS, create)
 
     def _subdirectory(self, name: bytes, create: bool) -> int | None:
         fd = self._subdirectories[name]
@@ -145,26 +142,23 @@ class WorkDir:
 
     def _prepare_staging(self, volatile: bool) -> int:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(_STAGING, 0o700, dir_fd=self._root)
-        fd = os.open(_STAGING, DIR_FLAGS, dir_fd=self._root)
+            os.mkdir(STAGING, 0o700, dir_fd=self._root)
+        fd = os.open(STAGING, DIR_FLAGS, dir_fd=self._root)
         try:
             self._refuse_incompatible(fd)
             clear(fd)
             if volatile:
-                os.mkdir(_INCOMPAT, 0o700, dir_fd=fd)
-                os.mkdir(_INCOMPAT + b"/" + _VOLATILE, 0o700, dir_fd=fd)
+                os.mkdir(INCOMPAT, 0o700, dir_fd=fd)
+                os.mkdir(INCOMPAT + b"/" + _VOLATILE, 0o700, dir_fd=fd)
         except BaseException:
             os.close(fd)
             raise
         return fd
 
     def _refuse_incompatible(self, fd: int) -> None:
-        try:
-            marks = os.listdir(b"%s/%s" % (syscalls.fd_path(fd), _INCOMPAT))
-        except FileNotFoundError:
-            return
+        marks = incompatible(fd)
         if marks:
-            mark = os.path.join(self.path, _STAGING, _INCOMPAT, os.fsencode(marks[0]))
+            mark = os.path.join(self.path, STAGING, INCOMPAT, marks[0])
             raise UpperError(
                 f"upper was mounted with {os.fsdecode(marks[0])}: data may be missing",
                 where=self.upper.path,
@@ -185,6 +179,22 @@ class WorkDir:
             self.discard(a)
             self.discard(b)
         return True
+
+
+def claim(path: bytes, upper: Layer) -> int:
+    """Open the work directory, and lock it and the upper until the descriptors are closed.
+
+    The descriptor is the caller's own. Raises `UpperError`.
+    """
+    fd = _open_directory(path)
+    try:
+        _check_pair(path, fd, upper)
+        lock(upper.root_fd, upper.path)
+        lock(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _open_directory(path: bytes) -> int:
@@ -230,16 +240,31 @@ def _other_mount(a: bytes, b: bytes) -> bool:
 
 def _refuse_foreign(fd: int, path: bytes) -> None:
     """Everything in `work/` is about to be deleted: be sure that this is a work directory."""
-    foreign = sorted(set(map(os.fsencode, os.listdir(fd))) - _KNOWN)
-    if foreign:
+    others = foreign(fd)
+    if others:
         raise UpperError(
-            f"workdir holds something else: {os.fsdecode(foreign[0])}",
+            f"workdir holds something else: {os.fsdecode(others[0])}",
             where=path,
             hint="use an empty directory",
         )
 
 
-def _lock(fd: int, path: bytes) -> None:
+def incompatible(staging_fd: int) -> list[bytes]:
+    """Marks of mounts after which the upper may not be mounted again: `volatile`."""
+    try:
+        return sorted(
+            map(os.fsencode, os.listdir(b"%s/%s" % (syscalls.fd_path(staging_fd), INCOMPAT)))
+        )
+    except FileNotFoundError:
+        return []
+
+
+def foreign(fd: int) -> list[bytes]:
+    """Names in a work directory that no overlay puts there."""
+    return sorted(set(map(os.fsencode, os.listdir(fd))) - _KNOWN)
+
+
+def lock(fd: int, path: bytes) -> None:
     """Take the directory for this mount; the lock ends with the daemon, however it ends.
 
     A daemon whose mount is gone already may still be about to end: it gets a moment.
