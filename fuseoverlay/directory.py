@@ -48,8 +48,9 @@ async def _emit_child(
         inode = child_nowait(ov, directory, index, name)
     except FileNotFoundError:
         return True
-    except PermissionError:
-        # A directory of a plain user that has r but not x: names are all there is.
+    except OSError:
+        # A directory of a plain user that has r but not x, or an object that is malformed in
+        # its layer: the name is all there is, and who looks it up is told why.
         found = index.find(name)
         is_dir = found is not None and found.is_dir
         return emit(name, attributes.unknown(ov, is_dir=is_dir), cookie)

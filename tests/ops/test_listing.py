@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import Space, make_whiteout
+from tests.helpers.mounts import Space, fails, fuse_only, make_whiteout, set_overlay_xattr
 from tests.ops.conftest import Case
 
 MANY = 5000
@@ -211,6 +212,23 @@ def test_remove_and_remake_many(case: Case) -> None:
         assert os.listdir(case.path / "d") == []
         os.mkdir(case.path / "d" / "sub")
         (case.path / "d" / "child").touch()
+
+
+@fuse_only  # in a user namespace the kernel has no metacopy
+def test_malformed_entry_does_not_hide_the_others(space: Space) -> None:
+    """A metacopy without data anywhere is listed; only looking at it fails."""
+    space.features = ("metacopy=on",)
+    for name in ("a", "m", "z"):
+        (space.lower / name).touch()
+    set_overlay_xattr(space.lower / "m", "metacopy", b"")
+    set_overlay_xattr(space.lower / "m", "redirect", b"/nowhere")
+    space.add_lower()
+    with space.mounted(settle=False) as mnt:
+        assert sorted(os.listdir(mnt)) == ["a", "m", "z"]
+        with fails(errno.EIO):
+            os.stat(mnt / "m")
+        os.unlink(mnt / "a")
+        assert sorted(os.listdir(mnt)) == ["m", "z"]
 
 
 def test_listing_of_long_names(space: Space) -> None:
