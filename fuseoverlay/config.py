@@ -59,7 +59,7 @@ class MountConfig:
     #: Dialect for new whiteouts; None: the best that the upper filesystem takes.
     whiteout: Dialect | None = None
     #: Whether directories that are in a lower may be renamed; `nofollow`: existing
-    #: redirects do not count either.
+    #: redirects are refused too.
     redirect_dir: str = "follow"
     #: Copy up metadata first and data when it changes.
     metacopy: bool = False

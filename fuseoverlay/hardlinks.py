@@ -26,7 +26,8 @@ from fuseoverlay.syscalls import at
 _HEADER: Final = struct.Struct("BBBBB16s")
 _MAGIC: Final = 0xFB
 _MOST_HIDDEN: Final = 4000
-_NLINK: Final = re.compile(rb"([UL])([+-]\d+)\Z")
+_NLINK: Final = re.compile(rb"([UL])([+-]\d{1,10})\Z")
+_MOST_LINKS: Final = 2**31
 
 
 def origin_of(dir_fd: int, name: bytes) -> bytes | None:
@@ -147,6 +148,7 @@ def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: b
     """Link count that `overlay.nlink` of an upper file tells; 0: the real count is right.
 
     The attribute holds the difference to the count of the upper (`U`) or the lower (`L`).
+    One that leads to an impossible count is ignored.
     """
     if st.st_nlink < 2 and not lower_links:
         return 0
@@ -157,8 +159,8 @@ def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: b
             continue
         difference = parse_nlink(value)
         if difference is not None:
-            base = st.st_nlink if difference[0] == b"U" else lower_links
-            return max(base + difference[1], 1)
+            count = difference[1] + (st.st_nlink if difference[0] == b"U" else lower_links)
+            return count if 0 < count < _MOST_LINKS else 0
     return 0
 
 

@@ -8,7 +8,6 @@ Documentation/filesystems/overlayfs.rst, "Upper and Lower", "Directories",
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from typing import NamedTuple
@@ -20,8 +19,6 @@ from fuseoverlay.layers import Layer, RealDir, stat_key
 from fuseoverlay.merge import Found, Index, Listing, scan
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
-
-log = logging.getLogger("fuseoverlay")
 
 _NAME_MAX = 255
 
@@ -127,11 +124,12 @@ def _find_data(
 ) -> None:
     """Find the data of a metacopy file; EPERM where such were not asked for: whoever can
     write a layer could give away what others may not read."""
-    if not stat.S_ISREG(st.st_mode) or not redirect.is_metacopy(ov.stack, place):
+    if not stat.S_ISREG(st.st_mode):
         return
     try:
-        _need_metacopy(ov, place)
-        file.data = redirect.data_of(ov.stack, parent.lowers, place)
+        if redirect.is_metacopy(ov.stack, place):
+            _need_metacopy(ov, place)
+            file.data = redirect.data_of(ov.stack, parent.lowers, place)
     except OSError:
         ov.inodes.drop_unused(file)
         raise
@@ -157,8 +155,8 @@ def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) 
 
 def _need_metacopy(ov: Overlay, place: Place) -> None:
     if not ov.config.metacopy:
-        log.warning("%s has its data elsewhere: refused without metacopy=on", place.name)
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), place.name)
+        why = "its data is elsewhere: that counts only with metacopy=on"
+        raise redirect.refused(place.real, place.name, errno.EPERM, why)
 
 
 def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> File:

@@ -9,6 +9,7 @@ and whiteouts.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import stat
@@ -24,6 +25,8 @@ log = logging.getLogger("fuseoverlay")
 
 #: A longer absolute redirect is not written, as by the kernel.
 MAX_LENGTH: Final = 256
+# struct ovl_metacopy: version, length, flags, digest algorithm; then the digest.
+_METACOPY_HEADER: Final = 4
 
 
 class Marks(NamedTuple):
@@ -37,29 +40,54 @@ _NONE: Final = Marks(False, None)
 
 
 def marks_of(stack: LayerStack, real: RealDir) -> Marks:
-    """Read a directory's marks, if there are layers below it. A redirect that no kernel
-    writes is ignored with a warning."""
+    """Read a directory's marks, if there are layers below it. Errors of `_checked`."""
     if real.layer.number >= len(stack.lowers):
         return _NONE
     fd = stack.fd(real)
     present = [n for n in xattrs.names(fd) if n.startswith(xattrs.NAMESPACES)]
     if not present:
         return _NONE
-    opaque = whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE))
+    if whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE)):
+        return Marks(True, None)
     redirect = xattrs.get_overlay(fd, xattrs.REDIRECT)
-    if redirect is not None and not well_formed(redirect):
-        log.warning(
-            "%s: invalid redirect %r ignored", os.fsdecode(real.layer.path + b"/" + real.path()),
-            redirect,
-        )  # fmt: skip
-        redirect = None
-    return Marks(opaque, redirect)
+    return Marks(False, None if redirect is None else _checked(stack, real, b"", redirect))
+
+
+def _checked(stack: LayerStack, real: RealDir, name: bytes, value: bytes) -> bytes:
+    """The redirect of `real`, or of the file `name` in it, up to a NUL: an absolute path or the
+    name of a sibling. As by the kernel EINVAL; EACCES for "." and "..", which could lead out;
+    EPERM where no redirect may count."""
+    redirect = value.partition(b"\0")[0]
+    names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
+    why = f"its redirect {value!r} is invalid"
+    if not value or (redirect and b"" in names) or any(b"/" in n for n in names):
+        raise refused(real, name, errno.EINVAL, why)
+    if not stack.follow_redirects:
+        raise refused(real, name, errno.EPERM, "its redirect counts only without nofollow")
+    if not {b"", b".", b".."}.isdisjoint(names):
+        raise refused(real, name, errno.EACCES, why)
+    return redirect
 
 
 def well_formed(redirect: bytes) -> bool:
-    """An absolute path of proper names, or one proper name: nothing may lead out."""
+    """Whether a kernel writes such: an absolute path of proper names, or one proper name."""
     names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
-    return all(name not in (b"", b".", b"..") and b"/" not in name for name in names)
+    return b"\0" not in redirect and all(
+        name not in (b"", b".", b"..") and b"/" not in name for name in names
+    )
+
+
+def refused(real: RealDir, name: bytes, code: int, why: str) -> OSError:
+    """The error to raise for what a layer holds at `name` in `real` (empty: for `real` itself),
+    after a warning."""
+    _warn(os.fsdecode(os.path.join(real.layer.path, real.path(), name)), why)
+    return OSError(code, os.strerror(code), name)
+
+
+@functools.lru_cache(1024)
+def _warn(path: str, why: str) -> None:
+    """Say it once, not at every look-up."""
+    log.warning("%s: refused, %s", path, why)
 
 
 def merged(
@@ -89,7 +117,7 @@ def below(
     found: list[RealDir] = []
     queue = list(same_name)
     while not marks.opaque:
-        if marks.redirect is not None and stack.follow_redirects:
+        if marks.redirect is not None:
             bases, path = _start(stack, parent_lowers, above, marks.redirect)
             return (*found, *_walk(stack, bases, path))
         if not queue:
@@ -154,15 +182,17 @@ def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -
             real, _, _ = _walk_one(stack, layer.root, path[:-1])
             if real is not None and _kind(stack, real, path[-1]) == stat.S_IFREG:
                 return Place(real, path[-1])
-    raise OSError(errno.EIO, os.strerror(errno.EIO), place.name)
+    raise refused(place.real, place.name, errno.EIO, "its data is in no layer below")
 
 
 def is_metacopy(stack: LayerStack, place: Place) -> bool:
-    """Whether the regular file at `place` has its data in a layer below."""
-    if not stack.data_only and place.real.layer.number == len(stack.lowers):
-        return False
+    """Whether the regular file at `place` has its data in a layer below. EIO for a mark that
+    is neither empty nor as long as the kernel's."""
     path = at(stack.fd(place.real), place.name)
-    return xattrs.get_overlay(path, xattrs.METACOPY) is not None
+    mark = xattrs.get_overlay(path, xattrs.METACOPY)
+    if mark is not None and 0 < len(mark) < _METACOPY_HEADER:
+        raise refused(place.real, place.name, errno.EIO, "its metacopy mark is invalid")
+    return mark is not None
 
 
 def file_redirect(stack: LayerStack, place: Place | None) -> bytes | None:
@@ -174,9 +204,7 @@ def file_redirect(stack: LayerStack, place: Place | None) -> bytes | None:
 
 def _redirect_at(stack: LayerStack, place: Place) -> bytes | None:
     redirect = xattrs.get_overlay(at(stack.fd(place.real), place.name), xattrs.REDIRECT)
-    if redirect is not None and not well_formed(redirect):
-        raise OSError(errno.EIO, os.strerror(errno.EIO), place.name)
-    return redirect
+    return None if redirect is None else _checked(stack, place.real, place.name, redirect)
 
 
 def _walk_one(
