@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fuseoverlay import files, ownership, xattrs
+from fuseoverlay import files, ownership, protection, xattrs
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Directory, File, Inode
 from fuseoverlay.lookup import Real, index_of, real_of, shown_of
@@ -113,6 +113,7 @@ async def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int
 async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:
     """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
     truncation. Errors of chmod(2), chown(2), truncate(2), utimensat(2)."""
+    protection.check_change(ov, inode)
     await copy_up(ov, inode, size=changes.size, data=changes.size is not None)
     if changes.size is not None and isinstance(inode, File):
         files.truncate(ov, inode, changes.size)
@@ -157,6 +158,7 @@ def listxattr(ov: Overlay, inode: Inode) -> list[bytes]:
 async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
     """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself."""
     real_name = xattrs.to_real(name)
+    protection.check_change(ov, inode)
     await copy_up(ov, inode, data=False)
     real = real_of(ov, inode)
     os.setxattr(real.path, real_name, value, follow_symlinks=real.follow)
@@ -164,6 +166,7 @@ async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None
 
 async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
     """Remove an attribute; ENODATA without copying anything up where there is none."""
+    protection.check_change(ov, inode)
     getxattr(ov, inode, name)
     await copy_up(ov, inode, data=False)
     real = real_of(ov, inode)

@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from fuseoverlay import hardlinks, redirect, staging, syscalls, xattrs
+from fuseoverlay import hardlinks, protection, redirect, staging, syscalls, xattrs
 from fuseoverlay.copydata import copy_data
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
@@ -82,6 +82,7 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
         os.mkdir(staged, 0o700, dir_fd=workdir.fd)
         ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
         copy_xattrs(real, at(workdir.fd, staged))
+        protection.keep(ov, directory, at(workdir.fd, staged))
         _copy_times(real.st, workdir.fd, staged)
         _publish(ov, staged, Place(parent.upper, directory.name))
     directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
@@ -216,6 +217,7 @@ def _copy_metadata(ov: Overlay, file: File, staged: bytes, origin: bytes | None)
     target = at(workdir.fd, staged)
     ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
     copy_xattrs(real, target)
+    protection.keep(ov, file, target)
     if origin is not None and stat.S_ISREG(file.kind):
         with contextlib.suppress(OSError):
             os.setxattr(target, workdir.namespace + xattrs.ORIGIN, origin, follow_symlinks=False)

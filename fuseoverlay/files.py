@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from fuseoverlay import ownership
+from fuseoverlay import ownership, protection
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Directory, File
 from fuseoverlay.overlay import Overlay
@@ -22,9 +22,11 @@ _INLINE_WRITE: Final = 128 << 10
 
 
 def opened(ov: Overlay, file: File, flags: int, *, privileged: bool) -> None:
-    """Note who opens the file, for setuid bits; EROFS for writers of a read-only overlay."""
+    """Note who opens the file, for setuid bits; for writers EROFS of a read-only overlay,
+    EPERM of a file that may not be written."""
     if flags & os.O_ACCMODE != os.O_RDONLY:
         ov.writable()
+        protection.check_open(ov, file, flags)
         if not privileged:
             file.written_by_others = True
 
@@ -69,7 +71,8 @@ def _read_all(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 async def write(ov: Overlay, file: File, offset: int, data: bytes) -> int:
-    """Write after copy-up; bytes written. ENOSPC, EDQUOT, EFBIG, EIO of pwrite(2)."""
+    """Write after copy-up; bytes written. EPERM; ENOSPC, EDQUOT, EFBIG, EIO of pwrite(2)."""
+    protection.check_write(ov, file)
     await copy_up(ov, file)
     if file.written_by_others:
         ownership.drop_privileges(ov, file)

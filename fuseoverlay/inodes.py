@@ -34,7 +34,7 @@ class Place(NamedTuple):
 class Inode:
     """What files and directories share. `kind` is the shown type, `S_IFREG` and so on."""
 
-    __slots__ = ("ino", "kind", "nlookup", "pinned")
+    __slots__ = ("ino", "kind", "nlookup", "pinned", "protection")
 
     def __init__(self, ino: int, kind: int) -> None:
         self.ino = ino
@@ -42,6 +42,8 @@ class Inode:
         self.nlookup = 0
         #: O_PATH descriptor of an upper object that has no name we know; -1: none.
         self.pinned = -1
+        #: See `fuseoverlay.protection`; None: not asked yet.
+        self.protection: bytes | None = None
 
 
 class File(Inode):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import trio
 
-from fuseoverlay import acl, hardlinks, staging, syscalls, whiteout, xattrs
+from fuseoverlay import acl, hardlinks, protection, staging, syscalls, whiteout, xattrs
 from fuseoverlay.copyup import copy_up, copy_up_directory
 from fuseoverlay.identity import Shown
 from fuseoverlay.inodes import Directory, File, Inode, Place
@@ -63,6 +63,7 @@ async def make(
     index = await index_of(ov, parent)
     if name in index:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
     shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, rdev))
     with staging.discarded_on_error(ov) as staged:
@@ -149,6 +150,9 @@ def remove_oci_whiteout(ov: Overlay, parent: Directory, index: Index, name: byte
 async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> File:
     """Give a file another name. EEXIST, EMLINK; EPERM where the upper's links are limited."""
     check_new_name(name)
+    ov.writable()
+    protection.check_creation(ov, parent)
+    protection.check_change(ov, file)
     index = await index_of(ov, parent)
     await copy_up(ov, file, data=False)
     if name in index:
@@ -174,6 +178,7 @@ async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
     file = child_nowait(ov, parent, index, name)
     if not isinstance(file, File):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    protection.check_removal(ov, parent, file)
     if index.covers(name):
         copy_up_directory(ov, parent)
     held = hold(ov, file, parent, name)
@@ -282,6 +287,7 @@ async def rmdir(ov: Overlay, parent: Directory, name: bytes) -> None:
     directory = child_nowait(ov, parent, index, name)
     if not isinstance(directory, Directory):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+    protection.check_removal(ov, parent, directory)
     check_empty(await index_of(ov, directory))
     if index.covers(name):
         copy_up_directory(ov, parent)

@@ -12,7 +12,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-from fuseoverlay import redirect, staging, syscalls, whiteout, xattrs
+from fuseoverlay import protection, redirect, staging, syscalls, whiteout, xattrs
 from fuseoverlay.copyup import copy_up, copy_up_directory, give_name
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.lookup import child_nowait, index_of, path_below
@@ -107,6 +107,11 @@ async def _prepare(
     exchange = bool(flags & syscalls.RENAME_EXCHANGE)
     if exchange and dst.inode is None:
         raise _error(errno.ENOENT)
+    protection.check_removal(ov, parent, src.inode)
+    if dst.inode is None:
+        protection.check_creation(ov, new_parent)
+    else:
+        protection.check_removal(ov, new_parent, dst.inode)
     _check_movable(ov, src.inode)
     if exchange and dst.inode is not None:
         _check_movable(ov, dst.inode)

@@ -16,6 +16,7 @@ from typing import Final
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
 
 #: To open a directory for listing, never through a symbolic link.
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -23,6 +24,9 @@ DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
+
+STATX_ATTR_IMMUTABLE: Final = 0x10
+STATX_ATTR_APPEND: Final = 0x20
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
@@ -47,6 +51,10 @@ _open_by_handle_at = _libc.open_by_handle_at
 _open_by_handle_at.argtypes = (c_int, c_void_p, c_int)
 _syncfs = _libc.syncfs
 _syncfs.argtypes = (c_int,)
+
+
+_statx = _libc.statx
+_statx.argtypes = (c_int, ctypes.c_char_p, c_int, c_uint, c_void_p)
 
 
 class _OpenHow(ctypes.Structure):
@@ -145,6 +153,16 @@ def syncfs(fd: int) -> None:
     """Write the filesystem of `fd` to disk; syncfs(2). May block for long."""
     if _syncfs(fd) != 0:
         raise _fail()
+
+
+def inode_flags(path: bytes, *, follow: bool = False) -> int:
+    """The `STATX_ATTR_*` of `path`; 0 for those that its filesystem does not tell; statx(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    flags = 0 if follow else _AT_SYMLINK_NOFOLLOW
+    if _statx(AT_FDCWD, path, flags, 0, buffer) != 0:
+        raise _fail(path)
+    # struct statx: stx_mask, stx_blksize, stx_attributes
+    return int(struct.unpack_from("=IIQ", buffer)[2])
 
 
 def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:

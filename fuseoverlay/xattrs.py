@@ -40,6 +40,7 @@ ORIGIN: Final = b"origin"
 NLINK: Final = b"nlink"
 REDIRECT: Final = b"redirect"
 METACOPY: Final = b"metacopy"
+PROTATTR: Final = b"protattr"
 
 _ESCAPED: Final = b"overlay."
 _NO_SUCH: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)
@@ -98,12 +99,12 @@ def _target(path: bytes | int, follow: bool) -> tuple[bytes, bool]:
     return (fd_path(path), True) if isinstance(path, int) else (path, follow)
 
 
-def get_overlay(path: bytes | int, what: bytes) -> bytes | None:
+def get_overlay(path: bytes | int, what: bytes, *, follow: bool = False) -> bytes | None:
     """Value of the overlay attribute `what` (`OPAQUE` ...), whatever its namespace."""
-    present = names(path)
+    present = names(path, follow=follow)
     for namespace in NAMESPACES:
         if namespace + what in present:
-            value = get(path, namespace + what)
+            value = get(path, namespace + what, follow=follow)
             if value is not None:
                 return value
     return None
