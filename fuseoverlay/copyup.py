@@ -181,7 +181,7 @@ def _target(ov: Overlay, file: File) -> bytes:
 def _origin(ov: Overlay, file: File) -> bytes | None:
     if file.lower is None:
         return None
-    return hardlinks.origin_of(ov.stack.fd(file.lower.real), file.lower.name)
+    return hardlinks.origin_of(ov, file.lower)
 
 
 async def _copy_regular(
@@ -218,7 +218,7 @@ def _copy_metadata(ov: Overlay, file: File, staged: bytes, origin: bytes | None)
     ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
     copy_xattrs(real, target)
     protection.keep(ov, file, target)
-    if origin is not None and stat.S_ISREG(file.kind):
+    if origin is not None:
         with contextlib.suppress(OSError):
             os.setxattr(target, workdir.namespace + xattrs.ORIGIN, origin, follow_symlinks=False)
     _copy_times(real.st, workdir.fd, staged)

@@ -14,49 +14,33 @@ import errno
 import os
 import re
 import stat
-import struct
-from typing import Final, NamedTuple
+from typing import Final
 
-from fuseoverlay import syscalls, xattrs
+from fuseoverlay import handles, xattrs
 from fuseoverlay.inodes import File, Place
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
 
-# struct ovl_fb: version, magic, length, flags, handle type, filesystem UUID; then the handle.
-_HEADER: Final = struct.Struct("BBBBB16s")
-_MAGIC: Final = 0xFB
 _MOST_HIDDEN: Final = 4000
 _NLINK: Final = re.compile(rb"([UL])([+-]\d{1,10})\Z")
 _MOST_LINKS: Final = 2**31
 
 
-def origin_of(dir_fd: int, name: bytes) -> bytes | None:
+def origin_of(ov: Overlay, place: Place) -> bytes | None:
     """`overlay.origin` for a copy of the file; None: its filesystem has no handles."""
-    try:
-        kind, handle = syscalls.file_handle(dir_fd, name)
-    except OSError:
-        return None
-    length = _HEADER.size + len(handle)
-    uuid = syscalls.filesystem_uuid(dir_fd)
-    return _HEADER.pack(0, _MAGIC, length, 0, kind, uuid) + handle
+    real = place.real
+    return handles.encode(ov.stack.fd(real), place.name, real.layer.uuid)
 
 
-class Origin(NamedTuple):
-    """What `overlay.origin` says about the lower file: handle and filesystem UUID."""
-
-    kind: int
-    handle: bytes
-    uuid: bytes
-
-
-def parse_origin(value: bytes) -> Origin | None:
-    """The parts of an `overlay.origin`; None: no kernel of this machine's kind wrote it."""
-    if len(value) < _HEADER.size:
-        return None
-    version, magic, length, _, kind, uuid = _HEADER.unpack_from(value)
-    if (version, magic, length) != (0, _MAGIC, len(value)):
-        return None
-    return Origin(kind, value[_HEADER.size :], uuid)
+def find_origin(ov: Overlay, origin: bytes) -> os.stat_result | None:
+    """Status of the lower file that `overlay.origin` names, wherever it is; None: it is gone,
+    the attribute is malformed, or we are not the superuser of the machine."""
+    handle = handles.decode(origin)
+    for layer in ov.stack.lowers:
+        if handle is not None and layer.uuid == handle.uuid:
+            with contextlib.suppress(OSError):
+                return handles.status(layer.root_fd, handle)
+    return None
 
 
 def may_be_indexed(st: os.stat_result) -> bool:
@@ -70,7 +54,7 @@ def open_copy(ov: Overlay, place: Place) -> int | None:
     index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
     if index_fd is None:
         return None
-    origin = origin_of(ov.stack.fd(place.real), place.name)
+    origin = origin_of(ov, place)
     if origin is None:
         return None
     try:
@@ -85,7 +69,7 @@ def open_copy(ov: Overlay, place: Place) -> int | None:
 def hidden_names(ov: Overlay, place: Place) -> int:
     """How many names of the lower file at `place` whiteouts have hidden, in any mount."""
     links_fd = ov.workdir.links_fd() if ov.workdir is not None else None
-    origin = origin_of(ov.stack.fd(place.real), place.name) if links_fd is not None else None
+    origin = origin_of(ov, place) if links_fd is not None else None
     if origin is None:
         return 0
     try:
@@ -105,7 +89,7 @@ def hide_name(ov: Overlay, file: File) -> None:
         return
     fd = ov.stack.fd(file.lower.real)
     st = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)
-    origin = origin_of(fd, file.lower.name) if may_be_indexed(st) else None
+    origin = origin_of(ov, file.lower) if may_be_indexed(st) else None
     if origin is None:
         return
     workdir = ov.writable()
@@ -208,4 +192,4 @@ def origin_named(name: bytes) -> bytes | None:
         origin = bytes.fromhex(name.decode("ascii"))
     except ValueError:
         return None
-    return origin if index_name(origin) == name and parse_origin(origin) is not None else None
+    return origin if index_name(origin) == name and handles.decode(origin) is not None else None

@@ -30,13 +30,15 @@ _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Layer:
     """One layer. `number` 0 is the upper; lowers are counted from 1, top to bottom."""
 
-    __slots__ = ("implied", "number", "override", "path", "root", "root_fd")
+    __slots__ = ("implied", "number", "override", "path", "root", "root_fd", "uuid")
 
     def __init__(self, number: int, path: bytes, root_fd: int) -> None:
         self.number = number
         self.path = path
         self.root_fd = root_fd
         self.root = RealDir(self, None, b"")
+        #: UUID of the filesystem, 16 bytes.
+        self.uuid = syscalls.filesystem_uuid(root_fd)
         root_path = syscalls.at(root_fd, b".")
         #: Whether owners, modes and types are kept in `user.containers.override_stat`.
         self.override = xattrs.get(root_path, xattrs.OVERRIDE_STAT) is not None

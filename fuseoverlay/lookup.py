@@ -160,7 +160,7 @@ def _need_metacopy(ov: Overlay, place: Place) -> None:
 
 
 def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> File:
-    origin = _origin(ov, place, found)
+    origin = _origin(ov, place, found, st)
     key = stat_key(st)
     file = File(ov.inodes.number(stat_key(origin) if origin else key), _kind(ov, place, st))
     lower_links = origin.st_nlink if origin else 0
@@ -202,20 +202,21 @@ def _indexed_file(ov: Overlay, place: Place, st: os.stat_result, copy: int) -> F
     return file
 
 
-def _origin(ov: Overlay, place: Place, found: Found) -> os.stat_result | None:
-    """Status of the lower file that the upper one was copied from, if it is right below.
+def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.stat_result | None:
+    """Status of the lower file that the upper one with the status `st` was copied from.
 
-    `overlay.origin` tells a copy from a new file in the same place.
+    `overlay.origin` tells a copy from a new file in the same place. Mostly the lower file is
+    right below; one that was renamed is found by its handle, where we may open that.
     """
-    if found.lower_file is None:
-        return None
     stored = xattrs.get_overlay(at(ov.stack.fd(place.real), place.name), xattrs.ORIGIN)
     if stored is None:
         return None
-    lower_fd = ov.stack.fd(found.lower_file)
-    if stored != hardlinks.origin_of(lower_fd, place.name):
-        return None
-    return os.stat(place.name, dir_fd=lower_fd, follow_symlinks=False)
+    below = Place(found.lower_file, place.name) if found.lower_file is not None else None
+    if below is not None and stored == hardlinks.origin_of(ov, below):
+        return os.stat(below.name, dir_fd=ov.stack.fd(below.real), follow_symlinks=False)
+    origin = hardlinks.find_origin(ov, stored)
+    same_type = origin is not None and stat.S_IFMT(origin.st_mode) == stat.S_IFMT(st.st_mode)
+    return origin if same_type else None
 
 
 def _kind(ov: Overlay, place: Place, st: os.stat_result) -> int:

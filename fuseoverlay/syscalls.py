@@ -195,7 +195,10 @@ def open_by_handle(fd: int, kind: int, handle: bytes) -> int:
 
 
 def filesystem_uuid(fd: int) -> bytes:
-    """The 16 bytes of the UUID of `fd`'s filesystem; zeros where the kernel does not tell."""
+    """The 16 bytes of the UUID of `fd`'s filesystem; zeros where the kernel does not tell.
+
+    Not for O_PATH descriptors.
+    """
     reply = bytearray(17)
     try:
         fcntl.ioctl(fd, _FS_IOC_GETFSUUID, reply)

@@ -15,7 +15,7 @@ import time
 from types import TracebackType
 from typing import Final, Self
 
-from fuseoverlay import syscalls, whiteout, xattrs
+from fuseoverlay import handles, syscalls, whiteout, xattrs
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import Layer, stat_key
 from fuseoverlay.removal import clear
@@ -61,9 +61,9 @@ class WorkDir:
             try:
                 self.fd = self._prepare_staging(volatile)
                 undo.callback(os.close, self.fd)
-                self._subdirectories = {n: self._open_subdirectory(n) for n in (INDEX, LINKS)}
                 # Attributes of the probe go to the staging directory, never to the upper.
                 self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
+                self._subdirectories = {n: self._open_subdirectory(n) for n in (INDEX, LINKS)}
                 self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
                 self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
                 self.can_whiteout = self.dialect is Dialect.CHAR and self._probe_rename(
@@ -109,9 +109,33 @@ class WorkDir:
 
     def _open_subdirectory(self, name: bytes) -> int | None:
         try:
-            return os.open(name, DIR_FLAGS, dir_fd=self._root)
+            fd = os.open(name, DIR_FLAGS, dir_fd=self._root)
         except FileNotFoundError:
             return None
+        try:
+            self._own(fd, name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _own(self, fd: int, name: bytes) -> None:
+        """Say on a directory of notes about this upper whose it is, in the kernel's form.
+
+        Refuse those about another upper: they would lead to its files.
+        """
+        mine = handles.encode(self.upper.root_fd, b"", self.upper.uuid, handles.UPPER)
+        stored = xattrs.get_overlay(fd, xattrs.UPPER)
+        if mine is None or stored == mine:
+            return
+        if stored is not None and os.listdir(fd):
+            raise UpperError(
+                f"{os.fsdecode(name)} in the work directory belongs to another upper",
+                where=self.path,
+                hint="use the work directory that belongs to this upper, or an empty one",
+            )
+        with contextlib.suppress(OSError):
+            os.setxattr(fd, self.namespace + xattrs.UPPER, mine)
 
     def new_name(self) -> bytes:
         """A name in the staging directory that was never used in this mount."""

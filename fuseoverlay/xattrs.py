@@ -40,6 +40,7 @@ ORIGIN: Final = b"origin"
 NLINK: Final = b"nlink"
 REDIRECT: Final = b"redirect"
 METACOPY: Final = b"metacopy"
+UPPER: Final = b"upper"
 PROTATTR: Final = b"protattr"
 
 _ESCAPED: Final = b"overlay."
