@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import IMPL, MODE, Space, fails, file_handles
+from tests.helpers.mounts import IMPL, MODE, Space, fails, file_handles, wait_for
 from tests.helpers.tree import record
 from tests.ops.conftest import ATIME, CONTENT, MTIME, Case
 
@@ -300,6 +300,8 @@ def test_full_disk(space: Space) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.unlink(mnt / "new")
+            # The kernel lets go of a closed file when it likes to.
+            wait_for(lambda: os.statvfs(small).f_bavail * 4096 > 1 << 20, 10, "freeing the space")
             (mnt / "fits").write_bytes(bytes(1 << 20))
     finally:
         subprocess.run(["umount", "-l", str(small)], check=False, timeout=30)
