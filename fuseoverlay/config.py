@@ -38,12 +38,17 @@ _FSTAB: Final = re.compile(
     r"|rprivate|rshared|rslave|diratime|nodiratime|relatime|norelatime|strictatime|lazytime"
     r"|nolazytime|iversion|silent|loud|default_permissions|(x-|X-|comment=).*)\Z"
 )
-# Features of kernel overlayfs that are off here; their "off" needs no warning.
-_OFF_ONLY: Final = {
-    "nfs_export": ("off",),
+# Options with a choice of values. The last four are the kernel's and switch nothing here:
+# hard links are always kept and inode numbers always unique.
+_CHOICES: Final = {
+    "whiteout": tuple(dialect.value for dialect in Dialect),
+    "redirect_dir": ("on", "off", "follow", "nofollow"),
+    "metacopy": ("on", "off"),
+    "xattr_permissions": ("0", "2"),
     "index": ("on", "off"),
     "xino": ("on", "off", "auto"),
     "uuid": ("off", "null", "auto", "on"),
+    "nfs_export": ("off",),
 }
 
 
@@ -171,41 +176,32 @@ def _directory(name: str, value: bytes) -> bytes:
 
 def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | None:
     """`config` with an option that only we know applied; None: not ours."""
+    if name in _CHOICES and value not in _CHOICES[name]:
+        trouble = "not supported" if name == "nfs_export" else "unknown"
+        raise UsageError(f"{name}={value} is {trouble}", hint=f"use {_any_of(_CHOICES[name])}")
     if name == "timeout":
         return replace(config, timeout=_seconds(value))
     if name == "whiteout":
-        try:
-            return replace(config, whiteout=Dialect(value))
-        except ValueError:
-            raise UsageError(
-                f"whiteout={value} is unknown", hint="use char, xattr or oci"
-            ) from None
+        return replace(config, whiteout=Dialect(value))
     if name == "volatile":
         return replace(config, volatile=True)
     if name == "fsync" and value in ("0", "1"):
         return replace(config, fsync=value == "1")
     if name == "redirect_dir":
-        if value not in ("on", "off", "follow", "nofollow"):
-            raise UsageError(
-                f"redirect_dir={value} is unknown", hint="use on, off, follow or nofollow"
-            )
         # "off" still follows, as under the kernel's default of redirect_always_follow.
         return replace(config, redirect_dir="follow" if value == "off" else value)
     if name == "metacopy":
-        if value not in ("on", "off"):
-            raise UsageError(f"metacopy={value} is unknown", hint="use on or off")
         return replace(config, metacopy=value == "on")
     if name == "userxattr":
         return replace(config, userxattr=True)
     if name == "xattr_permissions":
-        if value not in ("0", "2"):
-            raise UsageError(f"xattr_permissions={value} is unknown", hint="use 0 or 2")
         return replace(config, override_stat=value == "2")
-    if name in _OFF_ONLY and value in _OFF_ONLY[name]:
-        return config
-    if name == "nfs_export":
-        raise UsageError("nfs_export=on is not supported", hint="leave it out")
-    return None
+    return config if name in _CHOICES else None
+
+
+def _any_of(choices: tuple[str, ...]) -> str:
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _seconds(value: str) -> float:

@@ -307,6 +307,12 @@ OPTIONS = {
     "negative timeout": "lowerdir={lower},timeout=-1",
     "timeout that is no number": "lowerdir={lower},timeout=nan",
     "xattr_permissions": "lowerdir={lower},xattr_permissions=7",
+    "redirect_dir": "lowerdir={lower},redirect_dir=maybe",
+    "metacopy": "lowerdir={lower},metacopy=1",
+    "data-only without metacopy": "lowerdir={lower}::{upper}",
+    "xino": "lowerdir={lower},xino=64",
+    "index": "lowerdir={lower},index=yes",
+    "nfs_export": "lowerdir={lower},nfs_export=on",
     "nothing": "",
 }
 

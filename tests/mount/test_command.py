@@ -232,6 +232,7 @@ def test_unknown_options_are_ignored_with_a_warning(cli: Cli) -> None:
 def test_known_options_bring_no_warning(cli: Cli) -> None:
     space = cli.space
     known = "rw,relatime,volatile,timeout=1.5,whiteout=char,fsname=test,redirect_dir=off,index=off"
+    known += ",xino=auto,uuid=on,nfs_export=off,metacopy=off,index=on"
     done = cli.run("-o", f"{space.options()},{known}", space.mnt)
     assert (done.returncode, done.stderr) == (0, "")
     unmount(space.mnt)
