@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import logging
 import os
 import re
 import stat
@@ -19,7 +21,10 @@ from typing import Final
 from fuseoverlay import handles, xattrs
 from fuseoverlay.inodes import File, Place
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.removal import remove_tree
 from fuseoverlay.syscalls import at
+
+log = logging.getLogger("fuseoverlay")
 
 _MOST_HIDDEN: Final = 4000
 _NLINK: Final = re.compile(rb"([UL])([+-]\d{1,10})\Z")
@@ -48,34 +53,55 @@ def may_be_indexed(st: os.stat_result) -> bool:
     return st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
 
 
-def open_copy(ov: Overlay, place: Place) -> int | None:
+def open_copy(ov: Overlay, place: Place, st: os.stat_result) -> int | None:
     """An O_PATH descriptor, the caller's own, of the copy that another name of the lower
-    file at `place` caused; None: it was not copied up."""
-    index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
-    if index_fd is None:
+    file at `place` caused; None: it was not copied up. `st` is the lower file's status.
+
+    An entry of the index that is no copy of this file is ignored with a warning.
+    """
+    workdir = ov.workdir
+    index_fd = workdir.index_fd() if workdir is not None else None
+    if workdir is None or index_fd is None:
         return None
     origin = origin_of(ov, place)
     if origin is None:
         return None
+    name = index_name(origin)
     try:
-        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(index_name(origin), flags, dir_fd=index_fd)
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=index_fd)
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
         raise
+    same_type = stat.S_IFMT(os.stat(fd).st_mode) == stat.S_IFMT(st.st_mode)
+    if same_type and xattrs.get_overlay(at(index_fd, name), xattrs.ORIGIN) == origin:
+        return fd
+    os.close(fd)
+    _warn_foreign(workdir.path, name)
+    return None
 
 
-def hidden_names(ov: Overlay, place: Place) -> int:
-    """How many names of the lower file at `place` whiteouts have hidden, in any mount."""
+@functools.lru_cache(1024)
+def _warn_foreign(workdir: bytes, name: bytes) -> None:
+    """Say it once, not at every look-up."""
+    path = os.fsdecode(os.path.join(workdir, b"index", name))
+    log.warning("%s: ignored, it is no copy of the file that it is called after", path)
+
+
+def hidden_names(ov: Overlay, place: Place, st: os.stat_result) -> int:
+    """How many names of the lower file at `place`, with the status `st`, whiteouts have hidden,
+    in any mount. A note that says all of them is wrong: somebody asks for one."""
+    if not may_be_indexed(st):
+        return 0
     links_fd = ov.workdir.links_fd() if ov.workdir is not None else None
     origin = origin_of(ov, place) if links_fd is not None else None
     if origin is None:
         return 0
     try:
-        return len(os.readlink(index_name(origin), dir_fd=links_fd))
+        hidden = len(os.readlink(index_name(origin), dir_fd=links_fd))
     except OSError:
         return 0
+    return hidden if hidden < st.st_nlink else 0
 
 
 def hide_name(ov: Overlay, file: File) -> None:
@@ -118,8 +144,9 @@ def enter(ov: Overlay, staged: bytes, origin: bytes, links: int) -> bool:
         path = at(workdir.fd, staged)
         os.setxattr(path, workdir.namespace + xattrs.NLINK, value, follow_symlinks=False)
         with contextlib.suppress(FileNotFoundError):
-            # Left by a copy that a crash kept from being published.
-            os.unlink(name, dir_fd=index_fd)
+            # Left by a copy that a crash kept from being published, or not ours.
+            if index_fd is not None:
+                remove_tree(index_fd, name)
         os.link(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=index_fd, follow_symlinks=False)
     except OSError as exc:
         if exc.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENAMETOOLONG):

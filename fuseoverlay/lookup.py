@@ -175,10 +175,10 @@ def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> 
 
 def _lower_file(ov: Overlay, place: Place, st: os.stat_result) -> File:
     key = stat_key(st)
-    copy = hardlinks.open_copy(ov, place) if hardlinks.may_be_indexed(st) else None
+    copy = hardlinks.open_copy(ov, place, st) if hardlinks.may_be_indexed(st) else None
     if copy is None:
         file = File(ov.inodes.number(key), _kind(ov, place, st))
-        file.hidden = hardlinks.hidden_names(ov, place) if st.st_nlink > 1 else 0
+        file.hidden = hardlinks.hidden_names(ov, place, st)
         ov.inodes.add(file)
     else:
         file = _indexed_file(ov, place, st, copy)
