@@ -27,6 +27,10 @@ _TYPES: Final = {
 }
 _NAMES: Final = {kind: name for name, kind in _TYPES.items()}
 _FORM: Final = re.compile(r"(\d+):(\d+):([0-7]+)(?::([a-z]+)(?:-(\d+)-(\d+))?)?\Z", re.ASCII)
+# The kernel's: 32 bits, the last of which means "none", and 12 and 20 bits.
+_MOST_ID: Final = 2**32 - 2
+_MOST_MAJOR: Final = 2**12 - 1
+_MOST_MINOR: Final = 2**20 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +44,25 @@ class OverrideStat:
 
     @classmethod
     def parse(cls, value: bytes, real_mode: int) -> OverrideStat | None:
-        """Read the attribute; None where it is malformed. No type: that of `real_mode`."""
+        """Read the attribute; None where it is malformed, or tells a directory from what is
+        none, or the other way round. No type: that of `real_mode`."""
         match = _FORM.match(value.decode("ascii", "replace"))
         if match is None:
             return None
-        uid, gid, mode, kind, major, minor = match.groups()
-        if kind is None:
-            file_type = stat.S_IFMT(real_mode)
-        elif kind in _TYPES:
-            file_type = _TYPES[kind]
-        else:
+        uid, gid, mode = int(match[1]), int(match[2]), int(match[3], 8) & 0o7777
+        kind, major, minor = match[4], int(match[5] or 0), int(match[6] or 0)
+        file_type = stat.S_IFMT(real_mode) if kind is None else _TYPES.get(kind, 0)
+        has_number = match[5] is not None
+        if (
+            max(uid, gid) > _MOST_ID
+            or major > _MOST_MAJOR
+            or minor > _MOST_MINOR
+            or not file_type
+            or has_number != (file_type in (stat.S_IFBLK, stat.S_IFCHR))
+            or stat.S_ISDIR(file_type) != stat.S_ISDIR(real_mode)
+        ):
             return None
-        rdev = os.makedev(int(major), int(minor)) if major is not None else 0
-        return cls(int(uid), int(gid), file_type | (int(mode, 8) & 0o7777), rdev)
+        return cls(uid, gid, file_type | mode, os.makedev(major, minor))
 
     def format(self) -> bytes:
         """The attribute's value."""

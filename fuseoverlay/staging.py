@@ -15,6 +15,8 @@ from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import open_noatime
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+# PATH_MAX without the final NUL.
+_TARGET_MAX = 4095
 
 
 @contextlib.contextmanager
@@ -106,7 +108,8 @@ def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
 
 
 def read_link(ov: Overlay, real: Real) -> bytes:
-    """Target of a symbolic link, or of the regular file that stands for one."""
+    """Target of a symbolic link, or of the regular file that stands for one. EIO: that holds
+    more than a link can."""
     if stat.S_ISLNK(real.st.st_mode):
         if not real.follow:
             return os.readlink(real.path)
@@ -116,6 +119,8 @@ def read_link(ov: Overlay, real: Real) -> bytes:
             return os.readlink(b"", dir_fd=fd)
         finally:
             os.close(fd)
+    if real.st.st_size > _TARGET_MAX:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
     fd = open_noatime(real.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, real.st.st_size)
