@@ -20,6 +20,7 @@ from typing import Final
 
 from fuseoverlay import handles, xattrs
 from fuseoverlay.inodes import File, Place
+from fuseoverlay.layers import stat_key
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.removal import remove_tree
 from fuseoverlay.syscalls import at
@@ -155,14 +156,27 @@ def enter(ov: Overlay, staged: bytes, origin: bytes, links: int) -> bool:
     return True
 
 
+def indexed_links(ov: Overlay, path: bytes, st: os.stat_result, lower_links: int) -> int:
+    """`stored_links` of the upper file at `path` if the index has it too; else 0, for then its
+    attributes say nothing about other names."""
+    index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
+    origin = xattrs.get_overlay(path, xattrs.ORIGIN) if st.st_nlink > 1 else None
+    if index_fd is None or origin is None:
+        return 0
+    try:
+        entry = os.stat(index_name(origin), dir_fd=index_fd, follow_symlinks=False)
+    except OSError:
+        return 0
+    same = stat_key(entry) == stat_key(st)
+    return stored_links(path, st, lower_links, follow=False) if same else 0
+
+
 def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: bool) -> int:
     """Link count that `overlay.nlink` of an upper file tells; 0: the real count is right.
 
     The attribute holds the difference to the count of the upper (`U`) or the lower (`L`).
     One that leads to an impossible count is ignored.
     """
-    if st.st_nlink < 2 and not lower_links:
-        return 0
     for namespace in xattrs.NAMESPACES:
         try:
             value = os.getxattr(path, namespace + xattrs.NLINK, follow_symlinks=follow)

@@ -165,7 +165,7 @@ def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> 
     file = File(ov.inodes.number(stat_key(origin) if origin else key), _kind(ov, place, st))
     lower_links = origin.st_nlink if origin else 0
     path = at(ov.stack.fd(place.real), place.name)
-    file.links = hardlinks.stored_links(path, st, lower_links, follow=False)
+    file.links = hardlinks.indexed_links(ov, path, st, lower_links)
     ov.inodes.add(file)
     ov.inodes.bind(file, key)
     if file.links and origin is not None:

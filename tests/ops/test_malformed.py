@@ -474,6 +474,16 @@ for _name, _bytes in NLINKS.items():
     CASES[f"nlink-{_name}"] = _nlink_case(_bytes)
 
 
+@case("origin-and-nlink-of-another-file")
+def _(area: Area) -> None:
+    (area.bottom / "g1").write_bytes(b"linked\n")
+    os.link(area.bottom / "g1", area.bottom / "g2")
+    for name, lower in (("a", "f"), ("z", "f"), ("b", "g1"), ("y", "g2")):
+        (area.upper / name).write_bytes(b"the upper's\n")
+        mark(area.upper / name, "origin", origin(area.bottom / lower))
+        mark(area.upper / name, "nlink", b"U+1")
+
+
 @case("whiteout-xattr-on-a-full-file")
 def _(area: Area) -> None:
     (area.upper / "d").mkdir()
@@ -530,11 +540,10 @@ DIFFERENT: dict[str, tuple[str, ...]] = {
     "metacopy-on-a-directory": ("e",),
     # Reads end at the size that is shown; the kernel's go on to the end of the data.
     "metacopy-of-other-size": ("f",),
+    # The kernel shows one file's content under the name of the other.
+    "origin-and-nlink-of-another-file": ("f",),
     # The upper file counts, also where index=on says ESTALE for its origin.
     **{f"origin-{name}": ("f",) for name in ORIGINS},
-    # Names of one lower file stay together without an index entry, and the link count too.
-    **{f"nlink-{name}": ("h1", "h2") for name in NLINKS},
-    "nlink-more": ("h1", "h2", "alone", "second"),
 }
 
 #: Errors that a malformed object may answer.
@@ -683,3 +692,10 @@ def test_malformed(views: Views, name: str) -> None:
 def _close(features: str, ours: object, theirs: object) -> bool:
     # Two things are wrong with a metacopy that is malformed and not asked for.
     return ours == theirs or (features != "on" and ours == "EPERM" and theirs in REFUSALS)
+
+
+def test_origin_of_another_file_lends_no_content(views: Views) -> None:
+    seen = views.ours["origin-and-nlink-of-another-file"]
+    contents = {name: what[-1] for name, what in seen.items() if isinstance(what, tuple)}
+    assert contents["f"] == b"bottom f\n"
+    assert contents["g1"] == contents["g2"] == b"linked\n"
