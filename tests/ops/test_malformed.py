@@ -540,8 +540,8 @@ DIFFERENT: dict[str, tuple[str, ...]] = {
     "metacopy-on-a-directory": ("e",),
     # Reads end at the size that is shown; the kernel's go on to the end of the data.
     "metacopy-of-other-size": ("f",),
-    # The kernel shows one file's content under the name of the other.
-    "origin-and-nlink-of-another-file": ("f",),
+    # The kernel shows one file's content under the name of the other, ESTALE for the third.
+    "origin-and-nlink-of-another-file": ("a", "f", "z"),
     # The upper file counts, also where index=on says ESTALE for its origin.
     **{f"origin-{name}": ("f",) for name in ORIGINS},
 }
