@@ -16,13 +16,13 @@ from dataclasses import replace
 
 from fuseoverlay import __version__
 from fuseoverlay.config import MountConfig
-from fuseoverlay.errors import FuseOverlayError, UsageError, describe
+from fuseoverlay.errors import PROBLEMS_LEFT, FuseOverlayError, UsageError, describe
 
-_COMMANDS = ("mount", "unmount", "umount")
+_COMMANDS = ("mount", "unmount", "umount", "fsck")
 
 _EPILOG = """\
 exit codes: 0 done; 1 unexpected error; 2 usage; 3 lower directory; 4 upper or work
-directory; 5 mount point; 6 FUSE; 7 image; 8 digest; 9 layer store
+directory; 5 mount point; 6 FUSE; 7 image; 8 digest; 9 layer store; 10 fsck left problems
 """
 
 
@@ -56,12 +56,14 @@ def _run(argv: list[str]) -> int:
     command = _COMMANDS[0]
     if argv and argv[0] in _COMMANDS:
         command = argv.pop(0)
+        if command == "fsck":
+            return _fsck(argv)
         return _unmount(argv) if command.startswith("u") else _mount(argv)
     parser = _mount_parser("fuseoverlay")
     parser.add_argument("--version", "-V", action="version", version=f"fuseoverlay {__version__}")
     parser.description = (
         "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
-        "Commands: mount (also images), unmount; see fuseoverlay mount --help."
+        "Commands: mount (also images), unmount, fsck; see fuseoverlay mount --help."
     )
     return _mount_with(parser.parse_intermixed_args(argv))
 
@@ -102,9 +104,7 @@ def _mount_with(args: argparse.Namespace) -> int:
         raise UsageError(f"too many arguments: {args.paths[2]}", hint="see fuseoverlay --help")
     from fuseoverlay import config
 
-    parsed = config.parse(os.fsencode(",".join(args.options)))
-    for option in parsed.ignored:
-        _complain("warning", f"option {option} is unknown and ignored")
+    parsed = _parsed(args.options)
     if args.read_only:
         parsed = replace(parsed, fuse_options=(*parsed.fuse_options, "ro"))
     if parsed.lowerdirs or len(args.paths) == 1:
@@ -115,6 +115,15 @@ def _mount_with(args: argparse.Namespace) -> int:
     else:
         _mount_image(args, parsed)
     return 0
+
+
+def _parsed(options: Sequence[str]) -> MountConfig:
+    from fuseoverlay import config
+
+    parsed = config.parse(os.fsencode(",".join(options)))
+    for option in parsed.ignored:
+        _complain("warning", f"option {option} is unknown and ignored")
+    return parsed
 
 
 def _serve(
@@ -154,3 +163,45 @@ def _unmount(argv: list[str]) -> int:
 
     mount.unmount(os.fsencode(args.mountpoint))
     return 0
+
+
+def _fsck(argv: list[str]) -> int:
+    parser = _Parser(
+        prog="fuseoverlay fsck", epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Check an upper directory that is not mounted: whiteouts, redirects, the "
+        "work directory. Name the layers as for the mount.",
+    )  # fmt: skip
+    parser.add_argument("upper", metavar="UPPER", help="the upper directory")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                        help="lowerdir=A:B[,workdir=W] and mount options")  # fmt: skip
+    parser.add_argument("--repair", action="store_true",
+                        help="repair what does not change what a mount shows")  # fmt: skip
+    args = parser.parse_intermixed_args(argv)
+    parsed = _parsed(args.options)
+    from fuseoverlay import config
+
+    if parsed.upperdir is not None:
+        raise UsageError("upperdir= and UPPER exclude each other", hint="leave upperdir= out")
+    config.check(replace(parsed, workdir=None, metacopy=True))
+    return _check(replace(parsed, upperdir=os.fsencode(args.upper)), repair=args.repair)
+
+
+def _check(config: MountConfig, *, repair: bool) -> int:
+    """Print findings as they come and then their sum; the exit code."""
+    import logging
+
+    from fuseoverlay.fsck import run
+
+    # What the look-up would warn of are findings here.
+    logging.getLogger("fuseoverlay").addHandler(logging.NullHandler())
+    found = repaired = 0
+    with run.opened(config) as check:
+        for finding in check.findings(repair=repair):
+            print(finding, flush=True)
+            found += 1
+            repaired += bool(finding.repaired)
+        skipped = "".join(f"; not checked: {what}" for what in check.skipped)
+    problems = "1 problem" if found == 1 else f"{found} problems"
+    print(f"{f'{problems}, {repaired} repaired' if found else 'clean'}{skipped}")
+    return 0 if repaired == found else PROBLEMS_LEFT

@@ -8,6 +8,7 @@ images: one line that says what is wrong, where, and what to do next.
 from __future__ import annotations
 
 import os
+from typing import Final
 
 
 class FuseOverlayError(Exception):
@@ -80,6 +81,10 @@ class StoreError(FuseOverlayError):
     """The layer store cannot be written: disk full, no permission."""
 
     exit_code = 9
+
+
+#: Not an error but the answer of a check: problems are left.
+PROBLEMS_LEFT: Final = 10
 
 
 def printable(where: object) -> str:

@@ -28,6 +28,8 @@ WH_PREFIX: Final = b".wh."
 #: AUFS housekeeping: never an entry of the merged tree.
 WH_META_PREFIX: Final = b".wh..wh."
 WH_OPAQUE: Final = b".wh..wh..opq"
+#: Names that AUFS puts into the root of a layer for itself.
+WH_HOUSEKEEPING: Final = frozenset((b".wh..wh.aufs", b".wh..wh.orph", b".wh..wh.plnk"))
 
 OPAQUE_YES: Final = b"y"
 #: "Look for xattr whiteouts inside"; the directory itself is not opaque.

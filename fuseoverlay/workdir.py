@@ -124,7 +124,7 @@ class WorkDir:
 
         Refuse those about another upper: they would lead to its files.
         """
-        mine = handles.encode(self.upper.root_fd, b"", self.upper.uuid, handles.UPPER)
+        mine = mark_of(self.upper)
         stored = xattrs.get_overlay(fd, xattrs.UPPER)
         if mine is None or stored == mine:
             return
@@ -203,6 +203,11 @@ class WorkDir:
             self.discard(a)
             self.discard(b)
         return True
+
+
+def mark_of(upper: Layer) -> bytes | None:
+    """`overlay.upper` of directories about this upper; None: its filesystem has no handles."""
+    return handles.encode(upper.root_fd, b"", upper.uuid, handles.UPPER)
 
 
 def claim(path: bytes, upper: Layer) -> int:

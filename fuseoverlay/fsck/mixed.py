@@ -1,0 +1,89 @@
+"""Whether one upper holds two dialects: whoever reads only one sees something else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from fuseoverlay import whiteout, xattrs
+from fuseoverlay.copyup import times_kept
+from fuseoverlay.fsck.problems import Kept, Kind, Problem, shown
+from fuseoverlay.fsck.upper import UpperCheck
+from fuseoverlay.inodes import Place
+from fuseoverlay.layers import RealDir
+from fuseoverlay.syscalls import fd_path
+from fuseoverlay.whiteout import Dialect
+
+
+def problems(upper: UpperCheck, *, preferred: Dialect | None, userxattr: bool) -> Iterator[Problem]:
+    """What the walk of `upper`, done before, has met in several dialects.
+
+    `preferred` and `userxattr` are the mount options.
+    """
+    if len(upper.namespaces) > 1:
+        yield Problem(
+            Kind.MIXED, upper.path(upper.root),
+            "attributes of several namespaces: "
+            + _listed((name.decode(), path) for name, path in upper.namespaces.items()),
+            why="the kernel reads one namespace, fuseoverlay all",
+        )  # fmt: skip
+    met = {dialect: upper.path(*places[0]) for dialect, places in upper.whiteouts.items()}
+    if upper.opaque_files:
+        met.setdefault(Dialect.OCI, upper.path(upper.opaque_files[0], whiteout.WH_OPAQUE))
+    if len(met) > 1:
+        convertible = set(met) == {Dialect.CHAR, Dialect.OCI} and preferred is not Dialect.OCI
+        yield Problem(
+            Kind.MIXED, upper.path(upper.root),
+            "whiteouts in several dialects: "
+            + _listed((dialect.value, path) for dialect, path in met.items()),
+            repair=(lambda: _convert(upper, userxattr)) if convertible else None,
+            why="only `.wh.` names beside character devices are converted, to those",
+        )  # fmt: skip
+
+
+def _listed(first: Iterable[tuple[str, bytes]]) -> str:
+    return ", ".join(f"{what} (first at {shown(path)})" for what, path in first)
+
+
+def _convert(upper: UpperCheck, userxattr: bool) -> None:
+    """Write OCI whiteouts and opaque marks the kernel's way. `Kept` where one has to stay."""
+    namespace = next(iter(upper.namespaces), None)
+    if namespace is None:
+        root_fd = upper.stack.fd(upper.root)
+        namespace = xattrs.USER if userxattr else whiteout.best_namespace(root_fd)
+    kept = [place for place in upper.whiteouts.get(Dialect.OCI, ()) if not _to_char(upper, place)]
+    kept += [
+        Place(real, whiteout.WH_OPAQUE)
+        for real in upper.opaque_files
+        if not _to_mark(upper, real, namespace)
+    ]
+    if kept:
+        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+        raise Kept(f"{shown(upper.path(*kept[0]))}{more} cannot be converted")
+
+
+def _to_char(upper: UpperCheck, place: Place) -> bool:
+    """The new one is there before the old one goes. False: another object has the name."""
+    target = whiteout.oci_target(place.name)
+    if target is None:
+        return False
+    fd = upper.stack.fd(place.real)
+    with times_kept(fd):
+        try:
+            whiteout.make(Dialect.CHAR, fd, target, xattrs.USER)
+        except FileExistsError:
+            if not whiteout.is_char_whiteout(os.stat(target, dir_fd=fd, follow_symlinks=False)):
+                return False
+        os.unlink(place.name, dir_fd=fd)
+    return True
+
+
+def _to_mark(upper: UpperCheck, real: RealDir, namespace: bytes) -> bool:
+    """False: the directory has another mark in the same place."""
+    fd = upper.stack.fd(real)
+    if whiteout.opaque_value(fd) not in (None, whiteout.OPAQUE_YES):
+        return False
+    with times_kept(fd):
+        os.setxattr(fd_path(fd), namespace + xattrs.OPAQUE, whiteout.OPAQUE_YES)
+        os.unlink(whiteout.WH_OPAQUE, dir_fd=fd)
+    return True

@@ -1,0 +1,95 @@
+"""What a check finds, and what it says about it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fuseoverlay.errors import describe, printable
+
+
+class Kind(enum.Enum):
+    """What is wrong."""
+
+    DANGLING = "whiteout that hides nothing"
+    UNMARKED = "xattr whiteout in a directory that is not marked for them"
+    OPAQUE = "opaque mark with an unknown value"
+    REDIRECT = "redirect that leads nowhere"
+    DATA = "metacopy file without data"
+    ORIGIN = "origin without target"
+    INDEX = "index entry that is wrong or of no use"
+    NLINK = "wrong link count"
+    OWNER = "directory about another upper"
+    NOTE = "note on hidden names that is of no use"
+    MIXED = "two dialects in one upper"
+    JUNK = "left in the work directory by a crash"
+    FOREIGN = "not part of a work directory"
+    INCOMPATIBLE = "mark that refuses a mount"
+    MISNAMED = "`.wh.` name that is no whiteout"
+    UNREADABLE = "cannot be checked"
+
+
+class Kept(Exception):
+    """A repair left something as it was; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong, and how to repair it: a call, or the reason why there is none.
+
+    The call is to be made before the check goes on; it raises `OSError` or `Kept`.
+    """
+
+    kind: Kind
+    path: bytes
+    what: str
+    repair: Callable[[], None] | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem and what became of it; `repaired` is None where no repair was asked for."""
+
+    kind: Kind
+    path: bytes
+    what: str
+    repaired: bool | None
+    why: str = ""
+
+    def __str__(self) -> str:
+        """One line for the user."""
+        text = f"{shown(self.path)}: {self.what}"
+        if self.repaired is None:
+            return text
+        return f"{text}; repaired" if self.repaired else f"{text}; not repaired: {self.why}"
+
+
+def shown(name: bytes) -> str:
+    """A name from a layer as text of one line."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in printable(name)
+    )
+
+
+def settle(problems: Iterator[Problem], *, repair: bool) -> Iterator[Finding]:
+    """Turn problems into findings as they come, with `repair` after trying to repair each."""
+    for problem in problems:
+        repaired, why = None, ""
+        if repair:
+            repaired, why = _repaired(problem)
+        yield Finding(problem.kind, problem.path, problem.what, repaired, why)
+
+
+def _repaired(problem: Problem) -> tuple[bool, str]:
+    if problem.repair is None:
+        return False, problem.why
+    try:
+        problem.repair()
+    except OSError as exc:
+        return False, describe(exc)
+    except Kept as exc:
+        return False, str(exc)
+    return True, ""

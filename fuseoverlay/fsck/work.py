@@ -1,0 +1,300 @@
+"""The check of the work directory: staging, the index of hard links, notes on hidden names.
+
+Source: kernel Documentation/filesystems/overlayfs.rst, "index"; what the kernel removes
+from an index when it mounts is of no use to us either.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+
+from fuseoverlay import handles, hardlinks, removal, whiteout, workdir, xattrs
+from fuseoverlay.errors import describe
+from fuseoverlay.fsck.origins import Origins
+from fuseoverlay.fsck.problems import Kind, Problem, shown
+from fuseoverlay.fsck.upper import UpperCheck
+from fuseoverlay.handles import Handle
+from fuseoverlay.layers import stat_key
+from fuseoverlay.syscalls import DIR_FLAGS, at
+
+#: Names of temporary objects, the kernel's and ours.
+_TEMPORARY = b"#"
+
+
+class WorkCheck:
+    """Reads the work directory behind `root_fd`. `path` is for messages."""
+
+    def __init__(self, root_fd: int, path: bytes, origins: Origins) -> None:
+        self._root_fd = root_fd
+        self._path = path
+        self._origins = origins
+        #: Whether the index was used with nfs_export=on.
+        self._exported = False
+
+    def indexed(self) -> set[tuple[int, int]]:
+        """The files in the index, as `layers.stat_key`."""
+        return {stat_key(st) for st in self._entries() if _is_copy(st)}
+
+    def _entries(self) -> list[os.stat_result]:
+        """Status of every entry of the index; none where it cannot be read."""
+        try:
+            fd = os.open(workdir.INDEX, DIR_FLAGS, dir_fd=self._root_fd)
+        except OSError:
+            return []
+        try:
+            names = [name for name in map(os.fsencode, os.listdir(fd)) if _is_name(name)]
+            return [os.stat(name, dir_fd=fd, follow_symlinks=False) for name in names]
+        except OSError:
+            return []
+        finally:
+            os.close(fd)
+
+    def problems(self, upper: UpperCheck) -> Iterator[Problem]:
+        """Everything that is wrong; `upper` has been walked before."""
+        for name in workdir.foreign(self._root_fd):
+            yield Problem(
+                Kind.FOREIGN, self._join(name), "is not part of a work directory",
+                why="a mount refuses it, and it may be somebody's data",
+            )  # fmt: skip
+        yield from self._each(workdir.STAGING, self._staged)
+        self._exported = not all(map(_is_copy, self._entries()))
+        yield from self._each(workdir.INDEX, lambda fd, name: self._entry(fd, name, upper))
+        yield from self._each(workdir.LINKS, self._note)
+        yield from self._owner(workdir.INDEX, upper)
+        yield from self._owner(workdir.LINKS, upper)
+
+    def _join(self, *names: bytes) -> bytes:
+        return os.path.join(self._path, *names)
+
+    def _each(
+        self, directory: bytes, check: Callable[[int, bytes], Iterator[Problem]]
+    ) -> Iterator[Problem]:
+        """Check every entry of one of the directories, if it exists."""
+        try:
+            fd = os.open(directory, DIR_FLAGS, dir_fd=self._root_fd)
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            yield self._unreadable(directory, exc)
+            return
+        try:
+            for name in sorted(map(os.fsencode, os.listdir(fd))):
+                yield from check(fd, name)
+        except OSError as exc:
+            yield self._unreadable(directory, exc)
+        finally:
+            os.close(fd)
+
+    def _unreadable(self, directory: bytes, exc: OSError) -> Problem:
+        what = f"cannot be checked: {describe(exc)}"
+        return Problem(Kind.UNREADABLE, self._join(directory), what, why="it was not looked at")
+
+    def _owner(self, directory: bytes, upper: UpperCheck) -> Iterator[Problem]:
+        """Whether a directory about one upper is about this one; after its entries."""
+        mine = workdir.mark_of(upper.root.layer)
+        try:
+            fd = os.open(directory, DIR_FLAGS, dir_fd=self._root_fd)
+        except OSError:
+            return
+        try:
+            stored = xattrs.get_overlay(fd, xattrs.UPPER)
+            if mine is None or stored in (None, mine) or not os.listdir(fd):
+                return
+            copies = self.indexed()
+            found = copies and all(upper.upper_names[key] for key in copies)
+            yield Problem(
+                Kind.OWNER, self._join(directory), "belongs to another upper",
+                repair=(lambda: _stamp(fd, mine)) if found else None,
+                why="the names of its files are not in this one",
+            )  # fmt: skip
+        finally:
+            os.close(fd)
+
+    def _staged(self, fd: int, name: bytes) -> Iterator[Problem]:
+        if name == workdir.INCOMPAT:
+            for mark in workdir.incompatible(fd):
+                yield Problem(
+                    Kind.INCOMPATIBLE, self._join(workdir.STAGING, name, mark),
+                    f"the upper was mounted with {shown(mark)}: data may be missing",
+                    why="only you know whether the system has crashed since",
+                )  # fmt: skip
+        elif not _shared_whiteout(fd, name):
+            yield self._junk(workdir.STAGING, fd, name)
+
+    def _junk(self, directory: bytes, fd: int, name: bytes) -> Problem:
+        return Problem(
+            Kind.JUNK, self._join(directory, name), "left by a crash",
+            repair=lambda: removal.remove_tree(fd, name),
+        )  # fmt: skip
+
+    def _entry(self, fd: int, name: bytes, upper: UpperCheck) -> Iterator[Problem]:
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        stored = hardlinks.origin_named(name)
+        origin = handles.decode(stored) if stored is not None else None
+        if stored is None or origin is None:
+            if not name.startswith(_TEMPORARY):
+                yield self._problem(name, "is no entry of an index", "it may be somebody's data")
+            elif not whiteout.is_char_whiteout(st):
+                yield self._junk(workdir.INDEX, fd, name)
+        elif _is_copy(st):
+            yield from self._copy(_Copy(fd, name, stored, origin, st, upper))
+
+    def _problem(
+        self, name: bytes, what: str, why: str = "", repair: Callable[[], None] | None = None,
+        kind: Kind = Kind.INDEX,
+    ) -> Problem:  # fmt: skip
+        return Problem(kind, self._join(workdir.INDEX, name), what, repair, why)
+
+    def _copy(self, copy: _Copy) -> Iterator[Problem]:
+        """A file of the index: the copy of a lower file with several names."""
+        if self._origins.gone(copy.origin):
+            yield self._problem(
+                copy.name, "the lower file is no more",
+                "the link count of the copy would change", copy.release(),
+            )  # fmt: skip
+            return
+        # A file handle that was exported may still lead to it.
+        if copy.st.st_nlink == 1 and not copy.lower_names and not self._exported:
+            yield self._problem(
+                copy.name, "a copy that no name leads to",
+                "overlay.nlink does not say so: is a lower directory missing?",
+                copy.release() if copy.has_no_names else None,
+            )  # fmt: skip
+            return
+        if copy.st.st_nlink > 1 and not copy.upper_names:
+            yield self._problem(
+                copy.name, "a copy whose names are not in this upper",
+                "the work directory may belong to another upper",
+            )  # fmt: skip
+        yield from self._copy_origin(copy)
+        yield from self._nlink(copy)
+
+    def _copy_origin(self, copy: _Copy) -> Iterator[Problem]:
+        if copy.origin_attribute is None or handles.decode(copy.origin_attribute) is None:
+            yield self._problem(
+                copy.name, "has no valid overlay.origin: the kernel refuses to mount",
+                "other names show the lower file now, and the copy once it is set to 0x"
+                + copy.name.decode(),
+            )  # fmt: skip
+        elif copy.origin_attribute != copy.stored:
+            yield self._problem(
+                copy.name, "is the copy of another file than its name says",
+                "fuseoverlay ignores it, and the kernel removes it when it mounts",
+            )  # fmt: skip
+
+    def _nlink(self, copy: _Copy) -> Iterator[Problem]:
+        malformed, count = copy.nlink
+        if malformed is not None:
+            yield self._problem(
+                copy.name, f"overlay.nlink is {shown(malformed)!r}, which is no count",
+                repair=copy.forget_nlink, kind=Kind.NLINK,
+            )  # fmt: skip
+        elif count is not None and count < copy.upper_names + copy.lower_names:
+            yield self._problem(
+                copy.name,
+                f"overlay.nlink tells of {count} names, "
+                f"there are {copy.upper_names + copy.lower_names}",
+                "the link count that is shown would change", kind=Kind.NLINK,
+            )  # fmt: skip
+
+    def _note(self, fd: int, name: bytes) -> Iterator[Problem]:
+        path = self._join(workdir.LINKS, name)
+        stored = hardlinks.origin_named(name)
+        origin = handles.decode(stored) if stored is not None else None
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if origin is None or not stat.S_ISLNK(st.st_mode):
+            yield Problem(Kind.NOTE, path, "is no note", why="it may be somebody's data")
+        elif self._origins.gone(origin):
+            yield Problem(
+                Kind.NOTE, path, "the lower file is no more",
+                repair=lambda: os.unlink(name, dir_fd=fd),
+            )  # fmt: skip
+
+
+class _Copy:
+    """An entry of the index with what there is to know about it."""
+
+    def __init__(
+        self, fd: int, name: bytes, stored: bytes, origin: Handle, st: os.stat_result,
+        upper: UpperCheck,
+    ) -> None:  # fmt: skip
+        self.name = name
+        #: Its name as an `overlay.origin`, and the parts of that.
+        self.stored = stored
+        self.origin = origin
+        self.st = st
+        #: Names that lead to it: in the upper, and in the lowers by the index.
+        self.upper_names = upper.upper_names[stat_key(st)]
+        self.lower_names = upper.lower_names[name]
+        self.path = at(fd, name)
+        self.origin_attribute = xattrs.get_overlay(self.path, xattrs.ORIGIN)
+        self._fd = fd
+
+    @property
+    def nlink(self) -> tuple[bytes | None, int | None]:
+        """A malformed `overlay.nlink`, if there is one; the count that another tells, if it is
+        of the usual form `U`."""
+        malformed = None
+        for namespace in xattrs.NAMESPACES:
+            value = xattrs.get(self.path, namespace + xattrs.NLINK)
+            difference = hardlinks.parse_nlink(value) if value is not None else None
+            if difference is not None:
+                count = self.st.st_nlink + difference[1]
+                return malformed, count if difference[0] == b"U" else None
+            malformed = malformed or value
+        return malformed, None
+
+    @property
+    def has_no_names(self) -> bool:
+        """Whether its own count says so too."""
+        count = self.nlink[1]
+        return count is not None and count < 1
+
+    def release(self) -> Callable[[], None] | None:
+        """Removes it from the index; None where a link count that is shown would change."""
+        counts = self.origin_attribute == self.stored
+        if self.st.st_nlink > 1 and not (counts and self.nlink[1] == self.st.st_nlink - 1):
+            return None
+
+        def remove() -> None:
+            # Without the index the real count is right, and the origin leads nowhere.
+            self._forget(xattrs.NLINK)
+            self._forget(xattrs.ORIGIN)
+            os.unlink(self.name, dir_fd=self._fd)
+
+        return remove
+
+    def forget_nlink(self) -> None:
+        """Remove malformed counts; none is shown for them."""
+        for namespace in xattrs.NAMESPACES:
+            value = xattrs.get(self.path, namespace + xattrs.NLINK)
+            if value is not None and hardlinks.parse_nlink(value) is None:
+                os.removexattr(self.path, namespace + xattrs.NLINK, follow_symlinks=False)
+
+    def _forget(self, what: bytes) -> None:
+        for attribute in xattrs.names(self.path):
+            if attribute in (namespace + what for namespace in xattrs.NAMESPACES):
+                os.removexattr(self.path, attribute, follow_symlinks=False)
+
+
+def _is_name(name: bytes) -> bool:
+    return hardlinks.origin_named(name) is not None
+
+
+def _is_copy(st: os.stat_result) -> bool:
+    """Directories and whiteouts are in an index for nfs_export=on."""
+    return not stat.S_ISDIR(st.st_mode) and not whiteout.is_char_whiteout(st)
+
+
+def _stamp(fd: int, mine: bytes) -> None:
+    for namespace in xattrs.NAMESPACES:
+        if xattrs.get(fd, namespace + xattrs.UPPER) is not None:
+            os.setxattr(fd, namespace + xattrs.UPPER, mine)
+
+
+def _shared_whiteout(fd: int, name: bytes) -> bool:
+    """The kernel keeps one whiteout to link others to, until its next mount."""
+    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    return name.startswith(_TEMPORARY) and whiteout.is_char_whiteout(st)
