@@ -169,7 +169,7 @@ def _forget_metacopy(fd: int) -> None:
     for namespace in xattrs.NAMESPACES:
         for what in (xattrs.METACOPY, xattrs.REDIRECT):
             with contextlib.suppress(OSError):
-                os.removexattr(fd, namespace + what)
+                xattrs.drop(fd, namespace + what)
     if xattrs.get_overlay(fd, xattrs.METACOPY) is not None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -220,7 +220,7 @@ def _copy_metadata(ov: Overlay, file: File, staged: bytes, origin: bytes | None)
     protection.keep(ov, file, target)
     if origin is not None:
         with contextlib.suppress(OSError):
-            os.setxattr(target, workdir.namespace + xattrs.ORIGIN, origin, follow_symlinks=False)
+            xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
     _copy_times(real.st, workdir.fd, staged)
 
 
@@ -298,7 +298,7 @@ def copy_xattrs(source: Real, target: bytes) -> None:
         if value is None:
             continue
         try:
-            os.setxattr(target, name, value, follow_symlinks=False)
+            xattrs.put(target, name, value)
         except OSError as exc:
             privileged = name.startswith((b"system.posix_acl_", b"security."))
             if exc.errno == errno.EPERM and name == b"security.capability":

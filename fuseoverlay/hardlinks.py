@@ -143,7 +143,7 @@ def enter(ov: Overlay, staged: bytes, origin: bytes, links: int) -> bool:
         # The copy is about to have two names: the index and the one it is published under.
         value = b"U%+d" % (links - 2)
         path = at(workdir.fd, staged)
-        os.setxattr(path, workdir.namespace + xattrs.NLINK, value, follow_symlinks=False)
+        xattrs.put(path, workdir.namespace + xattrs.NLINK, value)
         with contextlib.suppress(FileNotFoundError):
             # Left by a copy that a crash kept from being published, or not ours.
             if index_fd is not None:
@@ -209,7 +209,7 @@ def changed(ov: Overlay, file: File, path: bytes, *, follow: bool, by: int) -> N
     real = os.stat(path, follow_symlinks=follow).st_nlink
     value = b"U%+d" % (file.links - real)
     with contextlib.suppress(OSError):
-        os.setxattr(path, ov.writable().namespace + xattrs.NLINK, value, follow_symlinks=follow)
+        xattrs.put(path, ov.writable().namespace + xattrs.NLINK, value, follow=follow)
 
 
 def _leave(ov: Overlay, path: bytes, *, follow: bool) -> None:

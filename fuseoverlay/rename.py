@@ -190,7 +190,7 @@ def _set_redirect(ov: Overlay, src: Side, dst: Side, directory: Directory) -> No
         raise _error(errno.EXDEV)
     path = at(ov.stack.fd(src.place.real), src.name)
     name = ov.writable().namespace + xattrs.REDIRECT
-    os.setxattr(path, name, value, follow_symlinks=False)
+    xattrs.put(path, name, value)
     directory.redirect = value
 
 

@@ -98,9 +98,7 @@ def dialect_for(name: bytes, preferred: Dialect) -> Dialect:
 def set_opaque(dir_fd: int, name: bytes, namespace: bytes) -> None:
     """Make the directory `name` in `dir_fd` opaque: by attribute, else by `.wh..wh..opq`."""
     try:
-        os.setxattr(
-            syscalls.at(dir_fd, name), namespace + xattrs.OPAQUE, OPAQUE_YES, follow_symlinks=False
-        )
+        xattrs.put(syscalls.at(dir_fd, name), namespace + xattrs.OPAQUE, OPAQUE_YES)
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
             raise
@@ -116,7 +114,7 @@ def mark_xattr_whiteouts(dir_fd: int, namespace: bytes) -> None:
     """Note on the directory that xattr whiteouts are inside; leaves an opaque one opaque."""
     if is_opaque_value(opaque_value(dir_fd)):
         return
-    os.setxattr(syscalls.fd_path(dir_fd), namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)
+    xattrs.put(dir_fd, namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)
 
 
 def opaque_value(path: bytes | int) -> bytes | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Callable
 from typing import Final
 
 from fuseoverlay.syscalls import fd_path
@@ -82,6 +84,37 @@ def get(path: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None
         if exc.errno in _NO_SUCH:
             return None
         raise
+
+
+def put(path: bytes | int, name: bytes, value: bytes, *, follow: bool = False) -> None:
+    """Set an attribute of an object of the upper, whatever its mode; errors of setxattr(2).
+
+    `path` as in `get`. `user.` names take write permission: where a plain user has none on
+    his own, he gets it for the moment of the call.
+    """
+    target, follow = _target(path, follow)
+    _whatever_mode(target, lambda: os.setxattr(target, name, value, follow_symlinks=follow))
+
+
+def drop(path: bytes | int, name: bytes, *, follow: bool = False) -> None:
+    """Remove an attribute in the same way; errors of removexattr(2)."""
+    target, follow = _target(path, follow)
+    _whatever_mode(target, lambda: os.removexattr(target, name, follow_symlinks=follow))
+
+
+def _whatever_mode(path: bytes, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except PermissionError as exc:
+        if exc.errno != errno.EACCES:
+            raise
+        # No symbolic link: those take no `user.` attributes and answer EPERM.
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        os.chmod(path, mode | stat.S_IWUSR)
+        try:
+            call()
+        finally:
+            os.chmod(path, mode)
 
 
 def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:

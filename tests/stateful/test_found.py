@@ -1,0 +1,106 @@
+"""What the random search found, each as an ordinary test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import Space, differs, scratch
+
+
+@pytest.fixture
+def space():
+    """A private overlay, not yet mounted."""
+    with scratch() as base:
+        space = Space(base)
+        try:
+            yield space
+        finally:
+            space.drop()
+
+
+def _chmod(path: Path) -> None:
+    path.chmod(0o400)
+
+
+def _touch(path: Path) -> None:
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize("change", [_chmod, _touch])
+def test_copy_up_of_a_read_only_file_with_attributes(
+    space: Space, change: Callable[[Path], None]
+) -> None:
+    """To set `user.` attributes takes write permission, which its owner has not."""
+    (space.lower / "f").write_bytes(b"text")
+    os.setxattr(space.lower / "f", "user.x", b"value")
+    (space.lower / "f").chmod(0o444)
+    with space.mounted() as mnt:
+        change(mnt / "f")
+        assert os.getxattr(mnt / "f", "user.x") == b"value"
+        assert (mnt / "f").read_bytes() == b"text"
+
+
+def test_copy_up_of_a_read_only_directory_with_attributes(space: Space) -> None:
+    (space.lower / "d").mkdir()
+    os.setxattr(space.lower / "d", "user.x", b"value")
+    (space.lower / "d").chmod(0o555)
+    with space.mounted() as mnt:
+        os.utime(mnt / "d", (1, 1))
+        assert os.getxattr(mnt / "d", "user.x") == b"value"
+
+
+@differs("hard-links")
+def test_copy_up_of_a_read_only_file_with_several_names(space: Space) -> None:
+    (space.lower / "f").write_bytes(b"text")
+    (space.lower / "f").chmod(0o444)
+    for name in ("g", "h"):
+        os.link(space.lower / "f", space.lower / name)
+    space.kernel_reads = False
+    with space.mounted() as mnt:
+        os.utime(mnt / "f", (1, 1))
+        os.unlink(mnt / "g")
+        assert os.stat(mnt / "f").st_nlink == os.stat(mnt / "h").st_nlink == 2
+        assert os.stat(mnt / "f").st_ino == os.stat(mnt / "h").st_ino
+
+
+@differs("daemon")
+def test_data_of_a_read_only_metacopy_is_written_by_who_has_it_open(space: Space) -> None:
+    (space.lower / "f").write_bytes(b"text")
+    space.features = ("metacopy=on",)
+    with space.mounted() as mnt:
+        fd = os.open(mnt / "f", os.O_RDWR)
+        try:
+            os.fchmod(fd, 0o444)
+            assert os.write(fd, b"T") == 1
+            assert os.pread(fd, 10, 0) == b"Text"
+        finally:
+            os.close(fd)
+
+
+def test_making_a_read_only_directory_opaque(space: Space) -> None:
+    """It takes the place of a directory of the lower."""
+    (space.lower / "d").mkdir()
+    (space.lower / "d" / "old").touch()
+    with space.mounted() as mnt:
+        os.unlink(mnt / "d" / "old")
+        os.rmdir(mnt / "d")
+        os.mkdir(mnt / "e")
+        os.chmod(mnt / "e", 0o555)
+        os.rename(mnt / "e", mnt / "d")
+        assert os.listdir(mnt / "d") == []
+        os.chmod(mnt / "d", 0o755)
+
+
+@differs("daemon")
+def test_moving_a_read_only_directory_with_redirect_dir(space: Space) -> None:
+    (space.lower / "d").mkdir()
+    (space.lower / "d" / "inside").write_bytes(b"text")
+    (space.lower / "d").chmod(0o555)
+    space.features = ("redirect_dir=on",)
+    with space.mounted() as mnt:
+        os.rename(mnt / "d", mnt / "e")
+        assert (mnt / "e" / "inside").read_bytes() == b"text"
