@@ -76,18 +76,24 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
     parent = directory.parent
     if parent is None or parent.upper is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    workdir = ov.writable()
-    real = real_of(ov, directory)
     with staging.discarded_on_error(ov) as staged:
-        os.mkdir(staged, 0o700, dir_fd=workdir.fd)
-        ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
-        copy_xattrs(real, at(workdir.fd, staged))
-        protection.keep(ov, directory, at(workdir.fd, staged))
-        _copy_times(real.st, workdir.fd, staged)
+        stage_directory(ov, directory, staged)
         _publish(ov, staged, Place(parent.upper, directory.name))
     directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
     if parent.index is not None:
         parent.index.put(directory.name, True)
+
+
+def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
+    """Stage an empty directory that looks like this one. Does not suspend."""
+    workdir = ov.writable()
+    real = real_of(ov, directory)
+    path = at(workdir.fd, staged)
+    os.mkdir(staged, 0o700, dir_fd=workdir.fd)
+    ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
+    copy_xattrs(real, path)
+    protection.keep(ov, directory, path)
+    _copy_times(real.st, workdir.fd, staged)
 
 
 async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
@@ -231,7 +237,9 @@ def _publish_file(ov: Overlay, file: File, staged: bytes, origin: bytes | None) 
     links = real_of(ov, file).st.st_nlink - file.hidden
     names = ov.inodes.live_names(file)
     if origin is not None and links > 1 and stat.S_ISREG(file.kind):
-        file.links = links if hardlinks.enter(ov, staged, origin, links) else 0
+        file.links = links
+        if not hardlinks.enter(ov, file, staged, origin):
+            file.links = 0
     new = os.stat(staged, dir_fd=workdir.fd, follow_symlinks=False)
     if names:
         parent, name = names[0]
@@ -246,6 +254,9 @@ def _publish_file(ov: Overlay, file: File, staged: bytes, origin: bytes | None) 
         os.unlink(staged, dir_fd=workdir.fd)
     ov.inodes.bind(file, stat_key(new))
     ov.data.drop(file.ino)
+    if file.links:
+        real = real_of(ov, file)
+        hardlinks.changed(ov, file, real.path, follow=real.follow, by=0)
 
 
 def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
@@ -255,8 +266,9 @@ def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
     found = index.find(name) if index is not None else None
     if index is None or found is None or found.in_upper:
         return
-    real = real_of(ov, file)
     place = Place(copy_up_directory(ov, parent), name)
+    real = real_of(ov, file)
+    hardlinks.hold_count(ov, file, real.path, follow=real.follow)
     with staging.discarded_on_error(ov) as staged:
         os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
         _publish(ov, staged, place)

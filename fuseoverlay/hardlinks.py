@@ -131,19 +131,17 @@ def hide_name(ov: Overlay, file: File) -> None:
         )
 
 
-def enter(ov: Overlay, staged: bytes, origin: bytes, links: int) -> bool:
-    """Put a staged copy of a lower file, which `links` names lead to, into the index.
+def enter(ov: Overlay, file: File, staged: bytes, origin: bytes) -> bool:
+    """Put a staged copy of a lower file, which `file.links` names lead to, into the index.
 
-    False: the filesystem keeps no attributes or links, so the names will part.
+    False: the filesystem keeps no attributes or links, so the names will part. `changed`
+    must be called once it is published.
     """
     workdir = ov.writable()
     index_fd = workdir.index_fd(create=True)
     name = index_name(origin)
     try:
-        # The copy is about to have two names: the index and the one it is published under.
-        value = b"U%+d" % (links - 2)
-        path = at(workdir.fd, staged)
-        xattrs.put(path, workdir.namespace + xattrs.NLINK, value)
+        _count_from_lower(ov, file, at(workdir.fd, staged), follow=False)
         with contextlib.suppress(FileNotFoundError):
             # Left by a copy that a crash kept from being published, or not ours.
             if index_fd is not None:
@@ -169,6 +167,26 @@ def indexed_links(ov: Overlay, path: bytes, st: os.stat_result, lower_links: int
         return 0
     same = stat_key(entry) == stat_key(st)
     return stored_links(path, st, lower_links, follow=False) if same else 0
+
+
+def hold_count(ov: Overlay, file: File, path: bytes, *, follow: bool) -> None:
+    """Before an indexed file gets a real name for one that the index stands for: the count
+    must be right before and after that. `changed` must be called then.
+
+    `path` leads to the copy.
+    """
+    if file.links:
+        with contextlib.suppress(OSError):
+            _count_from_lower(ov, file, path, follow=follow)
+
+
+def _count_from_lower(ov: Overlay, file: File, path: bytes, *, follow: bool) -> None:
+    if file.lower is None:
+        return
+    fd = ov.stack.fd(file.lower.real)
+    lower = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)
+    value = b"L%+d" % (file.links - lower.st_nlink)
+    xattrs.put(path, ov.writable().namespace + xattrs.NLINK, value, follow=follow)
 
 
 def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: bool) -> int:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import trio
 
 from fuseoverlay import acl, hardlinks, protection, staging, syscalls, whiteout, xattrs
-from fuseoverlay.copyup import copy_up, copy_up_directory
+from fuseoverlay.copyup import copy_up, copy_up_directory, give_name
 from fuseoverlay.identity import Shown
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir
@@ -181,6 +181,9 @@ async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
     protection.check_removal(ov, parent, file)
     if index.covers(name):
         copy_up_directory(ov, parent)
+    if file.links:
+        # Real and shown count then go down by the same call.
+        give_name(ov, file, parent, name)
     held = hold(ov, file, parent, name)
     try:
         if index.covers(name):

@@ -46,7 +46,7 @@ def keep(ov: Overlay, inode: Inode, copy: bytes) -> None:
     flags = flags_of(ov, inode)
     if flags:
         name = ov.writable().namespace + xattrs.PROTATTR
-        os.setxattr(copy, name, flags, follow_symlinks=False)
+        xattrs.put(copy, name, flags)
 
 
 def check_change(ov: Overlay, inode: Inode) -> None:

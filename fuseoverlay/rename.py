@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 
 from fuseoverlay import protection, redirect, staging, syscalls, whiteout, xattrs
-from fuseoverlay.copyup import copy_up, copy_up_directory, give_name
+from fuseoverlay.copyup import copy_up, copy_up_directory, give_name, stage_directory
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.lookup import child_nowait, index_of, path_below
 from fuseoverlay.merge import Index
@@ -27,10 +27,10 @@ from fuseoverlay.namespace import (
     lose_name,
     make_oci_whiteout,
     remove_oci_whiteout,
+    remove_staged,
     upper_place,
 )
 from fuseoverlay.overlay import Overlay
-from fuseoverlay.removal import clear
 from fuseoverlay.syscalls import at
 from fuseoverlay.whiteout import Dialect
 
@@ -80,12 +80,17 @@ async def rename(
     if dst.inode is src.inode:
         return
     for side in (src, dst):
-        if isinstance(side.inode, File) and (side is src or flags & syscalls.RENAME_EXCHANGE):
-            give_name(ov, side.inode, side.parent, side.name)
+        file = side.inode
+        if isinstance(file, File) and (
+            side is src or flags & syscalls.RENAME_EXCHANGE or file.links
+        ):
+            give_name(ov, file, side.parent, side.name)
     if flags & syscalls.RENAME_EXCHANGE:
         _exchange(ov, src, dst)
-    else:
-        _replace(ov, src, dst)
+        return
+    emptied = _replace(ov, src, dst)
+    if emptied is not None:
+        await remove_staged(ov, emptied)
 
 
 async def _prepare(
@@ -194,20 +199,25 @@ def _set_redirect(ov: Overlay, src: Side, dst: Side, directory: Directory) -> No
     directory.redirect = value
 
 
-def _replace(ov: Overlay, src: Side, dst: Side) -> None:
-    """Commit of a rename to a name that is free, hidden by a whiteout, or to be replaced."""
+def _replace(ov: Overlay, src: Side, dst: Side) -> bytes | None:
+    """Commit of a rename to a name that is free, hidden by a whiteout, or to be replaced.
+
+    Returns the staging name of a directory full of whiteouts that is to be removed.
+    """
     _mark(ov, src, dst)
     old = dst.inode
-    held = -1
+    held, emptied = -1, None
     if isinstance(old, Directory):
         hold_directory(ov, old)
-        _empty_for_real(ov, dst)
+        emptied = _empty_for_real(ov, dst, old)
     elif isinstance(old, File):
         held = hold(ov, old, dst.parent, dst.name)
     try:
         whiteout_left = _move(ov, src, dst)
     except BaseException:
         let_go(held)
+        if emptied is not None:
+            _exchange_staged(ov, emptied, dst)
         raise
     if isinstance(old, Directory):
         lose_directory(ov, dst.parent, old)
@@ -220,76 +230,93 @@ def _replace(ov: Overlay, src: Side, dst: Side) -> None:
         src.index.remove(src.name)
     else:
         src.index.hide(src.name, oci=whiteout_left is Dialect.OCI)
+    return emptied
 
 
-def _empty_for_real(ov: Overlay, dst: Side) -> None:
-    """Clear an upper directory that only holds whiteouts, so that a rename can replace it.
+def _empty_for_real(ov: Overlay, dst: Side, directory: Directory) -> bytes | None:
+    """An upper directory that only holds whiteouts is exchanged with an empty one, so that a
+    rename can replace it. Returns the staging name of the old one, if there was any need.
 
-    Opaque first: no crash may let what the whiteouts hide come back.
+    The new one is opaque: no crash may let what the whiteouts hide come back.
     """
-    if dst.name not in dst.index.upper or not isinstance(dst.inode, Directory):
+    if dst.name not in dst.index.upper or directory.upper is None:
+        return None
+    with ov.stack.listing_fd(directory.upper) as inside:
+        if not os.listdir(inside):
+            return None
+    workdir = ov.writable()
+    with staging.discarded_on_error(ov) as staged:
+        stage_directory(ov, directory, staged)
+        if dst.covered:
+            whiteout.set_opaque(workdir.fd, staged, workdir.namespace)
+        _exchange_staged(ov, staged, dst)
+    return staged
+
+
+def _exchange_staged(ov: Overlay, staged: bytes, dst: Side) -> None:
+    """Exchange a staged object with what is in the upper."""
+    workdir, fd = ov.writable(), ov.stack.fd(dst.place.real)
+    if workdir.can_exchange:
+        staging.move(workdir.fd, staged, fd, dst.name, syscalls.RENAME_EXCHANGE)
         return
-    fd = ov.stack.fd(dst.place.real)
-    if dst.covered:
-        whiteout.set_opaque(fd, dst.name, ov.writable().namespace)
-    if dst.inode.upper is not None:
-        with ov.stack.listing_fd(dst.inode.upper) as inside:
-            clear(inside)
+    spare = workdir.new_name()
+    staging.move(fd, dst.name, workdir.fd, spare)
+    staging.move(workdir.fd, staged, fd, dst.name)
+    staging.move(workdir.fd, spare, workdir.fd, staged)
 
 
 def _move(ov: Overlay, src: Side, dst: Side) -> Dialect | None:
     """The rename itself. Returns the dialect of the whiteout left at the old name, if any."""
     workdir = ov.writable()
-    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     dialect = whiteout.dialect_for(src.name, workdir.dialect) if src.covered else None
+    in_place = dialect is Dialect.CHAR and workdir.can_whiteout
     masked = dst.name in dst.index.masks
-    if masked and isinstance(src.inode, Directory):
-        return _swap_with_whiteout(ov, src, dst, dialect)
+    masked_directory = masked and isinstance(src.inode, Directory)
+    takes_two_steps = dialect not in (None, Dialect.OCI) and not in_place
+    if dst.inode is None and workdir.can_exchange and (takes_two_steps or masked_directory):
+        _swap_with_whiteout(ov, src, dst, dialect)
+        return dialect
+    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     if dialect is Dialect.OCI:
         make_oci_whiteout(ov, src.place)
     if dialect is Dialect.XATTR:
         whiteout.mark_xattr_whiteouts(src_fd, workdir.namespace)
-    in_place = dialect is Dialect.CHAR and workdir.can_whiteout
+    if masked_directory:
+        os.unlink(dst.name, dir_fd=dst_fd)
     flags = syscalls.RENAME_WHITEOUT if in_place else 0
     if masked or dst.name in dst.index.upper:
         syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, flags)
     else:
         staging.move_to_free(src_fd, src.name, dst_fd, dst.name, flags)
-    if dialect in (Dialect.CHAR, Dialect.XATTR) and not in_place:
-        _leave_whiteout(ov, src, dialect)
+    if dialect is not None and takes_two_steps:
+        _put_whiteout(ov, src, dialect)
     return dialect
 
 
-def _leave_whiteout(ov: Overlay, src: Side, dialect: Dialect) -> None:
+def _put_whiteout(ov: Overlay, side: Side, dialect: Dialect) -> None:
+    """Put a whiteout where nothing is visible in the upper. Not for `Dialect.OCI`."""
+    workdir, fd = ov.writable(), ov.stack.fd(side.place.real)
+    if dialect is Dialect.XATTR:
+        whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
     with staging.discarded_on_error(ov) as staged:
-        workdir = ov.writable()
         whiteout.make(dialect, workdir.fd, staged, workdir.namespace)
-        os.rename(staged, src.name, src_dir_fd=workdir.fd, dst_dir_fd=ov.stack.fd(src.place.real))
+        os.rename(staged, side.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
 
 
-def _swap_with_whiteout(
-    ov: Overlay, src: Side, dst: Side, dialect: Dialect | None
-) -> Dialect | None:
-    """A directory moves to where a whiteout stands; the whiteout moves to where it was."""
-    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
-    if ov.writable().can_exchange:
-        syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
-    else:
-        os.unlink(dst.name, dir_fd=dst_fd)
-        os.rename(src.name, dst.name, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
-    # Which of the dialects the moved whiteout is in is not known: make a fresh one.
-    with contextlib.suppress(FileNotFoundError):
-        if dialect is None:
-            os.unlink(src.name, dir_fd=src_fd)
+def _swap_with_whiteout(ov: Overlay, src: Side, dst: Side, dialect: Dialect | None) -> None:
+    """A whiteout that is where nothing is visible, and what moves there, change places: one
+    step for whoever looks."""
     if dialect is Dialect.OCI:
         make_oci_whiteout(ov, src.place)
+    elif dialect is not None:
+        _put_whiteout(ov, dst, dialect)
+    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
+    if dialect is Dialect.XATTR:
+        whiteout.mark_xattr_whiteouts(src_fd, ov.writable().namespace)
+    syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
+    if dialect in (None, Dialect.OCI):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(src.name, dir_fd=src_fd)
-    elif dialect is not None:
-        if dialect is Dialect.XATTR:
-            whiteout.mark_xattr_whiteouts(src_fd, ov.writable().namespace)
-        _leave_whiteout(ov, src, dialect)
-    return dialect
 
 
 def _arrived(ov: Overlay, src: Side, dst: Side, inode: Inode | None) -> None:

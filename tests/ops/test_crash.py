@@ -1,0 +1,312 @@
+"""A daemon that is killed at any point of a change leaves the old state or the new one.
+
+Each change is repeated, with the daemon killed before its first, second, third ... call that
+writes to a layer or the work directory, until it gets through. (The short run takes every fifth
+of them.) After each kill a new mount,
+by fuseoverlay and by the kernel, must show the tree as before or as after, the lowers must be
+untouched, and what is left over must be in the work directory and go with the next mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from tests.helpers.mounts import (
+    IMPL,
+    MODE,
+    Daemon,
+    Space,
+    detach,
+    fuse_only,
+    make_whiteout,
+    mounts_at,
+    scratch,
+    set_overlay_xattr,
+)
+from tests.helpers.tree import Tree, compare, record
+
+pytestmark = [
+    fuse_only,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(MODE != "root" and not os.environ.get("FUSEOVERLAY_LONG"), reason="long"),
+]
+
+#: Runs the command line; from SIGUSR1 on the N-th call that writes kills the process.
+KILLER = """
+import os, signal, sys
+from fuseoverlay import syscalls
+from fuseoverlay.cli import main
+
+left = int(sys.argv.pop(1))
+armed = False
+
+def arm(number, frame):
+    global armed
+    armed = True
+
+def deadly(function, writes=lambda *args, **kwargs: True):
+    def wrapper(*args, **kwargs):
+        global left
+        if armed and writes(*args, **kwargs):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapper
+
+for name in ("chmod chown copy_file_range ftruncate link mkdir mknod pwrite removexattr rename"
+             " rmdir setxattr symlink truncate unlink utime").split():
+    setattr(os, name, deadly(getattr(os, name)))
+os.open = deadly(os.open, lambda path, flags, *args, **kwargs: flags & os.O_CREAT)
+syscalls.renameat2 = deadly(syscalls.renameat2)
+syscalls.clone_file = deadly(syscalls.clone_file)
+signal.signal(signal.SIGUSR1, arm)
+sys.exit(main(sys.argv[1:]))
+"""
+#: No change makes more calls.
+MOST_CALLS = 60
+LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
+STEP = 1 if LONG else 5
+CHAR, ON = ("whiteout=char",), ("redirect_dir=on", "metacopy=on")
+#: The changed objects' times tell when they were changed.
+CLOCK = {"mtime_ns"}
+
+
+def _layers(space: Space) -> None:
+    """`lower` files and directories, `up` ones in the upper, `gone` behind whiteouts."""
+    bottom = space.add_lower()
+    for layer, text in ((space.lower, b"top"), (bottom, b"bottom")):
+        for name in ("dir", "empty", "emptied"):
+            (layer / name).mkdir()
+        (layer / "dir" / "inside").write_bytes(text)
+        (layer / "dir" / text.decode()).write_bytes(text)
+    (bottom / "emptied" / "gone").write_bytes(b"old")
+    for name in ("file", "other", "gone", "copied"):
+        (bottom / name).write_bytes(b"lower " + name.encode())
+        os.utime(bottom / name, ns=(10**18, 10**18))
+    (bottom / "big").write_bytes(b"big" * 100_000)
+    (bottom / "linked").write_bytes(b"linked")
+    os.link(bottom / "linked", bottom / "alias")
+    os.symlink("file", bottom / "symlink")
+    make_whiteout(space.lower / "gone")
+    (bottom / "gone-dir").mkdir()
+    (bottom / "gone-dir" / "child").write_bytes(b"must not come back")
+    (space.upper / "up").write_bytes(b"up")
+    (space.upper / "up-dir").mkdir()
+    (space.upper / "up-dir" / "x").write_bytes(b"x")
+    (space.upper / "copied").write_bytes(b"changed")
+    (space.upper / "emptied").mkdir()
+    make_whiteout(space.upper / "emptied" / "gone")
+    make_whiteout(space.upper / "gone-dir")
+    (space.upper / "own").mkdir()
+    set_overlay_xattr(space.upper / "own", "opaque", b"y")
+
+
+def _append(path: Path) -> None:
+    with open(path, "ab", buffering=0) as stream:
+        stream.write(b"!")
+
+
+def _exchange(one: Path, two: Path) -> None:
+    renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
+
+
+Change = Callable[[Path], object]
+
+#: Copy-ups and what else is the same in every dialect of whiteouts.
+CHANGES: dict[str, Change] = {
+    "append": lambda mnt: _append(mnt / "file"),
+    "append deeper": lambda mnt: _append(mnt / "dir" / "bottom"),
+    "append to big": lambda mnt: _append(mnt / "big"),
+    "append to linked": lambda mnt: _append(mnt / "linked"),
+    "truncate": lambda mnt: os.truncate(mnt / "file", 3),
+    "chmod": lambda mnt: os.chmod(mnt / "file", 0o600),
+    "chmod directory": lambda mnt: os.chmod(mnt / "dir", 0o700),
+    "utime of symlink": lambda mnt: os.utime(mnt / "symlink", (5, 5), follow_symlinks=False),
+    "setxattr": lambda mnt: os.setxattr(mnt / "file", "user.x", b"y"),
+    "link": lambda mnt: os.link(mnt / "file", mnt / "new"),
+    "link of linked": lambda mnt: os.link(mnt / "linked", mnt / "new"),
+    "create": lambda mnt: os.mknod(mnt / "new", 0o640),
+    "create deeper": lambda mnt: os.mknod(mnt / "dir" / "new", 0o640),
+    "symlink": lambda mnt: os.symlink("target", mnt / "new"),
+    "create over whiteout": lambda mnt: os.mknod(mnt / "gone", 0o640),
+    "mkdir over whiteout": lambda mnt: os.mkdir(mnt / "gone-dir"),
+    "unlink in upper": lambda mnt: os.unlink(mnt / "up"),
+    "rename in upper": lambda mnt: os.rename(mnt / "up", mnt / "new"),
+    "rename upper directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "new"),
+    "rename upper directory over whiteout": lambda mnt: os.rename(
+        mnt / "up-dir", mnt / "gone-dir"),
+    "rename over emptied directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "emptied"),
+    "rename over lower directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "empty"),
+    "exchange files": lambda mnt: _exchange(mnt / "file", mnt / "up"),
+    "exchange file and directory": lambda mnt: _exchange(mnt / "file", mnt / "up-dir"),
+}  # fmt: skip
+#: What leaves whiteouts.
+REMOVALS: dict[str, Change] = {
+    "unlink": lambda mnt: os.unlink(mnt / "file"),
+    "unlink copied": lambda mnt: os.unlink(mnt / "copied"),
+    "unlink deeper": lambda mnt: os.unlink(mnt / "dir" / "bottom"),
+    "unlink linked": lambda mnt: os.unlink(mnt / "linked"),
+    "rmdir": lambda mnt: os.rmdir(mnt / "empty"),
+    "rmdir emptied": lambda mnt: os.rmdir(mnt / "emptied"),
+    "rename": lambda mnt: os.rename(mnt / "file", mnt / "new"),
+    "rename over file": lambda mnt: os.rename(mnt / "file", mnt / "other"),
+    "rename over copied": lambda mnt: os.rename(mnt / "file", mnt / "copied"),
+    "rename over whiteout": lambda mnt: os.rename(mnt / "file", mnt / "gone"),
+    "rename linked": lambda mnt: os.rename(mnt / "linked", mnt / "new"),
+    "rename deeper": lambda mnt: os.rename(mnt / "file", mnt / "dir" / "new"),
+}
+#: With redirect_dir=on and metacopy=on.
+FEATURES: dict[str, Change] = {
+    "rename merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "new"),
+    "move merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "own" / "new"),
+    "rename merged over emptied": lambda mnt: os.rename(mnt / "dir", mnt / "emptied"),
+    "exchange merged directories": lambda mnt: _exchange(mnt / "dir", mnt / "empty"),
+    "metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
+    "rename metadata": lambda mnt: os.rename(mnt / "big", mnt / "own" / "new"),
+    "data after metadata": lambda mnt: _append(mnt / "big"),
+}
+#: What happens before that is safe.
+BEFORE: dict[str, Change] = {"data after metadata": lambda mnt: os.chmod(mnt / "big", 0o600)}
+
+
+def _states(change: str, extra: tuple[str, ...], before: Tree, after: Tree) -> list[Tree]:
+    """What may be left: the state before, the one after, and what is documented otherwise."""
+    states = [before, after]
+    if change == "unlink linked":
+        # How many names of a file that was not copied up are hidden is noted last.
+        one_more = replace(after[b"alias"], nlink=2, same_as=b"alias")
+        states.append({**after, b"alias": one_more})
+    if change in ("rename over file", "rename over copied") and extra == ("whiteout=xattr",):
+        # There is no one call that replaces a file and leaves such a whiteout.
+        states.append({**after, b"file": before[b"file"]})
+    return states
+
+
+@pytest.fixture
+def fresh() -> Iterator[Callable[[], Space]]:
+    """Makes spaces with equal layers."""
+    with contextlib.ExitStack() as spaces:
+
+        def make() -> Space:
+            space = Space(spaces.enter_context(scratch()))
+            spaces.callback(space.drop)
+            _layers(space)
+            return space
+
+        yield make
+
+
+def _mount_to_kill(space: Space, calls: int) -> Daemon:
+    """A daemon that dies before the call that `calls` counts."""
+    argv = [sys.executable, "-c", KILLER, str(calls), "-f", "-o", space.options(), str(space.mnt)]
+    daemon = space.daemon = Daemon(argv, space.mnt, space.log)
+    daemon.wait_until_mounted(1)
+    # The kernel's questions are answered before: they count no calls.
+    record(str(space.mnt))
+    daemon.process.send_signal(signal.SIGUSR1)
+    return daemon
+
+
+def _tree(space: Space, *, impl: str = IMPL) -> Tree:
+    space.mount(impl=impl)
+    tree = record(str(space.mnt))
+    space.unmount()
+    return tree
+
+
+def _check_crash(
+    fresh: Callable[[], Space], name: str, change: Change, extra: tuple[str, ...]
+) -> None:
+    """`extra` are options of the mount."""
+
+    def space_with_options() -> Space:
+        space = fresh()
+        space.extra = extra
+        if name in BEFORE:
+            BEFORE[name](space.mount())
+            space.unmount()
+        return space
+
+    first = space_with_options()
+    before = record(str(first.mount()))
+    change(first.mnt)
+    states = _states(name, extra, before, record(str(first.mnt)))
+    first.unmount()
+    reached = 0
+    start = 1 + zlib.crc32(name.encode()) % STEP
+    for calls in range(start, MOST_CALLS, STEP):
+        space = space_with_options()
+        lowers = space.evidence()
+        daemon = _mount_to_kill(space, calls)
+        with ThreadPoolExecutor(1) as pool, contextlib.suppress(OSError):
+            pool.submit(change, space.mnt).result(60)
+        died = daemon.process.poll() is not None or _dies(daemon)
+        if not died:
+            space.unmount()
+            break
+        assert daemon.process.returncode == -signal.SIGKILL, daemon.text()
+        reached = calls
+        space.daemon = None
+        detach(space.mnt)
+        assert not mounts_at(space.mnt)
+        left = _tree(space)
+        difference = [compare(state, left, ignore=CLOCK) for state in states]
+        assert [] in difference, f"killed before call {calls}:\n" + "\n".join(
+            line for lines in difference for line in ["-- instead of one state:", *lines]
+        )
+        assert os.listdir(space.work / "work") == []
+        space.check_lowers(lowers)
+        if MODE == "root" and extra in ((), CHAR, ON):
+            # It reads no OCI whiteouts, and lists those that are attributes in an upper.
+            assert compare(left, _kernel_tree(space)) == [], f"call {calls}"
+    assert reached or start > 1, "the change made no call"
+    assert reached < MOST_CALLS - STEP
+
+
+def _kernel_tree(space: Space) -> Tree:
+    """With the features that are ours always, or in these tests."""
+    space.features = ("redirect_dir=on", "metacopy=on", "index=on")
+    try:
+        return _tree(space, impl="kernel")
+    finally:
+        space.features = ()
+
+
+def _dies(daemon: Daemon) -> bool:
+    """Whether the daemon is about to be gone: the change was its last request."""
+    try:
+        os.stat(daemon.mnt / "never asked before")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        daemon.process.wait(30)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change(fresh: Callable[[], Space], change: str) -> None:
+    _check_crash(fresh, change, CHANGES[change], ())
+
+
+@pytest.mark.parametrize("dialect", ["char", "xattr", "oci"])
+@pytest.mark.parametrize("change", REMOVALS)
+def test_removal(fresh: Callable[[], Space], change: str, dialect: str) -> None:
+    _check_crash(fresh, change, REMOVALS[change], (f"whiteout={dialect}",))
+
+
+@pytest.mark.parametrize("change", FEATURES)
+def test_features(fresh: Callable[[], Space], change: str) -> None:
+    _check_crash(fresh, change, FEATURES[change], ON)
