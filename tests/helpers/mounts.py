@@ -41,7 +41,8 @@ IMPL = os.environ.get("FUSEOVERLAY_TEST_IMPL", "fuse")
 #: Seconds until a mount must answer, until a daemon must be gone after the unmount,
 #: and until the watchdog ends a daemon.
 START_TIMEOUT = 20
-STOP_TIMEOUT = 10
+# The daemon ends with syncfs(2), which waits for what others have written, too.
+STOP_TIMEOUT = 60
 WATCHDOG = 100
 
 #: Where fuseoverlay differs from kernel overlayfs by choice (DESIGN.md, "Semantics").
