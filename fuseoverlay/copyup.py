@@ -40,7 +40,7 @@ async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: b
     """
     if isinstance(inode, Directory):
         copy_up_directory(ov, inode)
-    elif isinstance(inode, File) and not _is_up(inode, data):
+    elif isinstance(inode, File) and (_is_busy(inode) or not _is_up(inode, data)):
         ov.writable()
         if inode.lock is None:
             inode.lock = trio.Lock()
@@ -53,6 +53,12 @@ async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: b
 
 def _is_up(file: File, data: bool) -> bool:
     return file.in_upper and not (data and file.data is not None)
+
+
+def _is_busy(file: File) -> bool:
+    """Whether its data is being copied, which puts the times back at the end: whoever changes
+    something else has to wait."""
+    return file.lock is not None and file.lock.locked()
 
 
 def copy_up_directory(ov: Overlay, directory: Directory) -> RealDir:
