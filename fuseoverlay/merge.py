@@ -58,7 +58,17 @@ class Index:
     """Names of one merged directory. Listing positions are cookies: a name keeps its
     cookie while it exists, and cookies only grow."""
 
-    __slots__ = ("_cookie_of", "_cookies", "_names", "_next", "lower", "masks", "upper", "wh")
+    __slots__ = (
+        "_cookie_of",
+        "_cookies",
+        "_names",
+        "_next",
+        "_skip",
+        "lower",
+        "masks",
+        "upper",
+        "wh",
+    )
 
     def __init__(self, upper: Listing, lower: dict[bytes, LowerEntry]) -> None:
         self.lower = lower
@@ -72,6 +82,9 @@ class Index:
         self._cookies = list(range(FIRST_COOKIE, FIRST_COOKIE + len(names)))
         self._cookie_of = dict(zip(names, self._cookies, strict=True))
         self._next = FIRST_COOKIE + len(names)
+        # Positions in the lists from which everything is gone up to another position: who
+        # deletes and starts again meets what is gone once.
+        self._skip: dict[int, int] = {}
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._cookie_of
@@ -137,16 +150,19 @@ class Index:
         ]
         self._cookies = [c for c, _ in kept]
         self._names = [n for _, n in kept]
+        self._skip.clear()
 
     def after(self, cookie: int) -> tuple[bytes, int] | None:
         """The entry that follows `cookie` in the listing, with its own cookie."""
-        position = bisect_right(self._cookies, cookie)
+        start = position = bisect_right(self._cookies, cookie)
         while position < len(self._names):
             name, found = self._names[position], self._cookies[position]
             if self._cookie_of.get(name) == found:
-                return name, found
-            position += 1
-        return None
+                break
+            position = self._skip.get(position, position + 1)
+        if position != start:
+            self._skip[start] = position
+        return (name, found) if position < len(self._names) else None
 
 
 async def scan(

@@ -1,0 +1,109 @@
+"""The merged index as a listing: stable positions, every entry once, no quadratic cost."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fuseoverlay.merge import Index, Listing
+
+MANY = 100_000
+
+
+class Counting(dict[bytes, int]):
+    """A dictionary that counts what is asked."""
+
+    asked = 0
+
+    def get(self, *args: object) -> object:  # type: ignore[override]
+        self.asked += 1
+        return super().get(*args)  # type: ignore[call-overload]
+
+
+def _index(count: int) -> Index:
+    return Index(Listing({b"%d" % number: False for number in range(count)}), {})
+
+
+def _counted(index: Index) -> Counting:
+    index._cookie_of = counting = Counting(index._cookie_of)
+    return counting
+
+
+def _listed(index: Index, cookie: int = 0) -> list[bytes]:
+    names = []
+    while (found := index.after(cookie)) is not None:
+        name, cookie = found
+        names.append(name)
+    return names
+
+
+def test_one_pass_looks_at_each_entry_once() -> None:
+    index = _index(MANY)
+    counting = _counted(index)
+    names = _listed(index)
+    assert len(names) == len(set(names)) == MANY
+    assert counting.asked == MANY
+
+
+def test_deleting_what_was_read() -> None:
+    index = _index(MANY)
+    counting = _counted(index)
+    cookie, met = 0, 0
+    while (found := index.after(cookie)) is not None:
+        name, cookie = found
+        index.remove(name)
+        met += 1
+    assert met == MANY
+    assert counting.asked <= 4 * MANY
+
+
+def test_deleting_the_first_and_starting_again() -> None:
+    """Each time from the start: what is gone is not met again and again."""
+    index = _index(MANY)
+    counting = _counted(index)
+    while (found := index.after(0)) is not None:
+        index.remove(found[0])
+    assert len(index) == 0
+    assert counting.asked <= 6 * MANY
+
+
+def test_creating_and_deleting_for_ever_keeps_it_small() -> None:
+    index = _index(10)
+    for number in range(MANY):
+        index.put(b"temporary %d" % number, False)
+        index.remove(b"temporary %d" % number)
+    assert len(index._names) < 1000
+    assert len(_listed(index)) == 10
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_stays_is_listed_once(seed: int) -> None:
+    """Several listings, each at its own place, while names come, go and come back."""
+    rng = random.Random(seed)
+    index = _index(200)
+    listings = [{"at": 0, "met": [], "before": set(index._cookie_of)} for _ in range(3)]
+    gone: set[bytes] = set()
+    for _ in range(3000):
+        action = rng.random()
+        if action < 0.4:
+            listing = rng.choice(listings)
+            found = index.after(listing["at"])
+            if found is not None:
+                listing["met"].append(found[0])
+                listing["at"] = found[1]
+        elif action < 0.7 and len(index):
+            name = rng.choice(list(index._cookie_of))
+            gone.add(name)
+            if rng.random() < 0.5:
+                index.remove(name)
+            else:
+                index.hide(name, oci=rng.random() < 0.5)
+        else:
+            index.put(b"%d" % rng.randrange(300), rng.random() < 0.5)
+    for listing in listings:
+        met = listing["met"] + _listed(index, listing["at"])
+        stayed = listing["before"] - gone
+        assert stayed <= set(met)
+        assert all(met.count(name) == 1 for name in stayed)
+    assert set(_listed(index)) == set(index._cookie_of)
