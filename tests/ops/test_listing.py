@@ -23,6 +23,7 @@ _libc.closedir.argtypes = (ctypes.c_void_p,)
 _libc.telldir.restype = ctypes.c_long
 _libc.telldir.argtypes = (ctypes.c_void_p,)
 _libc.seekdir.argtypes = (ctypes.c_void_p, ctypes.c_long)
+_libc.rewinddir.argtypes = (ctypes.c_void_p,)
 
 
 class _Dirent(ctypes.Structure):
@@ -63,6 +64,10 @@ class Stream:
     def seek(self, position: int) -> None:
         """Go to a position that `next` gave."""
         _libc.seekdir(self.stream, position)
+
+    def rewind(self) -> None:
+        """Go back to the start."""
+        _libc.rewinddir(self.stream)
 
     def close(self) -> None:
         """Close it."""
@@ -238,3 +243,170 @@ def test_listing_of_long_names(space: Space) -> None:
         (space.lower / name).touch()
     with space.mounted() as mnt:
         assert set(os.listdir(mnt)) == names
+
+
+#: In the bottom layer; every third is hidden by the middle one, every fifth is in the top one too.
+THREE = 900
+HIDDEN = set(range(0, THREE, 3)) - set(range(0, THREE, 5))
+
+
+@pytest.fixture
+def three(space: Space) -> Iterator[Path]:
+    """A directory `d`, merged of three lowers with whiteouts, in a mount that may change."""
+    middle, bottom = space.add_lower(), space.add_lower()
+    for layer in space.lowers:
+        (layer / "d").mkdir()
+    for number in range(THREE):
+        (bottom / "d" / f"n{number}").touch()
+        if number % 3 == 0:
+            make_whiteout(middle / "d" / f"n{number}")
+        if number % 5 == 0:
+            (space.lower / "d" / f"n{number}").touch()
+    (middle / "d" / "only in the middle").touch()
+    before = space.evidence()
+    yield space.mount() / "d"
+    space.remount()
+    space.unmount()
+    space.check_lowers(before)
+
+
+LEFT = {f"n{number}" for number in range(THREE) if number not in HIDDEN} | {"only in the middle"}
+
+
+def check_listing(met: list[str], stayed: set[str]) -> None:
+    """What stayed all the time is there once; nothing is there twice."""
+    assert [name for name in met if name in stayed and met.count(name) > 1] == []
+    assert stayed <= set(met)
+
+
+def test_merged_directory_from_every_position(three: Path) -> None:
+    stream = Stream(three)
+    seen = []
+    while (found := stream.next()) is not None:
+        seen.append(found)
+    assert {name for name, _ in seen} == LEFT | {".", ".."}
+    for index in range(0, len(seen), 61):
+        stream.seek(seen[index][1])
+        rest = [name for name, _ in seen[index + 1 :] if name not in (".", "..")]
+        assert stream.rest() == rest
+    stream.rewind()
+    assert set(stream.rest()) == LEFT
+    stream.close()
+
+
+def test_positions_stay_true_under_change(three: Path) -> None:
+    """Go back to a position after names before and behind it came and went."""
+    stream = Stream(three)
+    seen = []
+    while (found := stream.next()) is not None:
+        if found[0] not in (".", ".."):
+            seen.append(found)
+    names = [name for name, _ in seen]
+    middle = len(seen) // 2
+    gone = set(names[10:60]) | set(names[middle + 10 : middle + 60])
+    for name in gone:
+        os.unlink(three / name)
+    for number in range(50):
+        (three / f"new{number}").touch()
+    stream.seek(seen[middle][1])
+    met = stream.rest()
+    check_listing(met, set(names[middle + 1 :]) - gone)
+    assert not gone & set(met)
+    assert not set(names[: middle + 1]) & set(met)
+    stream.rewind()
+    assert set(stream.rest()) == LEFT - gone | {f"new{number}" for number in range(50)}
+    stream.close()
+
+
+def test_deleting_what_was_just_read_by_several(three: Path) -> None:
+    """Two listings at once, one of which deletes what it reads."""
+    one, two = Stream(three), Stream(three)
+    first: list[str] = []
+    while (found := one.next()) is not None:
+        if found[0] in (".", ".."):
+            continue
+        first.append(found[0])
+        two.next()
+        os.unlink(three / found[0])
+    assert sorted(first) == sorted(LEFT)
+    assert os.listdir(three) == []
+    one.rewind()
+    assert one.rest() == []
+    one.close()
+    two.close()
+
+
+def test_first_entry_until_nothing_is_left(three: Path) -> None:
+    """Rewind after each deletion."""
+    stream = Stream(three)
+    met = []
+    while True:
+        stream.rewind()
+        names = (found[0] for found in iter(stream.next, None))
+        name = next((name for name in names if name not in (".", "..")), None)
+        if name is None:
+            break
+        met.append(name)
+        os.unlink(three / name)
+    assert sorted(met) == sorted(LEFT)
+    stream.close()
+
+
+def test_renaming_and_creating_between_reads(three: Path) -> None:
+    stream = Stream(three)
+    met = []
+    stayed = {name for name in LEFT if name.endswith(("1", "2"))}
+    change = iter(sorted(LEFT - stayed))
+    while (found := stream.next()) is not None:
+        met.append(found[0])
+        name = next(change, None)
+        if name is not None:
+            os.rename(three / name, three / f"renamed {name}")
+            (three / f"created {name}").touch()
+    check_listing(met, stayed)
+    stream.rewind()
+    now = stream.rest()
+    others = LEFT - stayed
+    done = {f"renamed {name}" for name in others} | {f"created {name}" for name in others}
+    assert sorted(now) == sorted(stayed | done)
+    stream.close()
+
+
+def test_tree_that_is_removed_and_made_again_stays_empty(space: Space) -> None:
+    """`rm -rf` and `mkdir -p` of the same names: no children come back, in no mount."""
+    bottom = space.add_lower()
+    for layer in (space.lower, bottom):
+        for path in ("a/b/c", "a/b/x", "a/y"):
+            (layer / path).mkdir(parents=True)
+            (layer / path / layer.name).touch()
+    with space.mounted() as mnt:
+        for turn in range(3):
+            shutil.rmtree(mnt / "a")
+            (mnt / "a/b/c").mkdir(parents=True)
+            found = list((mnt / "a").rglob("*"))
+            assert found == [mnt / "a/b", mnt / "a/b/c"]
+            (mnt / "a/y").mkdir()
+            assert os.listdir(mnt / "a/y") == []
+            (mnt / f"a/b/c/turn {turn}").touch()
+            space.remount()
+            assert os.listdir(mnt / "a/b/c") == [f"turn {turn}"]
+            assert sorted(os.listdir(mnt / "a")) == ["b", "y"]
+
+
+HUGE = 100_000
+
+
+@fuse_only
+def test_hundred_thousand_entries(space: Space) -> None:
+    """One pass: as many requests as replies are filled, each name once."""
+    fd = os.open(space.lower, os.O_RDONLY)
+    for number in range(HUGE):
+        os.mknod(f"n{number}", 0o600, dir_fd=fd)
+    os.close(fd)
+    mnt = space.mount(args=("--debug",))
+    names = os.listdir(mnt)
+    assert len(names) == len(set(names)) == HUGE
+    assert space.daemon is not None
+    log = space.daemon.text().splitlines()
+    assert 0 < sum(line.startswith("readdir(") for line in log) < HUGE / 10
+    space.unmount()
