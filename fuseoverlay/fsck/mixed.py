@@ -47,7 +47,8 @@ def _listed(first: Iterable[tuple[str, bytes]]) -> str:
 
 def _convert(upper: UpperCheck, userxattr: bool) -> None:
     """Write OCI whiteouts and opaque marks the kernel's way. `Kept` where one has to stay."""
-    namespace = next(iter(upper.namespaces), None)
+    kernels = (xattrs.TRUSTED, xattrs.USER)
+    namespace = next((name for name in kernels if name in upper.namespaces), None)
     if namespace is None:
         root_fd = upper.stack.fd(upper.root)
         namespace = xattrs.USER if userxattr else whiteout.best_namespace(root_fd)

@@ -16,6 +16,7 @@ class Kind(enum.Enum):
     UNMARKED = "xattr whiteout in a directory that is not marked for them"
     OPAQUE = "opaque mark with an unknown value"
     REDIRECT = "redirect that leads nowhere"
+    TWICE = "lower directory in two places"
     DATA = "metacopy file without data"
     ORIGIN = "origin without target"
     INDEX = "index entry that is wrong or of no use"

@@ -23,6 +23,8 @@ from fuseoverlay.merge import Found, Index
 from fuseoverlay.syscalls import at, fd_path
 from fuseoverlay.whiteout import Dialect
 
+#: Attributes that say what a mount shows; of the others it loses numbers at most.
+_SHOWN: Final = (xattrs.OPAQUE, xattrs.WHITEOUT, xattrs.REDIRECT, xattrs.METACOPY)
 _OPAQUE_VALUES: Final = (whiteout.OPAQUE_YES, whiteout.OPAQUE_XATTR_WHITEOUTS)
 
 
@@ -53,11 +55,13 @@ class UpperCheck:
         self.upper_names: Counter[tuple[int, int]] = Counter()
         #: How many visible names in the lowers would lead to an entry of the index.
         self.lower_names: Counter[bytes] = Counter()
+        # Lower directories that ones of the upper go on in, with the first of those.
+        self._claims: dict[tuple[int, int], bytes] = {}
         #: Whiteouts that hide something, by dialect.
         self.whiteouts: dict[Dialect, list[Place]] = {}
         #: Directories with a `.wh..wh..opq` that hides something.
         self.opaque_files: list[RealDir] = []
-        #: Namespaces of attributes, each with the first path where it was met.
+        #: Namespaces of attributes that a view depends on, each with the first path.
         self.namespaces: dict[bytes, bytes] = {}
 
     def path(self, real: RealDir, name: bytes = b"") -> bytes:
@@ -229,11 +233,25 @@ class UpperCheck:
         same_name = [RealDir(real.layer, real, name) for real in found.lower_dirs]
         marks, below = redirect.merged(self.stack, lowers, upper, same_name)
         inside.append(_Node(upper, below))
-        if upper is not None and marks.redirect is not None and not below:
+        if upper is None:
+            return
+        if below:
+            yield from self._claim(upper, below[0])
+        elif marks.redirect is not None:
             yield Problem(
                 Kind.REDIRECT, self.path(upper),
                 f"redirect to {shown(marks.redirect)}, which is no directory of the lowers",
                 repair=self._closing(upper, own),
+            )  # fmt: skip
+
+    def _claim(self, upper: RealDir, lower: RealDir) -> Iterator[Problem]:
+        """Two directories cannot both be what one of the lowers went on as."""
+        path = self.path(upper)
+        first = self._claims.setdefault(stat_key(os.stat(self.stack.fd(lower))), path)
+        if first != path:
+            yield Problem(
+                Kind.TWICE, path, f"goes on in the same lower directory as {shown(first)}",
+                why="the kernel refuses one of them, and only you know which was copied",
             )  # fmt: skip
 
     def _refused_redirect(self, upper: RealDir) -> Problem | None:
@@ -278,7 +296,8 @@ class UpperCheck:
         self, real: RealDir, name: bytes, own: Sequence[bytes], *, repairable: bool = True
     ) -> Iterator[Problem]:
         for attribute in own:
-            if not attribute.endswith(b"." + xattrs.ORIGIN):
+            # That of fuse-overlayfs is a path.
+            if attribute not in (xattrs.TRUSTED + xattrs.ORIGIN, xattrs.USER + xattrs.ORIGIN):
                 continue
             value = self._value(real, name, attribute)
             # Empty: a copy of something that had no handle.
@@ -314,7 +333,7 @@ class UpperCheck:
             if attribute.startswith(xattrs.NAMESPACES) and xattrs.to_user(attribute) is None
         ]
         for namespace in xattrs.NAMESPACES:
-            if any(attribute.startswith(namespace) for attribute in own):
+            if any(namespace + what in own for what in _SHOWN):
                 self.namespaces.setdefault(namespace, self.path(real, name))
         return own
 

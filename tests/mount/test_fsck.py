@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import stat
@@ -259,6 +260,19 @@ def _two_namespaces(dirty: Dirty) -> None:
     os.setxattr(dirty.upper / "e", "user.fuseoverlayfs.opaque", b"y")
 
 
+def _as_fuse_overlayfs(dirty: Dirty) -> None:
+    """It marks opaque directories in several ways at once, hides what is not there, and its
+    origins are paths."""
+    (dirty.upper / "d").mkdir()
+    set_overlay_xattr(dirty.upper / "d", "opaque", b"y")
+    make_whiteout(dirty.upper / "d" / ".wh..opq")
+    (dirty.upper / "d" / ".wh..wh..opq").touch()
+    make_whiteout(dirty.upper / "gone")
+    make_whiteout(dirty.upper / "big")
+    (dirty.upper / "f").touch()
+    os.setxattr(dirty.upper / "f", "user.fuseoverlayfs.origin", b"f")
+
+
 NOTHING = "whiteout that hides nothing"
 CASES = {
     "dangling whiteout": Case(_hides_nothing, {"gone": NOTHING}),
@@ -291,6 +305,9 @@ CASES = {
         {"d": "redirect that no mount", "e": "Invalid argument", "r": "Invalid argument"},
         repaired=False,
     ),
+    "copied redirect": Case(
+        _redirect(b"/r", b"/r"), {"e": "same lower directory as upper/d"}, repaired=False
+    ),
     "marked for xattr whiteouts": Case(
         _redirect_of_marked, {"d": "redirect to /nowhere"}, repaired=False
     ),
@@ -316,6 +333,10 @@ CASES = {
         _two_dialects_and_a_name, {"": "several dialects"}, repaired=False
     ),
     "three dialects": Case(_three_dialects, {"": "several dialects"}, repaired=False),
+    "fuse-overlayfs": Case(
+        _as_fuse_overlayfs,
+        {"d/.wh..opq": NOTHING, "d/.wh..wh..opq": NOTHING, "gone": NOTHING},
+    ),
     "two namespaces": Case(_two_namespaces, {"": "several namespaces"}, repaired=False),
 }
 
@@ -364,7 +385,7 @@ def test_dirt_in_the_upper(dirty: Dirty, name: str) -> None:
 
 
 #: To the kernel `.wh.` names are ordinary files, so it sees them go.
-KERNEL_SEES_FILES = (".wh.NAME", ".wh..wh..opq", "two dialects")
+KERNEL_SEES_FILES = (".wh.NAME", ".wh..wh..opq", "two dialects", "fuse-overlayfs")
 
 
 def _repair(dirty: Dirty, path: str, text: str, *, kept: str | None = None) -> None:
@@ -824,5 +845,102 @@ def test_upper_of_an_honest_mount_is_clean(writer: str, seed: int) -> None:
                 assert (done.returncode, done.stderr) == (0, ""), done.stdout
                 assert re.match("clean($|;)", done.stdout)
                 space.check_lowers(before)
+        finally:
+            space.drop()
+
+
+def _sprinkle(space: Space, rng: random.Random, names: tuple[str, ...]) -> None:
+    """Dirt at random places of an upper, whatever is there."""
+    (space.upper / "new").mkdir()
+    make_whiteout(space.upper / "new" / "gone")
+    directories = [space.upper, *(p for p in space.upper.rglob("*") if p.is_dir())]
+    directories = [path for path in directories if not path.is_symlink()]
+    for _ in range(12):
+        place = rng.choice(directories)
+        name = rng.choice(names)
+        value = rng.choice((b"", b"/", b"/nowhere", b"/a", b"a", b"/a/b/c", b"x", b"z", b"U-9"))
+        what = rng.choice(("opaque", "redirect", "origin", "nlink", "metacopy", "whiteout"))
+        with contextlib.suppress(FileExistsError):
+            if rng.random() < 0.5:
+                (place / name).touch(exist_ok=False)
+                if rng.random() < 0.3:
+                    set_overlay_xattr(place / name, what, value)
+            else:
+                make_whiteout(place / name)
+        if rng.random() < 0.5 and place != space.upper:
+            set_overlay_xattr(place, what, value)
+
+
+def _shown(space: Space, impl: str) -> dict[str, object]:
+    """All that can be read of the mount, with the error of what cannot. The kernel lists
+    whiteouts that hide nothing; those are left out."""
+    mnt = space.mount(impl=impl)
+    found: dict[str, object] = {}
+    pending = [mnt]
+    while pending:
+        path = pending.pop()
+        name = str(path.relative_to(mnt))
+        try:
+            st = path.lstat()
+            about = [stat.S_IFMT(st.st_mode), st.st_mode, st.st_mtime_ns, st.st_uid]
+            if stat.S_ISREG(st.st_mode):
+                about += [st.st_nlink, st.st_size, path.read_bytes()]
+            elif stat.S_ISDIR(st.st_mode):
+                pending += sorted(path.iterdir())
+            found[name] = about
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            found[name] = exc.errno
+    space.unmount()
+    return found
+
+
+def _leave_out_refused(*views: dict[str, object]) -> None:
+    """What the kernel refuses depends on what it has looked up before; whether it lists that, on
+    how often it was mounted."""
+    refused = {path for view in views for path, about in view.items() if isinstance(about, int)}
+    for view in views:
+        for path in list(view):
+            if any(path == name or path.startswith(f"{name}/") for name in refused):
+                del view[path]
+
+
+WH_NAMES = (".wh.a", ".wh.gone", ".wh..wh..opq")
+
+
+@pytest.mark.parametrize("impl", ["fuse", "kernel"] if MODE == "root" else ["fuse"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_repair_changes_what_is_shown(seed: int, impl: str) -> None:
+    """Random dirt on an upper that was changed at random; twice repaired is once repaired."""
+    names = ("a", "b", "c", "gone", *(WH_NAMES if impl == "fuse" else ()))
+    rng = random.Random(seed)
+    with scratch() as base:
+        space = Space(base)
+        layers(space)
+        space.features = ("redirect_dir=on", "metacopy=on")
+        cli = Cli(space)
+        try:
+            space.mount()
+            for _, step in walk(seed):
+                with contextlib.suppress(OSError):
+                    step(space.mnt)
+            space.unmount()
+            _sprinkle(space, rng, names)
+            options = "lowerdir=" + ":".join(escape(path) for path in space.lowers)
+            options += f",workdir={space.work}"
+            lowers = space.evidence()
+            before = _shown(space, impl)
+            done = cli.run("fsck", space.upper, "-o", options, "--repair")
+            assert done.stderr == ""
+            assert "; repaired" in done.stdout
+            after = _shown(space, impl)
+            if impl == "kernel":
+                _leave_out_refused(before, after)
+            assert after == before, done.stdout
+            again = cli.run("fsck", space.upper, "-o", options, "--repair")
+            assert "; repaired" not in again.stdout
+            assert again.returncode == (LEFT if "not repaired" in again.stdout else 0)
+            space.check_lowers(lowers)
         finally:
             space.drop()
