@@ -324,3 +324,80 @@ def test_lost_work_directory(space: Space, lost: str) -> None:
     assert not (mnt / "n1").exists()
     _hammer(mnt)
     space.unmount()
+
+
+def _become(path: Path, kind: str, outside: Path) -> None:
+    remove(path)
+    if kind == "file":
+        path.write_bytes(b"another file\n")
+    elif kind == "directory":
+        path.mkdir()
+        (path / "child").write_bytes(b"another child\n")
+    elif kind == "link to a file":
+        os.symlink(outside / "file", path)
+    elif kind == "link to a directory":
+        os.symlink(outside, path)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "whiteout":
+        make_whiteout(path)
+
+
+KINDS = ("", "file", "directory", "link to a file", "link to a directory", "fifo", "whiteout")
+#: What an object answers that is not any more what it was.
+GONE = {"ENOENT", "ESTALE", "EIO", "ENOTDIR", "ELOOP", "EISDIR", "EINVAL", "ENXIO", "EPERM",
+        "ESPIPE", "EACCES"}  # fmt: skip
+
+
+@pytest.mark.parametrize("timeout", [None, 0])
+def test_changed_while_mounted(space: Space, timeout: int | None) -> None:
+    """The lower changes under the mount: errors are allowed, other files' content is not."""
+    outside = space.base / "outside"
+    outside.mkdir()
+    for name in ("file", "child", "leaf"):
+        (outside / name).write_bytes(SECRET)
+    for kind in KINDS:
+        for looked_at in ("seen", "unseen"):
+            for path in (f"f {looked_at}", f"d {looked_at}/child", f"d {looked_at}/sub/leaf"):
+                file = space.lower / f"to {kind}" / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(b"first content\n" * 1000)
+    if timeout is not None:
+        space.extra = (f"timeout={timeout}",)
+    mnt = space.mount()
+    opened = []
+    for kind in KINDS:
+        os.listdir(mnt / f"to {kind}")
+        look(mnt / f"to {kind}" / "d seen")
+        for name in ("f seen", "d seen/child", "d seen/sub"):
+            opened.append(os.open(mnt / f"to {kind}" / name, os.O_RDONLY))
+    for kind in KINDS:
+        for name in ("f seen", "f unseen", "d seen", "d unseen"):
+            _become(space.lower / f"to {kind}" / name, kind, outside)
+    for _ in range(2):
+        seen = look(mnt)
+        assert not [path for path, what in seen.items() if SECRET in str(what).encode()]
+        contents = [what[-1] for what in seen.values() if isinstance(what, tuple)]
+        assert SECRET not in contents
+        assert {what for what in seen.values() if isinstance(what, str)} <= GONE
+        for fd in opened:
+            data = answer(os.pread, fd, 100, 0)
+            assert data in GONE or data in (b"", (b"first content\n" * 9)[:100], b"another file\n")
+            st = answer(os.fstat, fd)
+            assert st in GONE or isinstance(st, os.stat_result)
+        for kind in KINDS:
+            for name in ("f seen", "f unseen", "d seen", "d seen/child", "d unseen/child"):
+                path = mnt / f"to {kind}" / name
+                answer(os.utime, path, follow_symlinks=False)
+                answer(os.setxattr, path, "user.x", b"y", follow_symlinks=False)
+                answer(os.rename, path, path.with_name(f"x {path.name}"))
+                answer(os.rename, path.with_name(f"x {path.name}"), path)
+    for fd in opened:
+        answer(os.close, fd)
+    assert space.daemon is not None
+    space.daemon.check_log()
+    copies = [path for path in space.upper.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert SECRET not in [path.read_bytes() for path in copies]
+    space.unmount()
+    for name in ("file", "child", "leaf"):
+        assert (outside / name).read_bytes() == SECRET
