@@ -24,6 +24,11 @@ _INO_BITS: Final = 56
 _DYNAMIC: Final = 0x7F
 
 
+def is_own_number(ino: int) -> bool:
+    """Whether the number is none of a real file, and so only good in this mount."""
+    return ino >> _INO_BITS == _DYNAMIC
+
+
 class Place(NamedTuple):
     """Where a real file lies: a name in one layer's directory."""
 

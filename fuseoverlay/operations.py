@@ -20,7 +20,7 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
 
 from fuseoverlay import acl, attributes, directory, files, lookup, namespace, rename, staging
 from fuseoverlay.attributes import Attr, Changes
-from fuseoverlay.inodes import Inode
+from fuseoverlay.inodes import Inode, is_own_number
 from fuseoverlay.namespace import Caller
 from fuseoverlay.overlay import Overlay
 
@@ -99,6 +99,8 @@ class Operations(pyfuse3.Operations):
         self._ov = ov
         self._ready = ready
         self._timeout = ov.config.timeout
+        # The next mount gives numbers of our own to other files: a handle must not lead there.
+        self._generation = int.from_bytes(os.urandom(4)) | 1
 
     def init(self) -> None:
         """First word of the kernel."""
@@ -107,6 +109,7 @@ class Operations(pyfuse3.Operations):
     def _attributes(self, attr: Attr) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attr.ino)
+        entry.generation = self._generation if is_own_number(attr.ino) else 0
         entry.st_mode = pyfuse3.ModeT(attr.mode)
         entry.st_nlink = attr.nlink
         entry.st_uid = attr.uid

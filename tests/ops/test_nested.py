@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fuseoverlay.syscalls import AT_FDCWD, file_handle
 from tests.helpers.mounts import (
     MODE,
     Space,
@@ -219,6 +221,32 @@ def test_marks_made_by_hand(outer: Space, inner: Space) -> None:
     mount_outer(outer)
     assert overlay_xattr(top / "d", "opaque") == b"y"
     unmount_outer(outer)
+
+
+@pytest.mark.parametrize("outer", ["fuse"], indirect=True)
+def test_handle_of_one_file_is_never_that_of_another(outer: Space, inner: Space) -> None:
+    """An overlay above ours knows files by their handles, in the next mount too. Where numbers
+    do not fit, ours change from mount to mount."""
+    unmount_outer(outer)
+    memory = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        names = [f"n{number}" for number in range(20)]
+        for name in names:
+            (memory / name).write_bytes(name.encode())
+        outer.lowers.append(memory)
+        mount_outer(outer)
+        inner.lowers = [outer.mnt]
+        known: dict[tuple[int, bytes], str] = {}
+        for order in (names, names[::-1]):
+            mnt = inner.mount(read_only=True)
+            for name in order:
+                assert (
+                    known.setdefault(file_handle(AT_FDCWD, os.fsencode(mnt / name)), name) == name
+                )
+            inner.unmount()
+        unmount_outer(outer)
+    finally:
+        shutil.rmtree(memory)
 
 
 @pytest.mark.parametrize("outer", ["fuse"], indirect=True)
