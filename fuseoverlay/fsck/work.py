@@ -30,6 +30,8 @@ class WorkCheck:
         self._root_fd = root_fd
         self._path = path
         self._origins = origins
+        # What a crash left in the staging directory; the index may have it already.
+        self._left: set[tuple[int, int]] = set()
         #: Whether the index was used with nfs_export=on.
         self._exported = False
 
@@ -121,6 +123,7 @@ class WorkCheck:
                     why="only you know whether the system has crashed since",
                 )  # fmt: skip
         elif not _shared_whiteout(fd, name):
+            self._left.add(stat_key(os.stat(name, dir_fd=fd, follow_symlinks=False)))
             yield self._junk(workdir.STAGING, fd, name)
 
     def _junk(self, directory: bytes, fd: int, name: bytes) -> Problem:
@@ -163,7 +166,7 @@ class WorkCheck:
                 copy.release() if copy.has_no_names else None,
             )  # fmt: skip
             return
-        if copy.st.st_nlink > 1 and not copy.upper_names:
+        if copy.st.st_nlink > 1 and not copy.upper_names and stat_key(copy.st) not in self._left:
             yield self._problem(
                 copy.name, "a copy whose names are not in this upper",
                 "the work directory may belong to another upper",
