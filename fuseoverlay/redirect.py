@@ -162,7 +162,8 @@ def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -
     for base in bases:
         real, directory_path, stop = _walk_one(stack, base, path[:-1])
         if real is not None:
-            kind = _kind(stack, real, path[-1])
+            kind, hides = _kind(stack, real, path[-1])
+            stop = stop or hides
             if kind == stat.S_IFREG:
                 found = Place(real, path[-1])
                 if not is_metacopy(stack, found):
@@ -180,7 +181,7 @@ def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -
     if redirect.startswith(b"/"):
         for layer in stack.data_only:
             real, _, _ = _walk_one(stack, layer.root, path[:-1])
-            if real is not None and _kind(stack, real, path[-1]) == stat.S_IFREG:
+            if real is not None and _kind(stack, real, path[-1])[0] == stat.S_IFREG:
                 return Place(real, path[-1])
     raise refused(place.real, place.name, errno.EIO, "its data is in no layer below")
 
@@ -211,16 +212,17 @@ def _walk_one(
     stack: LayerStack, base: RealDir, path: list[bytes]
 ) -> tuple[RealDir | None, list[bytes], bool]:
     """Follow `path` in one layer: (directory or None, path for the layers below, stop there)."""
-    real, stop, onward = base, False, path
+    real, stop, onward = base, _is_oci_opaque(stack, base), path
     for position, name in enumerate(path):
-        kind = _kind(stack, real, name)
+        kind, hides = _kind(stack, real, name)
+        stop = stop or hides
         if kind is None:
             return None, onward, stop
         if kind != stat.S_IFDIR:
             return None, onward, True
         real = RealDir(real.layer, real, name)
         marks = marks_of(stack, real)
-        stop = stop or marks.opaque
+        stop = stop or marks.opaque or _is_oci_opaque(stack, real)
         if marks.redirect is not None:
             rest = path[position + 1 :]
             if marks.redirect.startswith(b"/"):
@@ -230,15 +232,20 @@ def _walk_one(
     return real, onward, stop
 
 
-def _kind(stack: LayerStack, real: RealDir, name: bytes) -> int | None:
-    """Type of `name`; a whiteout counts as something that is no directory."""
-    fd = stack.fd(real)
-    for candidate in (whiteout.WH_PREFIX + name, name):
-        try:
-            st = os.stat(candidate, dir_fd=fd, follow_symlinks=False)
-        except OSError:
-            continue
-        if stat.S_ISDIR(st.st_mode) and candidate != name:
-            continue
-        return stat.S_IFMT(st.st_mode)
-    return None
+def _kind(stack: LayerStack, real: RealDir, name: bytes) -> tuple[int | None, bool]:
+    """Type of `name`, None where there is nothing; whether a `.wh.NAME` beside it hides it in
+    the layers below. A whiteout at the name itself is something that is no directory."""
+    st = _status(stack, real, name)
+    hides = _status(stack, real, whiteout.WH_PREFIX + name) is not None
+    return None if st is None else stat.S_IFMT(st.st_mode), hides
+
+
+def _is_oci_opaque(stack: LayerStack, real: RealDir) -> bool:
+    return _status(stack, real, whiteout.WH_OPAQUE) is not None
+
+
+def _status(stack: LayerStack, real: RealDir, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=stack.fd(real), follow_symlinks=False)
+    except OSError:
+        return None

@@ -483,6 +483,18 @@ class OverlayMachine(RuleBasedStateMachine):
         self._same([*results, outcome(operation, plain)])
         self._expect(results[0] is not None or not stuck or same, "a lower directory has moved")
 
+    @rule(old=dirs, new=paths)
+    def replace_tree(self, old: str, new: str) -> None:
+        """rm -r NEW; mv OLD NEW"""
+        self.remove(new, "rm -r")
+        self.rename(old, new, "noreplace")
+
+    @rule(path=dirs)
+    def make_again(self, path: str) -> None:
+        """rm -r; mkdir"""
+        self.remove(path, "rm -r")
+        self.mkdir(path, DIR_MODES[0])
+
     def _is_lower_dir(self, path: str) -> bool:
         with contextlib.suppress(OSError):
             found = os.lstat(self.plain / path)

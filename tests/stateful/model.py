@@ -130,11 +130,12 @@ def merged(layers: Sequence[Layer]) -> View:
 
 
 def for_kernel(layers: Sequence[Layer]) -> list[Layer]:
-    """Equal layers that kernel overlayfs reads: no OCI dialect, and no whiteouts that hide
-    nothing, which it would list."""
+    """Equivalent layers for kernel overlayfs, without whiteouts that hide nothing, which it
+    would list. All in the first dialect: a directory whose names only xattr whiteouts hide
+    looks empty there, but rmdir(2) says ENOTEMPTY."""
     return [
         Layer(
-            "char" if layer.dialect == "oci" else layer.dialect,
+            "char",
             {
                 path: node
                 for path, node in layer.nodes.items()

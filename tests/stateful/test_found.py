@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mounts import Space, differs, scratch
+from tests.helpers.tree import compare, record
 
 
 @pytest.fixture
@@ -104,3 +105,42 @@ def test_moving_a_read_only_directory_with_redirect_dir(space: Space) -> None:
     with space.mounted() as mnt:
         os.rename(mnt / "d", mnt / "e")
         assert (mnt / "e" / "inside").read_bytes() == b"text"
+
+
+def _oci_layer(space: Space, mark: str) -> None:
+    """`d` of the lower hides that of the layer below, in one of the ways of OCI layers."""
+    bottom = space.add_lower()
+    for layer, name in ((space.lower, b"top"), (bottom, b"bottom")):
+        (layer / "d" / "sub").mkdir(parents=True)
+        (layer / "d" / "sub" / os.fsdecode(name)).touch()
+        (layer / "d" / "file").write_bytes(name)
+    (space.lower / mark).touch()
+    space.kernel_reads = False
+
+
+oci_marks = pytest.mark.parametrize("mark", [".wh.d", "d/.wh..wh..opq", ".wh..wh..opq"])
+
+
+@differs("dialects")
+@oci_marks
+@pytest.mark.parametrize("name", ["d", "d/sub"])
+def test_redirect_through_an_oci_opaque_directory(space: Space, mark: str, name: str) -> None:
+    """What it hides stays hidden after the next mount, and what it has stays there."""
+    _oci_layer(space, mark)
+    space.features = ("redirect_dir=on",)
+    with space.mounted() as mnt:
+        shown = record(str(mnt / name))
+        os.rename(mnt / name, mnt / "moved")
+        space.remount()
+        assert compare(shown, record(str(mnt / "moved"))) == []
+
+
+@differs("dialects")
+@oci_marks
+def test_metacopy_in_an_oci_opaque_directory(space: Space, mark: str) -> None:
+    _oci_layer(space, mark)
+    space.features = ("metacopy=on",)
+    with space.mounted() as mnt:
+        os.chmod(mnt / "d" / "file", 0o600)
+        space.remount()
+        assert (mnt / "d" / "file").read_bytes() == b"top"
