@@ -38,7 +38,9 @@ async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: b
     `data`: false if the caller changes only metadata; with `metacopy=on` the data then
     stays where it is. EROFS; ENOSPC, EDQUOT, EIO of the copy; then nothing is left behind.
     """
-    if isinstance(inode, Directory):
+    if isinstance(inode, Directory) and inode.removed:
+        _copy_up_removed(ov, inode)
+    elif isinstance(inode, Directory):
         copy_up_directory(ov, inode)
     elif isinstance(inode, File) and (_is_busy(inode) or not _is_up(inode, data)):
         ov.writable()
@@ -88,6 +90,18 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
     directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
     if parent.index is not None:
         parent.index.put(directory.name, True)
+
+
+def _copy_up_removed(ov: Overlay, directory: Directory) -> None:
+    """Of a directory that somebody still has open: its copy has no name either."""
+    if directory.pinned >= 0:
+        return
+    workdir = ov.writable()
+    with staging.discarded_on_error(ov) as staged:
+        stage_directory(ov, directory, staged)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        ov.inodes.pin(directory, os.open(staged, flags, dir_fd=workdir.fd))
+        os.rmdir(staged, dir_fd=workdir.fd)
 
 
 def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:

@@ -52,6 +52,7 @@ DIFFERENCES = {
     "hidden-whiteouts": "a whiteout in a lower-only or opaque directory is not listed",
     "late-copy-up": "opening for writing copies nothing, the first change does",
     "fresh-descriptors": "a descriptor opened before copy-up sees the current file",
+    "removed-directories": "a removed directory of a lower still changes through its descriptor",
     "hard-links": "hard links survive copy-up, also after a remount",
     "in-use": "an upper or work directory in use by another mount is refused",
     "daemon": "what is tested is the daemon or its command line",

@@ -250,6 +250,11 @@ class Opened:
         return self.fds[-1]
 
     @property
+    def ends(self) -> tuple[int, int]:
+        """Both of them, without the kernel's."""
+        return self.ours, self.plain
+
+    @property
     def kind(self) -> int:
         """File type."""
         return stat.S_IFMT(os.fstat(self.plain).st_mode)
@@ -483,9 +488,10 @@ class OverlayMachine(RuleBasedStateMachine):
         self._same([*results, outcome(operation, plain)])
         self._expect(results[0] is not None or not stuck or same, "a lower directory has moved")
 
-    @rule(old=dirs, new=paths)
+    @rule(old=places, new=paths)
     def replace_tree(self, old: str, new: str) -> None:
-        """rm -r NEW; mv OLD NEW"""
+        """mkdir OLD; rm -r NEW; mv OLD NEW"""
+        self.mkdir(old, DIR_MODES[0])
         self.remove(new, "rm -r")
         self.rename(old, new, "noreplace")
 
@@ -547,13 +553,14 @@ class OverlayMachine(RuleBasedStateMachine):
         return self.opened[number % len(self.opened)]
 
     def do_open(self, one: Opened, operation: Callable[[int], object]) -> object:
-        """Do it with every descriptor."""
-        return self._same(outcome(operation, fd) for fd in one.fds)
+        """Do it with every descriptor; the kernel changes no removed directory of a lower."""
+        gone = one.kind == stat.S_IFDIR and not os.fstat(one.plain).st_nlink
+        return self._same(outcome(operation, fd) for fd in (one.ends if gone else one.fds))
 
     def _read_open(self, one: Opened, operation: Callable[[int], object]) -> None:
         """Through what was opened for reading the kernel shows the lower file for ever."""
         if one.kind == stat.S_IFREG and not one.writable:
-            self._same(outcome(operation, fd) for fd in (one.ours, one.plain))
+            self._same(outcome(operation, fd) for fd in one.ends)
         else:
             self.do_open(one, operation)
 

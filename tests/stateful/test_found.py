@@ -144,3 +144,22 @@ def test_metacopy_in_an_oci_opaque_directory(space: Space, mark: str) -> None:
         os.chmod(mnt / "d" / "file", 0o600)
         space.remount()
         assert (mnt / "d" / "file").read_bytes() == b"top"
+
+
+@differs("removed-directories")
+def test_changing_an_open_directory_of_a_lower_that_was_removed(space: Space) -> None:
+    (space.lower / "d").mkdir()
+    os.setxattr(space.lower / "d", "user.x", b"value")
+    with space.mounted() as mnt:
+        fd = os.open(mnt / "d", os.O_RDONLY)
+        try:
+            os.rmdir(mnt / "d")
+            os.fchmod(fd, 0o700)
+            os.utime(fd, (1, 2))
+            os.setxattr(fd, "user.y", b"other")
+            st = os.fstat(fd)
+            assert (st.st_mode & 0o777, st.st_mtime) == (0o700, 2)
+            assert sorted(os.listxattr(fd)) == ["user.x", "user.y"]
+        finally:
+            os.close(fd)
+        assert os.listdir(mnt) == []
