@@ -130,7 +130,7 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
             await _copy_regular(ov, file, staged, size, origin)
         else:
             staging.make(ov, staged, shown_of(ov, real), _target(ov, file))
-            _copy_metadata(ov, file, staged, origin)
+            _copy_metadata(ov, file, staged, origin, real.st)
         _publish_file(ov, file, staged, origin)
         if metacopy is None:
             file.data = None
@@ -154,12 +154,13 @@ async def _copy_only_metadata(
     """Stage a file of the right size without data; `path` leads to that in the lowers."""
     workdir = ov.writable()
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    st = real_of(ov, file).st
     target = os.open(staged, flags, 0o600, dir_fd=workdir.fd)
     try:
-        os.ftruncate(target, real_of(ov, file).st.st_size)
+        os.ftruncate(target, st.st_size)
         os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
         os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
-        _copy_metadata(ov, file, staged, origin)
+        _copy_metadata(ov, file, staged, origin, st)
         if ov.config.durable:
             await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
     finally:
@@ -216,6 +217,7 @@ async def _copy_regular(
     """Stage data and metadata, synced. The new descriptor is not kept: the file may be
     published under a name that needs another."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    before = real_of(ov, file).st
     target = os.open(staged, flags, 0o600, dir_fd=ov.writable().fd)
     try:
         source = ov.data.acquire(file)
@@ -230,14 +232,18 @@ async def _copy_regular(
                 )
         finally:
             ov.data.release(source)
-        _copy_metadata(ov, file, staged, origin)
+        _copy_metadata(ov, file, staged, origin, before)
         if ov.config.durable:
             await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
     finally:
         os.close(target)
 
 
-def _copy_metadata(ov: Overlay, file: File, staged: bytes, origin: bytes | None) -> None:
+def _copy_metadata(
+    ov: Overlay, file: File, staged: bytes, origin: bytes | None, before: os.stat_result
+) -> None:
+    """Stage owner, mode, attributes and times; these as they were `before` anything was read,
+    which may have moved the access time."""
     workdir = ov.writable()
     real = real_of(ov, file)
     target = at(workdir.fd, staged)
@@ -247,7 +253,7 @@ def _copy_metadata(ov: Overlay, file: File, staged: bytes, origin: bytes | None)
     if origin is not None:
         with contextlib.suppress(OSError):
             xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
-    _copy_times(real.st, workdir.fd, staged)
+    _copy_times(before, workdir.fd, staged)
 
 
 def _publish_file(ov: Overlay, file: File, staged: bytes, origin: bytes | None) -> None:
