@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fuseoverlay import files, ownership, protection, xattrs
+from fuseoverlay import acl, files, ownership, protection, xattrs
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Directory, File, Inode
 from fuseoverlay.lookup import Real, index_of, real_of, shown_of
@@ -164,10 +165,23 @@ async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None
     os.setxattr(real.path, real_name, value, follow_symlinks=real.follow)
 
 
+def leave_group(ov: Overlay, inode: Inode, groups: Container[int]) -> None:
+    """Who is in these groups has set an ACL: a stranger to the object's group ends setgid, as
+    with chmod(2)."""
+    shown = shown_of(ov, real_of(ov, inode))
+    if shown.mode & stat.S_ISGID and shown.gid not in groups:
+        ownership.change(ov, inode, mode=stat.S_IMODE(shown.mode) & ~stat.S_ISGID)
+
+
 async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
-    """Remove an attribute; ENODATA without copying anything up where there is none."""
+    """Remove an attribute. Where there is none: ENODATA, of ACLs no error; copies nothing up."""
     protection.check_change(ov, inode)
-    getxattr(ov, inode, name)
+    try:
+        getxattr(ov, inode, name)
+    except OSError as exc:
+        if exc.errno == errno.ENODATA and name.startswith(acl.PREFIX):
+            return
+        raise
     await copy_up(ov, inode, data=False)
     real = real_of(ov, inode)
     os.removexattr(real.path, xattrs.to_real(name), follow_symlinks=real.follow)

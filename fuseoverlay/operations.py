@@ -352,7 +352,10 @@ class Operations(pyfuse3.Operations):
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         self._refuse_acl(name)
-        await attributes.setxattr(self._ov, self._ov.inodes.get(inode), name, value)
+        target = self._ov.inodes.get(inode)
+        await attributes.setxattr(self._ov, target, name, value)
+        if name == acl.ACCESS and ctx.uid != 0:
+            attributes.leave_group(self._ov, target, _groups(ctx))
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -367,6 +370,14 @@ class Operations(pyfuse3.Operations):
         shown.f_favail = real.f_favail
         shown.f_namemax = min(real.f_namemax, 255)
         return shown
+
+
+def _groups(ctx: RequestContext) -> set[int]:
+    """The caller's groups; where it cannot be asked for more, the primary one."""
+    try:
+        return {ctx.gid, *pyfuse3.get_sup_groups(ctx.pid)}
+    except (OSError, RuntimeError):
+        return {ctx.gid}
 
 
 def _handle(ino: int) -> pyfuse3.FileInfo:
