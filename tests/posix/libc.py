@@ -1,0 +1,186 @@
+"""System calls as the C library has them where `os` has not: flags, raw buffers, positions.
+
+All raise `OSError`. Layouts and numbers are those of 64-bit Linux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from ctypes import c_char_p, c_int, c_long, c_size_t, c_ssize_t, c_uint, c_void_p
+from pathlib import Path
+
+from fuseoverlay.syscalls import AT_FDCWD
+
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_REMOVEDIR = 0x200
+AT_SYMLINK_FOLLOW = 0x400
+AT_EMPTY_PATH = 0x1000
+UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+#: _IOR('f', 1, long), linux/fs.h
+FS_IOC_GETFLAGS = 0x80086601
+STATX_BTIME = 0x800
+_SYS_GETDENTS64 = {"x86_64": 217}.get(os.uname().machine, 61)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = c_long
+_libc.opendir.restype = c_void_p
+_libc.opendir.argtypes = (c_char_p,)
+_libc.closedir.argtypes = (c_void_p,)
+_libc.rewinddir.argtypes = (c_void_p,)
+_libc.telldir.restype = c_long
+_libc.telldir.argtypes = (c_void_p,)
+_libc.seekdir.argtypes = (c_void_p, c_long)
+_libc.getxattr.restype = _libc.listxattr.restype = c_ssize_t
+_libc.getxattr.argtypes = (c_char_p, c_char_p, c_void_p, c_size_t)
+_libc.listxattr.argtypes = (c_char_p, c_void_p, c_size_t)
+_libc.setxattr.argtypes = (c_char_p, c_char_p, c_char_p, c_size_t, c_int)
+_libc.fallocate.argtypes = (c_int, c_int, c_long, c_long)
+_libc.statx.argtypes = (c_int, c_char_p, c_int, c_uint, c_void_p)
+_libc.getcwd.restype = c_void_p
+_libc.getcwd.argtypes = (c_char_p, c_size_t)
+
+
+class _Dirent(ctypes.Structure):
+    _fields_ = (
+        ("ino", ctypes.c_uint64),
+        ("offset", ctypes.c_int64),
+        ("length", ctypes.c_uint16),
+        ("kind", ctypes.c_uint8),
+        ("name", ctypes.c_char * 256),
+    )
+
+
+_libc.readdir64.restype = ctypes.POINTER(_Dirent)
+_libc.readdir64.argtypes = (c_void_p,)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _bytes(path: os.PathLike | str | bytes) -> bytes:
+    return os.fsencode(path)
+
+
+def linkat(old: Path | bytes, new: Path, flags: int, *, fd: int = AT_FDCWD) -> None:
+    """linkat(2) with flags, `old` relative to `fd`."""
+    _checked(_libc.linkat(c_int(fd), _bytes(old), c_int(AT_FDCWD), _bytes(new), c_int(flags)))
+
+
+def unlinkat(path: Path, flags: int) -> None:
+    """unlinkat(2) with flags."""
+    _checked(_libc.unlinkat(c_int(AT_FDCWD), _bytes(path), c_int(flags)))
+
+
+def utimensat(path: Path, atime: tuple[int, int], mtime: tuple[int, int], flags: int = 0) -> None:
+    """utimensat(2) with (seconds, nanoseconds), so also with UTIME_NOW and UTIME_OMIT."""
+    times = struct.pack("qqqq", *atime, *mtime)
+    _checked(_libc.utimensat(c_int(AT_FDCWD), _bytes(path), times, c_int(flags)))
+
+
+def faccessat(path: Path, mode: int, flags: int) -> None:
+    """faccessat(3) with flags."""
+    _checked(_libc.faccessat(c_int(AT_FDCWD), _bytes(path), c_int(mode), c_int(flags)))
+
+
+def getxattr(path: Path, name: str, size: int) -> int:
+    """getxattr(2) into a buffer of `size` bytes; the length of the value."""
+    buffer = ctypes.create_string_buffer(size) if size else None
+    return _checked(_libc.getxattr(_bytes(path), name.encode(), buffer, size))
+
+
+def listxattr(path: Path, size: int) -> int:
+    """listxattr(2) into a buffer of `size` bytes; the length of the list."""
+    buffer = ctypes.create_string_buffer(size) if size else None
+    return _checked(_libc.listxattr(_bytes(path), buffer, size))
+
+
+def setxattr(path: Path, name: bytes, value: bytes, flags: int) -> None:
+    """setxattr(2) with any flags."""
+    _checked(_libc.setxattr(_bytes(path), name, value, len(value), flags))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), which unlike posix_fallocate(3) is never emulated."""
+    _checked(_libc.fallocate(fd, mode, offset, length))
+
+
+def statx_mask(path: Path, mask: int) -> int:
+    """Which of the fields asked for statx(2) knows."""
+    buffer = ctypes.create_string_buffer(256)
+    _checked(_libc.statx(AT_FDCWD, _bytes(path), AT_SYMLINK_NOFOLLOW, mask, buffer))
+    return struct.unpack_from("I", buffer)[0] & mask
+
+
+def getdents(fd: int, size: int) -> int:
+    """getdents64(2) into a buffer of `size` bytes; how many it filled."""
+    buffer = ctypes.create_string_buffer(size)
+    return _checked(
+        _libc.syscall(c_long(_SYS_GETDENTS64), c_int(fd), buffer, c_size_t(size)),
+    )
+
+
+def getcwd() -> bytes:
+    """getcwd(3)."""
+    buffer = ctypes.create_string_buffer(65536)
+    if not _libc.getcwd(buffer, len(buffer)):
+        _checked(-1)
+    return buffer.value
+
+
+class Stream:
+    """A directory stream of the C library, with positions."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = _libc.opendir(_bytes(path))
+        if not self._stream:
+            _checked(-1)
+
+    def next(self) -> tuple[bytes, int, int] | None:
+        """(name, d_type, d_ino); None at the end."""
+        entry = _libc.readdir64(self._stream)
+        if not entry:
+            return None
+        found = entry.contents
+        return found.name, found.kind, found.ino
+
+    def rest(self) -> list[bytes]:
+        """All names from here."""
+        names = []
+        while (found := self.next()) is not None:
+            names.append(found[0])
+        return names
+
+    def tell(self) -> int:
+        """The position; telldir(3)."""
+        return _libc.telldir(self._stream)
+
+    def seek(self, position: int) -> None:
+        """Go to a position that `tell` gave; seekdir(3)."""
+        _libc.seekdir(self._stream, position)
+
+    def rewind(self) -> None:
+        """Go to the start and see what has changed; rewinddir(3)."""
+        _libc.rewinddir(self._stream)
+
+    def close(self) -> None:
+        """closedir(3)."""
+        _libc.closedir(self._stream)
+
+
+@contextlib.contextmanager
+def stream(path: Path) -> Iterator[Stream]:
+    """A `Stream` for a block."""
+    opened = Stream(path)
+    try:
+        yield opened
+    finally:
+        opened.close()
