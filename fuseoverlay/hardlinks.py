@@ -75,7 +75,7 @@ def open_copy(ov: Overlay, place: Place, st: os.stat_result) -> int | None:
             return None
         raise
     same_type = stat.S_IFMT(os.stat(fd).st_mode) == stat.S_IFMT(st.st_mode)
-    if same_type and xattrs.get_overlay(at(index_fd, name), xattrs.ORIGIN) == origin:
+    if same_type and xattrs.get_overlay(at(index_fd, name), xattrs.ORIGIN, upper=True) == origin:
         return fd
     os.close(fd)
     _warn_foreign(workdir.path, name)
@@ -158,7 +158,8 @@ def indexed_links(ov: Overlay, path: bytes, st: os.stat_result, lower_links: int
     """`stored_links` of the upper file at `path` if the index has it too; else 0, for then its
     attributes say nothing about other names."""
     index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
-    origin = xattrs.get_overlay(path, xattrs.ORIGIN) if st.st_nlink > 1 else None
+    linked = st.st_nlink > 1
+    origin = xattrs.get_overlay(path, xattrs.ORIGIN, upper=True) if linked else None
     if index_fd is None or origin is None:
         return 0
     try:

@@ -208,7 +208,8 @@ def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.s
     `overlay.origin` tells a copy from a new file in the same place. Mostly the lower file is
     right below; one that was renamed is found by its handle, where we may open that.
     """
-    stored = xattrs.get_overlay(at(ov.stack.fd(place.real), place.name), xattrs.ORIGIN)
+    path = at(ov.stack.fd(place.real), place.name)
+    stored = xattrs.get_overlay(path, xattrs.ORIGIN, upper=True)
     if stored is None:
         return None
     below = Place(found.lower_file, place.name) if found.lower_file is not None else None

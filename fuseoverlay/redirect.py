@@ -190,7 +190,7 @@ def is_metacopy(stack: LayerStack, place: Place) -> bool:
     """Whether the regular file at `place` has its data in a layer below. EIO for a mark that
     is neither empty nor as long as the kernel's."""
     path = at(stack.fd(place.real), place.name)
-    mark = xattrs.get_overlay(path, xattrs.METACOPY)
+    mark = xattrs.get_overlay(path, xattrs.METACOPY, upper=place.real.layer.number == 0)
     if mark is not None and 0 < len(mark) < _METACOPY_HEADER:
         raise refused(place.real, place.name, errno.EIO, "its metacopy mark is invalid")
     return mark is not None

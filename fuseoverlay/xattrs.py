@@ -9,12 +9,15 @@ Names are `bytes` everywhere.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from fuseoverlay.syscalls import fd_path
+
+T = TypeVar("T")
 
 TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
@@ -102,17 +105,17 @@ def drop(path: bytes | int, name: bytes, *, follow: bool = False) -> None:
     _whatever_mode(target, lambda: os.removexattr(target, name, follow_symlinks=follow))
 
 
-def _whatever_mode(path: bytes, call: Callable[[], None]) -> None:
+def _whatever_mode(path: bytes, call: Callable[[], T]) -> T:
     try:
-        call()
+        return call()
     except PermissionError as exc:
         if exc.errno != errno.EACCES:
             raise
         # No symbolic link: those take no `user.` attributes and answer EPERM.
         mode = stat.S_IMODE(os.stat(path).st_mode)
-        os.chmod(path, mode | stat.S_IWUSR)
+        os.chmod(path, mode | stat.S_IRUSR | stat.S_IWUSR)
         try:
-            call()
+            return call()
         finally:
             os.chmod(path, mode)
 
@@ -133,12 +136,18 @@ def _target(path: bytes | int, follow: bool) -> tuple[bytes, bool]:
     return (fd_path(path), True) if isinstance(path, int) else (path, follow)
 
 
-def get_overlay(path: bytes | int, what: bytes, *, follow: bool = False) -> bytes | None:
-    """Value of the overlay attribute `what` (`OPAQUE` ...), whatever its namespace."""
+def get_overlay(
+    path: bytes | int, what: bytes, *, follow: bool = False, upper: bool = False
+) -> bytes | None:
+    """Value of the overlay attribute `what` (`OPAQUE` ...), whatever its namespace.
+
+    `upper`: the object is of the upper and read whatever its mode, as with `put`.
+    """
     present = names(path, follow=follow)
     for namespace in NAMESPACES:
         if namespace + what in present:
-            value = get(path, namespace + what, follow=follow)
+            read = functools.partial(get, path, namespace + what, follow=follow)
+            value = _whatever_mode(_target(path, follow)[0], read) if upper else read()
             if value is not None:
                 return value
     return None

@@ -225,6 +225,28 @@ def test_files_that_may_not_be_written_change_their_attributes(space: Space, mod
         assert os.stat(space.upper / "f").st_mtime_ns == MTIME
 
 
+@pytest.mark.parametrize("mode", [0, 0o100, 0o244])
+def test_files_that_may_not_be_read_are_there_after_a_remount(space: Space, mode: int) -> None:
+    """The overlay's own attributes on them take read permission, too."""
+    for name in ("f", "linked"):
+        (space.lower / name).write_bytes(CONTENT)
+    os.link(space.lower / "linked", space.lower / "twin")
+    with space.mounted(settle=False) as mnt:
+        numbers = {name: os.stat(mnt / name).st_ino for name in ("f", "linked")}
+        for name in numbers:
+            os.chmod(mnt / name, mode)
+        space.remount()
+        for name, number in numbers.items():
+            st = os.stat(mnt / name)
+            assert (stat.S_IMODE(st.st_mode), st.st_size) == (mode, len(CONTENT))
+            # The kernel numbers a copy of one of two hard links anew.
+            assert st.st_ino == number or IMPL == "kernel"
+            os.chmod(mnt / name, 0o600)
+            assert (mnt / name).read_bytes() == CONTENT
+            os.unlink(mnt / name)
+            assert not os.path.lexists(mnt / name)
+
+
 def test_special_files_stay_what_they_are(case: Case) -> None:
     for name, kind in (("p", stat.S_ISFIFO), ("k", stat.S_ISSOCK), ("s", stat.S_ISLNK)):
         os.utime(case.path / name, ns=(1, 2), follow_symlinks=False)
