@@ -35,32 +35,49 @@ def discarded_on_error(ov: Overlay) -> Iterator[bytes]:
 def move(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
     """Rename between the work directory and the upper; flags and errors of renameat2(2).
 
-    To move a directory takes write permission on it: where a plain user has none on his
-    own, he gets it for the moment of the call.
+    That takes write permission on both directories, and on a directory that moves: where a
+    plain user has none on his own, he gets it for the moment of the call.
     """
     try:
         syscalls.renameat2(src_dir, src, dst_dir, dst, flags)
     except PermissionError:
-        narrow = [
-            (before, after, stat.S_IMODE(st.st_mode))
-            for before, after, st in (
-                ((src_dir, src), (dst_dir, dst), _status(src_dir, src)),
-                ((dst_dir, dst), (src_dir, src), _status(dst_dir, dst)),
-            )
-            if st is not None and stat.S_ISDIR(st.st_mode) and st.st_uid == os.geteuid()
-        ]
-        if not narrow:
-            raise
-        for (fd, name), _, mode in narrow:
-            os.chmod(name, mode | 0o700, dir_fd=fd)
-        moved = False
-        try:
+        with contextlib.ExitStack() as stack:
+            for fd, name in ((src_dir, src), (dst_dir, dst)):
+                stack.enter_context(_writable(fd))
+                moving = stack.enter_context(_directory(fd, name))
+                if moving is not None:
+                    stack.enter_context(_writable(moving))
             syscalls.renameat2(src_dir, src, dst_dir, dst, flags)
-            moved = True
-        finally:
-            for before, after, mode in narrow:
-                fd, name = after if moved else before
-                os.chmod(name, mode, dir_fd=fd)
+
+
+@contextlib.contextmanager
+def _writable(fd: int) -> Iterator[None]:
+    """Widen the mode of a directory of our own."""
+    st = os.stat(fd)
+    if st.st_uid != os.geteuid():
+        yield
+        return
+    path, mode = syscalls.fd_path(fd), stat.S_IMODE(st.st_mode)
+    os.chmod(path, mode | 0o700)
+    try:
+        yield
+    finally:
+        os.chmod(path, mode)
+
+
+@contextlib.contextmanager
+def _directory(dir_fd: int, name: bytes) -> Iterator[int | None]:
+    """A descriptor that stays with the directory when it moves; None: it is none."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=dir_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def move_to_free(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
@@ -72,13 +89,6 @@ def move_to_free(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int 
             raise
         # The filesystem knows no flags.
         move(src_dir, src, dst_dir, dst)
-
-
-def _status(dir_fd: int, name: bytes) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
 
 
 def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:

@@ -172,7 +172,7 @@ def write_layer(layers: Sequence[Layer], number: int, root: Path) -> None:
             _write_node(layers, number, path, root / path, made)
             if isinstance(node, Dir) and node.opaque:
                 _write_opaque(layer, node, root / path)
-    _set_times(layers, [(number, path, root / path) for path in layer.nodes])
+    _finish(layers, [(number, path, root / path) for path in layer.nodes])
 
 
 def _write_whiteout(layer: Layer, root: Path, path: str) -> None:
@@ -231,7 +231,7 @@ def _write_node(layers: Sequence[Layer], number: int, path: str, at: Path, made:
         at.write_bytes(text(f"layer {number}, {path}. ", node.size))
     if isinstance(node, File | Dir) and node.xattr:
         os.setxattr(at, XATTR, b"from layer %d" % number)
-    if isinstance(node, File | Dir | Fifo):
+    if isinstance(node, File | Fifo):
         at.chmod(node.mode)
 
 
@@ -241,9 +241,13 @@ def text(words: str, size: int) -> bytes:
     return (data * (size // len(data) + 1))[:size]
 
 
-def _set_times(layers: Sequence[Layer], places: Sequence[tuple[int, str, Path]]) -> None:
-    """Give every object a time of its own; `places` name parents before children."""
+def _finish(layers: Sequence[Layer], places: Sequence[tuple[int, str, Path]]) -> None:
+    """Modes of directories, and a time of its own for every object; `places` name parents
+    before children."""
     for number, path, at in reversed(places):
+        node = layers[number].nodes[path]
+        if isinstance(node, Dir):
+            at.chmod(node.mode)
         if os.path.lexists(at):
             seconds = OLD + 100 * number + PATHS.index(_first_name(layers[number], path))
             os.utime(at, (seconds, seconds), follow_symlinks=False)
@@ -264,5 +268,5 @@ def write_view(layers: Sequence[Layer], root: Path, hidden: Path) -> set[int]:
                 places.append((number, path, hidden / f"{number}-{path.replace('/', '-')}"))
     for number, path, at in places:
         _write_node(layers, number, path, at, made)
-    _set_times(layers, places)
+    _finish(layers, places)
     return {os.stat(root / path).st_ino for path in view if isinstance(view[path][1], Dir)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from tests.helpers.tree import compare, record
 
 
 @pytest.fixture
-def space():
+def space() -> Iterator[Space]:
     """A private overlay, not yet mounted."""
     with scratch() as base:
         space = Space(base)
@@ -163,3 +163,18 @@ def test_changing_an_open_directory_of_a_lower_that_was_removed(space: Space) ->
         finally:
             os.close(fd)
         assert os.listdir(mnt) == []
+
+
+@pytest.mark.parametrize("name", ["file", "sub", "fifo", "link"])
+def test_copy_up_in_a_read_only_directory(space: Space, name: str) -> None:
+    """Its owner may change what is in it, and so the copy must get into it."""
+    (space.lower / "d" / "sub").mkdir(parents=True)
+    (space.lower / "d" / "file").write_bytes(b"text")
+    os.mkfifo(space.lower / "d" / "fifo")
+    os.symlink("file", space.lower / "d" / "link")
+    (space.lower / "d").chmod(0o555)
+    with space.mounted() as mnt:
+        os.utime(mnt / "d" / name, (1, 2), follow_symlinks=False)
+        assert os.lstat(mnt / "d" / name).st_mtime == 2
+        assert os.stat(mnt / "d").st_mode & 0o777 == 0o555
+    assert os.stat(space.upper / "d").st_mode & 0o777 == 0o555
