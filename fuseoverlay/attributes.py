@@ -174,12 +174,14 @@ def leave_group(ov: Overlay, inode: Inode, groups: Container[int]) -> None:
 
 
 async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
-    """Remove an attribute. Where there is none: ENODATA, of ACLs no error; copies nothing up."""
+    """Remove an attribute; ENODATA without copying anything up where there is none. An upper
+    object's missing ACL is no error, as in most filesystems."""
     protection.check_change(ov, inode)
     try:
         getxattr(ov, inode, name)
     except OSError as exc:
-        if exc.errno == errno.ENODATA and name.startswith(acl.PREFIX):
+        missing = exc.errno == errno.ENODATA and name.startswith(acl.PREFIX)
+        if missing and inode.in_upper:
             return
         raise
     await copy_up(ov, inode, data=False)

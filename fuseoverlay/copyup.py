@@ -86,7 +86,7 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     with staging.discarded_on_error(ov) as staged:
         stage_directory(ov, directory, staged)
-        _publish(ov, staged, Place(parent.upper, directory.name))
+        _publish(ov, staged, parent, directory.name)
     directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
     if parent.index is not None:
         parent.index.put(directory.name, True)
@@ -144,8 +144,10 @@ def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | N
     if not (ov.config.metacopy and stat.S_ISREG(file.kind) and st.st_size and names):
         return None
     parent, name = names[0]
-    path = redirect.file_redirect(ov.stack, file.lower) or path_below(parent) + b"/" + name
-    return path if path.startswith(b"/") and len(path) <= redirect.MAX_LENGTH else None
+    # Also where the lower file is a metacopy itself: the kernel looks for data in data-only
+    # layers only on behalf of a lower file.
+    path = path_below(parent) + b"/" + name
+    return path if len(path) <= redirect.MAX_LENGTH else None
 
 
 async def _copy_only_metadata(
@@ -262,16 +264,14 @@ def _publish_file(ov: Overlay, file: File, staged: bytes, origin: bytes | None) 
     workdir = ov.writable()
     links = real_of(ov, file).st.st_nlink - file.hidden
     names = ov.inodes.live_names(file)
-    if origin is not None and links > 1 and stat.S_ISREG(file.kind):
+    if origin is not None and links > 1:
         file.links = links
         if not hardlinks.enter(ov, file, staged, origin):
             file.links = 0
     new = os.stat(staged, dir_fd=workdir.fd, follow_symlinks=False)
     if names:
         parent, name = names[0]
-        place = Place(copy_up_directory(ov, parent), name)
-        _publish(ov, staged, place)
-        file.upper = place
+        file.upper = _publish(ov, staged, parent, name)
         if parent.index is not None:
             parent.index.put(name, False)
     else:
@@ -292,23 +292,43 @@ def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
     found = index.find(name) if index is not None else None
     if index is None or found is None or found.in_upper:
         return
-    place = Place(copy_up_directory(ov, parent), name)
+    copy_up_directory(ov, parent)
     real = real_of(ov, file)
     hardlinks.hold_count(ov, file, real.path, follow=real.follow)
     with staging.discarded_on_error(ov) as staged:
         os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
-        _publish(ov, staged, place)
+        file.upper = _publish(ov, staged, parent, name)
     index.put(name, False)
-    file.upper = place
     ov.inodes.unpin(file)
-    hardlinks.changed(ov, file, at(ov.stack.fd(place.real), name), follow=False, by=0)
+    hardlinks.changed(ov, file, at(ov.stack.fd(file.upper.real), name), follow=False, by=0)
 
 
-def _publish(ov: Overlay, staged: bytes, place: Place) -> None:
-    """Rename into the upper where nothing is yet, leaving the parent's times alone."""
+def _publish(ov: Overlay, staged: bytes, parent: Directory, name: bytes) -> Place:
+    """Rename a copy into the upper where nothing is yet, leaving the parent's times alone."""
+    place = Place(copy_up_directory(ov, parent), name)
+    mark_impure(ov, parent)
     fd = ov.stack.fd(place.real)
     with times_kept(fd):
-        staging.move_to_free(ov.writable().fd, staged, fd, place.name)
+        staging.move_to_free(ov.writable().fd, staged, fd, name)
+    return place
+
+
+def mark_impure(ov: Overlay, directory: Directory) -> None:
+    """Note that something in the upper directory shows the number of a lower object: in
+    other directories the kernel lists the upper's own numbers."""
+    if directory.upper is None or directory.impure:
+        return
+    fd = ov.stack.fd(directory.upper)
+    with contextlib.suppress(OSError):
+        xattrs.put(fd, ov.writable().namespace + xattrs.IMPURE, b"y")
+    directory.impure = True
+
+
+def has_origin(inode: Inode, real: Real) -> bool:
+    """Whether the upper object `real` of the inode shows the number of a lower object."""
+    if isinstance(inode, Directory):
+        return bool(inode.lowers)
+    return xattrs.get_overlay(real.path, xattrs.ORIGIN, follow=real.follow) is not None
 
 
 @contextlib.contextmanager

@@ -50,6 +50,11 @@ class Inode:
         #: See `fuseoverlay.protection`; None: not asked yet.
         self.protection: bytes | None = None
 
+    @property
+    def in_upper(self) -> bool:
+        """Whether what counts is in the upper, with a name or without."""
+        raise NotImplementedError
+
 
 class File(Inode):
     """Anything but a directory."""
@@ -93,7 +98,17 @@ class File(Inode):
 class Directory(Inode):
     """A directory: where it is in the upper and in the lowers, merged on first use."""
 
-    __slots__ = ("children", "index", "lowers", "name", "parent", "redirect", "removed", "upper")
+    __slots__ = (
+        "children",
+        "impure",
+        "index",
+        "lowers",
+        "name",
+        "parent",
+        "redirect",
+        "removed",
+        "upper",
+    )
 
     def __init__(
         self,
@@ -110,6 +125,8 @@ class Directory(Inode):
         self.lowers = lowers
         #: `overlay.redirect` of the upper directory.
         self.redirect: bytes | None = None
+        #: Whether `overlay.impure` was set in this mount.
+        self.impure = False
         self.index: Index | None = None
         #: Directories in it that the kernel knows.
         self.children: dict[bytes, Directory] = {}

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import trio
 
 from fuseoverlay import acl, hardlinks, protection, staging, syscalls, whiteout, xattrs
-from fuseoverlay.copyup import copy_up, copy_up_directory, give_name
+from fuseoverlay.copyup import copy_up, copy_up_directory, give_name, has_origin, mark_impure
 from fuseoverlay.identity import Shown
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir
@@ -159,6 +159,8 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> File:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     copy_up_directory(ov, parent)
     real = real_of(ov, file)
+    if has_origin(file, real):
+        mark_impure(ov, parent)
     with staging.discarded_on_error(ov) as staged:
         os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
         publish(ov, parent, index, name, staged, is_dir=False)

@@ -158,9 +158,11 @@ def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -
     "Data-only lower layers".
     """
     redirect = _redirect_at(stack, place) or place.name
+    absolute = redirect.startswith(b"/")
     bases, path = _start(stack, parent_lowers, place.real, redirect)
-    for base in bases:
-        real, directory_path, stop = _walk_one(stack, base, path[:-1])
+    while bases:
+        real, directory_path, stop = _walk_one(stack, bases.pop(0), path[:-1])
+        path = [*directory_path, path[-1]]
         if real is not None:
             kind, hides = _kind(stack, real, path[-1])
             stop = stop or hides
@@ -169,16 +171,16 @@ def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -
                 if not is_metacopy(stack, found):
                     return found
                 onward = _redirect_at(stack, found)
-                if onward is not None:
-                    onward_path = onward[1:].split(b"/")
-                    path = onward_path if onward.startswith(b"/") else [*directory_path, onward]
-                    directory_path = path[:-1]
+                if onward is not None and onward.startswith(b"/"):
+                    absolute = True
+                    bases, path = _start(stack, (), real, onward)
+                elif onward is not None:
+                    path[-1] = onward
             elif kind is not None:
                 break
         if stop:
             break
-        path = [*directory_path, path[-1]]
-    if redirect.startswith(b"/"):
+    if absolute:
         for layer in stack.data_only:
             real, _, _ = _walk_one(stack, layer.root, path[:-1])
             if real is not None and _kind(stack, real, path[-1])[0] == stat.S_IFREG:
@@ -194,13 +196,6 @@ def is_metacopy(stack: LayerStack, place: Place) -> bool:
     if mark is not None and 0 < len(mark) < _METACOPY_HEADER:
         raise refused(place.real, place.name, errno.EIO, "its metacopy mark is invalid")
     return mark is not None
-
-
-def file_redirect(stack: LayerStack, place: Place | None) -> bytes | None:
-    """Redirect of a lower metacopy file, for its copy; None: it is an ordinary file."""
-    if place is None or not is_metacopy(stack, place):
-        return None
-    return _redirect_at(stack, place)
 
 
 def _redirect_at(stack: LayerStack, place: Place) -> bytes | None:

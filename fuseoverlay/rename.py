@@ -13,9 +13,16 @@ import os
 from dataclasses import dataclass
 
 from fuseoverlay import protection, redirect, staging, syscalls, whiteout, xattrs
-from fuseoverlay.copyup import copy_up, copy_up_directory, give_name, stage_directory
+from fuseoverlay.copyup import (
+    copy_up,
+    copy_up_directory,
+    give_name,
+    has_origin,
+    mark_impure,
+    stage_directory,
+)
 from fuseoverlay.inodes import Directory, File, Inode, Place
-from fuseoverlay.lookup import child_nowait, index_of, path_below
+from fuseoverlay.lookup import child_nowait, index_of, path_below, real_of
 from fuseoverlay.merge import Index
 from fuseoverlay.namespace import (
     check_empty,
@@ -176,6 +183,8 @@ def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
 def _mark(ov: Overlay, src: Side, dst: Side) -> None:
     """A directory must go on in the lowers where it did before, and merge with nothing that
     is in its new place."""
+    if src.inode is not None and has_origin(src.inode, real_of(ov, src.inode)):
+        mark_impure(ov, dst.parent)
     if not isinstance(src.inode, Directory):
         return
     if src.inode.lowers:

@@ -42,6 +42,7 @@ RESERVED: Final = (TRUSTED, USER, FUSE_OVERLAYFS, b"user.containers.", b"user.fu
 OPAQUE: Final = b"opaque"
 WHITEOUT: Final = b"whiteout"
 ORIGIN: Final = b"origin"
+IMPURE: Final = b"impure"
 NLINK: Final = b"nlink"
 REDIRECT: Final = b"redirect"
 METACOPY: Final = b"metacopy"
@@ -56,8 +57,11 @@ def to_real(name: bytes) -> bytes:
     """The name under which a user's attribute is stored in a layer.
 
     `trusted.overlay.x` of a nested overlay is stored as
-    `trusted.overlay.overlay.x`. EPERM: the name is ours and cannot be escaped.
+    `trusted.overlay.overlay.x`. EPERM: the name is ours and cannot be escaped; EINVAL: it is
+    only a prefix.
     """
+    if name == TRUSTED:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     for prefix in (TRUSTED, USER):
         if name.startswith(prefix):
             return prefix + _ESCAPED + name[len(prefix) :]

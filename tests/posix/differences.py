@@ -85,6 +85,13 @@ DIFFERENT: dict[tuple[str, str], list[Different]] = {
             ("lower",),
         ),
     ],
+    ("removed_access_list_leaves_a_mode", "fuse"): [
+        Different(
+            ("0o674", [None, "ENODATA"]),
+            "as the kernel's overlay: looks into the lower before copying up for nothing",
+            ("lower",),
+        ),
+    ],
     ("names_of_image_whiteouts", "fuse"): [
         Different("EINVAL", "they would be whiteouts in the next mount"),
     ],
