@@ -190,10 +190,10 @@ class Daemon:
         self._watchdog: threading.Timer | None = None
         self.rearm()
 
-    def rearm(self) -> None:
-        """Give it WATCHDOG more seconds, for a mount that many tests share."""
+    def rearm(self, seconds: float = WATCHDOG) -> None:
+        """Give it more seconds from now on, for a mount that many tests share."""
         self._disarm()
-        self._watchdog = threading.Timer(WATCHDOG, self.process.kill)
+        self._watchdog = threading.Timer(seconds, self.process.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
 
@@ -272,6 +272,8 @@ class Space:
     def __init__(self, base: Path, lowers: int = 1) -> None:
         self.base = base
         self.lowers = [base / f"l{index}" for index in range(lowers)]
+        #: Lowers that only hold data for metacopy files.
+        self.data_only: list[Path] = []
         self.upper, self.work, self.mnt = base / "upper", base / "work", base / "mnt"
         for path in (*self.lowers, self.upper, self.work, self.mnt):
             path.mkdir()
@@ -298,6 +300,7 @@ class Space:
     def options(self, *, read_only: bool = False) -> str:
         """The mount options."""
         text = "lowerdir=" + ":".join(escape(path) for path in self.lowers)
+        text += "".join(f"::{escape(path)}" for path in self.data_only)
         if not read_only:
             text += f",upperdir={escape(self.upper)},workdir={escape(self.work)}"
         return ",".join([text, *self.features, *self.extra])
@@ -319,6 +322,7 @@ class Space:
         # A read-only kernel overlay wants two lower directories, and short paths: the
         # options of mount(2) fit one page.
         lowers = ":".join(os.path.relpath(path, self.base) for path in self.lowers)
+        lowers += "".join(f"::{os.path.relpath(path, self.base)}" for path in self.data_only)
         options = f"lowerdir={lowers}"
         if read_only:
             empty = self.base / "empty"
