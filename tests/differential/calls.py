@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fuseoverlay.syscalls import AT_FDCWD, renameat2
+from tests.helpers import libc
+from tests.helpers.libc import Dirent, Stream
 
 _DAY = 86400 * 10**9
-#: The C library, for what `os` lacks.
-C = ctypes.CDLL(None, use_errno=True)
 
 
 def fold(ns: int) -> int | str:
@@ -130,21 +129,7 @@ def remove(path: Path) -> None:
 
 def link_descriptor(fd: int, new: Path) -> None:
     """A name for what is open: linkat(2) with AT_SYMLINK_FOLLOW."""
-    source = f"/proc/self/fd/{fd}".encode()
-    check(C.linkat(AT_FDCWD, source, AT_FDCWD, os.fsencode(new), 0x400))
-
-
-def utimensat(path: Path, times: tuple[int, int, int, int]) -> None:
-    """utimensat(2) with seconds and nanoseconds as they are: of access, of modification."""
-    check(C.utimensat(AT_FDCWD, os.fsencode(path), (ctypes.c_long * 4)(*times), 0))
-
-
-def check(result: int) -> int:
-    """The result of a call of the C library; raises where it is -1."""
-    if result == -1:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
+    libc.linkat(f"/proc/self/fd/{fd}".encode(), new, libc.AT_SYMLINK_FOLLOW)
 
 
 def number(path: Path | str) -> int:
@@ -177,82 +162,7 @@ def user(uid: int = 1000, gid: int = 1000) -> Iterator[None]:
         os.setgroups(groups)
 
 
-class Dirent(NamedTuple):
-    """One entry of a listing."""
-
-    name: bytes
-    ino: int
-    kind: int
-    offset: int
-
-
-class _Dirent(ctypes.Structure):
-    _fields_ = (
-        ("ino", ctypes.c_uint64),
-        ("offset", ctypes.c_int64),
-        ("length", ctypes.c_uint16),
-        ("kind", ctypes.c_uint8),
-        ("name", ctypes.c_char * 256),
-    )
-
-
-C.fdopendir.restype = ctypes.c_void_p
-C.readdir64.restype = ctypes.POINTER(_Dirent)
-C.readdir64.argtypes = [ctypes.c_void_p]
-C.closedir.argtypes = [ctypes.c_void_p]
-C.rewinddir.argtypes = [ctypes.c_void_p]
-C.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
-C.telldir.argtypes = [ctypes.c_void_p]
-C.telldir.restype = ctypes.c_long
-
-
-class Listing:
-    """readdir(3) and its companions."""
-
-    def __init__(self, path: Path | str | bytes) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._dir = ctypes.c_void_p(C.fdopendir(fd))
-
-    def __enter__(self) -> Listing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        C.closedir(self._dir)
-
-    def __iter__(self) -> Iterator[Dirent]:
-        while (entry := self.read()) is not None:
-            yield entry
-
-    def read(self) -> Dirent | None:
-        """The next entry; None: the end."""
-        ctypes.set_errno(0)
-        found = C.readdir64(self._dir)
-        if not found:
-            if ctypes.get_errno():
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            return None
-        entry = found.contents
-        return Dirent(entry.name, entry.ino, entry.kind, entry.offset)
-
-    def take(self, count: int) -> list[bytes]:
-        """Names of the next `count` entries, sorted, fewer at the end."""
-        found = (self.read() for _ in range(count))
-        return [entry.name for entry in found if entry is not None]
-
-    def tell(self) -> int:
-        """telldir(3)."""
-        return int(C.telldir(self._dir))
-
-    def seek(self, where: int) -> None:
-        """seekdir(3)."""
-        C.seekdir(self._dir, where)
-
-    def rewind(self) -> None:
-        """rewinddir(3)."""
-        C.rewinddir(self._dir)
-
-
 def listing(path: Path | str | bytes) -> list[Dirent]:
     """All entries but . and .. by name."""
-    with Listing(path) as stream:
+    with Stream(path) as stream:
         return sorted(entry for entry in stream if entry.name not in (b".", b".."))

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.differential import calls
-from tests.differential.calls import Listing, attempt, create, listing, names
+from tests.differential.calls import attempt, create, listing, names
 from tests.differential.layers import LONG
 from tests.differential.table import Steps, Topic
+from tests.helpers.libc import Stream
 
 TOPIC = Topic("listing")
 
@@ -60,7 +61,7 @@ def kinds_of_devices(path: Path) -> Iterator[object]:
 @TOPIC.case("merged")
 def dot_and_dot_dot(path: Path) -> Iterator[object]:
     for where in ("merged", "merged/sub"):
-        with Listing(path / where) as stream:
+        with Stream(path / where) as stream:
             dots = {entry.name: entry for entry in stream if entry.name in (b".", b"..")}
         yield sorted(dots)
         yield dots[b"."].ino == os.stat(path / where).st_ino
@@ -71,7 +72,7 @@ def dot_and_dot_dot(path: Path) -> Iterator[object]:
 @TOPIC.case("many")
 def removed_while_listed(path: Path) -> Iterator[object]:
     seen: list[bytes] = []
-    with Listing(path / "many") as stream:
+    with Stream(path / "many") as stream:
         for entry in stream:
             if entry.name not in (b".", b".."):
                 seen.append(entry.name)
@@ -86,7 +87,7 @@ def removed_while_listed(path: Path) -> Iterator[object]:
 def every_other_removed_while_listed(path: Path) -> Iterator[object]:
     expected = set(names(path / "many"))
     seen: list[bytes] = []
-    with Listing(path / "many") as stream:
+    with Stream(path / "many") as stream:
         for entry in stream:
             if entry.name in expected:
                 seen.append(entry.name)
@@ -99,7 +100,7 @@ def every_other_removed_while_listed(path: Path) -> Iterator[object]:
 def made_while_listed(path: Path) -> Iterator[object]:
     expected = set(names(path / "many"))
     seen: list[bytes] = []
-    with Listing(path / "many") as stream:
+    with Stream(path / "many") as stream:
         for index, entry in enumerate(stream):
             seen.append(entry.name)
             if index < 60:
@@ -113,7 +114,7 @@ def made_while_listed(path: Path) -> Iterator[object]:
 def renamed_while_listed(path: Path) -> Iterator[object]:
     untouched = {name for name in names(path / "many") if name >= b"n050"}
     seen: list[bytes] = []
-    with Listing(path / "many") as stream:
+    with Stream(path / "many") as stream:
         for entry in stream:
             seen.append(entry.name)
             if entry.name < b"n050" and len(entry.name) == 4:
@@ -126,7 +127,7 @@ def renamed_while_listed(path: Path) -> Iterator[object]:
 
 @TOPIC.case("many")
 def rewound(path: Path) -> Iterator[object]:
-    with Listing(path / "many") as stream:
+    with Stream(path / "many") as stream:
         first = sorted(entry.name for entry in stream)
         create(path / "many/new")
         os.unlink(path / "many/n001")
@@ -139,7 +140,7 @@ def rewound(path: Path) -> Iterator[object]:
 
 @TOPIC.case("many")
 def sought(path: Path) -> Iterator[object]:
-    with Listing(path / "many") as stream:
+    with Stream(path / "many") as stream:
         stream.take(50)
         middle = stream.tell()
         rest = [entry.name for entry in stream]
@@ -153,19 +154,19 @@ def sought(path: Path) -> Iterator[object]:
 
 @TOPIC.case("many")
 def every_offset_can_be_sought(path: Path) -> Iterator[object]:
-    with Listing(path / "many") as stream:
+    with Stream(path / "many") as stream:
         order = [(entry.name, entry.offset) for entry in stream]
         right = 0
         for (_, offset), (following, _) in itertools.pairwise(order):
             stream.seek(offset)
-            entry = stream.read()
+            entry = stream.next()
             right += entry is not None and entry.name == following
         yield right == len(order) - 1
 
 
 @TOPIC.case("many")
 def two_streams_at_once(path: Path) -> Iterator[object]:
-    with Listing(path / "many") as one, Listing(path / "many") as two:
+    with Stream(path / "many") as one, Stream(path / "many") as two:
         first, second = [], []
         for entry in one:
             first.append(entry.name)
@@ -175,7 +176,7 @@ def two_streams_at_once(path: Path) -> Iterator[object]:
 
 @TOPIC.case("dir")
 def removed_directory(path: Path) -> Iterator[object]:
-    with Listing(path / "dir") as stream:
+    with Stream(path / "dir") as stream:
         yield stream.take(1) != []
         calls.remove(path / "dir")
         stream.rewind()
@@ -186,7 +187,7 @@ def removed_directory(path: Path) -> Iterator[object]:
 def renamed_directory(path: Path) -> Iterator[object]:
     os.mkdir(path / "new")
     create(path / "new/inside")
-    with Listing(path / "new") as stream:
+    with Stream(path / "new") as stream:
         os.rename(path / "new", path / "dir/moved")
         yield sorted(stream.take(10))
         create(path / "dir/moved/more")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
 import os
-import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from tests.differential.calls import attempt, create, look, names, opened, put
 from tests.differential.designs import FRESH, LATE, NO_NAMES, PYFUSE3
 from tests.differential.layers import FS_APPEND, get_flags, set_flags
 from tests.differential.table import Steps, Topic
+from tests.helpers import libc
 
 TOPIC = Topic("open")
 
@@ -385,17 +384,13 @@ def _holes(path: Path) -> object:
 
 def _birth(path: Path) -> object:
     """Whether statx(2) gives a time of birth."""
-    buffer = ctypes.create_string_buffer(256)
-    birth = 0x800
-    calls.check(calls.C.statx(-100, os.fsencode(path / "ufile"), 0, birth, buffer))
-    return bool(struct.unpack_from("I", buffer)[0] & birth)
+    return bool(libc.statx_mask(path / "ufile", libc.STATX_BTIME))
 
 
 def _fallocate(mode: int) -> object:
     def call(path: Path) -> object:
         with opened(path / "ufile", os.O_RDWR) as fd:
-            offset = ctypes.c_int64
-            calls.check(calls.C.fallocate(fd, mode, offset(0), offset(8192)))
+            libc.fallocate(fd, mode, 0, 8192)
         return os.stat(path / "ufile").st_size
 
     return call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
@@ -11,67 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import libc
 from tests.helpers.mounts import IMPL, Space, fails, fuse_only, make_whiteout, set_overlay_xattr
 from tests.ops.conftest import Case
 
 MANY = 5000
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.opendir.restype = ctypes.c_void_p
-_libc.opendir.argtypes = (ctypes.c_char_p,)
-_libc.closedir.argtypes = (ctypes.c_void_p,)
-_libc.telldir.restype = ctypes.c_long
-_libc.telldir.argtypes = (ctypes.c_void_p,)
-_libc.seekdir.argtypes = (ctypes.c_void_p, ctypes.c_long)
-_libc.rewinddir.argtypes = (ctypes.c_void_p,)
 
-
-class _Dirent(ctypes.Structure):
-    _fields_ = (
-        ("ino", ctypes.c_uint64),
-        ("offset", ctypes.c_int64),
-        ("length", ctypes.c_uint16),
-        ("kind", ctypes.c_uint8),
-        ("name", ctypes.c_char * 256),
-    )
-
-
-_libc.readdir64.restype = ctypes.POINTER(_Dirent)
-_libc.readdir64.argtypes = (ctypes.c_void_p,)
-
-
-class Stream:
-    """A directory stream of the C library, with positions."""
-
-    def __init__(self, path: Path) -> None:
-        self.stream = _libc.opendir(os.fsencode(path))
-        assert self.stream
+class Stream(libc.Stream):
+    """With names as text, and positions as telldir(3) tells them."""
 
     def next(self) -> tuple[str, int] | None:
         """(name, position after it); None at the end."""
-        entry = _libc.readdir64(self.stream)
-        if not entry:
-            return None
-        return os.fsdecode(entry.contents.name), _libc.telldir(self.stream)
+        found = super().next()
+        return (os.fsdecode(found.name), self.tell()) if found is not None else None
 
     def rest(self) -> list[str]:
         """All names from here, without dots."""
-        names = []
-        while (found := self.next()) is not None:
-            names.append(found[0])
-        return [name for name in names if name not in (".", "..")]
-
-    def seek(self, position: int) -> None:
-        """Go to a position that `next` gave."""
-        _libc.seekdir(self.stream, position)
-
-    def rewind(self) -> None:
-        """Go back to the start."""
-        _libc.rewinddir(self.stream)
-
-    def close(self) -> None:
-        """Close it."""
-        _libc.closedir(self.stream)
+        return [name for name, _ in self if name not in (".", "..")]
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import libc
 from tests.helpers.mounts import MODE, fails, needs_root_ids
-from tests.posix import libc
 from tests.posix.table import (
     ALICE,
     ATIME,

@@ -10,8 +10,8 @@ import signal
 import termios
 from pathlib import Path
 
+from tests.helpers import libc
 from tests.helpers.mounts import fails
-from tests.posix import libc
 from tests.posix.table import (
     CONTENT,
     SIZE,

@@ -7,8 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from tests.helpers import libc
 from tests.helpers.mounts import fails
-from tests.posix import libc
 from tests.posix.table import (
     CONTENT,
     behaviour,

@@ -6,8 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from tests.helpers import libc
 from tests.helpers.mounts import fails
-from tests.posix import libc
 from tests.posix.table import (
     KINDS,
     behaviour,
@@ -41,7 +41,7 @@ def list_names(d: Path) -> object:
 def list_kinds(d: Path) -> object:
     """d_type tells the kind."""
     numbers = {"file": 8, "dir": 4, "link": 10, "fifo": 1, "socket": 12, "char": 2, "block": 6}
-    with libc.stream(d) as stream:
+    with libc.Stream(d) as stream:
         kinds = {}
         while (found := stream.next()) is not None:
             kinds[found[0].decode()] = found[1]
@@ -55,7 +55,7 @@ def list_kinds(d: Path) -> object:
 @behaviour()
 def dots_are_listed_once(d: Path) -> object:
     for path in (d, d / "d", d / "e"):
-        with libc.stream(path) as stream:
+        with libc.Stream(path) as stream:
             names = stream.rest()
         assert [names.count(dot) for dot in _DOTS] == [1, 1]
 
@@ -68,7 +68,7 @@ def list_each_kind(d: Path) -> object:
 
 @behaviour()
 def list_an_empty_directory(d: Path) -> object:
-    with libc.stream(d / "e") as stream:
+    with libc.Stream(d / "e") as stream:
         return sorted(stream.rest())
 
 
@@ -116,7 +116,7 @@ def list_through_a_file_descriptor(d: Path) -> object:
 @behaviour()
 def positions_lead_back(d: Path) -> object:
     _many(d, 200)
-    with libc.stream(d / "e") as stream:
+    with libc.Stream(d / "e") as stream:
         places = [stream.tell()]
         names = []
         while (found := stream.next()) is not None:
@@ -132,7 +132,7 @@ def positions_lead_back(d: Path) -> object:
 def positions_hold_while_names_go(d: Path) -> object:
     """A position stays where it was when names before it are removed."""
     _many(d, 200)
-    with libc.stream(d / "e") as stream:
+    with libc.Stream(d / "e") as stream:
         before = [stream.next()[0] for _ in range(100)]
         place = stream.tell()
         after = stream.rest()
@@ -145,7 +145,7 @@ def positions_hold_while_names_go(d: Path) -> object:
 
 @behaviour()
 def rewinding_sees_changes(d: Path) -> object:
-    with libc.stream(d / "d") as stream:
+    with libc.Stream(d / "d") as stream:
         names = [sorted(stream.rest())]
         (d / "d" / "new").touch()
         os.unlink(d / "d" / "child")
@@ -160,7 +160,7 @@ def rewinding_sees_changes(d: Path) -> object:
 @behaviour()
 def two_streams_at_once(d: Path) -> object:
     names = _many(d, 300)
-    with libc.stream(d / "e") as one, libc.stream(d / "e") as two:
+    with libc.Stream(d / "e") as one, libc.Stream(d / "e") as two:
         first = [one.next()[0] for _ in range(150)]
         assert sorted(two.rest()) == sorted([*_DOTS, *map(os.fsencode, names)])
         assert sorted(first + one.rest()) == sorted([*_DOTS, *map(os.fsencode, names)])

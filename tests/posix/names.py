@@ -8,8 +8,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.helpers import libc
 from tests.helpers.mounts import fails
-from tests.posix import libc
 from tests.posix.table import (
     CONTENT,
     behaviour,

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.helpers import libc
 from tests.helpers.mounts import fails
-from tests.posix import libc
 from tests.posix.table import (
     CONTENT,
     behaviour,

@@ -13,8 +13,8 @@ from fuseoverlay.syscalls import (
     RENAME_WHITEOUT,
     renameat2,
 )
+from tests.helpers import libc
 from tests.helpers.mounts import fails
-from tests.posix import libc
 from tests.posix.table import (
     CONTENT,
     KINDS,

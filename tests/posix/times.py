@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from tests.helpers import libc
+from tests.helpers.libc import UTIME_NOW, UTIME_OMIT
 from tests.helpers.mounts import fails
-from tests.posix import libc
-from tests.posix.libc import UTIME_NOW, UTIME_OMIT
 from tests.posix.table import (
     ATIME,
     KINDS,

@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.helpers import libc
 from tests.helpers.mounts import needs_root_ids
-from tests.posix import libc
 from tests.posix.table import (
     ALICE,
     ATIME,

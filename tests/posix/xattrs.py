@@ -8,8 +8,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.helpers import libc
 from tests.helpers.mounts import MODE, fails, needs_root_ids, root_only
-from tests.posix import libc
 from tests.posix.table import (
     ALICE,
     BOB,

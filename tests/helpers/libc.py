@@ -5,13 +5,14 @@ All raise `OSError`. Layouts and numbers are those of 64-bit Linux.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import itertools
 import os
 import struct
 from collections.abc import Iterator
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_ssize_t, c_uint, c_void_p
 from pathlib import Path
+from typing import NamedTuple, Self
 
 from fuseoverlay.syscalls import AT_FDCWD
 
@@ -136,28 +137,50 @@ def getcwd() -> bytes:
     return buffer.value
 
 
+class Dirent(NamedTuple):
+    """One entry of a listing: name, d_type, d_ino, and the position after it."""
+
+    name: bytes
+    kind: int
+    ino: int
+    offset: int
+
+
 class Stream:
     """A directory stream of the C library, with positions."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: os.PathLike | str | bytes) -> None:
         self._stream = _libc.opendir(_bytes(path))
         if not self._stream:
             _checked(-1)
 
-    def next(self) -> tuple[bytes, int, int] | None:
-        """(name, d_type, d_ino); None at the end."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Dirent]:
+        while (found := self.next()) is not None:
+            yield found
+
+    def next(self) -> Dirent | None:
+        """The next entry; None at the end."""
+        ctypes.set_errno(0)
         entry = _libc.readdir64(self._stream)
         if not entry:
+            _checked(-1 if ctypes.get_errno() else 0)
             return None
         found = entry.contents
-        return found.name, found.kind, found.ino
+        return Dirent(found.name, found.kind, found.ino, found.offset)
+
+    def take(self, count: int) -> list[bytes]:
+        """Names of the next `count` entries, sorted; fewer at the end."""
+        return sorted(found.name for found in itertools.islice(self, count))
 
     def rest(self) -> list[bytes]:
         """All names from here."""
-        names = []
-        while (found := self.next()) is not None:
-            names.append(found[0])
-        return names
+        return [found.name for found in self]
 
     def tell(self) -> int:
         """The position; telldir(3)."""
@@ -174,13 +197,3 @@ class Stream:
     def close(self) -> None:
         """closedir(3)."""
         _libc.closedir(self._stream)
-
-
-@contextlib.contextmanager
-def stream(path: Path) -> Iterator[Stream]:
-    """A `Stream` for a block."""
-    opened = Stream(path)
-    try:
-        yield opened
-    finally:
-        opened.close()
