@@ -13,6 +13,7 @@ import pytest
 
 from fuseoverlay.syscalls import syncfs
 from tests.helpers.mounts import (
+    MODE,
     Daemon,
     Space,
     command,
@@ -46,6 +47,7 @@ def _calls(trace: Path) -> list[str]:
 
 
 @fuse_only
+@pytest.mark.skipif(MODE == "user", reason="traced, fusermount3 has no privileges")
 @pytest.mark.parametrize("size", [100, BIG])
 @pytest.mark.parametrize("option", ["", "fsync=0", "volatile"])
 def test_copy_is_synced_before_it_is_published(space: Space, size: int, option: str) -> None:
