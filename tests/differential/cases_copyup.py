@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.differential import calls
 from tests.differential.calls import attempt, look, number, put
-from tests.differential.designs import KEPT, TOUCH
+from tests.differential.designs import KEPT, RENUMBERED, TOUCH
 from tests.differential.layers import posix_acl
 from tests.differential.table import Steps, Topic
 
@@ -201,7 +201,7 @@ def every_layer_has_it(path: Path) -> Iterator[object]:
     yield look(path / "covered")
 
 
-@TOPIC.case("file")
+@TOPIC.case("file", RENUMBERED)
 def two_names_made_then_one_changed(path: Path) -> Iterator[object]:
     yield os.link(path / "file", path / "second")
     yield put(path / "second", b"changed")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.differential import calls
 from tests.differential.calls import attempt, create, look, names, number, put
-from tests.differential.designs import COUNT, KEPT, KEPT_ASIDE, NO_NAMES
+from tests.differential.designs import COUNT, KEPT, KEPT_ASIDE, NO_NAMES, RENUMBERED
 from tests.differential.table import Steps, Topic
 
 TOPIC = Topic("links")
@@ -42,9 +42,10 @@ def _onto(target: str) -> Steps:
 
 def _fill() -> None:
     for kind in KINDS:
-        TOPIC.add(f"{kind}-in-place", kind, _link(kind))
-        TOPIC.add(f"{kind}-into-lower-dir", f"{kind} dir", _link(kind, "dir"))
-        TOPIC.add(f"{kind}-into-upper-dir", f"{kind} udir", _link(kind, "udir"))
+        design = [] if kind in ("ufile", "ucover", "ulink", "uhard") else [RENUMBERED]
+        TOPIC.add(f"{kind}-in-place", kind, _link(kind), *design)
+        TOPIC.add(f"{kind}-into-lower-dir", f"{kind} dir", _link(kind, "dir"), *design)
+        TOPIC.add(f"{kind}-into-upper-dir", f"{kind} udir", _link(kind, "udir"), *design)
     for kind in ("dir", "udir", "merged"):
         TOPIC.add(f"{kind}-cannot-be-linked", kind, _link(kind))
     for target in ("white", "uwhite", "uwhite_dir", "file", "ufile", "edir", "link"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from fuseoverlay.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.differential import calls
 from tests.differential.calls import attempt, create, look, names, number, put
-from tests.differential.designs import KEPT, LONG_PATH, NO_TRACE
+from tests.differential.designs import KEPT, LONG_PATH, NO_TRACE, NO_TRACE_OF_MERGED
 from tests.differential.table import Steps, Topic
 
 TOPIC = Topic("rename")
@@ -55,7 +55,7 @@ def _add(name: str, needs: str, steps: Steps) -> None:
     if "=hard" in needs and f"rename-{name}" not in FAILING:
         design = [KEPT]
     elif name.endswith("-onto-udir") and name.removesuffix("-onto-udir") in DIRECTORIES:
-        design = [NO_TRACE]
+        design = [NO_TRACE if name.startswith("uopaque") else NO_TRACE_OF_MERGED]
     TOPIC.add(name, needs, steps, *design)
 
 

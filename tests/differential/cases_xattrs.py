@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.differential import calls
 from tests.differential.calls import attempt, look, xattrs
-from tests.differential.designs import KEPT, NAMESPACES
+from tests.differential.designs import FOLLOWED, KEPT, NAMESPACES, UNWRITABLE
 from tests.differential.layers import posix_acl
 from tests.differential.table import Steps, Topic
 
@@ -59,7 +59,8 @@ def _fill() -> None:
     for kind in ("file", "merged"):
         for name in NAMES:
             slug = name.replace(".", "_")
-            TOPIC.add(f"{kind}-{slug}", kind, _name(name, kind))
+            design = [UNWRITABLE] if name == "security.new" else []
+            TOPIC.add(f"{kind}-{slug}", kind, _name(name, kind), *design)
 
 
 _fill()
@@ -128,7 +129,7 @@ def of_a_nested_overlay(path: Path) -> Iterator[object]:
     yield look(path / "nested_dir")
 
 
-@TOPIC.case("merged umerged uopaque opaque redirected xwhite")
+@TOPIC.case("merged umerged uopaque opaque redirected xwhite", FOLLOWED)
 def own_ones_are_hidden(path: Path) -> Iterator[object]:
     os.chmod(path / "merged", 0o700)
     for name in ("merged", "umerged", "uopaque", "opaque", "redirected", "xwhite"):

@@ -50,11 +50,14 @@ NAMESPACES = Design(
 UMASK = Design(
     "the umask counts beside a default ACL: the kernel's FUSE applies it before asking", ALL
 )
-NO_TRACE = Design(
+NO_TRACE_REASON = (
     "a rename that fails with ENOTEMPTY has changed nothing; the kernel has by then copied up "
-    "and changed the parent's times",
-    ("tree", "upper", "remount", "ours elsewhere", "others' here"),
+    "and changed the parent's times"
 )
+NO_TRACE_ASPECTS = ("tree", "upper", "remount", "ours elsewhere", "others' here")
+NO_TRACE = Design(NO_TRACE_REASON, NO_TRACE_ASPECTS)
+#: Of directories that the kernel of a user namespace refuses to move before that.
+NO_TRACE_OF_MERGED = Design(NO_TRACE_REASON, NO_TRACE_ASPECTS, ("off", "on"))
 LONG_PATH = Design(
     "where the path of the data does not fit in overlay.redirect the data is copied; the kernel "
     "can do with the name alone",
@@ -69,6 +72,23 @@ TYPES_FIRST = Design(
 TOUCH = Design(
     "an append-only file cannot be touched: pyfuse3 does not say whether a time is given or now",
     ALL,
+)
+RENUMBERED = Design(
+    "a copy keeps its number; in a user namespace the kernel may not follow file handles, and it "
+    "gets another",
+    ("calls",),
+    ("userns",),
+)
+FOLLOWED = Design(
+    "redirects are followed in a user namespace too, where the kernel refuses them",
+    SEEN,
+    ("userns",),
+)
+UNWRITABLE = Design(
+    "removing a security attribute that is not there is ENODATA; in a user namespace EPERM on "
+    "what was copied up",
+    ("calls",),
+    ("userns",),
 )
 REFUSED = Design(
     "a directory whose redirect may not be followed is listed; in a directory marked impure the "

@@ -88,7 +88,7 @@ def _one_set(
     kernel.visit("fuse")
     for name, reference in kernel.outcomes.items():
         key = (features, name)
-        results.differences[key] = run.differences(reference, ours.outcomes[name])
+        results.differences[key] = run.differences(reference, ours.outcomes[name], features)
         results.answers[key] = ours.outcomes[name].calls
         results.kernel_answers[key] = reference.calls
     if peer is not None and features == "off":
@@ -97,5 +97,5 @@ def _one_set(
         other.visit("kernel")
         kernel.visit(peer)
         for name, reference in kernel.outcomes.items():
-            found = run.differences(reference, other.outcomes[name], peer)
+            found = run.differences(reference, other.outcomes[name], features, peer)
             results.peer[features, name] = found
