@@ -328,7 +328,7 @@ def has_origin(inode: Inode, real: Real) -> bool:
     """Whether the upper object `real` of the inode shows the number of a lower object."""
     if isinstance(inode, Directory):
         return bool(inode.lowers)
-    return xattrs.get_overlay(real.path, xattrs.ORIGIN, follow=real.follow) is not None
+    return xattrs.get_overlay(real.path, xattrs.ORIGIN, follow=real.follow, upper=True) is not None
 
 
 @contextlib.contextmanager

@@ -56,8 +56,8 @@ NO_TRACE_REASON = (
 )
 NO_TRACE_ASPECTS = ("tree", "upper", "remount", "ours elsewhere", "others' here")
 NO_TRACE = Design(NO_TRACE_REASON, NO_TRACE_ASPECTS)
-#: Of directories that the kernel of a user namespace refuses to move before that.
-NO_TRACE_OF_MERGED = Design(NO_TRACE_REASON, NO_TRACE_ASPECTS, ("off", "on"))
+#: Of directories that are refused before that without redirect_dir=on.
+NO_TRACE_OF_MERGED = Design(NO_TRACE_REASON, NO_TRACE_ASPECTS, ("on",))
 LONG_PATH = Design(
     "where the path of the data does not fit in overlay.redirect the data is copied; the kernel "
     "can do with the name alone",
