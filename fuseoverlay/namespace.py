@@ -254,24 +254,26 @@ def whiteout_over(ov: Overlay, parent: Directory, index: Index, name: bytes) -> 
     One rename, or for `.wh.NAME` its creation before the removal: a crash leaves the old
     state or the new one.
     """
-    workdir = ov.writable()
     place = upper_place(parent, name)
-    dialect = whiteout.dialect_for(name, workdir.dialect)
-    fd = ov.stack.fd(place.real)
+    dialect = whiteout.dialect_for(name, ov.writable().dialect)
     if dialect is Dialect.OCI:
         make_oci_whiteout(ov, place)
         if name in index.upper:
-            os.unlink(name, dir_fd=fd)
+            os.unlink(name, dir_fd=ov.stack.fd(place.real))
     else:
-        if dialect is Dialect.XATTR:
-            whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
-        staged = workdir.make_whiteout(name, dialect)
-        try:
-            os.rename(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
-        except BaseException:
-            workdir.discard(staged)
-            raise
+        put_whiteout(ov, place, dialect)
     index.hide(name, oci=dialect is Dialect.OCI)
+
+
+def put_whiteout(ov: Overlay, place: Place, dialect: Dialect) -> None:
+    """Rename a whiteout to the place, over a file or another whiteout if one is there. Not for
+    `Dialect.OCI`."""
+    workdir, fd = ov.writable(), ov.stack.fd(place.real)
+    if dialect is Dialect.XATTR:
+        whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
+    with staging.discarded_on_error(ov) as staged:
+        whiteout.make(dialect, workdir.fd, staged, workdir.namespace)
+        os.rename(staged, place.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
 
 
 def make_oci_whiteout(ov: Overlay, place: Place) -> None:

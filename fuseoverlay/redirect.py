@@ -69,14 +69,6 @@ def _checked(stack: LayerStack, real: RealDir, name: bytes, value: bytes) -> byt
     return redirect
 
 
-def well_formed(redirect: bytes) -> bool:
-    """Whether a kernel writes such: an absolute path of proper names, or one proper name."""
-    names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
-    return b"\0" not in redirect and all(
-        name not in (b"", b".", b"..") and b"/" not in name for name in names
-    )
-
-
 def refused(real: RealDir, name: bytes, code: int, why: str) -> OSError:
     """The error to raise for what a layer holds at `name` in `real` (empty: for `real` itself),
     after a warning."""

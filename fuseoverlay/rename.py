@@ -33,6 +33,7 @@ from fuseoverlay.namespace import (
     lose_directory,
     lose_name,
     make_oci_whiteout,
+    put_whiteout,
     remove_oci_whiteout,
     remove_staged,
     upper_place,
@@ -298,18 +299,8 @@ def _move(ov: Overlay, src: Side, dst: Side) -> Dialect | None:
     else:
         staging.move_to_free(src_fd, src.name, dst_fd, dst.name, flags)
     if dialect is not None and takes_two_steps:
-        _put_whiteout(ov, src, dialect)
+        put_whiteout(ov, src.place, dialect)
     return dialect
-
-
-def _put_whiteout(ov: Overlay, side: Side, dialect: Dialect) -> None:
-    """Put a whiteout where nothing is visible in the upper. Not for `Dialect.OCI`."""
-    workdir, fd = ov.writable(), ov.stack.fd(side.place.real)
-    if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
-    with staging.discarded_on_error(ov) as staged:
-        whiteout.make(dialect, workdir.fd, staged, workdir.namespace)
-        os.rename(staged, side.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
 
 
 def _swap_with_whiteout(ov: Overlay, src: Side, dst: Side, dialect: Dialect | None) -> None:
@@ -318,7 +309,7 @@ def _swap_with_whiteout(ov: Overlay, src: Side, dst: Side, dialect: Dialect | No
     if dialect is Dialect.OCI:
         make_oci_whiteout(ov, src.place)
     elif dialect is not None:
-        _put_whiteout(ov, dst, dialect)
+        put_whiteout(ov, dst.place, dialect)
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     if dialect is Dialect.XATTR:
         whiteout.mark_xattr_whiteouts(src_fd, ov.writable().namespace)

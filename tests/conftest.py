@@ -7,11 +7,11 @@ skipped for want of one (reason "missing tool: ...") fails instead.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.helpers.mounts import IMPL, MODE
+from tests.helpers.mounts import IMPL, MODE, Space, scratch
 
 MISSING = "missing tool"
 
@@ -48,3 +48,14 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_missing_tool(report)
     return report
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    """A private overlay, not yet mounted."""
+    with scratch() as base:
+        space = Space(base)
+        try:
+            yield space
+        finally:
+            space.drop()

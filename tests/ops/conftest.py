@@ -191,14 +191,3 @@ def case(request: pytest.FixtureRequest, shared: Shared) -> Iterator[Case]:
         with contextlib.suppress(OSError):
             os.umask(0o022)
     shared.check(case)
-
-
-@pytest.fixture
-def space() -> Iterator[Space]:
-    """A private overlay, not yet mounted."""
-    with scratch() as base:
-        space = Space(base)
-        try:
-            yield space
-        finally:
-            space.drop()

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import Space, differs, scratch
+from tests.helpers.mounts import Space, differs
 from tests.helpers.tree import compare, record
-
-
-@pytest.fixture
-def space() -> Iterator[Space]:
-    """A private overlay, not yet mounted."""
-    with scratch() as base:
-        space = Space(base)
-        try:
-            yield space
-        finally:
-            space.drop()
 
 
 def _chmod(path: Path) -> None:
