@@ -11,6 +11,11 @@ FO_CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 FO_PACKAGES_RUN=(fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-venv python3-dev)
 FO_PACKAGES_TEST=(acl attr btrfs-progs buildah ca-certificates debootstrap e2fsprogs libcap2-bin skopeo
   strace uidmap umoci xfsprogs zstd)
+# Whom the benchmarks measure against, and with what.
+FO_PACKAGES_BENCH=(btrfs-progs fio fuse-overlayfs git unionfs-fuse)
+
+# The plain user that root runs things as.
+FO_TEST_USER=fuseoverlay-test
 
 if [ -z "${FUSEOVERLAY_HOME:-}" ]; then
   if [ "$(id -u)" = 0 ]; then
@@ -126,23 +131,21 @@ fo_stamp() {
   } | sha256sum
 }
 
-# fo_venv EXTRAS: the virtual environment with the project (as it stands, not a copy of it)
-# and, with EXTRAS "[dev]", the tools of the tests. Sets FO_PYTHON and FO_SRC.
+# fo_venv [EXTRA]...: the virtual environment with the project (as it stands, not a copy of it)
+# and its extras: `dev`, the tools of the tests; `bench`, of the benchmarks. Sets FO_SRC.
 fo_venv() {
-  local extras=${1:-} python stamp file
+  local extras had python stamp file
   python=$(fo_system_python) || exit 1
   mkdir -p "$FUSEOVERLAY_HOME"
   fo_source
   file=$FUSEOVERLAY_HOME/venv/stamp
   stamp=$(fo_stamp "$python")
-  # An environment with the tools serves also where they are not asked for.
-  if [ -x "$FO_PYTHON" ] && [ "$(sed -n 1p "$file" 2>/dev/null)" = "$stamp" ] &&
-    grep -qxF "extras $extras" "$file"; then
-    return
-  fi
   # What was there stays there: a demonstration does not take the tests' tools away.
-  if grep -qxF 'extras [dev]' "$file" 2>/dev/null; then
-    extras='[dev]'
+  had=$(sed -n 's/^extras //p' "$file" 2>/dev/null || true)
+  extras=$(printf '%s\n' $had "$@" | sort -u | paste -sd ' ')
+  if [ -x "$FO_PYTHON" ] && [ "$(sed -n 1p "$file" 2>/dev/null)" = "$stamp" ] &&
+    [ "$extras" = "$had" ]; then
+    return
   fi
   say "preparing $FUSEOVERLAY_HOME/venv"
   if ! "$FO_PYTHON" -c 'import pip' 2>/dev/null; then
@@ -151,9 +154,28 @@ fo_venv() {
   fi
   rm -f "$file"
   fo_retry env PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
-    "$FO_PYTHON" -m pip install -q --editable "$FO_SRC$extras" >&2 ||
+    "$FO_PYTHON" -m pip install -q --editable "$FO_SRC${extras:+[${extras// /,}]}" >&2 ||
     die "installing the Python packages failed"
-  printf '%s\nextras \nextras %s\n' "$stamp" "$extras" >"$file"
+  printf '%s\nextras %s\n' "$stamp" "$extras" >"$file"
+}
+
+# fo_test_user NAME: make that user where there is none; for root.
+fo_test_user() {
+  id "$1" >/dev/null 2>&1 || useradd --create-home --shell /bin/sh "$1"
+}
+
+# Choose a TMPDIR with all that a layer can hold; tmpfs and overlayfs have not.
+fo_tmpdir() {
+  local dir
+  for dir in ${TMPDIR:-} /tmp /var/tmp; do
+    case $(stat -f -c %T "$dir" 2>/dev/null) in
+      ext2/ext3 | xfs | btrfs)
+        export TMPDIR=$dir
+        return
+        ;;
+    esac
+  done
+  say "warning: no ext4, xfs or btrfs at /tmp or /var/tmp (set TMPDIR): expect failures"
 }
 
 # /dev/fuse for everybody, as udev makes it where it runs, and the file without which

@@ -1,0 +1,1 @@
+"""Benchmarks: fuseoverlay against other overlay filesystems. Run with `scripts/bench`."""

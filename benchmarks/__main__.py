@@ -1,0 +1,226 @@
+"""The command line of `scripts/bench`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import plot, processes, report, runner, startup, supervise
+from benchmarks.peers import OURS, PROJECT, Contender, contenders
+from benchmarks.requests import Requests
+from benchmarks.session import Bench
+from benchmarks.trees import FULL, QUICK, Layers, Sizes
+from benchmarks.workloads import WORKLOADS, Workload
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; what is asked for wrongly ends the process with 2."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    add = parser.add_argument
+    # fmt: off
+    add("--mode", choices=("root", "userns", "user"), help="default: root for root, else user")
+    add("--workload", action="append", metavar="NAME",
+        help="only this one, or all whose names begin with NAME-; repeatable")
+    add("--peer", action="append", default=[], metavar="NAME=COMMAND",
+        help="one more contender, run as COMMAND -o lowerdir=…,upperdir=…,workdir=… MNT, or "
+             "with {lower} {upper} {work} {mnt} in COMMAND replaced; repeatable")
+    add("--only", metavar="PEERS", help="only these contenders beside us, separated by commas")
+    add("--rounds", type=int, help="default 3 (--quick: 1)")
+    add("--quick", action="store_true", help="a tenth of everything, one round")
+    add("--time-limit", type=float, default=120, metavar="S", help="of each step, default 120 s")
+    add("--dir", type=Path, help="where to put the layers (removed at the end), default $TMPDIR")
+    add("--json", type=Path, metavar="FILE", help="write all that was measured")
+    add("--plot", type=Path, metavar="FILE", help="write a picture (PNG) of the ratios")
+    add("--list", action="store_true", help="list workloads and contenders, measure nothing")
+    # fmt: on
+    options = parser.parse_args(argv)
+    options.mode = options.mode or ("root" if os.geteuid() == 0 else "user")
+    if options.mode == "root" and os.geteuid():
+        parser.error("--mode root: you are not root")
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    try:
+        options.chosen = chosen_workloads(options.workload)
+    except ValueError as exc:
+        parser.error(str(exc))
+    return options
+
+
+def chosen_workloads(names: list[str] | None) -> list[Workload]:
+    """The workloads of these names; `stat` stands for stat-ro-1 and so on."""
+    if not names:
+        return WORKLOADS
+    chosen = []
+    for name in names:
+        found = [one for one in WORKLOADS if one.name == name]
+        found = found or [one for one in WORKLOADS if one.name.startswith(f"{name}-")]
+        if not found:
+            raise ValueError(f"no workload {name!r}; --list names all")
+        chosen += found
+    return chosen
+
+
+def present(options: argparse.Namespace, base: Path) -> list[Contender]:
+    """The contenders that can take part, ours first; the others are named on stderr."""
+    wanted = options.only.split(",") if options.only else None
+    found = []
+    for one in contenders(options.mode, base, options.peer):
+        if wanted is not None and one.name not in (OURS, *wanted):
+            continue
+        why = one.missing(options.mode)
+        if why is None:
+            found.append(one)
+        else:
+            print(f"without {one.name}: {why}", file=sys.stderr)
+    return found
+
+
+def show_list(options: argparse.Namespace) -> None:
+    """Print what there is."""
+    for one in WORKLOADS:
+        print(f"{one.name:20} {one.what}")
+    print()
+    for contender in contenders(options.mode, Path(tempfile.gettempdir()), options.peer):
+        print(f"{contender.name:20} {contender.missing(options.mode) or 'present'}")
+
+
+def about(options: argparse.Namespace, base: Path, found: list[Contender]) -> dict[str, Any]:
+    """What the numbers depend on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": _output("git", "-C", str(PROJECT), "describe", "--always", "--dirty"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "machine": f"{len(os.sched_getaffinity(0))} CPUs, {memory} GiB",
+        "filesystem": _output("stat", "-f", "-c", "%T", str(base)),
+        "fuse-overlayfs": _version("fuse-overlayfs"),
+        "unionfs-fuse": _version("unionfs-fuse"),
+        "mode": options.mode,
+        "rounds": options.rounds,
+        "sizes": "quick" if options.quick else "full",
+        "contenders": [one.name for one in found],
+    }
+
+
+def _output(*command: str) -> str:
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+    return ""
+
+
+def _version(package: str) -> str:
+    return _output("dpkg-query", "-W", "-f", "${Version}", package)
+
+
+@contextlib.contextmanager
+def reflink_bench(bench: Bench) -> Iterator[Bench]:
+    """The same on a btrfs image; needs root."""
+    image, mnt = bench.scratch.parent / "btrfs.img", bench.scratch.parent / "btrfs"
+    mnt.mkdir()
+    with image.open("wb") as stream:
+        stream.truncate((4 * bench.sizes.big_mib + 512) << 20)
+    processes.run(["mkfs.btrfs", "-q", str(image)], limit=60)
+    processes.run(["mount", "-o", "loop", str(image), str(mnt)], limit=60)
+    try:
+        (mnt / "run").mkdir()
+        layers = Layers(mnt, bench.sizes)
+        yield dataclasses.replace(bench, scratch=mnt / "run", layers=layers)
+    finally:
+        subprocess.run(["umount", "-l", str(mnt)], check=False)
+
+
+def able(options: argparse.Namespace) -> tuple[list[Workload], list[Workload]]:
+    """The workloads that can be run here: on the usual filesystem, on one with reflinks."""
+    lacking = {"fio": not shutil.which("fio"), "git": not shutil.which("git")}
+    for name in (one.name for one in options.chosen if lacking.get(one.name)):
+        print(f"without {name}: the program is not installed", file=sys.stderr)
+    usual = [one for one in options.chosen if not one.reflink and not lacking.get(one.name)]
+    reflink = [one for one in options.chosen if one.reflink]
+    if reflink and (options.mode != "root" or not shutil.which("mkfs.btrfs")):
+        print("without a filesystem with reflinks: needs root and mkfs.btrfs", file=sys.stderr)
+        reflink = []
+    return usual, reflink
+
+
+def bench_below(options: argparse.Namespace, base: Path) -> Bench:
+    """What all sessions share, below the working directory."""
+    sizes: Sizes = QUICK if options.quick else FULL
+    for name in ("layers", "run"):
+        (base / name).mkdir()
+    return Bench(
+        mode=options.mode,
+        client=processes.build_client(base),
+        scratch=base / "run",
+        layers=Layers(base / "layers", sizes),
+        sizes=sizes,
+        requests=Requests(),
+        limit=options.time_limit,
+    )
+
+
+def work(options: argparse.Namespace, base: Path) -> int:
+    """Measure and report; also what was measured before an interruption."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.umask(0o022)
+    found = present(options, base)
+    told = about(options, base, found)
+    outcome, bench, code = runner.Outcome(), bench_below(options, base), 0
+    usual, reflink = able(options)
+    try:
+        runner.run(bench, usual, found, options.rounds, outcome)
+        if reflink:
+            with reflink_bench(bench) as other:
+                runner.run(other, reflink, found, options.rounds, outcome)
+        if any(one.mounting for one in usual):
+            told["until a mount answers"] = startup.measure(found[0])
+    except KeyboardInterrupt:
+        print("\ninterrupted; so far:", file=sys.stderr)
+        code = 130
+    (base / supervise.REPORT).write_text(
+        json.dumps(report.as_json(outcome, bench.sizes, told), indent=1) + "\n"
+    )
+    return code
+
+
+def publish(options: argparse.Namespace, text: str) -> None:
+    """The tables to stdout; JSON and picture into the files asked for."""
+    told = json.loads(text)
+    print(report.as_text(told))
+    if options.json:
+        options.json.write_text(text)
+    if options.plot and told["measures"]:
+        plot.draw(told, options.plot)
+
+
+def main() -> int:
+    """Supervise, or in the child measure."""
+    argv = sys.argv[1:]
+    options = parse(argv)
+    if options.list:
+        show_list(options)
+        return 0
+    base = os.environ.get(supervise.VARIABLE)
+    if base:
+        return work(options, Path(base))
+    code, text = supervise.supervise(options.mode, options.dir, argv)
+    if text is not None:
+        publish(options, text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""The contenders: how each one mounts a stack of layers, and what is left to unmount."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import processes
+from benchmarks.processes import Failure
+from benchmarks.trees import Stack
+
+PROJECT = Path(__file__).resolve().parents[1]
+#: The reference of the targets.
+REFERENCE = "fuse-overlayfs"
+OURS = "fuseoverlay"
+WITHOUT_NATIVE = "without-native"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Directories of one mount, below `base`: fresh ones for every mount."""
+
+    base: Path
+
+    @property
+    def upper(self) -> Path:
+        """Takes the changes."""
+        return self.base / "upper"
+
+    @property
+    def work(self) -> Path:
+        """Belongs to the upper."""
+        return self.base / "work"
+
+    @property
+    def empty(self) -> Path:
+        """An empty lower."""
+        return self.base / "empty"
+
+    @property
+    def mnt(self) -> Path:
+        """The mount point."""
+        return self.base / "mnt"
+
+    def make(self) -> None:
+        """Make them all."""
+        for path in (self.base, self.upper, self.work, self.empty, self.mnt):
+            path.mkdir()
+
+
+class Contender:
+    """Somebody who can show a stack of layers as one tree."""
+
+    #: Whether requests can be counted, and a daemon's memory measured.
+    fuse = True
+    env: dict[str, str] | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def missing(self, mode: str) -> str | None:
+        """Why this one cannot take part in this mode, if so."""
+        return None
+
+    def command(self, stack: Stack, place: Place, writable: bool, metacopy: bool) -> list[str]:
+        """The command that mounts."""
+        raise NotImplementedError
+
+    def mount(
+        self,
+        client: Path,
+        stack: Stack,
+        place: Place,
+        *,
+        writable: bool,
+        metacopy: bool,
+        limit: float,
+    ) -> tuple[Path, float]:
+        """Mount; returns the tree and the seconds until it answered."""
+        command = self.command(stack, place, writable, metacopy)
+        argv = [str(client), "mount", str(place.mnt), *command]
+        # Relative names: the kernel takes one page of options.
+        seconds = processes.run(argv, limit=limit, cwd=stack.lowers[0].parent, env=self.env)
+        return place.mnt, float(seconds)
+
+    def unmount(self, client: Path, place: Place, *, limit: float) -> float:
+        """Unmount as a user would; returns the seconds it took."""
+        tool = ["fusermount3", "-u"] if os.geteuid() else ["umount"]
+        argv = [str(client), "run", *tool, str(place.mnt)]
+        seconds = float(processes.run(argv, limit=limit))
+        processes.wait_for_users_of(place.mnt, limit)
+        return seconds
+
+    def drop(self, place: Place) -> None:
+        """Get rid of a mount in whatever state."""
+        tool = ["fusermount3", "-u", "-z"] if os.geteuid() else ["umount", "-l"]
+        if processes.mounted_at(place.mnt):
+            with contextlib.suppress(Failure):
+                processes.run([*tool, str(place.mnt)], limit=20)
+            processes.wait_for_users_of(place.mnt, 2)
+        processes.kill_users_of(place.mnt)
+
+
+class Raw(Contender):
+    """The plain directory, without any overlay; where it would be changed, a copy of it."""
+
+    fuse = False
+
+    def mount(self, client, stack, place, *, writable, metacopy, limit):
+        """Nothing is mounted."""
+        if not writable:
+            return stack.flat, 0.0
+        processes.run(["cp", "-a", f"{stack.flat}/.", str(place.mnt)], limit=limit)
+        return place.mnt, 0.0
+
+    def unmount(self, client, place, *, limit):
+        """Nothing is mounted."""
+        return 0.0
+
+    def drop(self, place):
+        """Nothing is mounted."""
+
+
+class Kernel(Contender):
+    """The kernel's overlayfs."""
+
+    fuse = False
+
+    def __init__(self, name: str, mode: str) -> None:
+        super().__init__(name)
+        self.mode = mode
+
+    def missing(self, mode):
+        """A plain user may not mount it."""
+        if mode == "user":
+            return "a plain user cannot mount it"
+        if b"\toverlay\n" not in Path("/proc/filesystems").read_bytes():
+            with contextlib.suppress(OSError):
+                subprocess.run(["modprobe", "overlay"], check=False, capture_output=True)
+            if b"\toverlay\n" not in Path("/proc/filesystems").read_bytes():
+                return "this kernel has none"
+        return None
+
+    def command(self, stack, place, writable, metacopy):
+        """mount(8)."""
+        options = "lowerdir=" + ":".join(path.name for path in stack.lowers)
+        if writable:
+            options += f",upperdir={place.upper},workdir={place.work}"
+        elif len(stack.lowers) == 1:
+            # It wants two lower directories where there is no upper.
+            options += f":{place.empty}"
+        if self.mode == "userns":
+            options += ",userxattr"
+        elif metacopy:
+            options += ",metacopy=on"
+        return ["mount", "-i", "-t", "overlay", "overlay", "-o", options, str(place.mnt)]
+
+
+class Overlay(Contender):
+    """A program that takes overlay options: `COMMAND -o lowerdir=… MNT`."""
+
+    def __init__(self, name: str, program: list[str], env: dict[str, str] | None = None) -> None:
+        super().__init__(name)
+        self.program = program
+        self.env = {**os.environ, **env} if env else None
+        self.knows_metacopy = False
+
+    def missing(self, mode):
+        """The program has to be there."""
+        return None if shutil.which(self.program[0]) else f"{self.program[0]}: not found"
+
+    def command(self, stack, place, writable, metacopy):
+        """The program, or the template of words with {lower} {upper} {work} {mnt}."""
+        lower = ":".join(str(path) for path in stack.lowers)
+        if any("{mnt}" in word for word in self.program):
+            places = {"upper": place.upper, "work": place.work, "mnt": place.mnt}
+            return [word.format(lower=lower, **places) for word in self.program]
+        options = f"lowerdir={lower}"
+        if writable:
+            options += f",upperdir={place.upper},workdir={place.work}"
+        if metacopy and self.knows_metacopy:
+            options += ",metacopy=on"
+        return [*self.program, "-o", options, str(place.mnt)]
+
+
+class Unionfs(Overlay):
+    """unionfs-fuse; it does not know the whiteouts of the others and shows them."""
+
+    def command(self, stack, place, writable, metacopy):
+        """Its own syntax."""
+        branches = [f"{place.upper}=RW"] if writable else []
+        branches += [f"{path}=RO" for path in stack.lowers]
+        return [*self.program, "-o", "cow", ":".join(branches), str(place.mnt)]
+
+
+def ours(name: str, base: Path, **env: str) -> Overlay:
+    """This checkout; its compiled Python code is kept below `base`."""
+    environment = {"PYTHONPATH": str(PROJECT), "PYTHONPYCACHEPREFIX": str(base / "pycache"), **env}
+    contender = Overlay(name, [sys.executable, "-m", "fuseoverlay", "mount"], environment)
+    contender.knows_metacopy = True
+    return contender
+
+
+def contenders(mode: str, base: Path, more: list[str]) -> list[Contender]:
+    """All of them, ours first; `more` are NAME=COMMAND."""
+    found: list[Contender] = [
+        ours(OURS, base),
+        ours(WITHOUT_NATIVE, base, FUSEOVERLAY_NATIVE="0"),
+        Overlay(REFERENCE, ["fuse-overlayfs"]),
+        Unionfs("unionfs-fuse", ["unionfs"]),
+        Kernel("kernel", mode),
+        Raw("raw"),
+    ]
+    for text in more:
+        name, _, command = text.partition("=")
+        found.insert(-2, Overlay(name, shlex.split(command)))
+    return found

@@ -1,0 +1,109 @@
+"""Running clients and daemons with time limits, and what /proc knows of daemons."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+CLIENT_SOURCE = Path(__file__).with_name("client.c")
+
+
+class Failure(Exception):
+    """A contender did not do a workload; the text says why."""
+
+
+def build_client(directory: Path) -> Path:
+    """Compile the C client into `directory`."""
+    client = directory / "client"
+    subprocess.run(["gcc", "-O2", "-o", str(client), str(CLIENT_SOURCE)], check=True)
+    return client
+
+
+def run(
+    argv: list[str],
+    *,
+    limit: float,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    fatal: int | None = None,
+) -> str:
+    """The output of a command; Failure if it fails or takes more than `limit` seconds.
+
+    The error output goes to a file: a daemon that keeps a pipe open would make us wait.
+    """
+    with open(os.memfd_create("errors"), "w+b") as errors:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except BaseException as exc:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(exc, subprocess.TimeoutExpired):
+                raise Failure(f"no end after {limit:g} s") from None
+            raise
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip()
+    if process.returncode:
+        last = said.splitlines()[-1] if said else f"exit code {process.returncode}"
+        raise Failure(last)
+    return output.decode()
+
+
+def users_of(path: Path) -> list[int]:
+    """Processes that have `path` in an argument: the daemons of what is mounted there."""
+    wanted = os.fsencode(path)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes()
+                if re.search(re.escape(wanted) + rb"(?![^/\0])", arguments):
+                    found.append(int(entry.name))
+    return found
+
+
+def kill_users_of(path: Path) -> None:
+    """End them at once, and wait until they are gone."""
+    end = time.monotonic() + 10
+    while (pids := users_of(path)) and time.monotonic() < end:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def wait_for_users_of(path: Path, limit: float) -> None:
+    """Let them end by themselves, which an unmount has made them do."""
+    end = time.monotonic() + limit
+    while users_of(path) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def memory(pids: list[int]) -> dict[str, float]:
+    """`rss` and `pss` of processes together, in MiB."""
+    total = {"rss": 0.0, "pss": 0.0}
+    for pid in pids:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        for key in total:
+            total[key] += int(re.search(rf"^{key}: *(\d+)", text, re.M | re.I)[1]) / 1024
+    return total
+
+
+def mounted_at(path: Path) -> bool:
+    """Whether something is mounted at `path`; asks no filesystem."""
+    name = os.fsencode(path)
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    return any(line.split(b" ", 5)[4] == name for line in lines)

@@ -1,0 +1,119 @@
+"""One contender on one fresh mount: runs clients on it and collects what they cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import processes
+from benchmarks.peers import Contender, Place
+from benchmarks.requests import Requests, synchronous
+from benchmarks.trees import Layers, Sizes
+
+
+@dataclass
+class Samples:
+    """All that was measured of one contender in one phase of a workload."""
+
+    #: Seconds, or MiB where `unit` says so; one per repetition.
+    values: list[float] = field(default_factory=list)
+    #: Requests by opcode, one per repetition; None where they are not counted.
+    requests: list[dict[str, int] | None] = field(default_factory=list)
+    unit: str = "s"
+
+    @property
+    def median(self) -> float | None:
+        """The median of the values, if there are any."""
+        return statistics.median(self.values) if self.values else None
+
+    @property
+    def typical_requests(self) -> dict[str, int] | None:
+        """The requests of the repetition that had the median number of them."""
+        known = sorted((one for one in self.requests if one is not None), key=synchronous)
+        return known[len(known) // 2] if known else None
+
+
+@dataclass
+class Bench:
+    """What all sessions share."""
+
+    mode: str
+    client: Path
+    #: A directory for the mounts, and the layers; both on the filesystem that is measured.
+    scratch: Path
+    layers: Layers
+    sizes: Sizes
+    requests: Requests
+    limit: float
+    count: int = 0
+
+    def place(self) -> Place:
+        """Fresh directories for a mount."""
+        self.count += 1
+        place = Place(self.scratch / f"{self.count}")
+        place.make()
+        return place
+
+    def remove(self, place: Place) -> None:
+        """Remove them, and write out what is dirty: the next contender starts without it."""
+        if os.geteuid():
+            subprocess.run(
+                ["chmod", "-R", "u+rwX", str(place.base)], check=False, capture_output=True
+            )
+        subprocess.run(["rm", "-rf", "--one-file-system", str(place.base)], check=True)
+        subprocess.run(["sync", "-f", str(self.scratch)], check=True)
+
+
+class Session:
+    """A mounted stack. The methods that measure name a phase: `cold`, `warm` …"""
+
+    def __init__(self, bench: Bench, contender: Contender, place: Place, mnt: Path) -> None:
+        self.bench, self.contender, self.place, self.mnt = bench, contender, place, mnt
+        self.sizes, self.layers = bench.sizes, bench.layers
+        self.phases: dict[str, Samples] = {}
+        self._device = 0
+        if contender.fuse and bench.requests.possible:
+            self._device = int(self.run("stat", "-c", "%d", str(mnt)))
+
+    def run(self, *argv: str) -> str:
+        """Do something that is not measured."""
+        return processes.run(list(argv), limit=self.bench.limit)
+
+    def measure(self, phase: str, command: str, *args: object) -> None:
+        """Run the C client with this command, below the mount point."""
+        argv = [str(self.bench.client), command, *map(str, args)]
+        with self._counted(phase) as samples:
+            output = processes.run(argv, limit=self.bench.limit, cwd=self.mnt)
+            samples.values.append(float(output))
+
+    def fio(self, phase: str, *options: str) -> None:
+        """Run fio on one file; it measures by itself."""
+        argv = ["fio", "--name=bench", "--output-format=json", "--ioengine=psync", *options]
+        with self._counted(phase) as samples:
+            job = json.loads(processes.run(argv, limit=self.bench.limit))["jobs"][0]
+            samples.values.append(job["job_runtime"] / 1000)
+
+    def value(self, phase: str, value: float, unit: str) -> None:
+        """Record something that is no duration, or was measured elsewhere."""
+        samples = self.phases.setdefault(phase, Samples(unit=unit))
+        samples.values.append(value)
+
+    def memory(self) -> dict[str, float]:
+        """The daemon's, in MiB."""
+        return processes.memory(processes.users_of(self.place.mnt))
+
+    @contextmanager
+    def _counted(self, phase: str) -> Iterator[Samples]:
+        samples = self.phases.setdefault(phase, Samples())
+        if not self._device:
+            yield samples
+            return
+        self.bench.requests.begin(self._device)
+        yield samples
+        samples.requests.append(self.bench.requests.end())

@@ -1,0 +1,31 @@
+"""Where the time goes until a mount answers: what Python needs for starting and importing."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+
+from benchmarks import processes
+from benchmarks.peers import Overlay
+
+STEPS = {
+    "Python starts": "pass",
+    "and imports trio and pyfuse3": "import trio, pyfuse3",
+    "and imports all that a mount needs": "import fuseoverlay.cli, fuseoverlay.mount",
+}
+
+
+def measure(ours: Overlay, repeat: int = 5) -> dict[str, float]:
+    """Seconds until each step was done and the interpreter had ended, medians."""
+    return {name: _median(ours, code, repeat) for name, code in STEPS.items()}
+
+
+def _median(ours: Overlay, code: str, repeat: int) -> float:
+    taken = []
+    for _ in range(repeat):
+        begin = time.monotonic()
+        processes.run([sys.executable, "-c", code], limit=30, env=ours.env or dict(os.environ))
+        taken.append(time.monotonic() - begin)
+    return round(statistics.median(taken), 4)
