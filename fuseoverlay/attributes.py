@@ -113,7 +113,8 @@ async def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int
 
 async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:
     """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
-    truncation. Errors of chmod(2), chown(2), truncate(2), utimensat(2)."""
+    truncation. No changes: a chown(2) to nobody, which ends setuid all the same. Errors of
+    chmod(2), chown(2), truncate(2), utimensat(2)."""
     protection.check_change(ov, inode)
     await copy_up(ov, inode, size=changes.size, data=changes.size is not None)
     if changes.size is not None and isinstance(inode, File):
@@ -124,6 +125,8 @@ async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bo
         ownership.change(ov, inode, uid=changes.uid, gid=changes.gid, mode=changes.mode)
     if changes.atime_ns is not None or changes.mtime_ns is not None:
         _set_times(ov, inode, changes)
+    if changes == Changes():
+        ownership.drop_privileges(ov, inode)
 
 
 def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Final, Self
 
+from fuseoverlay import native
 from fuseoverlay.inodes import File, Place
 from fuseoverlay.layers import LayerStack, open_own
 from fuseoverlay.syscalls import fd_path, open_noatime
@@ -33,10 +34,14 @@ class Descriptor:
 class FileData:
     """Owns the data descriptors of all inodes, at most `limit` beside those in use."""
 
-    def __init__(self, stack: LayerStack, limit: int) -> None:
+    def __init__(self, stack: LayerStack, limit: int, *, real_status: bool = True) -> None:
+        """`real_status`: owner and mode of files in the upper are the real ones."""
         self._stack = stack
+        self._real_status = real_status
         self._limit = limit
         self._open: OrderedDict[int, Descriptor] = OrderedDict()
+        #: Whether writes need no look at who writes, see `native.agree`.
+        self.may_bind_writers = False
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +62,7 @@ class FileData:
         """
         found = self._open.get(file.ino)
         if found is None or (write and not found.writable):
-            found = self.keep(file.ino, self._open_file(file, write), write)
+            found = self._keep(file, self._open_file(file, write), write)
         else:
             self._open.move_to_end(file.ino)
         found.users += 1
@@ -69,19 +74,28 @@ class FileData:
         if not descriptor.kept and not descriptor.users:
             os.close(descriptor.fd)
 
-    def keep(self, ino: int, fd: int, writable: bool) -> Descriptor:
-        """Take over `fd` as the inode's descriptor."""
-        self.drop(ino)
-        descriptor = self._open[ino] = Descriptor(fd, writable)
+    def _keep(self, file: File, fd: int, writable: bool) -> Descriptor:
+        self.drop(file.ino)
+        descriptor = self._open[file.ino] = Descriptor(fd, writable)
         if len(self._open) > self._limit:
             self.drop(next(iter(self._open)))
+        native.bound[file.ino] = native.entry(
+            fd,
+            write=writable and self.may_bind_writers and not file.protection,
+            attributes=self._shows_real_status(file),
+            no_xattrs=False,
+        )
         return descriptor
+
+    def _shows_real_status(self, file: File) -> bool:
+        return self._real_status and file.in_upper and not file.links and file.data is None
 
     def drop(self, ino: int) -> None:
         """Close the inode's descriptor, at once or when its last use ends."""
         descriptor = self._open.pop(ino, None)
         if descriptor is None:
             return
+        del native.bound[ino]
         descriptor.kept = False
         if not descriptor.users:
             os.close(descriptor.fd)

@@ -70,11 +70,12 @@ def _read_all(fd: int, buffer: memoryview, offset: int) -> int:
     return done
 
 
-async def write(ov: Overlay, file: File, offset: int, data: bytes) -> int:
-    """Write after copy-up; bytes written. EPERM; ENOSPC, EDQUOT, EFBIG, EIO of pwrite(2)."""
-    protection.check_write(ov, file)
+async def write(ov: Overlay, file: File, offset: int, data: bytes, *, privileged: bool) -> int:
+    """Write after copy-up; bytes written. `privileged`: setuid bits stay. EPERM; ENOSPC,
+    EDQUOT, EFBIG, EIO of pwrite(2)."""
+    protection.check_write(ov, file, offset)
     await copy_up(ov, file)
-    if file.written_by_others:
+    if not privileged:
         ownership.drop_privileges(ov, file)
     descriptor = ov.data.acquire(file, write=True)
     try:

@@ -16,6 +16,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+# Before pyfuse3: the extension has to be found first.
+from fuseoverlay import native  # isort: skip
+
 import pyfuse3
 import trio
 
@@ -81,6 +84,7 @@ def _mount(ov: Overlay, mountpoint: bytes, ready: Callable[[], None]) -> None:
             where="/dev/fuse",
             hint="load the fuse module, or give yourself read and write permission on it",
         )
+    native.prepare(ov.config.timeout)
     try:
         # libfuse explains on stderr what went wrong; one line of our own is enough.
         with _stderr_kept() as said:

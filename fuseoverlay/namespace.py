@@ -37,10 +37,11 @@ from fuseoverlay.whiteout import Dialect
 
 
 class Caller(NamedTuple):
-    """Who asks: the filesystem ids of the calling process."""
+    """Who asks: the filesystem ids of the calling process, and its umask."""
 
     uid: int
     gid: int
+    umask: int
 
 
 async def make(
@@ -65,7 +66,7 @@ async def make(
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
-    shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, rdev))
+    shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, rdev), caller.umask)
     with staging.discarded_on_error(ov) as staged:
         staging.make(ov, staged, shown, target)
         for attribute, value in acls:
@@ -83,9 +84,10 @@ def check_new_name(name: bytes) -> None:
 
 
 def _inherit(
-    ov: Overlay, parent: Directory, shown: Shown
+    ov: Overlay, parent: Directory, shown: Shown, umask: int
 ) -> tuple[Shown, list[tuple[bytes, bytes]]]:
-    """Apply what the parent hands down: group, setgid, default ACL.
+    """Apply what the parent hands down: group, setgid, default ACL; without that the umask
+    counts, which the kernel may have applied already.
 
     Returns the attributes and the ACLs to set on the new object.
     """
@@ -99,7 +101,9 @@ def _inherit(
     default = (
         None if stat.S_ISLNK(shown.mode) else xattrs.get(real.path, acl.DEFAULT, follow=real.follow)
     )
-    if default is not None:
+    if default is None:
+        shown = shown._replace(mode=shown.mode & ~umask)
+    else:
         mode, access = acl.inherit(default, shown.mode)
         shown = shown._replace(mode=mode)
         if access is not None:

@@ -71,13 +71,13 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
         refuse_overlaps(stack, roots_of(stack, workdir))
         budget = _descriptor_budget(len(stack.all()))
         stack.limit = budget // 2
-        data = owners.enter_context(FileData(stack, budget // 4))
+        override = config.override_stat or (stack.upper is not None and stack.upper.override)
+        data = owners.enter_context(FileData(stack, budget // 4, real_status=not override))
         devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
         upper_root = stack.upper.root if stack.upper is not None else None
         inodes = owners.enter_context(
             InodeTable(devices, upper_root, tuple(layer.root for layer in stack.lowers))
         )
-        override = config.override_stat or (stack.upper is not None and stack.upper.override)
         yield Overlay(
             config=config,
             stack=stack,

@@ -61,9 +61,13 @@ def check_open(ov: Overlay, file: File, flags: int) -> None:
     _refuse(flags_of(ov, file).strip(_APPEND if only_appends else b""))
 
 
-def check_write(ov: Overlay, file: File) -> None:
-    """EPERM for a write to an immutable file."""
-    _refuse(flags_of(ov, file).strip(_APPEND))
+def check_write(ov: Overlay, file: File, offset: int) -> None:
+    """EPERM for a write to an immutable file, or before the end of an append-only one: where
+    the kernel opens files without asking, `check_open` had no say."""
+    flags = flags_of(ov, file)
+    if flags:
+        appends = offset >= real_of(ov, file).st.st_size
+        _refuse(flags.strip(_APPEND) if appends else flags)
 
 
 def check_creation(ov: Overlay, parent: Directory) -> None:

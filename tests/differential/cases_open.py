@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.differential import calls
 from tests.differential.calls import attempt, create, look, names, opened, put
-from tests.differential.designs import FRESH, LATE, NO_NAMES, PYFUSE3
+from tests.differential.designs import FRESH, LATE, NO_NAMES, OPENED, PYFUSE3
 from tests.differential.layers import FS_APPEND, get_flags, set_flags
 from tests.differential.table import Steps, Topic
 from tests.helpers import libc
@@ -364,6 +364,16 @@ def read_of_a_renamed_over_file(path: Path) -> Iterator[object]:
         yield os.read(fd, 12)
         yield os.fstat(fd).st_nlink
         yield look(path / "file")
+
+
+@TOPIC.case("immutable append", OPENED, root=True)
+def protected_files(path: Path) -> Iterator[object]:
+    for kind in ("immutable", "append"):
+        fd = attempt(os.open, path / kind, os.O_RDWR)
+        yield "opened" if isinstance(fd, int) else fd
+        if isinstance(fd, int):
+            os.close(fd)
+        yield look(path / kind)
 
 
 # What pyfuse3 has no handler for

@@ -48,7 +48,9 @@ NAMESPACES = Design(
     ("upper", "ours elsewhere", "others' here"),
 )
 UMASK = Design(
-    "the umask counts beside a default ACL: the kernel's FUSE applies it before asking", ALL
+    "the umask counts beside a default ACL: the kernel's FUSE applies it before asking",
+    ALL,
+    extension=False,
 )
 NO_TRACE_REASON = (
     "a rename that fails with ENOTEMPTY has changed nothing; the kernel has by then copied up "
@@ -68,6 +70,12 @@ TYPES_FIRST = Design(
     "what is both protected and of the wrong type is refused for its type, which the kernel's "
     "FUSE looks at before asking",
     ("calls",),
+)
+OPENED = Design(
+    "an immutable or append-only file can be opened for writing, with the extension: what it "
+    "forbids is refused when it is tried",
+    ("calls",),
+    extension=True,
 )
 TOUCH = Design(
     "an append-only file cannot be touched: pyfuse3 does not say whether a time is given or now",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.helpers.mounts import NATIVE
+
 Steps = Callable[[Path], Iterator[object]]
 
 #: Sets of features that most cases run under. "userns" is the one of a user namespace,
@@ -21,10 +23,12 @@ class Design:
     reason: str
     aspects: tuple[str, ...]
     sets: tuple[str, ...] = ()
+    #: Only with, or only without the extension; None: both.
+    extension: bool | None = None
 
     def covers(self, features: str) -> bool:
         """Whether the difference is expected under this set of features."""
-        return not self.sets or features in self.sets
+        return (not self.sets or features in self.sets) and self.extension in (None, NATIVE)
 
 
 @dataclass(frozen=True)

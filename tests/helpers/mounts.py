@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import re
 import shutil
@@ -37,6 +38,13 @@ from tests.helpers.tree import Tree, compare, record
 
 PROJECT = Path(__file__).resolve().parents[2]
 IMPL = os.environ.get("FUSEOVERLAY_TEST_IMPL", "fuse")
+
+#: Whether the daemons of the tests use the extension, see docs/native.md.
+NATIVE = (
+    IMPL == "fuse"
+    and os.environ.get("FUSEOVERLAY_NATIVE") != "0"
+    and importlib.util.find_spec("fuseoverlay._native") is not None
+)
 
 #: Seconds until a mount must answer, until a daemon must be gone after the unmount,
 #: and until the watchdog ends a daemon.
@@ -100,7 +108,7 @@ def fails(*codes: int) -> Iterator[None]:
 def daemon_env(**more: str) -> dict[str, str]:
     """Environment in which `python -m fuseoverlay` finds this checkout from any directory."""
     env = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1", **more}
-    for name in ("PATH", "HOME", "LANG", "XDG_DATA_HOME"):
+    for name in ("PATH", "HOME", "LANG", "XDG_DATA_HOME", "FUSEOVERLAY_NATIVE"):
         if name in os.environ:
             env.setdefault(name, os.environ[name])
     return env

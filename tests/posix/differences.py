@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tests.helpers.mounts import MODE
+from tests.helpers.mounts import MODE, NATIVE
 
 #: Functions of the table whose calls need a FUSE request that pyfuse3 has not, and the
 #: errno that fuseoverlay gives for them.
@@ -145,6 +145,10 @@ WANT_FEATURES = {
 }
 
 #: Functions that fail with fuseoverlay: known limitations, to be mended.
-LIMITATIONS: dict[str, str] = {
-    "default_list_takes_the_umasks_place": "no FUSE_DONT_MASK: the kernel applies the umask first",
-}
+LIMITATIONS: dict[str, str] = (
+    {}
+    if NATIVE
+    else {
+        "default_list_takes_the_umasks_place": "no FUSE_DONT_MASK: the umask is applied before",
+    }
+)

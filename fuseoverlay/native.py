@@ -1,0 +1,85 @@
+"""The optional extension `_native`: what FUSE can do and pyfuse3 does not pass on.
+
+Importing this module before pyfuse3 puts a filter between /dev/fuse and libfuse. Without it
+(not built, turned off by FUSEOVERLAY_NATIVE=0, or not in effect) everything works, slower.
+docs/native.md explains how and why. Numbers: <linux/fuse.h>.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from types import ModuleType
+from typing import Final
+
+_OPEN, _RELEASE, _FLUSH, _OPENDIR, _RELEASEDIR, _ACCESS = 14, 18, 25, 27, 29, 34
+
+_ATOMIC_O_TRUNC: Final = 1 << 3
+_DONT_MASK: Final = 1 << 6
+_CACHE_SYMLINKS: Final = 1 << 23
+_HANDLE_KILLPRIV_V2: Final = 1 << 28
+
+_WRITE_KILL_SUIDGID: Final = 1 << 2
+_SETATTR_KILL_SUIDGID: Final = 1 << 11
+_KILL_SUIDGID: Final = _WRITE_KILL_SUIDGID | _SETATTR_KILL_SUIDGID
+
+
+def _load() -> ModuleType | None:
+    if os.environ.get("FUSEOVERLAY_NATIVE") == "0":
+        return None
+    flags = sys.getdlopenflags()
+    # Its `fuse_session_mount` must be found before libfuse's.
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    try:
+        from fuseoverlay import _native
+    except ImportError:
+        return None
+    finally:
+        sys.setdlopenflags(flags)
+    return _native
+
+
+_extension: Final = _load()
+
+#: Inode number -> `entry(...)`: descriptors that the extension may use by itself. Whoever
+#: closes a descriptor takes it out first. A plain dictionary where there is no extension.
+bound: Final[dict[int, int]] = _extension.bound if _extension is not None else {}
+
+
+def entry(fd: int, *, write: bool, attributes: bool, no_xattrs: bool) -> int:
+    """A value for `bound`. Data may always be read from `fd`; `write`: also be written;
+    `attributes`: fstat(2) says what stat shall show; `no_xattrs`: the file has none."""
+    return fd << 4 | 1 | write << 1 | attributes << 2 | no_xattrs << 3
+
+
+def prepare(attr_timeout: float) -> None:
+    """Have the filter attach to the next mount; `attr_timeout` in seconds."""
+    if _extension is not None:
+        _extension.setup(int(attr_timeout * 1e9))
+
+
+def agree() -> bool:
+    """When the kernel's INIT has come: do without handles, if that is possible.
+
+    Then nobody opens or closes any more, O_TRUNC arrives as a setattr, the umask is not yet
+    applied, and `kills_privileges` says which changes end setuid.
+    """
+    if _extension is None or not _extension.attached():
+        return False
+    offered = _extension.protocol()[3]
+    if not offered & _HANDLE_KILLPRIV_V2:
+        return False
+    _extension.init_flags(_DONT_MASK | _CACHE_SYMLINKS | _HANDLE_KILLPRIV_V2, _ATOMIC_O_TRUNC)
+    for opcode in (_OPEN, _OPENDIR, _FLUSH, _ACCESS):
+        _extension.answer(opcode, errno.ENOSYS)
+    # Asked only of files that were created.
+    for opcode in (_RELEASE, _RELEASEDIR):
+        _extension.answer(opcode, 0)
+    return True
+
+
+def kills_privileges() -> bool:
+    """Whether the write or truncation that has just arrived ends setuid, setgid and
+    capabilities. To be asked before anything suspends."""
+    return _extension is not None and bool(_extension.last_flags() & _KILL_SUIDGID)
