@@ -31,7 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     add = parser.add_argument
     # fmt: off
-    add("--mode", choices=("root", "userns", "user"), help="default: root for root, else user")
+    add("--mode", choices=("root", "userns", "user"), help="default: what you are")
     add("--workload", action="append", metavar="NAME",
         help="only this one, or all whose names begin with NAME-; repeatable")
     add("--peer", action="append", default=[], metavar="NAME=COMMAND",
@@ -47,9 +47,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--list", action="store_true", help="list workloads and contenders, measure nothing")
     # fmt: on
     options = parser.parse_args(argv)
-    options.mode = options.mode or ("root" if os.geteuid() == 0 else "user")
-    if options.mode == "root" and os.geteuid():
-        parser.error("--mode root: you are not root")
+    own = supervise.own_mode()
+    options.mode = options.mode or own
+    # From root to the others, from a user into a namespace, never the other way round.
+    order = ("root", "user", "userns")
+    if order.index(options.mode) < order.index(own):
+        parser.error(f"--mode {options.mode} is not to be had from here ({own})")
     options.rounds = options.rounds or (1 if options.quick else 3)
     try:
         options.chosen = chosen_workloads(options.workload)

@@ -79,10 +79,14 @@ class Contender:
         place: Place,
         *,
         writable: bool,
+        changes: bool,
         metacopy: bool,
         limit: float,
     ) -> tuple[Path, float]:
-        """Mount; returns the tree and the seconds until it answered."""
+        """Mount; returns the tree and the seconds until it answered.
+
+        `changes` says whether a `writable` one will be changed.
+        """
         command = self.command(stack, place, writable, metacopy)
         argv = [str(client), "mount", str(place.mnt), *command]
         # Relative names: the kernel takes one page of options.
@@ -112,9 +116,9 @@ class Raw(Contender):
 
     fuse = False
 
-    def mount(self, client, stack, place, *, writable, metacopy, limit):
+    def mount(self, client, stack, place, *, writable, changes, metacopy, limit):
         """Nothing is mounted."""
-        if not writable:
+        if not changes:
             return stack.flat, 0.0
         processes.run(["cp", "-a", f"{stack.flat}/.", str(place.mnt)], limit=limit)
         return place.mnt, 0.0

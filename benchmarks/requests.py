@@ -108,7 +108,7 @@ class Requests:
         for pipe in self._pipes:
             with contextlib.suppress(BlockingIOError):
                 while page := os.read(pipe, 4096):
-                    yield from _opcodes(page)
+                    yield from opcodes(page)
 
 
 #: ring_buffer: a page begins with a time stamp and the number of bytes that follow.
@@ -117,8 +117,11 @@ _PAGE = struct.Struct("=QQ")
 _EVENT = struct.Struct("=8xI4xQI")
 
 
-def _opcodes(page: bytes) -> Iterator[int]:
-    """Parse a page of the kernel's ring buffer (include/linux/ring_buffer.h)."""
+def opcodes(page: bytes) -> Iterator[int]:
+    """The opcodes in a page of the kernel's ring buffer (include/linux/ring_buffer.h).
+
+    OverflowError: events before this page were lost.
+    """
     _, commit = _PAGE.unpack_from(page)
     at, end = _PAGE.size, _PAGE.size + (commit & 0xFFFFF)
     if commit & 1 << 31:

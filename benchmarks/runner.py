@@ -80,6 +80,7 @@ def _once(bench: Bench, workload: Workload, contender: Contender, outcome: Outco
             stack,
             place,
             writable=workload.writable,
+            changes=workload.changes,
             metacopy=workload.metacopy,
             limit=bench.limit,
         )
@@ -97,4 +98,4 @@ def _once(bench: Bench, workload: Workload, contender: Contender, outcome: Outco
         outcome.take(workload, contender, phases)
         contender.drop(place)
         with contextlib.suppress(Failure):
-            bench.remove(place)
+            bench.remove(place, changed=workload.changes)

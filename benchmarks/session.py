@@ -60,14 +60,15 @@ class Bench:
         place.make()
         return place
 
-    def remove(self, place: Place) -> None:
+    def remove(self, place: Place, *, changed: bool) -> None:
         """Remove them, and write out what is dirty: the next contender starts without it."""
         if os.geteuid():
             subprocess.run(
                 ["chmod", "-R", "u+rwX", str(place.base)], check=False, capture_output=True
             )
         subprocess.run(["rm", "-rf", "--one-file-system", str(place.base)], check=True)
-        subprocess.run(["sync", "-f", str(self.scratch)], check=True)
+        if changed:
+            subprocess.run(["sync", "-f", str(self.scratch)], check=True)
 
 
 class Session:

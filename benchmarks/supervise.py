@@ -29,6 +29,17 @@ TEST_USER = "FUSEOVERLAY_TEST_USER"
 # The init of the pid namespace: it has to live and reap until the measuring process has ended.
 _INIT = 'trap "" INT TERM; "$@" <&0 & wait $!'
 _NAMESPACES = ["unshare", "-pfm", "--mount-proc", "--kill-child", "--"]
+# Whatever ends us ends the namespaces.
+_WITH_US = ["setpriv", "--pdeathsig", "KILL", "--"]
+
+
+def own_mode() -> str:
+    """The mode in which we run: `root`, `user`, or `userns` where we are root only in there."""
+    if os.geteuid():
+        return "user"
+    # The first user namespace maps every id to itself.
+    first = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    return "root" if first else "userns"
 
 
 def supervise(mode: str, parent: Path | None, argv: list[str]) -> tuple[int, str | None]:
@@ -37,13 +48,13 @@ def supervise(mode: str, parent: Path | None, argv: list[str]) -> tuple[int, str
     Returns its exit code and the report (JSON) that it has left behind, if it has.
     """
     user = None
-    if os.geteuid() == 0 and mode != "root":
+    if mode != "root" and own_mode() == "root":
         user = pwd.getpwnam(os.environ.get(TEST_USER, "fuseoverlay-test"))
     with _directory(parent, user) as base, requests.traced(f"fuseoverlay-{os.getpid()}") as trace:
         env = {**os.environ, **trace, VARIABLE: str(base), "PYTHONPATH": str(PROJECT)}
         command = [*_as(mode, user), sys.executable, "-m", "benchmarks", *argv]
         if os.geteuid() == 0 and _works([*_NAMESPACES, "true"]):
-            command = [*_NAMESPACES, "bash", "-c", _INIT, "init", *command]
+            command = [*_WITH_US, *_NAMESPACES, "bash", "-c", _INIT, "init", *command]
         code = _wait(subprocess.Popen(command, env=env, close_fds=False, start_new_session=True))
         report = base / REPORT
         return code, report.read_text() if report.exists() else None
@@ -55,7 +66,7 @@ def _as(mode: str, user: pwd.struct_passwd | None) -> list[str]:
     if user is not None:
         ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
         prefix = ["setpriv", *ids, "env", f"HOME={user.pw_dir}", f"USER={user.pw_name}"]
-    return [*prefix, "unshare", "-Urm", "--"] if mode == "userns" else prefix
+    return [*prefix, "unshare", "-Urm", "--"] if mode == "userns" != own_mode() else prefix
 
 
 def _works(command: list[str]) -> bool:

@@ -21,6 +21,8 @@ class Workload:
     stack: str
     body: Callable[[Session], None]
     writable: bool = True
+    #: The body changes what it finds, or adds to it.
+    changes: bool = True
     #: With metacopy=on, for those who know it.
     metacopy: bool = False
     #: On a filesystem that can share data between files.
@@ -167,18 +169,18 @@ def _on_trees(name: str, what: str, body: Callable[[Session], None], **more) -> 
 
 
 def _read_only_too(name: str, what: str, body: Callable[[Session], None]) -> list[Workload]:
-    read_only = _on_trees(f"{name}-ro", f"{what}, read-only", body, writable=False)
-    return read_only + _on_trees(f"{name}-rw", what, body)
+    read_only = _on_trees(f"{name}-ro", f"{what}, read-only", body, writable=False, changes=False)
+    return read_only + _on_trees(f"{name}-rw", what, body, changes=False)
 
 
 WORKLOADS = [
     *_read_only_too("stat", "stat walk", stat_walk),
     *_read_only_too("read", "read every file", read_all),
-    *_on_trees("ls", "ls -lR", list_all),
-    *_on_trees("lookup", "stat of every file by its path, no listing", look_up),
-    *_on_trees("absent", "look-ups of absent names", look_up_absent),
-    *_on_trees("clients4", "four clients read every file between them", read_parallel),
-    Workload("seqread", "read a file of 512 MiB", "big", read_big),
+    *_on_trees("ls", "ls -lR", list_all, changes=False),
+    *_on_trees("lookup", "stat of every file by its path, no listing", look_up, changes=False),
+    *_on_trees("absent", "look-ups of absent names", look_up_absent, changes=False),
+    *_on_trees("clients4", "four clients share the files to read", read_parallel, changes=False),
+    Workload("seqread", "read a file of 512 MiB", "big", read_big, changes=False),
     Workload("seqwrite", "write a file of 512 MiB, fsync", "empty", write_big),
     Workload("untar", "untar 12,000 files", "empty", untar),
     *_on_trees("append", "append to 2,000 lower files", append),
@@ -192,7 +194,7 @@ WORKLOADS = [
     Workload("git", "git status of Python's library", "python", git_status),
     Workload("compileall", "compile Python's library in parallel", "python", compile_all),
     Workload("fio", "random reads and writes of 4 KiB, 64 MiB", "big", random_io),
-    *_on_trees("mount", "mount and unmount", mounting, mounting=True),
+    *_on_trees("mount", "mount and unmount", mounting, changes=False, mounting=True),
     Workload("memory", "the daemon's memory per 100,000 known inodes", "many", known_inodes,
-             writable=False, fuse_only=True),
+             writable=False, changes=False, fuse_only=True),
 ]  # fmt: skip

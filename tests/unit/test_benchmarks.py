@@ -1,0 +1,73 @@
+"""The benchmarks' layers and their reading of the kernel's ring buffer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+
+from benchmarks.requests import opcodes
+from benchmarks.trees import QUICK, Layers
+from tests.helpers.mounts import scratch
+from tests.helpers.tree import record
+
+
+def _merge(lowers: tuple[Path, ...], target: Path) -> None:
+    """What an overlay shows of these layers, for files, links and whiteouts."""
+    for lower in reversed(lowers):
+        for parent, directories, files in os.walk(lower):
+            here = target / os.path.relpath(parent, lower)
+            here.mkdir(exist_ok=True)
+            links = [name for name in directories if os.path.islink(f"{parent}/{name}")]
+            for name in files + links:
+                if stat.S_ISCHR(os.lstat(f"{parent}/{name}").st_mode):
+                    (here / name).unlink()
+                else:
+                    shutil.copy2(f"{parent}/{name}", here / name, follow_symlinks=False)
+
+
+def test_forty_layers_show_the_same_tree_as_one() -> None:
+    """Contenders on one layer, on forty and on a plain directory do the same work."""
+    with scratch() as base:
+        layers = Layers(base, QUICK)
+        forty = layers.stack("tree40")
+        merged = base / "merged"
+        _merge(forty.lowers, merged)
+        shown, flat = record(str(merged)), record(str(forty.flat))
+        assert shown.keys() == flat.keys()
+        assert sum(entry.kind == "file" for entry in flat.values()) == QUICK.files
+        for name, entry in flat.items():
+            assert shown[name].kind == entry.kind
+            assert (shown[name].digest, shown[name].target) == (entry.digest, entry.target), name
+        assert len(forty.lowers) == 40
+        assert all(os.listdir(lower) for lower in forty.lowers)
+
+
+def _page(*events: bytes, missed: int = 0) -> bytes:
+    data = b"".join(events)
+    return struct.pack("=QQ", 0, len(data) | missed) + data
+
+
+def _event(opcode: int, *, long: bool = False) -> bytes:
+    """A fuse_request_send of 32 bytes, its length in the header or after it."""
+    data = struct.pack("=QI4xQII", 0, 45, 7, opcode, 56)
+    return struct.pack("=II", 5 << 5, 36) + data if long else struct.pack("=I", 8 | 5 << 5) + data
+
+
+def test_events_of_a_ring_buffer_page() -> None:
+    """Time stamps are passed over, and so is what the filter took out."""
+    time = struct.pack("=II", 30, 0)
+    discarded = struct.pack("=II", 29 | 1 << 5, 32) + bytes(28)
+    rest = struct.pack("=I", 29) + bytes(60)
+    page = _page(time, _event(1), discarded, _event(44, long=True), time, _event(15), rest)
+    assert list(opcodes(page)) == [1, 44, 15]
+
+
+def test_lost_events_are_no_count() -> None:
+    """The kernel says when the reader was too slow."""
+    with pytest.raises(OverflowError):
+        list(opcodes(_page(_event(1), missed=1 << 31)))
