@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plot, processes, report, runner, startup, supervise
-from benchmarks.peers import OURS, PROJECT, Contender, contenders
+from benchmarks.peers import OURS, PROJECT, Contender, contenders, has_native
 from benchmarks.requests import Requests
 from benchmarks.session import Bench
 from benchmarks.trees import FULL, QUICK, Layers, Sizes
@@ -104,7 +104,10 @@ def about(options: argparse.Namespace, base: Path, found: list[Contender]) -> di
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _output("git", "-C", str(PROJECT), "describe", "--always", "--dirty"),
+        "commit": _output(
+            "git", "-c", "safe.directory=*", "-C", str(PROJECT), "describe", "--always", "--dirty"
+        ),
+        "extension": "built" if has_native() else "not built",
         "kernel": platform.release(),
         "python": platform.python_version(),
         "machine": f"{len(os.sched_getaffinity(0))} CPUs, {memory} GiB",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shlex
 import shutil
@@ -91,13 +92,13 @@ class Contender:
         argv = [str(client), "mount", str(place.mnt), *command]
         # Relative names: the kernel takes one page of options.
         seconds = processes.run(argv, limit=limit, cwd=stack.lowers[0].parent, env=self.env)
-        return place.mnt, float(seconds)
+        return place.mnt, float(seconds.split()[0])
 
     def unmount(self, client: Path, place: Place, *, limit: float) -> float:
         """Unmount as a user would; returns the seconds it took."""
         tool = ["fusermount3", "-u"] if os.geteuid() else ["umount"]
         argv = [str(client), "run", *tool, str(place.mnt)]
-        seconds = float(processes.run(argv, limit=limit))
+        seconds = float(processes.run(argv, limit=limit).split()[0])
         processes.wait_for_users_of(place.mnt, limit)
         return seconds
 
@@ -193,6 +194,14 @@ class Overlay(Contender):
         return [*self.program, "-o", options, str(place.mnt)]
 
 
+class WithoutNative(Overlay):
+    """This checkout without its extension."""
+
+    def missing(self, mode):
+        """Where there is none, this is the same as with it."""
+        return None if has_native() else "the extension is not built"
+
+
 class Unionfs(Overlay):
     """unionfs-fuse; it does not know the whiteouts of the others and shows them."""
 
@@ -203,10 +212,15 @@ class Unionfs(Overlay):
         return [*self.program, "-o", "cow", ":".join(branches), str(place.mnt)]
 
 
-def ours(name: str, base: Path, **env: str) -> Overlay:
+def has_native() -> bool:
+    """Whether this checkout has its extension."""
+    return importlib.util.find_spec("fuseoverlay._native") is not None
+
+
+def ours(kind: type[Overlay], name: str, base: Path, **env: str) -> Overlay:
     """This checkout; its compiled Python code is kept below `base`."""
     environment = {"PYTHONPATH": str(PROJECT), "PYTHONPYCACHEPREFIX": str(base / "pycache"), **env}
-    contender = Overlay(name, [sys.executable, "-m", "fuseoverlay", "mount"], environment)
+    contender = kind(name, [sys.executable, "-m", "fuseoverlay", "mount"], environment)
     contender.knows_metacopy = True
     return contender
 
@@ -214,8 +228,8 @@ def ours(name: str, base: Path, **env: str) -> Overlay:
 def contenders(mode: str, base: Path, more: list[str]) -> list[Contender]:
     """All of them, ours first; `more` are NAME=COMMAND."""
     found: list[Contender] = [
-        ours(OURS, base),
-        ours(WITHOUT_NATIVE, base, FUSEOVERLAY_NATIVE="0"),
+        ours(Overlay, OURS, base),
+        ours(WithoutNative, WITHOUT_NATIVE, base, FUSEOVERLAY_NATIVE="0"),
         Overlay(REFERENCE, ["fuse-overlayfs"]),
         Unionfs("unionfs-fuse", ["unionfs"]),
         Kernel("kernel", mode),

@@ -29,19 +29,19 @@ def as_json(outcome: Outcome, sizes: Sizes, about: dict[str, Any]) -> dict[str, 
 
 def _samples_as_json(row: dict[str, Samples], name: str) -> dict[str, Any]:
     samples = row[name]
+    mine = row.get(OURS, Samples())
     return {
         "unit": samples.unit,
         "values": samples.values,
         "median": samples.median,
-        "ours_to_this": _ratio(row, name),
+        "ours_to_this": _ratio(mine.median, samples.median),
+        "cpu": samples.cpu_median,
+        "cpu_ours_to_this": _ratio(mine.cpu_median, samples.cpu_median),
         "requests": samples.typical_requests,
     }
 
 
-def _ratio(row: dict[str, Samples], name: str) -> float | None:
-    """Our median divided by that of `name`."""
-    mine = row[OURS].median if OURS in row else None
-    theirs = row[name].median
+def _ratio(mine: float | None, theirs: float | None) -> float | None:
     return mine / theirs if mine is not None and theirs else None
 
 
@@ -64,7 +64,8 @@ def _targets(results: Results, sizes: Sizes) -> list[dict[str, Any]]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The tables that people read."""
-    parts = [_about(report["about"]), _seconds(report), _requests(report), _targets_table(report)]
+    tables = (_seconds, _cpu, _requests, _targets_table)
+    parts = [_about(report["about"]), *(table(report) for table in tables)]
     if report["failures"]:
         lines = ["- {workload}, {contender}: {why}".format(**one) for one in report["failures"]]
         parts.append("## Failed\n\n" + "\n".join(lines))
@@ -92,26 +93,33 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _seconds(report: dict[str, Any]) -> str:
-    names = report["about"]["contenders"]
-    others = [name for name in names if name != OURS]
+    title = "## Medians, and ours divided by each peer's (its own in parentheses)\n\n"
+    return title + _compared(report, "median", "ours_to_this")
+
+
+def _cpu(report: dict[str, Any]) -> str:
+    title = "## The same of the CPU seconds that daemon and client used\n\n"
+    return title + _compared(report, "cpu", "cpu_ours_to_this")
+
+
+def _compared(report: dict[str, Any], key: str, ratio: str) -> str:
+    others = [name for name in report["about"]["contenders"] if name != OURS]
     rows = []
     for measure, row in report["measures"].items():
-        cells = [measure, _median(row.get(OURS))]
-        for name in others:
-            one = row.get(name)
-            ratio = one and one["ours_to_this"]
-            cells.append(f"{ratio:.2f} ({_median(one)})" if ratio is not None else _median(one))
-        rows.append(cells)
-    title = "## Medians, and ours divided by each peer's (its own in parentheses)\n\n"
-    return title + _table(["workload", OURS, *others], rows)
+        if any(one[key] is not None for one in row.values()):
+            cells = [_number(row.get(OURS), key)]
+            for one in (row.get(name) for name in others):
+                known = one is not None and one[ratio] is not None
+                number = _number(one, key)
+                cells.append(f"{one[ratio]:.2f} ({number})" if known else number)
+            rows.append([measure, *cells])
+    return _table(["workload", OURS, *others], rows)
 
 
-def _median(one: dict[str, Any] | None) -> str:
-    if one is None or one["median"] is None:
+def _number(one: dict[str, Any] | None, key: str) -> str:
+    if one is None or one[key] is None:
         return "-"
-    if one["unit"] == "s":
-        return f"{one['median']:.3f}"
-    return f"{one['median']:.1f} {one['unit']}"
+    return f"{one[key]:.3f}" if one["unit"] == "s" else f"{one[key]:.1f} {one['unit']}"
 
 
 def _requests(report: dict[str, Any]) -> str:

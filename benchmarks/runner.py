@@ -30,6 +30,7 @@ class Outcome:
             samples = self.results[measure].setdefault(contender.name, Samples(unit=new.unit))
             samples.values += new.values
             samples.requests += new.requests
+            samples.cpu += new.cpu
 
     def failed(self, workload: Workload, contender: Contender) -> bool:
         """Whether this contender has failed this workload."""

@@ -25,12 +25,19 @@ class Samples:
     values: list[float] = field(default_factory=list)
     #: Requests by opcode, one per repetition; None where they are not counted.
     requests: list[dict[str, int] | None] = field(default_factory=list)
+    #: CPU seconds of daemon and client, one per repetition.
+    cpu: list[float] = field(default_factory=list)
     unit: str = "s"
 
     @property
     def median(self) -> float | None:
         """The median of the values, if there are any."""
         return statistics.median(self.values) if self.values else None
+
+    @property
+    def cpu_median(self) -> float | None:
+        """The median of the CPU seconds, if there are any."""
+        return statistics.median(self.cpu) if self.cpu else None
 
     @property
     def typical_requests(self) -> dict[str, int] | None:
@@ -79,6 +86,7 @@ class Session:
         self.sizes, self.layers = bench.sizes, bench.layers
         self.phases: dict[str, Samples] = {}
         self._device = 0
+        self._daemons = processes.users_of(place.mnt) if contender.fuse else []
         if contender.fuse and bench.requests.possible:
             self._device = int(self.run("stat", "-c", "%d", str(mnt)))
 
@@ -86,12 +94,16 @@ class Session:
         """Do something that is not measured."""
         return processes.run(list(argv), limit=self.bench.limit)
 
-    def measure(self, phase: str, command: str, *args: object) -> None:
-        """Run the C client with this command, below the mount point."""
+    def measure(self, phase: str, command: str, *args: object) -> float:
+        """Run the C client with this command, below the mount point; returns the seconds."""
         argv = [str(self.bench.client), command, *map(str, args)]
         with self._counted(phase) as samples:
+            before = processes.cpu_time(self._daemons)
             output = processes.run(argv, limit=self.bench.limit, cwd=self.mnt)
-            samples.values.append(float(output))
+            seconds, used = map(float, output.split())
+            samples.values.append(seconds)
+            samples.cpu.append(used + processes.cpu_time(self._daemons) - before)
+        return seconds
 
     def fio(self, phase: str, *options: str) -> None:
         """Run fio on one file; it measures by itself."""
@@ -107,7 +119,7 @@ class Session:
 
     def memory(self) -> dict[str, float]:
         """The daemon's, in MiB."""
-        return processes.memory(processes.users_of(self.place.mnt))
+        return processes.memory(self._daemons)
 
     @contextmanager
     def _counted(self, phase: str) -> Iterator[Samples]:

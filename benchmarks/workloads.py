@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from benchmarks.session import Session
 
-#: How often a warm phase is repeated within a mount.
-WARM = 3
+#: A warm phase is repeated within a mount so often, but not after so many seconds.
+WARM = 5
+WARM_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ class Workload:
 
 def _cold_and_warm(session: Session, command: str, *args: object) -> None:
     session.measure("cold", command, *args)
+    spent = 0.0
     for _ in range(WARM):
-        session.measure("warm", command, *args)
+        spent += session.measure("warm", command, *args)
+        if spent > WARM_SECONDS:
+            break
 
 
 def stat_walk(session: Session) -> None:
