@@ -22,7 +22,7 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 import trio
 
-from fuseoverlay import overlay, syscalls
+from fuseoverlay import overlay, syscalls, turns
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import FuseError, MountpointError, describe
 from fuseoverlay.layers import enclosing, stat_key
@@ -229,6 +229,7 @@ def _serve() -> None:
 
 
 async def _main() -> None:
+    pyfuse3.trio = turns.Trio()  # type: ignore[attr-defined]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal)
         try:
