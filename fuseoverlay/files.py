@@ -39,7 +39,7 @@ async def read(ov: Overlay, file: File, offset: int, size: int) -> bytes | memor
     descriptor = ov.data.acquire(file)
     try:
         buffer = bytearray(size)
-        done = _read_nowait(descriptor.fd, buffer, offset)
+        done = read_nowait(descriptor.fd, buffer, offset)
         if done < size and offset + done < os.fstat(descriptor.fd).st_size:
             done += await trio.to_thread.run_sync(
                 _read_all, descriptor.fd, memoryview(buffer)[done:], offset + done,
@@ -50,7 +50,7 @@ async def read(ov: Overlay, file: File, offset: int, size: int) -> bytes | memor
     return memoryview(buffer)[:done]
 
 
-def _read_nowait(fd: int, buffer: bytearray, offset: int) -> int:
+def read_nowait(fd: int, buffer: bytearray, offset: int) -> int:
     """Bytes that the page cache holds from `offset` on; 0 where it cannot be asked."""
     try:
         return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)

@@ -92,6 +92,10 @@ class Index:
     def __len__(self) -> int:
         return len(self._cookie_of)
 
+    def cookie(self, name: bytes) -> int | None:
+        """The cookie of a visible name."""
+        return self._cookie_of.get(name)
+
     def find(self, name: bytes) -> Found | None:
         """Where the visible name is; None: there is no such name."""
         if name not in self._cookie_of:

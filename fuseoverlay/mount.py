@@ -28,6 +28,7 @@ from fuseoverlay.errors import FuseError, MountpointError, describe
 from fuseoverlay.layers import enclosing, stat_key
 from fuseoverlay.operations import Operations
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.readahead import ReadAhead
 
 log = logging.getLogger("fuseoverlay")
 
@@ -57,7 +58,8 @@ def run(
             with contextlib.suppress(OSError):
                 os.write(ready_write, b"1")
 
-        _mount(ov, mountpoint, ready)
+        ahead = ReadAhead(ov, pyfuse3.notify_store)  # type: ignore[arg-type]  # any buffer will do
+        _mount(ov, ahead, mountpoint, ready)
         if not foreground:
             if os.fork():
                 _leave_when_ready(ready_read, ready_write)
@@ -65,7 +67,7 @@ def run(
         os.close(ready_read)
         upper = os.dup(ov.workdir.fd) if ov.workdir and config.durable else None
         try:
-            _serve()
+            _serve(ahead)
         finally:
             # Locks go first: who mounts again at once need not wait for the disk.
             undo.close()
@@ -76,7 +78,7 @@ def run(
                     syscalls.syncfs(upper)
 
 
-def _mount(ov: Overlay, mountpoint: bytes, ready: Callable[[], None]) -> None:
+def _mount(ov: Overlay, ahead: ReadAhead, mountpoint: bytes, ready: Callable[[], None]) -> None:
     options, acls = _options(ov)
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise FuseError(
@@ -88,7 +90,8 @@ def _mount(ov: Overlay, mountpoint: bytes, ready: Callable[[], None]) -> None:
     try:
         # libfuse explains on stderr what went wrong; one line of our own is enough.
         with _stderr_kept() as said:
-            pyfuse3.init(Operations(ov, acls=acls, ready=ready), os.fsdecode(mountpoint), options)
+            operations = Operations(ov, ahead, acls=acls, ready=ready)
+            pyfuse3.init(operations, os.fsdecode(mountpoint), options)
     except RuntimeError:
         raise FuseError(
             f"mounting failed: {said() or 'the kernel refused'}",
@@ -221,17 +224,17 @@ def _detach() -> None:
         os.close(null)
 
 
-def _serve() -> None:
+def _serve(ahead: ReadAhead) -> None:
     try:
-        trio.run(_main)
+        trio.run(_main, ahead)
     finally:
         pyfuse3.close(unmount=True)
 
 
-async def _main() -> None:
+async def _main(ahead: ReadAhead) -> None:
     pyfuse3.trio = turns.Trio()  # type: ignore[attr-defined]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal)
+        nursery.start_soon(_end_on_signal, ahead)
         try:
             await pyfuse3.main()
         except* ConnectionAbortedError:
@@ -241,10 +244,12 @@ async def _main() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _end_on_signal() -> None:
+async def _end_on_signal(ahead: ReadAhead) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("ended by signal %d", number)
+            # It may wait for a READ, which nobody answers after the end.
+            await ahead.stop()
             pyfuse3.terminate()
 
 

@@ -26,6 +26,7 @@ from fuseoverlay.attributes import Attr, Changes
 from fuseoverlay.inodes import Inode, is_own_number
 from fuseoverlay.namespace import Caller
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.readahead import ReadAhead
 
 log = logging.getLogger("fuseoverlay")
 
@@ -94,12 +95,15 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, ov: Overlay, *, acls: bool, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, ov: Overlay, ahead: ReadAhead, *, acls: bool, ready: Callable[[], None]
+    ) -> None:
         """`acls`: whether the kernel shall know ACLs. `ready` is called once the kernel has
         agreed on the protocol."""
         super().__init__()
         self.enable_acl = acls
         self._ov = ov
+        self._ahead = ahead
         self._ready = ready
         self._timeout = ov.config.timeout
         # The next mount gives numbers of our own to other files: a handle must not lead there.
@@ -165,6 +169,7 @@ class Operations(pyfuse3.Operations):
         for ino, count in inode_list:
             if self._ov.inodes.forget(ino, count) is not None:
                 self._ov.data.drop(ino)
+                self._ahead.forget(ino)
 
     @handler
     async def mknod(
@@ -284,7 +289,11 @@ class Operations(pyfuse3.Operations):
     async def read(  # type: ignore[override]  # any buffer will do
         self, fh: int, off: int, size: int
     ) -> bytes | memoryview:
-        return await files.read(self._ov, self._ov.inodes.file(fh), off, size)
+        file = self._ov.inodes.file(fh)
+        data = await files.read(self._ov, file, off, size)
+        if not off:
+            await self._ahead.read(file)
+        return data
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -5,8 +5,10 @@ All raise `OSError`. Layouts and numbers are those of 64-bit Linux.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -42,6 +44,10 @@ _libc.listxattr.argtypes = (c_char_p, c_void_p, c_size_t)
 _libc.setxattr.argtypes = (c_char_p, c_char_p, c_char_p, c_size_t, c_int)
 _libc.fallocate.argtypes = (c_int, c_int, c_long, c_long)
 _libc.statx.argtypes = (c_int, c_char_p, c_int, c_uint, c_void_p)
+_libc.mmap.restype = c_void_p
+_libc.mmap.argtypes = (c_void_p, c_size_t, c_int, c_int, c_int, c_long)
+_libc.munmap.argtypes = (c_void_p, c_size_t)
+_libc.mincore.argtypes = (c_void_p, c_size_t, c_char_p)
 _libc.getcwd.restype = c_void_p
 _libc.getcwd.argtypes = (c_char_p, c_size_t)
 
@@ -127,6 +133,36 @@ def getdents(fd: int, size: int) -> int:
     return _checked(
         _libc.syscall(c_long(_SYS_GETDENTS64), c_int(fd), buffer, c_size_t(size)),
     )
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[int]:
+    """The address of a file's pages, for `ctypes.string_at`; mmap(2)."""
+    fd = os.open(path, os.O_RDONLY)
+    size = os.fstat(fd).st_size
+    try:
+        start = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        _checked(-1 if start == ctypes.c_void_p(-1).value else 0)
+    finally:
+        os.close(fd)
+    try:
+        yield start
+    finally:
+        _libc.munmap(start, size)
+
+
+def cached_pages(path: Path) -> int:
+    """How many pages of a file are in the page cache, asking for none of it; mincore(2).
+
+    For files that the caller owns or may write.
+    """
+    size = os.stat(path).st_size
+    if not size:
+        return 0
+    pages = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+    with mapped(path) as start:
+        _checked(_libc.mincore(start, size, pages))
+    return sum(page & 1 for page in pages.raw)
 
 
 def getcwd() -> bytes:

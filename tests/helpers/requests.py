@@ -1,0 +1,41 @@
+"""FUSE requests of one mount, counted by opcode with the tracepoint fuse:fuse_request_send."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import MODE
+
+_TRACEFS = Path("/sys/kernel/tracing")
+_LINE = re.compile(r"connection (\d+) .*opcode \d+ \(FUSE_(\w+)\)")
+
+
+@contextlib.contextmanager
+def counted(mnt: Path) -> Iterator[Counter[str]]:
+    """What the kernel asks the daemon of `mnt` within the block, `READ` and so on; filled in
+    at its end. Skips where requests cannot be traced: only root may."""
+    instance = _TRACEFS / "instances" / f"fuseoverlay-test-{os.getpid()}"
+    event = instance / "events/fuse/fuse_request_send"
+    if MODE != "root" or not (_TRACEFS / "events/fuse/fuse_request_send").exists():
+        pytest.skip("requests cannot be traced")
+    requests: Counter[str] = Counter()
+    connection = os.minor(os.stat(mnt).st_dev)
+    instance.mkdir()
+    try:
+        (event / "filter").write_text(f"connection == {connection}")
+        (event / "enable").write_text("1")
+        yield requests
+        (event / "enable").write_text("0")
+        for line in (instance / "trace").read_text().splitlines():
+            found = _LINE.search(line)
+            if found:
+                requests[found[2]] += 1
+    finally:
+        instance.rmdir()
