@@ -18,7 +18,8 @@ MISSING = "missing tool"
 
 def pytest_report_header() -> str:
     """Say in which mode the tests run."""
-    return f"mode: {MODE}, implementation: {IMPL}, CI: {_in_ci()}"
+    extension = "without" if os.environ.get("FUSEOVERLAY_NATIVE") == "0" else "with"
+    return f"mode: {MODE}, {extension} the extension, implementation: {IMPL}, CI: {_in_ci()}"
 
 
 def _in_ci() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import Daemon, command, daemon_env, detach, mounts_at, unmount
+from tests.helpers.mounts import Daemon, command, daemon_env, detach, ends, mounts_at, unmount
 
 #: Seconds until a mount must answer; unpacking the layers is part of it.
 START_TIMEOUT = 90
@@ -75,6 +74,5 @@ class ImageMount:
         detach(self.mnt)
         if self.daemon is not None:
             daemon, self.daemon = self.daemon, None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                daemon.process.wait(2)
+            ends(daemon.process, 2)
             daemon.kill()

@@ -21,6 +21,7 @@ import errno
 import importlib.util
 import os
 import re
+import select
 import shutil
 import signal
 import stat
@@ -45,6 +46,12 @@ NATIVE = (
     and os.environ.get("FUSEOVERLAY_NATIVE") != "0"
     and importlib.util.find_spec("fuseoverlay._native") is not None
 )
+
+#: The least environment in which `python -m fuseoverlay` is this checkout's, with or without
+#: the extension as the run wants it.
+BARE_ENV = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+if "FUSEOVERLAY_NATIVE" in os.environ:
+    BARE_ENV["FUSEOVERLAY_NATIVE"] = os.environ["FUSEOVERLAY_NATIVE"]
 
 #: Seconds until a mount must answer, until a daemon must be gone after the unmount,
 #: and until the watchdog ends a daemon.
@@ -107,8 +114,8 @@ def fails(*codes: int) -> Iterator[None]:
 
 def daemon_env(**more: str) -> dict[str, str]:
     """Environment in which `python -m fuseoverlay` finds this checkout from any directory."""
-    env = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1", **more}
-    for name in ("PATH", "HOME", "LANG", "XDG_DATA_HOME", "FUSEOVERLAY_NATIVE"):
+    env = {**BARE_ENV, **more}
+    for name in ("PATH", "HOME", "LANG", "XDG_DATA_HOME"):
         if name in os.environ:
             env.setdefault(name, os.environ[name])
     return env
@@ -154,6 +161,17 @@ def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
     while not what():
         assert time.monotonic() < end, f"{why} took more than {seconds} s"
         time.sleep(0.01)
+
+
+def ends(process: subprocess.Popen, seconds: float) -> bool:
+    """Wait for the end of a process, no longer than that; `Popen.wait` would look rarely."""
+    if process.poll() is None:
+        fd = os.pidfd_open(process.pid)
+        try:
+            select.select([fd], [], [], seconds)
+        finally:
+            os.close(fd)
+    return process.poll() is not None
 
 
 def remove_tree(path: Path) -> None:
@@ -232,12 +250,11 @@ class Daemon:
 
     def finish(self) -> None:
         """The mount is gone: the daemon must end by itself, with 0 and nothing to complain."""
-        try:
-            code = self.process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
+        if not ends(self.process, STOP_TIMEOUT):
             self.kill()
             pytest.fail(f"the daemon outlived its mount; log:\n{self.text()}")
         self._disarm()
+        code = self.process.wait()
         assert code == 0, f"the daemon exited with {code}; log:\n{self.text()}"
         self.check_log()
 
@@ -363,8 +380,7 @@ class Space:
         detach(self.mnt)
         if self.daemon is not None:
             daemon, self.daemon = self.daemon, None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                daemon.process.wait(2)
+            ends(daemon.process, 2)
             daemon.kill()
 
     def remount(self, **how: bool) -> Path:

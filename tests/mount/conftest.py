@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mounts import (
+    BARE_ENV,
     IMPL,
-    PROJECT,
     Space,
     command,
     detach,
@@ -46,12 +46,11 @@ class Cli:
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
         """Run it and read its output to the end: a daemon that kept it open would hang us."""
-        base = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
-        base |= {"PATH": os.environ.get("PATH", os.defpath)} if env is None else env
+        own = {"PATH": os.environ.get("PATH", os.defpath)} if env is None else env
         return subprocess.run(
             [*prefix, *command(*args)],
             cwd=cwd or self.space.base,
-            env=base,
+            env={**BARE_ENV, **own},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

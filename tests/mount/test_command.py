@@ -16,6 +16,7 @@ import pytest
 
 from fuseoverlay import __version__
 from tests.helpers.mounts import (
+    BARE_ENV,
     MODE,
     PROJECT,
     Daemon,
@@ -333,7 +334,7 @@ def test_console_script_is_declared() -> None:
     code = f"import sys, {module}; sys.argv = ['fuseoverlay', '--version']; {module}.{function}()"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(PROJECT)},
+        env=BARE_ENV,
         capture_output=True,
         text=True,
         timeout=30,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.mounts import PROJECT, command, unmount
+from tests.helpers.mounts import BARE_ENV, command, unmount
 from tests.mount.conftest import Cli
 
 #: Libraries for images, for people, or replaced by lighter ones.
@@ -36,7 +36,7 @@ def _mount_imports(cli: Cli) -> set[str]:
     done = subprocess.run(
         argv,
         cwd="/",
-        env={"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=BARE_ENV,
         capture_output=True,
         text=True,
         timeout=60,
