@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -131,8 +132,12 @@ def _serve(
     config: MountConfig,
     at_exit: Callable[[], None] | None = None,
 ) -> None:
+    # What is imported stays to the end: no collection need look at it, not the last one either.
+    gc.disable()
     from fuseoverlay import mount
 
+    gc.freeze()
+    gc.enable()
     mount.log_to_stderr(debug=args.debug)
     mount.run(
         config,
