@@ -114,7 +114,10 @@ fo_source() {
   local fresh=$FUSEOVERLAY_HOME/src.$$
   mkdir -p "$fresh"
   tar -C "$FO_CHECKOUT" --exclude=.git --exclude=__pycache__ --exclude='.*_cache' \
-    --exclude='*.egg-info' --exclude=.hypothesis -cf - . | tar -C "$fresh" -xf - --no-same-owner
+    --exclude='*.egg-info' --exclude=.hypothesis --exclude='*.so' --exclude=./build -cf - . |
+    tar -C "$fresh" -xf - --no-same-owner
+  # What was built in the last copy; fo_venv sees whether it still serves.
+  cp -p "$FO_SRC"/fuseoverlay/*.so "$fresh/fuseoverlay/" 2>/dev/null || true
   chmod -R a+rX,go-w "$fresh"
   rm -rf "$FO_SRC"
   mv "$fresh" "$FO_SRC"
@@ -126,9 +129,14 @@ fo_stamp() {
     echo "$FO_SRC" "$*"
     "$1" -VV
     cd "$FO_SRC" && cat pyproject.toml
-    find . -maxdepth 3 \( -name setup.py -o -name '*.c' -o -name '*.h' \) -not -path './.*' \
-      -exec cat {} + 2>/dev/null
+    find . -maxdepth 3 \( -name setup.py -o -name '*.c' -o -name '*.h' \) \
+      -not -path './.*' -not -path './build/*' -print0 | sort -z | xargs -0r sha256sum
   } | sha256sum
+}
+
+# What the installation built inside the sources, where others may have built, or cleaned up, too.
+fo_built() {
+  cat "$FO_SRC"/fuseoverlay/*.so 2>/dev/null | sha256sum
 }
 
 # fo_venv [EXTRA]...: the virtual environment with the project (as it stands, not a copy of it)
@@ -141,10 +149,10 @@ fo_venv() {
   file=$FUSEOVERLAY_HOME/venv/stamp
   stamp=$(fo_stamp "$python")
   # What was there stays there: a demonstration does not take the tests' tools away.
-  had=$(sed -n 's/^extras //p' "$file" 2>/dev/null || true)
+  had=$(sed -n 's/^extras \([a-z ]*\)$/\1/p' "$file" 2>/dev/null || true)
   extras=$(printf '%s\n' $had "$@" | sort -u | paste -sd ' ')
   if [ -x "$FO_PYTHON" ] && [ "$(sed -n 1p "$file" 2>/dev/null)" = "$stamp" ] &&
-    [ "$extras" = "$had" ]; then
+    [ "$(sed -n 2p "$file")" = "$(fo_built)" ] && [ "$extras" = "$had" ]; then
     return
   fi
   say "preparing $FUSEOVERLAY_HOME/venv"
@@ -156,7 +164,7 @@ fo_venv() {
   fo_retry env PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
     "$FO_PYTHON" -m pip install -q --editable "$FO_SRC${extras:+[${extras// /,}]}" >&2 ||
     die "installing the Python packages failed"
-  printf '%s\nextras %s\n' "$stamp" "$extras" >"$file"
+  printf '%s\n%s\nextras %s\n' "$stamp" "$(fo_built)" "$extras" >"$file"
 }
 
 # fo_test_user NAME: make that user where there is none; for root.
