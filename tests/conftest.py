@@ -11,15 +11,21 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.helpers.mounts import IMPL, MODE, Space, scratch
+from tests.helpers.mounts import IMPL, MODE, NATIVE, Space, scratch
 
 MISSING = "missing tool"
 
 
 def pytest_report_header() -> str:
     """Say in which mode the tests run."""
-    extension = "without" if os.environ.get("FUSEOVERLAY_NATIVE") == "0" else "with"
+    extension = "with" if NATIVE else "without"
     return f"mode: {MODE}, {extension} the extension, implementation: {IMPL}, CI: {_in_ci()}"
+
+
+def pytest_sessionstart() -> None:
+    """In continuous integration only who says so does without the extension."""
+    if _in_ci() and IMPL == "fuse" and not NATIVE and os.environ.get("FUSEOVERLAY_NATIVE") != "0":
+        pytest.exit("the extension was not built", returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def _in_ci() -> bool:
