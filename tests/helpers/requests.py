@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +22,13 @@ _LINE = re.compile(r"connection (\d+) .*opcode \d+ \(FUSE_(\w+)\)")
 def counted(mnt: Path) -> Iterator[Counter[str]]:
     """What the kernel asks the daemon of `mnt` within the block, `READ` and so on; filled in
     at its end. Skips where requests cannot be traced: only root may."""
-    instance = _TRACEFS / "instances" / f"fuseoverlay-test-{os.getpid()}"
-    event = instance / "events/fuse/fuse_request_send"
     if MODE != "root" or not (_TRACEFS / "events/fuse/fuse_request_send").exists():
         pytest.skip("requests cannot be traced")
     requests: Counter[str] = Counter()
     connection = os.minor(os.stat(mnt).st_dev)
-    instance.mkdir()
+    # No process id in its name: another run has the same ones, in a namespace of its own.
+    instance = Path(tempfile.mkdtemp(prefix="fuseoverlay-test-", dir=_TRACEFS / "instances"))
+    event = instance / "events/fuse/fuse_request_send"
     try:
         (event / "filter").write_text(f"connection == {connection}")
         (event / "enable").write_text("1")

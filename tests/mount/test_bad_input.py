@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,13 +207,9 @@ def test_upper_on_a_read_only_filesystem(cli: Cli) -> None:
 
 def test_work_on_another_filesystem(cli: Cli) -> None:
     space = cli.space
-    other = Path("/dev/shm") / f"fuseoverlay-test-{os.getpid()}"
-    other.mkdir()
-    try:
-        space.work = other
-        refused(cli, UPPER, "-o", space.options(), space.mnt, word=str(other))
-    finally:
-        other.rmdir()
+    with tempfile.TemporaryDirectory(prefix="fuseoverlay-test-", dir="/dev/shm") as other:
+        space.work = Path(other)
+        refused(cli, UPPER, "-o", space.options(), space.mnt, word=other)
 
 
 @pytest.mark.parametrize("shared", ["upper and work", "upper", "work"])

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,8 +258,7 @@ def test_special_files_stay_what_they_are(case: Case) -> None:
 def test_layers_on_another_filesystem(space: Space) -> None:
     """Copy-up across filesystems, and numbers that do not collide."""
     if MODE == "user":
-        other = Path("/dev/shm") / f"fuseoverlay-test-{os.getpid()}"
-        other.mkdir()
+        other = Path(tempfile.mkdtemp(prefix="fuseoverlay-test-", dir="/dev/shm"))
     else:
         other = space.base / "tmpfs"
         other.mkdir()
