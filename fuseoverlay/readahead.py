@@ -3,7 +3,8 @@
 Reading a small file costs one READ, and waiting for the answer costs more than all else.
 So when the files of a directory are read one after the other, the kernel is given the data
 of the next ones unasked (FUSE_NOTIFY_STORE), before the answer that the reader waits for:
-meanwhile he asks for none of them.
+meanwhile he asks for none of them. It begins with the second file, or with the first one in
+the order of the listing.
 
 Only where nobody can write, for what is given replaces what is in the page cache, even if
 that was just written; and only while the kernel may keep what it knows for ever.
@@ -20,8 +21,10 @@ import errno
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 import trio
@@ -46,6 +49,8 @@ _BYTES: Final = 1 << 20
 _SMALL_DIRECTORY: Final = 1024
 # Files looked at between two checkpoints: a fraction of a millisecond.
 _STEP: Final = 16
+# Seconds that the loop may stand still.
+_PATIENCE: Final = 0.001
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 #: Gives the kernel data of an inode from an offset on; waits for a READ of the same pages.
@@ -99,14 +104,56 @@ class _Gift(NamedTuple):
     data: memoryview
 
 
+class _Giver:
+    """A thread that gives the kernel batches of files, one at a time. A turn through trio's
+    threads costs more than a usual batch, so the loop waits for a moment by itself."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._batches: SimpleQueue[Sequence[_Gift]] = SimpleQueue()
+        self._done = threading.Semaphore(0)
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    async def give(self, gifts: Sequence[_Gift]) -> None:
+        """Return when the kernel has them. Errors of the store but ENOENT."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        self._batches.put(gifts)
+        if not self._done.acquire(timeout=_PATIENCE):
+            # Pages wait for a READ that this loop has to answer.
+            await trio.to_thread.run_sync(self._done.acquire)
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        while True:
+            gifts = self._batches.get()
+            try:
+                for gift in gifts:
+                    self._give(gift)
+            except Exception as exc:  # noqa: BLE001  # for whoever waits
+                self._error = exc
+            del gifts
+            self._done.release()
+
+    def _give(self, gift: _Gift) -> None:
+        try:
+            self._store(gift.ino, 0, gift.data)
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+
+
 class ReadAhead:
     """Owns what is known of reading in each directory of a read-only overlay."""
 
     def __init__(self, ov: Overlay, store: Store) -> None:
         self._ov = ov
-        self._store = store
         self._windows: dict[int, Window] = {}
-        self._limiter = trio.CapacityLimiter(1)
+        self._giver = _Giver(store)
         self._wanted = ov.stack.upper is None and ov.config.timeout >= config.FOREVER
         self._busy = trio.Lock()
 
@@ -145,13 +192,15 @@ class ReadAhead:
             # Without an upper the lowers' names are all there are.
             window = self._windows[directory.ino] = Window(list(index.lower))
         position = cookie - FIRST_COOKIE
+        if not window.reads and _is_first(index, window, position):
+            window.reads = 1
         window.read(position)
         if window.reads < 2 or self._busy.locked():
             return
         async with self._busy:
             gifts = await self._collect(index, window, position)
             if gifts:
-                await trio.to_thread.run_sync(self._give, gifts, limiter=self._limiter)
+                await self._giver.give(gifts)
                 log.debug("read-ahead of %d files after %d", len(gifts), file.ino)
 
     async def _collect(self, index: Index, window: Window, position: int) -> list[_Gift]:
@@ -194,13 +243,12 @@ class ReadAhead:
             return None
         return _Gift(file.ino, data)
 
-    def _give(self, gifts: Sequence[_Gift]) -> None:
-        for gift in gifts:
-            try:
-                self._store(gift.ino, 0, gift.data)
-            except OSError as exc:
-                if exc.errno != errno.ENOENT:
-                    raise
+
+def _is_first(index: Index, window: Window, position: int) -> bool:
+    """Whether only directories come before: so begins who reads all in the order of the
+    listing, and hardly anybody else."""
+    before = islice(window.names, position)
+    return all(isinstance(index.lower[name], tuple) for name in before)
 
 
 def _read(name: bytes, dir_fd: int, size: int) -> memoryview | None:
