@@ -55,8 +55,8 @@ def test_every_phase_is_measured(report: dict) -> None:
         assert raw["requests"] is None
 
 
-@root_only
 @pytest.mark.skipif(not os.path.exists(EVENT), reason="this kernel does not trace FUSE requests")
+@root_only
 def test_requests_are_counted(report: dict) -> None:
     """A cold walk lists each directory, to its last entry and to its end; a file is made once."""
     measures = report["measures"]
