@@ -50,7 +50,8 @@ def run(
         able = [one for one in contenders if one.fuse or not workload.fuse_only]
         for turn in range(rounds):
             _warm(bench, workload)
-            start = turn % len(able)
+            # Nobody is always the first, not even where there is one round.
+            start = (turn + number) % len(able)
             for contender in able[start:] + able[:start]:
                 if not outcome.failed(workload, contender):
                     _once(bench, workload, contender, outcome)

@@ -36,6 +36,10 @@ class Workload:
 
 def _cold_and_warm(session: Session, command: str, *args: object) -> None:
     session.measure("cold", command, *args)
+    _warm(session, command, *args)
+
+
+def _warm(session: Session, command: str, *args: object) -> None:
     spent = 0.0
     for _ in range(WARM):
         spent += session.measure("warm", command, *args)
@@ -49,8 +53,14 @@ def stat_walk(session: Session) -> None:
 
 
 def read_all(session: Session) -> None:
-    """Read every file."""
-    _cold_and_warm(session, "readall", session.mnt)
+    """Read every file.
+
+    After a read from a FUSE mount that is not read-only the kernel asks once more for the
+    file's attributes, since the access time may be another: what the second time costs.
+    """
+    session.measure("cold", "readall", session.mnt)
+    session.measure("second", "readall", session.mnt)
+    _warm(session, "readall", session.mnt)
 
 
 def list_all(session: Session) -> None:
