@@ -313,6 +313,11 @@ def _compare(ours: dict[str, object], theirs: dict[str, object], features: str) 
             continue
         if theirs.get(path) == ("dir", "EIO"):
             continue
+        # In some orders a refused name ends the kernel's listing, in others it is left out.
+        if theirs.get(path) == ("dir", "ESTALE") and any(
+            os.path.dirname(one) == path.removeprefix(".") for one in refused
+        ):
+            continue
         assert _shown(ours, path, theirs) == _shown(theirs, path, theirs), path
 
 
