@@ -111,7 +111,9 @@ class _Giver:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._batches: SimpleQueue[Sequence[_Gift]] = SimpleQueue()
-        self._done = threading.Semaphore(0)
+        # Released for every batch that is done.
+        self._done = threading.Lock()
+        self._done.acquire()
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
