@@ -92,22 +92,26 @@ def wait_for_users_of(path: Path, limit: float) -> None:
         time.sleep(0.01)
 
 
-def cpu_time(pids: list[int]) -> float:
-    """User and system time of processes together, in seconds; to some 10 ms."""
-    ticks = 0
+def cpu_times(pids: list[int]) -> dict[int, float]:
+    """User and system time of each process, in seconds, to some 10 ms; of those that are there."""
+    times = {}
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            times[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return times
 
 
 def memory(pids: list[int]) -> dict[str, float]:
     """`rss` and `pss` of processes together, in MiB."""
     total = {"rss": 0.0, "pss": 0.0}
     for pid in pids:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        text = ""
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         for key in total:
-            total[key] += int(re.search(rf"^{key}: *(\d+)", text, re.M | re.I)[1]) / 1024
+            found = re.search(rf"^{key}: *(\d+)", text, re.M | re.I)
+            total[key] += int(found[1]) / 1024 if found else 0
     return total
 
 

@@ -86,7 +86,6 @@ class Session:
         self.sizes, self.layers = bench.sizes, bench.layers
         self.phases: dict[str, Samples] = {}
         self._device = 0
-        self._daemons = processes.users_of(place.mnt) if contender.fuse else []
         if contender.fuse and bench.requests.possible:
             self._device = int(self.run("stat", "-c", "%d", str(mnt)))
 
@@ -98,11 +97,12 @@ class Session:
         """Run the C client with this command, below the mount point; returns the seconds."""
         argv = [str(self.bench.client), command, *map(str, args)]
         with self._counted(phase) as samples:
-            before = processes.cpu_time(self._daemons)
+            before = self._cpu_times()
             output = processes.run(argv, limit=self.bench.limit, cwd=self.mnt)
             seconds, used = map(float, output.split())
             samples.values.append(seconds)
-            samples.cpu.append(used + processes.cpu_time(self._daemons) - before)
+            after = self._cpu_times()
+            samples.cpu.append(used + sum(after[pid] - before.get(pid, 0) for pid in after))
         return seconds
 
     def fio(self, phase: str, *options: str) -> None:
@@ -119,7 +119,12 @@ class Session:
 
     def memory(self) -> dict[str, float]:
         """The daemon's, in MiB."""
-        return processes.memory(self._daemons)
+        return processes.memory(processes.users_of(self.place.mnt))
+
+    def _cpu_times(self) -> dict[int, float]:
+        """The daemon's; for a moment after the mount also those of whoever started it."""
+        fuse = self.contender.fuse
+        return processes.cpu_times(processes.users_of(self.place.mnt)) if fuse else {}
 
     @contextmanager
     def _counted(self, phase: str) -> Iterator[Samples]:
