@@ -196,9 +196,9 @@ def work(options: argparse.Namespace, base: Path) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; so far:", file=sys.stderr)
         code = 130
-    (base / supervise.REPORT).write_text(
-        json.dumps(report.as_json(outcome, bench.sizes, told), indent=1) + "\n"
-    )
+    finally:
+        text = json.dumps(report.as_json(outcome, bench.sizes, told), indent=1)
+        (base / supervise.REPORT).write_text(text + "\n")
     return code
 
 

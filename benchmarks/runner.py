@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -93,11 +94,12 @@ def _once(bench: Bench, workload: Workload, contender: Contender, outcome: Outco
         if workload.mounting:
             session.value("mount", seconds, "s")
             session.value("unmount", gone, "s")
-    except Failure as exc:
+    except (Failure, OSError) as exc:
         outcome.failures.append((workload.name, contender.name, str(exc)))
         _say(f" {contender.name}: {exc} ")
     finally:
         outcome.take(workload, contender, phases)
         contender.drop(place)
-        with contextlib.suppress(Failure):
+        # What cannot be removed now goes with the working directory.
+        with contextlib.suppress(subprocess.CalledProcessError):
             bench.remove(place, changed=workload.changes)
