@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Before pyfuse3: the extension has to be found first.
 from fuseoverlay import native  # isort: skip
@@ -58,7 +59,10 @@ def run(
             with contextlib.suppress(OSError):
                 os.write(ready_write, b"1")
 
-        ahead = ReadAhead(ov, pyfuse3.notify_store)  # type: ignore[arg-type]  # any buffer will do
+        waits = turns.Trio()
+        pyfuse3.trio = waits  # type: ignore[attr-defined]
+        store: Any = pyfuse3.notify_store  # takes any buffer
+        ahead = ReadAhead(ov, store, waits.lowlevel.wait_for_thread)
         _mount(ov, ahead, mountpoint, ready)
         if not foreground:
             if os.fork():
@@ -232,7 +236,6 @@ def _serve(ahead: ReadAhead) -> None:
 
 
 async def _main(ahead: ReadAhead) -> None:
-    pyfuse3.trio = turns.Trio()  # type: ignore[attr-defined]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, ahead)
         try:

@@ -22,7 +22,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
 from queue import SimpleQueue
 from typing import Final, NamedTuple
@@ -49,13 +49,13 @@ _BYTES: Final = 1 << 20
 _SMALL_DIRECTORY: Final = 1024
 # Files looked at between two checkpoints: a fraction of a millisecond.
 _STEP: Final = 16
-# Seconds that the loop may stand still.
-_PATIENCE: Final = 0.001
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 #: Gives the kernel data of an inode from an offset on; waits for a READ of the same pages.
 #: ENOENT where it does not know the inode.
 Store = Callable[[int, int, memoryview], None]
+#: Returns when a descriptor is readable that a thread is going to write to.
+Wait = Callable[[int], Awaitable[None]]
 
 
 class Window:
@@ -106,26 +106,26 @@ class _Gift(NamedTuple):
 
 class _Giver:
     """A thread that gives the kernel batches of files, one at a time. A turn through trio's
-    threads costs more than a usual batch, so the loop waits for a moment by itself."""
+    threads would cost more than a usual batch."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, wait: Wait) -> None:
         self._store = store
+        self._wait = wait
         self._batches: SimpleQueue[Sequence[_Gift]] = SimpleQueue()
-        # Released for every batch that is done.
-        self._done = threading.Lock()
-        self._done.acquire()
         self._error: Exception | None = None
-        self._thread: threading.Thread | None = None
+        # Counts batches that are done; from the first one on.
+        self._done = -1
 
     async def give(self, gifts: Sequence[_Gift]) -> None:
         """Return when the kernel has them. Errors of the store but ENOENT."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
+        if self._done < 0:
+            self._done = os.eventfd(0, os.EFD_CLOEXEC)
+            threading.Thread(target=self._run, daemon=True).start()
         self._batches.put(gifts)
-        if not self._done.acquire(timeout=_PATIENCE):
-            # Pages wait for a READ that this loop has to answer.
-            await trio.to_thread.run_sync(self._done.acquire)
+        # The thread must not outlive the session.
+        with trio.CancelScope(shield=True):
+            await self._wait(self._done)
+        os.eventfd_read(self._done)
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -139,7 +139,7 @@ class _Giver:
             except Exception as exc:  # noqa: BLE001  # for whoever waits
                 self._error = exc
             del gifts
-            self._done.release()
+            os.eventfd_write(self._done, 1)
 
     def _give(self, gift: _Gift) -> None:
         try:
@@ -152,10 +152,10 @@ class _Giver:
 class ReadAhead:
     """Owns what is known of reading in each directory of a read-only overlay."""
 
-    def __init__(self, ov: Overlay, store: Store) -> None:
+    def __init__(self, ov: Overlay, store: Store, wait: Wait) -> None:
         self._ov = ov
         self._windows: dict[int, Window] = {}
-        self._giver = _Giver(store)
+        self._giver = _Giver(store, wait)
         self._wanted = ov.stack.upper is None and ov.config.timeout >= config.FOREVER
         self._busy = trio.Lock()
 

@@ -43,6 +43,7 @@ class LowLevel:
 
     def __init__(self) -> None:
         self._poll: select.poll | None = None
+        self._fd = -1
         self._row = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -53,11 +54,21 @@ class LowLevel:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
+            self._fd = fd
         if self._row < _ROW and self._poll.poll(0):
             self._row += 1
             return
         self._row = 0
         await trio.lowlevel.wait_readable(fd)
+
+    async def wait_for_thread(self, event_fd: int) -> None:
+        """Return once `event_fd`, which a thread writes to soon, is readable; suspends only if
+        a request comes before that, or after a millisecond."""
+        poll = select.poll()
+        poll.register(event_fd, select.POLLIN)
+        poll.register(self._fd, select.POLLIN)
+        if event_fd not in dict(poll.poll(1)):
+            await trio.lowlevel.wait_readable(event_fd)
 
 
 class Trio:

@@ -216,6 +216,18 @@ def test_many_layers(space: Space) -> None:
         _check(files, visible)
 
 
+def test_layers_that_are_not_in_memory(space: Space) -> None:
+    contents = _fill(space.lower / "d", 200)
+    for name in contents:
+        with (space.lower / "d" / name).open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with space.mounted(read_only=True) as mnt:
+        files = _listed(mnt / "d")
+        _check(files, contents)
+        assert all(_cached(files))
+
+
 def test_reading_backwards(space: Space) -> None:
     """In a directory of usual size any order will do."""
     contents = _fill(space.lower / "d", 100)

@@ -58,6 +58,37 @@ def test_waiting_ends_with_the_next_request() -> None:
     trio.run(main)
 
 
+def test_a_thread_is_waited_for_with_and_without_a_turn() -> None:
+    async def main() -> None:
+        low = turns.LowLevel()
+        requests, ask = os.pipe()
+        done = os.eventfd(0)
+        os.write(ask, b"first")
+        await low.wait_readable(requests)
+        os.read(requests, 5)
+        os.eventfd_write(done, 1)
+        await low.wait_for_thread(done)
+        os.eventfd_read(done)
+        os.write(ask, b"another")
+        served = False
+
+        async def serve() -> None:
+            nonlocal served
+            await low.wait_readable(requests)
+            served = True
+            os.eventfd_write(done, 1)
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve)
+                await low.wait_for_thread(done)
+        assert served
+        for fd in (requests, ask, done):
+            os.close(fd)
+
+    trio.run(main)
+
+
 def test_the_lock_lets_one_in_and_hands_over_when_he_leaves() -> None:
     async def main() -> None:
         lock = turns.Lock()
