@@ -210,7 +210,8 @@ def test_many_layers(space: Space) -> None:
     with space.mounted(read_only=True) as mnt:
         files = _listed(mnt / "d")
         assert {path.name for path in files} == visible.keys()
-        for path in files[:2]:
+        # Of an empty file nothing is asked.
+        for path in [path for path in files if visible[path.name]][:2]:
             path.read_bytes()
         assert _cached(files[: 1 + FIRST]) == [True] * (1 + FIRST)
         _check(files, visible)
