@@ -13,7 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fuseoverlay import acl, files, ownership, protection, xattrs
+from fuseoverlay import acl, files, ownership, protection, syscalls, xattrs
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Directory, File, Inode
 from fuseoverlay.lookup import Real, index_of, real_of, shown_of
@@ -47,6 +47,8 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    #: Both times are the current one: who may write may set that, utimensat(2).
+    touch: bool = False
 
 
 async def getattr(ov: Overlay, inode: Inode) -> Attr:
@@ -72,6 +74,12 @@ async def getattr(ov: Overlay, inode: Inode) -> Attr:
         st.st_mtime_ns,
         st.st_ctime_ns,
     )
+
+
+def birth_time(ov: Overlay, inode: Inode) -> int | None:
+    """When the real object was made, in ns; None where its filesystem does not tell."""
+    real = real_of(ov, inode)
+    return syscalls.birth_time(real.path, follow=real.follow)
 
 
 def unknown(ov: Overlay, *, is_dir: bool) -> Attr:
@@ -115,7 +123,7 @@ async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bo
     """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
     truncation. No changes: a chown(2) to nobody, which ends setuid all the same. Errors of
     chmod(2), chown(2), truncate(2), utimensat(2)."""
-    protection.check_change(ov, inode)
+    protection.check_change(ov, inode, touch=changes.touch)
     await copy_up(ov, inode, size=changes.size, data=changes.size is not None)
     if changes.size is not None and isinstance(inode, File):
         files.truncate(ov, inode, changes.size)

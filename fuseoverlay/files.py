@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from fuseoverlay import ownership, protection
+from fuseoverlay import ownership, protection, syscalls
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Directory, File
 from fuseoverlay.overlay import Overlay
@@ -86,6 +86,63 @@ async def write(ov: Overlay, file: File, offset: int, data: bytes, *, privileged
         )
     finally:
         ov.data.release(descriptor)
+
+
+async def allocate(
+    ov: Overlay, file: File, mode: int, offset: int, length: int, *, privileged: bool
+) -> None:
+    """fallocate(2) after copy-up, with the modes that the upper takes. `privileged` as with
+    `write`."""
+    protection.check_allocation(ov, file, mode)
+    await copy_up(ov, file)
+    if not privileged:
+        ownership.drop_privileges(ov, file)
+    descriptor = ov.data.acquire(file, write=True)
+    try:
+        await trio.to_thread.run_sync(
+            syscalls.fallocate, descriptor.fd, mode, offset, length, limiter=ov.limiter
+        )
+    finally:
+        ov.data.release(descriptor)
+
+
+def seek(ov: Overlay, file: File, offset: int, whence: int) -> int:
+    """Where the next data or hole is: SEEK_DATA, SEEK_HOLE of lseek(2), with its errors."""
+    descriptor = ov.data.acquire(file)
+    try:
+        return os.lseek(descriptor.fd, offset, whence)
+    finally:
+        ov.data.release(descriptor)
+
+
+async def copy_range(
+    ov: Overlay,
+    source: File,
+    source_offset: int,
+    target: File,
+    target_offset: int,
+    length: int,
+    *,
+    privileged: bool,
+) -> int:
+    """copy_file_range(2) between the real files, sharing blocks where they can; bytes copied.
+    Only the target is copied up. `privileged` as with `write`."""
+    protection.check_write(ov, target, target_offset)
+    await copy_up(ov, target)
+    if not privileged:
+        ownership.drop_privileges(ov, target)
+    sink = ov.data.acquire(target, write=True)
+    try:
+        origin = ov.data.acquire(source)
+        try:
+            return await trio.to_thread.run_sync(
+                os.copy_file_range, origin.fd, sink.fd, length, source_offset, target_offset,
+                limiter=ov.limiter,
+            )  # fmt: skip
+        finally:
+            ov.data.release(origin)
+    finally:
+        ov.data.release(sink)
 
 
 def truncate(ov: Overlay, file: File, size: int) -> None:

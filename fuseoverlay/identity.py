@@ -105,6 +105,15 @@ class Identity:
         if not stat.S_ISLNK(shown.mode):
             os.chmod(path, stat.S_IMODE(shown.mode))
 
+    def dress_open(self, fd: int, shown: Shown) -> None:
+        """The same for a regular file that is open as `fd` and has no name."""
+        if self.override:
+            write_override(syscalls.fd_path(fd), shown, follow=True)
+            os.chmod(fd, accessible(shown.mode))
+            return
+        os.chown(fd, shown.uid, shown.gid)
+        os.chmod(fd, stat.S_IMODE(shown.mode))
+
 
 def _setgid_parent(dir_fd: int) -> bool:
     """Whether objects made in the directory get its group and not ours."""

@@ -26,8 +26,8 @@ import trio
 from fuseoverlay import overlay, syscalls, turns
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import FuseError, MountpointError, describe
+from fuseoverlay.extended import ExtendedOperations
 from fuseoverlay.layers import enclosing, stat_key
-from fuseoverlay.operations import Operations
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.readahead import ReadAhead
 
@@ -63,7 +63,9 @@ def run(
         pyfuse3.trio = waits  # type: ignore[attr-defined]
         store: Any = pyfuse3.notify_store  # takes any buffer
         ahead = ReadAhead(ov, store, waits.lowlevel.wait_for_thread)
-        _mount(ov, ahead, mountpoint, ready)
+        options, acls = _options(ov)
+        operations = ExtendedOperations(ov, ahead, acls=acls, ready=ready)
+        requests = _mount(operations, mountpoint, options, ov.config.timeout)
         if not foreground:
             if os.fork():
                 _leave_when_ready(ready_read, ready_write)
@@ -71,7 +73,7 @@ def run(
         os.close(ready_read)
         upper = os.dup(ov.workdir.fd) if ov.workdir and config.durable else None
         try:
-            _serve(ahead)
+            _serve(operations, ahead, requests)
         finally:
             # Locks go first: who mounts again at once need not wait for the disk.
             undo.close()
@@ -82,19 +84,20 @@ def run(
                     syscalls.syncfs(upper)
 
 
-def _mount(ov: Overlay, ahead: ReadAhead, mountpoint: bytes, ready: Callable[[], None]) -> None:
-    options, acls = _options(ov)
+def _mount(
+    operations: ExtendedOperations, mountpoint: bytes, options: set[str], timeout: float
+) -> int | None:
+    """Returns what `ExtendedOperations.serve` waits for, if it has to."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise FuseError(
             "cannot be opened" if os.path.exists("/dev/fuse") else "does not exist",
             where="/dev/fuse",
             hint="load the fuse module, or give yourself read and write permission on it",
         )
-    native.prepare(ov.config.timeout)
+    requests = native.prepare(timeout)
     try:
         # libfuse explains on stderr what went wrong; one line of our own is enough.
         with _stderr_kept() as said:
-            operations = Operations(ov, ahead, acls=acls, ready=ready)
             pyfuse3.init(operations, os.fsdecode(mountpoint), options)
     except RuntimeError:
         raise FuseError(
@@ -102,6 +105,7 @@ def _mount(ov: Overlay, ahead: ReadAhead, mountpoint: bytes, ready: Callable[[],
             where=mountpoint,
             hint="the mount point must be yours, and fusermount3 installed unless you are root",
         ) from None
+    return requests
 
 
 @contextlib.contextmanager
@@ -228,16 +232,18 @@ def _detach() -> None:
         os.close(null)
 
 
-def _serve(ahead: ReadAhead) -> None:
+def _serve(operations: ExtendedOperations, ahead: ReadAhead, requests: int | None) -> None:
     try:
-        trio.run(_main, ahead)
+        trio.run(_main, operations, ahead, requests)
     finally:
         pyfuse3.close(unmount=True)
 
 
-async def _main(ahead: ReadAhead) -> None:
+async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int | None) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, ahead)
+        if requests is not None:
+            nursery.start_soon(operations.serve, requests)
         try:
             await pyfuse3.main()
         except* ConnectionAbortedError:

@@ -20,7 +20,7 @@ from fuseoverlay import acl, hardlinks, protection, staging, syscalls, whiteout,
 from fuseoverlay.copyup import copy_up, copy_up_directory, give_name, has_origin, mark_impure
 from fuseoverlay.identity import Shown
 from fuseoverlay.inodes import Directory, File, Inode, Place
-from fuseoverlay.layers import RealDir
+from fuseoverlay.layers import RealDir, stat_key
 from fuseoverlay.lookup import (
     check_name,
     child_nowait,
@@ -74,6 +74,31 @@ async def make(
             os.setxattr(path, attribute, value, follow_symlinks=False)
         publish(ov, parent, index, name, staged, is_dir=stat.S_ISDIR(mode))
     return child_nowait(ov, parent, index, name)
+
+
+async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Caller) -> File:
+    """Make a regular file as `make` would in the directory, but without a name: `link` gives
+    it one, or it goes with its inode. EOPNOTSUPP where the upper has no O_TMPFILE; EPERM in a
+    removed directory, as in most filesystems."""
+    ov.writable()
+    if parent.removed:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    protection.check_creation(ov, parent)
+    copy_up_directory(ov, parent)
+    shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, 0), caller.umask)
+    fd = staging.make_nameless(ov, shown)
+    try:
+        for attribute, value in acls:
+            os.setxattr(syscalls.fd_path(fd), attribute, value)
+        key = stat_key(os.stat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    file = File(ov.inodes.number(key), stat.S_IFREG)
+    ov.inodes.pin(file, fd)
+    ov.inodes.add(file)
+    ov.inodes.bind(file, key)
+    return file
 
 
 def check_new_name(name: bytes) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Final
 
@@ -22,6 +23,7 @@ _HANDLE_KILLPRIV_V2: Final = 1 << 28
 
 _WRITE_KILL_SUIDGID: Final = 1 << 2
 _SETATTR_KILL_SUIDGID: Final = 1 << 11
+_SETATTR_NOW: Final = 1 << 7 | 1 << 8
 _KILL_SUIDGID: Final = _WRITE_KILL_SUIDGID | _SETATTR_KILL_SUIDGID
 
 
@@ -53,14 +55,17 @@ def entry(fd: int, *, write: bool, attributes: bool, no_xattrs: bool) -> int:
     return fd << 4 | 1 | write << 1 | attributes << 2 | no_xattrs << 3
 
 
-def prepare(attr_timeout: float) -> None:
-    """Have the filter attach to the next mount; `attr_timeout` in seconds."""
-    if _extension is not None:
-        _extension.setup(int(attr_timeout * 1e9))
+def prepare(attr_timeout: float) -> int | None:
+    """Have the filter attach to the next mount; `attr_timeout` in seconds.
+
+    Returns an eventfd(2) that counts requests for `take_all`.
+    """
+    return _extension.setup(int(attr_timeout * 1e9)) if _extension is not None else None
 
 
-def agree() -> bool:
-    """When the kernel's INIT has come: do without handles, if that is possible.
+def agree(taken: Iterable[int]) -> bool:
+    """When the kernel's INIT has come: do without handles, if that is possible, and keep
+    requests with the opcodes `taken` for `take_all`.
 
     Then nobody opens or closes any more, O_TRUNC arrives as a setattr, the umask is not yet
     applied, and `kills_privileges` says which changes end setuid.
@@ -76,10 +81,33 @@ def agree() -> bool:
     # Asked only of files that were created.
     for opcode in (_RELEASE, _RELEASEDIR):
         _extension.answer(opcode, 0)
+    for opcode in taken:
+        _extension.take(opcode)
     return True
+
+
+def take_all() -> list[bytes]:
+    """Requests that have arrived, whole; each wants a `reply`."""
+    if _extension is None:
+        return []
+    requests: list[bytes] = _extension.taken[:]
+    _extension.taken.clear()
+    return requests
+
+
+def reply(unique: int, error: int, payload: bytes = b"") -> None:
+    """Answer a request that was taken; `error` is an errno, 0: success."""
+    if _extension is not None:
+        _extension.reply(unique, error, payload)
 
 
 def kills_privileges() -> bool:
     """Whether the write or truncation that has just arrived ends setuid, setgid and
     capabilities. To be asked before anything suspends."""
     return _extension is not None and bool(_extension.last_flags() & _KILL_SUIDGID)
+
+
+def is_touch() -> bool:
+    """Whether the setattr that has just arrived sets both times to the current one and says
+    so. To be asked before anything suspends."""
+    return _extension is not None and _extension.last_flags() & _SETATTR_NOW == _SETATTR_NOW

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 # Before pyfuse3: the extension has to be found first.
@@ -33,17 +33,18 @@ log = logging.getLogger("fuseoverlay")
 # Taken over from the real filesystem as they are.
 _STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
 
+S = TypeVar("S", bound="Operations")
 P = ParamSpec("P")
 R = TypeVar("R")
-Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
+Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, R]]
 
 
-def handler(function: Handler[P, R]) -> Handler[P, R]:
+def handler(function: Handler[S, P, R]) -> Handler[S, P, R]:
     """The error boundary: let nothing but FUSEError out, and log requests on demand."""
     name = function.__name__
 
     @functools.wraps(function)
-    async def bounded(self: Operations, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def bounded(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             answer = await function(self, *args, **kwargs)
         except FUSEError as exc:
@@ -92,6 +93,8 @@ def _answer(answer: object) -> str:
 class Operations(pyfuse3.Operations):
     """Request handlers for one overlay. Owns nothing."""
 
+    #: Opcodes of requests that do not come through pyfuse3.
+    taken: Collection[int] = ()
     supports_dot_lookup = False
     enable_writeback_cache = False
 
@@ -113,7 +116,7 @@ class Operations(pyfuse3.Operations):
 
     def init(self) -> None:
         """First word of the kernel."""
-        self._handleless = native.agree()
+        self._handleless = native.agree(self.taken)
         self._ov.data.may_bind_writers = self._handleless
         self._ready()
 
@@ -341,6 +344,7 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            touch=native.is_touch(),
         )
         target = self._ov.inodes.get(inode)
         privileged = not native.kills_privileges() if self._handleless else ctx.uid == 0

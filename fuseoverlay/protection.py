@@ -9,17 +9,21 @@ may_setattr() and xattr_permission(); fs/overlayfs/util.c for the attribute.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 from typing import Final
 
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.inodes import Directory, File, Inode
-from fuseoverlay.lookup import real_of
+from fuseoverlay.layers import open_own
+from fuseoverlay.lookup import Real, real_of
 from fuseoverlay.overlay import Overlay
 
-_APPEND: Final = b"a"
-_IMMUTABLE: Final = b"i"
+APPEND: Final = b"a"
+IMMUTABLE: Final = b"i"
+_COPIED: Final = syscalls.FS_SYNC_FL | syscalls.FS_NOATIME_FL
 
 
 def flags_of(ov: Overlay, inode: Inode) -> bytes:
@@ -34,8 +38,8 @@ def flags_of(ov: Overlay, inode: Inode) -> bytes:
         inode.protection = b"".join(
             letter
             for letter, flag in (
-                (_APPEND, syscalls.STATX_ATTR_APPEND),
-                (_IMMUTABLE, syscalls.STATX_ATTR_IMMUTABLE),
+                (APPEND, syscalls.STATX_ATTR_APPEND),
+                (IMMUTABLE, syscalls.STATX_ATTR_IMMUTABLE),
             )
             if flags & flag or letter in stored
         )
@@ -43,22 +47,62 @@ def flags_of(ov: Overlay, inode: Inode) -> bytes:
 
 
 def keep(ov: Overlay, inode: Inode, copy: bytes) -> None:
-    """Note the flags of a lower object on its copy, at the path `copy`."""
+    """Note the flags of a lower object on its copy, at the path `copy`. Of those that protect
+    nothing it gets the ones that the kernel's overlay keeps."""
+    if inode.kind in (stat.S_IFREG, stat.S_IFDIR):
+        with contextlib.suppress(OSError):
+            _copy_flags(real_of(ov, inode), copy)
     flags = flags_of(ov, inode)
     if flags:
         name = ov.writable().namespace + xattrs.PROTATTR
         xattrs.put(copy, name, flags)
 
 
-def check_change(ov: Overlay, inode: Inode) -> None:
-    """EPERM unless owner, mode, times, size, attributes and links of the inode may change."""
-    _refuse(flags_of(ov, inode))
+def _copy_flags(real: Real, copy: bytes) -> None:
+    opening = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = syscalls.open_noatime(real.path, opening | (0 if real.follow else os.O_NOFOLLOW))
+    try:
+        flags = syscalls.file_flags(fd) & _COPIED
+    finally:
+        os.close(fd)
+    if flags:
+        fd = open_own(copy, opening | os.O_NOFOLLOW)
+        try:
+            syscalls.set_file_flags(fd, syscalls.file_flags(fd) | flags)
+        finally:
+            os.close(fd)
+
+
+def note(ov: Overlay, inode: Inode, flags: bytes) -> None:
+    """Change the flags of an object in the upper."""
+    real = real_of(ov, inode)
+    mine = ov.writable().namespace
+    if flags:
+        xattrs.put(real.path, mine + xattrs.PROTATTR, flags, follow=real.follow)
+    for namespace in xattrs.NAMESPACES:
+        if not flags or namespace != mine:
+            with contextlib.suppress(OSError):
+                xattrs.drop(real.path, namespace + xattrs.PROTATTR, follow=real.follow)
+    inode.protection = flags
+
+
+def check_change(ov: Overlay, inode: Inode, *, touch: bool = False) -> None:
+    """EPERM unless owner, mode, times, size, attributes and links of the inode may change;
+    `touch`: only both times, to the current one."""
+    flags = flags_of(ov, inode)
+    _refuse(flags.strip(APPEND) if touch else flags)
+
+
+def check_allocation(ov: Overlay, file: File, mode: int) -> None:
+    """EPERM for a fallocate(2) that the file does not allow: one that appends may get space."""
+    flags = flags_of(ov, file)
+    _refuse(flags if mode & ~syscalls.FALLOC_FL_KEEP_SIZE else flags.strip(APPEND))
 
 
 def check_open(ov: Overlay, file: File, flags: int) -> None:
     """EPERM for an open(2) for writing that the file does not allow."""
     only_appends = flags & os.O_APPEND and not flags & os.O_TRUNC
-    _refuse(flags_of(ov, file).strip(_APPEND if only_appends else b""))
+    _refuse(flags_of(ov, file).strip(APPEND if only_appends else b""))
 
 
 def check_write(ov: Overlay, file: File, offset: int) -> None:
@@ -67,12 +111,12 @@ def check_write(ov: Overlay, file: File, offset: int) -> None:
     flags = flags_of(ov, file)
     if flags:
         appends = offset >= real_of(ov, file).st.st_size
-        _refuse(flags.strip(_APPEND) if appends else flags)
+        _refuse(flags.strip(APPEND) if appends else flags)
 
 
 def check_creation(ov: Overlay, parent: Directory) -> None:
     """EPERM unless the directory takes new names."""
-    _refuse(flags_of(ov, parent).strip(_APPEND))
+    _refuse(flags_of(ov, parent).strip(APPEND))
 
 
 def check_removal(ov: Overlay, parent: Directory, victim: Inode) -> None:

@@ -117,6 +117,17 @@ def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
     ov.identity.dress(work, staged, shown)
 
 
+def make_nameless(ov: Overlay, shown: Shown) -> int:
+    """Make a regular file without a name; an O_PATH descriptor, the caller's own. EOPNOTSUPP
+    of filesystems without O_TMPFILE."""
+    fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=ov.writable().fd)
+    try:
+        ov.identity.dress_open(fd, shown)
+        return os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
 def read_link(ov: Overlay, real: Real) -> bytes:
     """Target of a symbolic link, or of the regular file that stands for one. EIO: that holds
     more than a link can."""

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from ctypes import c_int, c_long, c_size_t, c_uint, c_void_p
 from typing import Final
 
@@ -27,6 +28,21 @@ RENAME_WHITEOUT: Final = 4
 
 STATX_ATTR_IMMUTABLE: Final = 0x10
 STATX_ATTR_APPEND: Final = 0x20
+_STATX_BTIME: Final = 0x800
+
+FALLOC_FL_KEEP_SIZE: Final = 1
+
+# linux/fs.h; of the first two the argument is an int, whatever the number says.
+FS_IOC_GETFLAGS: Final = 0x80086601
+FS_IOC_SETFLAGS: Final = 0x40086602
+FS_IOC_FSGETXATTR: Final = 0x801C581F
+FS_IOC_FSSETXATTR: Final = 0x401C5820
+FS_SYNC_FL: Final = 0x08
+FS_IMMUTABLE_FL: Final = 0x10
+FS_APPEND_FL: Final = 0x20
+FS_NOATIME_FL: Final = 0x80
+FS_XFLAG_IMMUTABLE: Final = 0x08
+FS_XFLAG_APPEND: Final = 0x10
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
@@ -49,6 +65,8 @@ _name_to_handle_at = _libc.name_to_handle_at
 _name_to_handle_at.argtypes = (c_int, ctypes.c_char_p, c_void_p, c_void_p, c_int)
 _open_by_handle_at = _libc.open_by_handle_at
 _open_by_handle_at.argtypes = (c_int, c_void_p, c_int)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = (c_int, c_int, ctypes.c_int64, ctypes.c_int64)
 _syncfs = _libc.syncfs
 _syncfs.argtypes = (c_int,)
 
@@ -149,6 +167,23 @@ def clone_file(src_fd: int, dst_fd: int) -> None:
     fcntl.ioctl(dst_fd, _FICLONE, src_fd)
 
 
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Reserve, punch out or zero a range, as `mode` says; fallocate(2). May block for long."""
+    if _fallocate(fd, mode, offset, length) != 0:
+        raise _fail()
+
+
+def file_flags(fd: int) -> int:
+    """The FS_*_FL of a regular file or directory; ENOTTY where there are none;
+    ioctl_iflags(2)."""
+    return int.from_bytes(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)), sys.byteorder)
+
+
+def set_file_flags(fd: int, flags: int) -> None:
+    """Set all of them; errors of ioctl_iflags(2)."""
+    fcntl.ioctl(fd, FS_IOC_SETFLAGS, flags.to_bytes(4, sys.byteorder))
+
+
 def syncfs(fd: int) -> None:
     """Write the filesystem of `fd` to disk; syncfs(2). May block for long."""
     if _syncfs(fd) != 0:
@@ -157,12 +192,26 @@ def syncfs(fd: int) -> None:
 
 def inode_flags(path: bytes, *, follow: bool = False) -> int:
     """The `STATX_ATTR_*` of `path`; 0 for those that its filesystem does not tell; statx(2)."""
+    # struct statx: stx_mask, stx_blksize, stx_attributes
+    return int(struct.unpack_from("=IIQ", _call_statx(path, 0, follow))[2])
+
+
+def birth_time(path: bytes, *, follow: bool = False) -> int | None:
+    """When `path` was made, in ns; None where its filesystem does not tell; statx(2)."""
+    found = _call_statx(path, _STATX_BTIME, follow)
+    if not struct.unpack_from("=I", found)[0] & _STATX_BTIME:
+        return None
+    # stx_btime
+    seconds, nanoseconds = struct.unpack_from("=qI", found, 80)
+    return int(seconds * 10**9 + nanoseconds)
+
+
+def _call_statx(path: bytes, mask: int, follow: bool) -> bytes:
     buffer = ctypes.create_string_buffer(256)
     flags = 0 if follow else _AT_SYMLINK_NOFOLLOW
-    if _statx(AT_FDCWD, path, flags, 0, buffer) != 0:
+    if _statx(AT_FDCWD, path, flags, mask, buffer) != 0:
         raise _fail(path)
-    # struct statx: stx_mask, stx_blksize, stx_attributes
-    return int(struct.unpack_from("=IIQ", buffer)[2])
+    return buffer.raw
 
 
 def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.differential import calls
 from tests.differential.calls import attempt, create, look, names, opened, put
-from tests.differential.designs import FRESH, LATE, NO_NAMES, OPENED, PYFUSE3
+from tests.differential.designs import FRESH, FUSE_MODES, LATE, NO_NAMES, OPENED, PYFUSE3
 from tests.differential.layers import FS_APPEND, get_flags, set_flags
 from tests.differential.table import Steps, Topic
 from tests.helpers import libc
@@ -406,6 +406,12 @@ def _fallocate(mode: int) -> object:
     return call
 
 
+def _insert(path: Path) -> object:
+    with opened(path / "ufile", os.O_RDWR) as fd:
+        libc.fallocate(fd, 0x20, 0, os.fstat(fd).st_blksize)
+        return os.fstat(fd).st_size - os.fstat(fd).st_blksize
+
+
 def _set_append_only(path: Path) -> object:
     set_flags(path / "ufile", FS_APPEND)
     try:
@@ -414,7 +420,7 @@ def _set_append_only(path: Path) -> object:
         set_flags(path / "ufile", 0)
 
 
-#: What cannot be expressed: name in the report, objects, call.
+#: What needs the extension, or cannot be had: name in the report, objects, call.
 MISSING = {
     "open(O_TMPFILE)": ("tmpfile", "udir", _tmpfile),
     "lseek(SEEK_DATA, SEEK_HOLE)": ("seek-hole", "sparse", _holes),
@@ -423,6 +429,7 @@ MISSING = {
     "fallocate(FALLOC_FL_KEEP_SIZE)": ("fallocate-keep-size", "ufile", _fallocate(1)),
     "fallocate(FALLOC_FL_PUNCH_HOLE)": ("punch-hole", "ufile", _fallocate(3)),
     "fallocate(FALLOC_FL_ZERO_RANGE)": ("zero-range", "ufile", _fallocate(0x10)),
+    "fallocate(FALLOC_FL_INSERT_RANGE)": ("insert-range", "ufile", _insert),
     "ioctl(FS_IOC_GETFLAGS)": ("get-flags", "ufile", lambda path: get_flags(path / "ufile")),
     "ioctl(FS_IOC_SETFLAGS)": ("set-flags", "ufile", _set_append_only),
 }
@@ -436,4 +443,5 @@ def _missing(call: object) -> Steps:
 
 
 for _slug, _needs, _call in MISSING.values():
-    TOPIC.add(_slug, _needs, _missing(_call), PYFUSE3, root=_slug == "set-flags")
+    _design = FUSE_MODES if _slug == "insert-range" else PYFUSE3
+    TOPIC.add(_slug, _needs, _missing(_call), _design, root=_slug == "set-flags")

@@ -80,6 +80,7 @@ OPENED = Design(
 TOUCH = Design(
     "an append-only file cannot be touched: pyfuse3 does not say whether a time is given or now",
     ALL,
+    extension=False,
 )
 RENUMBERED = Design(
     "a copy keeps its number; in a user namespace the kernel may not follow file handles, and it "
@@ -104,4 +105,8 @@ REFUSED = Design(
     ("tree", "remount", "ours elsewhere", "others' here", "calls"),
     ("nofollow",),
 )
-PYFUSE3 = Design("pyfuse3 has no handler for it", ALL)
+FUSE_MODES = Design(
+    "fallocate collapses and inserts no ranges: the kernel's FUSE refuses without asking",
+    ALL,
+)
+PYFUSE3 = Design("pyfuse3 has no handler for it", ALL, extension=False)

@@ -29,6 +29,7 @@ ODD = (b"new\nline", b"not-utf8-\xff\xfe", b"sp ace", b"-dash", b"back\\slash", 
 
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 FS_IMMUTABLE, FS_APPEND = 0x10, 0x20
+FS_SYNC, FS_NODUMP, FS_NOATIME = 0x08, 0x40, 0x80
 
 
 class Layers:
@@ -239,6 +240,20 @@ def immutable_dir(layers: Layers, name: str) -> None:
     """A lower directory that cannot be changed."""
     _fill(layers.bottom / name)
     set_flags(layers.bottom / name, FS_IMMUTABLE)
+
+
+@_object
+def flagged(layers: Layers, name: str) -> None:
+    """A lower file with flags that protect nothing: written at once, no access times, no dump."""
+    _write(layers.bottom / name, "flagged")
+    set_flags(layers.bottom / name, FS_SYNC | FS_NODUMP | FS_NOATIME)
+
+
+@_object
+def flagged_dir(layers: Layers, name: str) -> None:
+    """A lower directory with the same."""
+    _fill(layers.bottom / name)
+    set_flags(layers.bottom / name, FS_SYNC | FS_NODUMP | FS_NOATIME)
 
 
 @_object

@@ -21,7 +21,7 @@ Seen = dict[str, dict[str, object]]
 #: Overlay attributes of the upper that are bookkeeping of one implementation. `impure` and
 #: `origin` of a directory only speed up the kernel's listings, and what they are for is
 #: compared after mounting the upper crosswise: st_ino, d_ino.
-_BOOKKEEPING = {"impure", "nlink", "uuid", "protattr"}
+_BOOKKEEPING = {"impure", "nlink", "uuid"}
 
 
 def numbers_of(roots: list[Path]) -> dict[int, str]:

@@ -11,21 +11,23 @@ from unittest import mock
 import pyfuse3
 import pytest
 
+from fuseoverlay import wire
+from fuseoverlay.extended import ExtendedOperations
 from fuseoverlay.operations import Operations
 
 #: Handlers that touch nothing and so cannot fail.
 QUIET = {"release", "releasedir"}
 #: What the kernel is told not to ask again.
 REFUSED = {"flush", "poll"}
-#: What pyfuse3 calls that is no request.
-CALLBACKS = {"init", "stacktrace"}
+#: What pyfuse3 calls that is no request, and the loop that serves what pyfuse3 does not.
+CALLBACKS = {"init", "stacktrace", "serve"}
 
 
 def _own_handlers() -> dict[str, Any]:
-    """Public methods that Operations defines itself, besides the callbacks."""
+    """Public methods of our own, besides the callbacks."""
     return {
         name: function
-        for name, function in vars(Operations).items()
+        for name, function in {**vars(Operations), **vars(ExtendedOperations)}.items()
         if inspect.isfunction(function) and not name.startswith("_") and name not in CALLBACKS
     }
 
@@ -49,8 +51,8 @@ class _Broken:
         raise self.__dict__["exception"]
 
 
-def _operations(exception: BaseException) -> Operations:
-    operations = Operations.__new__(Operations)
+def _operations(exception: BaseException) -> ExtendedOperations:
+    operations = ExtendedOperations.__new__(ExtendedOperations)
     operations._ov = _Broken(exception)  # type: ignore[assignment]
     operations._timeout = 1.0
     return operations
@@ -62,6 +64,10 @@ async def _call(operations: Operations, name: str) -> Any:
     for parameter in inspect.signature(function).parameters:
         if parameter == "ctx":
             values[parameter] = mock.Mock(uid=0, gid=0, pid=1, umask=0)
+        elif parameter == "request":
+            values[parameter] = wire.Request(0, 1, 2, 0, 0, 1)
+        elif parameter == "body":
+            values[parameter] = bytes(64)
         elif parameter in ("attr", "fields", "token"):
             values[parameter] = mock.Mock()
         elif parameter == "inode_list":
@@ -75,7 +81,8 @@ async def _call(operations: Operations, name: str) -> Any:
 
 def test_there_are_handlers() -> None:
     assert {"lookup", "getattr", "read", "write", "create", "rename"} <= set(_own_handlers())
-    assert set(_own_handlers()) <= _requests(), "a public method that is no handler"
+    extended = {function.__name__ for function in ExtendedOperations.handlers.values()}
+    assert set(_own_handlers()) == extended | (set(_own_handlers()) & _requests())
 
 
 @pytest.mark.parametrize("name", sorted(set(_own_handlers()) - QUIET - REFUSED - {"access"}))

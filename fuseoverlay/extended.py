@@ -1,0 +1,146 @@
+"""Handlers of the requests that pyfuse3 does not know: the extension keeps them for us.
+
+Same error boundary, same overlay; `fuseoverlay.wire` says what the bytes mean. An ioctl or a
+request for a handler that is not here is none that the kernel would need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Awaitable, Callable, Collection
+from typing import ClassVar, Final
+
+from fuseoverlay import native  # isort: skip
+
+import pyfuse3
+import trio
+
+from fuseoverlay import attributes, files, flags, namespace, wire
+from fuseoverlay.inodes import File
+from fuseoverlay.namespace import Caller
+from fuseoverlay.operations import Operations, handler
+from fuseoverlay.overlay import Overlay
+from fuseoverlay.readahead import ReadAhead
+from fuseoverlay.wire import Request
+
+# What the kernel may copy by one call.
+_MOST: Final = 0x7FFFF000
+
+
+class ExtendedOperations(Operations):
+    """All request handlers of one overlay. Those here return the reply as bytes."""
+
+    def __init__(
+        self, ov: Overlay, ahead: ReadAhead, *, acls: bool, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(ov, ahead, acls=acls, ready=ready)
+        self._notifiers = trio.CapacityLimiter(4)
+
+    async def serve(self, requests: int) -> None:
+        """Serve what the eventfd(2) `requests` announces, each request in a task, until
+        cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(requests)
+                os.eventfd_read(requests)
+                for request in native.take_all():
+                    nursery.start_soon(self._answer, *wire.parse(request))
+
+    async def _answer(self, request: Request, body: bytes) -> None:
+        error, payload = 0, b""
+        try:
+            payload = await self.handlers[request.opcode](self, request, body)
+        except pyfuse3.FUSEError as exc:
+            error = exc.errno
+        native.reply(request.unique, error, payload)
+
+    @handler
+    async def fallocate(self, request: Request, body: bytes) -> bytes:
+        file = self._ov.inodes.file(request.ino)
+        privileged = request.uid == 0
+        await files.allocate(self._ov, file, *wire.fallocate(body), privileged=privileged)
+        return b""
+
+    @handler
+    async def lseek(self, request: Request, body: bytes) -> bytes:
+        file = self._ov.inodes.file(request.ino)
+        if self._ov.workdir is not None:
+            await self._write_mappings_back(file)
+        return wire.number_reply(files.seek(self._ov, file, *wire.lseek(body)))
+
+    async def _write_mappings_back(self, file: File) -> None:
+        """Have the kernel send us what was written to shared mappings of the file: it asks
+        for holes without doing so first, and whoever copies the file would miss data.
+
+        In a thread of its own kind, because those writes may need the others."""
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(
+                pyfuse3.invalidate_inode, pyfuse3.InodeT(file.ino),
+                limiter=self._notifiers, abandon_on_cancel=True,
+            )  # fmt: skip
+
+    @handler
+    async def copy_file_range(self, request: Request, body: bytes) -> bytes:
+        return wire.count_reply(await self._copy_range(request, body))
+
+    @handler
+    async def copy_file_range_64(self, request: Request, body: bytes) -> bytes:
+        return wire.number_reply(await self._copy_range(request, body))
+
+    async def _copy_range(self, request: Request, body: bytes) -> int:
+        source_offset, target, target_offset, length = wire.copy_file_range(body)
+        return await files.copy_range(
+            self._ov,
+            self._ov.inodes.file(request.ino),
+            source_offset,
+            self._ov.inodes.file(target),
+            target_offset,
+            min(length, _MOST),
+            privileged=request.uid == 0,
+        )
+
+    @handler
+    async def ioctl(self, request: Request, body: bytes) -> bytes:
+        """Only chattr(1) and lsattr(1); the kernel itself asks on their behalf."""
+        command, argument = wire.ioctl(body)
+        inode = self._ov.inodes.get(request.ino)
+        for form in (flags.FLAGS, flags.FSXATTR):
+            if command == form.get:
+                return wire.ioctl_reply(flags.get(self._ov, inode, form))
+            if command == form.set and len(argument) == form.size:
+                await flags.put(self._ov, inode, form, argument)
+                # The change time has moved, and after a copy-up more than that.
+                with contextlib.suppress(OSError):
+                    pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
+                return wire.ioctl_reply(b"")
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+    @handler
+    async def statx(self, request: Request, body: bytes) -> bytes:
+        inode = self._ov.inodes.get(request.ino)
+        status = await self._status(inode)
+        return wire.statx_reply(status, attributes.birth_time(self._ov, inode))
+
+    @handler
+    async def tmpfile(self, request: Request, body: bytes) -> bytes:
+        parent = self._ov.inodes.directory(request.ino)
+        mode, umask = wire.tmpfile(body)
+        caller = Caller(request.uid, request.gid, umask)
+        file = await namespace.make_nameless(self._ov, parent, mode, caller)
+        return wire.create_reply(await self._entry(file))
+
+    #: By opcode.
+    handlers: ClassVar[
+        dict[int, Callable[[ExtendedOperations, Request, bytes], Awaitable[bytes]]]
+    ] = {
+        wire.FALLOCATE: fallocate,
+        wire.LSEEK: lseek,
+        wire.COPY_FILE_RANGE: copy_file_range,
+        wire.COPY_FILE_RANGE_64: copy_file_range_64,
+        wire.IOCTL: ioctl,
+        wire.STATX: statx,
+        wire.TMPFILE: tmpfile,
+    }
+    taken: Collection[int] = handlers.keys()
