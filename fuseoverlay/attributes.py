@@ -6,6 +6,7 @@ shows: kernel Documentation/filesystems/overlayfs.rst, "Inode properties".
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -54,10 +55,30 @@ class Changes:
 async def getattr(ov: Overlay, inode: Inode) -> Attr:
     """Attributes of the inode. Suspends only to count a merged directory's subdirectories."""
     real = real_of(ov, inode)
-    if isinstance(inode, Directory):
-        links = await _directory_links(ov, inode, real)
-    elif isinstance(inode, File):
+    if is_uncounted(inode, real) and isinstance(inode, Directory):
+        with contextlib.suppress(PermissionError):
+            await index_of(ov, inode)
+        real = real_of(ov, inode)
+    return attr_of(ov, inode, real)
+
+
+def is_uncounted(inode: Inode, real: Real) -> bool:
+    """Whether the index is needed to count the subdirectories, and not yet there."""
+    return (
+        isinstance(inode, Directory)
+        and inode.index is None
+        and not inode.removed
+        and len(inode.lowers) + inode.in_upper > 1
+        and real.st.st_nlink != 1
+    )
+
+
+def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
+    """Attributes of the inode with this real object. Does not suspend."""
+    if isinstance(inode, File):
         links = _file_links(inode, real)
+    elif isinstance(inode, Directory):
+        links = _directory_links(inode, real)
     shown = shown_of(ov, real)
     st = real.st
     return Attr(
@@ -104,7 +125,7 @@ def _file_links(file: File, real: Real) -> int:
     return max(0, real.st.st_nlink - (0 if file.in_upper else file.hidden))
 
 
-async def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
+def _directory_links(directory: Directory, real: Real) -> int:
     """The true count, also of merged directories, so that it does not change on copy-up;
     1, "unknown", where the filesystem does not count either, or we may not look."""
     if directory.removed:
@@ -113,10 +134,7 @@ async def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int
         return 1
     if len(directory.lowers) + directory.in_upper == 1:
         return real.st.st_nlink
-    try:
-        return 2 + (await index_of(ov, directory)).subdirectories()
-    except PermissionError:
-        return 1
+    return 2 + directory.index.subdirectories() if directory.index is not None else 1
 
 
 async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from fuseoverlay import attributes, merge
 from fuseoverlay.attributes import Attr
-from fuseoverlay.inodes import Directory
-from fuseoverlay.lookup import child_nowait, index_of
+from fuseoverlay.inodes import Directory, Inode
+from fuseoverlay.lookup import Real, entry, index_of
 from fuseoverlay.overlay import Overlay
 
 #: Takes (name, attributes, cookie); False: the reply is full.
@@ -29,7 +29,18 @@ async def read(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> No
     following = index.after(cookie)
     while following is not None:
         name, cookie = following
-        if not await _emit_child(ov, directory, index, name, cookie, emit):
+        try:
+            inode, real = entry(ov, directory, index, name)
+        except FileNotFoundError:
+            accepted = True
+        except OSError:
+            accepted = emit(name, _unknown(ov, index, name), cookie)
+        else:
+            if attributes.is_uncounted(inode, real):
+                accepted = await _emit_merged(ov, inode, name, cookie, emit)
+            else:
+                accepted = _emit(ov, inode, real, name, cookie, emit)
+        if not accepted:
             return
         following = index.after(cookie)
 
@@ -41,20 +52,30 @@ async def _emit_dots(ov: Overlay, directory: Directory, cookie: int, emit: Emit)
     return emit(b"..", await attributes.getattr(ov, parent), 2)
 
 
-async def _emit_child(
-    ov: Overlay, directory: Directory, index: merge.Index, name: bytes, cookie: int, emit: Emit
-) -> bool:
+def _unknown(ov: Overlay, index: merge.Index, name: bytes) -> Attr:
+    """For a directory of a plain user that has r but not x, or an object that is malformed in
+    its layer: the name is all there is, and who looks it up is told why."""
+    found = index.find(name)
+    return attributes.unknown(ov, is_dir=found is not None and found.is_dir)
+
+
+def _emit(ov: Overlay, inode: Inode, real: Real, name: bytes, cookie: int, emit: Emit) -> bool:
+    accepted = False
     try:
-        inode = child_nowait(ov, directory, index, name)
+        accepted = emit(name, attributes.attr_of(ov, inode, real), cookie)
     except FileNotFoundError:
         return True
-    except OSError:
-        # A directory of a plain user that has r but not x, or an object that is malformed in
-        # its layer: the name is all there is, and who looks it up is told why.
-        found = index.find(name)
-        is_dir = found is not None and found.is_dir
-        return emit(name, attributes.unknown(ov, is_dir=is_dir), cookie)
-    # Counted before anything suspends, so that nobody drops it meanwhile.
+    finally:
+        if accepted:
+            inode.nlookup += 1
+        else:
+            ov.inodes.drop_unused(inode)
+    return accepted
+
+
+async def _emit_merged(ov: Overlay, inode: Inode, name: bytes, cookie: int, emit: Emit) -> bool:
+    """The same for a directory that has to be merged first, which suspends: it is counted
+    before, so that nobody drops it meanwhile."""
     inode.nlookup += 1
     accepted = False
     try:

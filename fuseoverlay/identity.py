@@ -72,11 +72,15 @@ class Identity:
         """Whether owners come from the override attribute in any of the layers."""
         return self.override or any(layer.override for layer in layers)
 
+    def translates(self, layer: Layer) -> bool:
+        """The same for one layer."""
+        return layer.override or (self.override and layer.number == 0)
+
     def shown(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
     ) -> Shown:
         """What to show for the real file at `path` with the status `st`."""
-        if layer.override or (self.override and layer.number == 0):
+        if self.translates(layer):
             if stat.S_IFMT(st.st_mode) in _HOLDERS:
                 override = read_override(path, st.st_mode, follow=follow)
                 if override is not None:

@@ -192,13 +192,13 @@ class LayerStack:
     @contextlib.contextmanager
     def listing_fd(self, real: RealDir) -> Iterator[int]:
         """A readable descriptor, the caller's own; a lower's access time does not move."""
-        path, flags = syscalls.fd_path(self.fd(real)), DIR_FLAGS & ~os.O_NOFOLLOW
+        base = self.fd(real)
         try:
-            fd = open_noatime(path, flags)
+            fd = open_noatime(b".", DIR_FLAGS, base)
         except PermissionError:
-            if real.layer.number:
-                raise
-            fd = open_own(path, flags)
+            # Without search permission the link in /proc leads there all the same.
+            path, flags = syscalls.fd_path(base), DIR_FLAGS & ~os.O_NOFOLLOW
+            fd = open_noatime(path, flags) if real.layer.number else open_own(path, flags)
         try:
             yield fd
         finally:

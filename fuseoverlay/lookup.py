@@ -77,7 +77,38 @@ def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> I
         raise no_entry(name)
     if found.is_dir:
         return parent.children.get(name) or _new_directory(ov, parent, name, found)
-    return _file(ov, parent, name, found)
+    return _file(ov, parent, name, found)[0]
+
+
+def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Inode, Real]:
+    """The same with the real object behind the inode: one `stat` serves both."""
+    found = index.find(name)
+    if found is None:
+        raise no_entry(name)
+    if not found.is_dir:
+        return _file(ov, parent, name, found)
+    directory = parent.children.get(name) or _new_directory(ov, parent, name, found)
+    return directory, real_of(ov, directory)
+
+
+def made(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Inode, Real]:
+    """The same for an object that we have just made, which has no attributes of an overlay."""
+    found = index.find(name)
+    if found is None or found.is_dir or parent.upper is None:
+        return entry(ov, parent, index, name)
+    place = Place(parent.upper, name)
+    fd = ov.stack.fd(place.real)
+    real = Real(
+        place.real.layer, at(fd, name), False, os.stat(name, dir_fd=fd, follow_symlinks=False)
+    )
+    key = stat_key(real.st)
+    file = File(ov.inodes.number(key), _kind(ov, place, real.st))
+    file.upper = place
+    file.names.append((parent, name))
+    file.protection = b""
+    ov.inodes.add(file)
+    ov.inodes.bind(file, key)
+    return file, real
 
 
 def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
@@ -95,7 +126,7 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     return directory
 
 
-def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> File:
+def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> tuple[File, Real]:
     real = parent.upper if found.in_upper else found.lower_file
     if real is None:
         raise no_entry(name)
@@ -116,7 +147,10 @@ def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> File:
         ov.inodes.unpin(file)
     if (parent, name) not in file.names:
         file.names.append((parent, name))
-    return file
+    if file.in_upper and not found.in_upper:
+        # The copy counts, which the index of hard links leads to.
+        return file, real_of(ov, file)
+    return file, Real(real.layer, at(ov.stack.fd(real), name), False, st)
 
 
 def _find_data(
@@ -175,10 +209,12 @@ def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> 
 
 def _lower_file(ov: Overlay, place: Place, st: os.stat_result) -> File:
     key = stat_key(st)
-    copy = hardlinks.open_copy(ov, place, st) if hardlinks.may_be_indexed(st) else None
+    linked = hardlinks.may_be_indexed(st)
+    copy = hardlinks.open_copy(ov, place, st) if linked else None
     if copy is None:
         file = File(ov.inodes.number(key), _kind(ov, place, st))
-        file.hidden = hardlinks.hidden_names(ov, place, st)
+        if linked:
+            file.hidden = hardlinks.hidden_names(ov, place, st)
         ov.inodes.add(file)
     else:
         file = _indexed_file(ov, place, st, copy)
@@ -221,6 +257,8 @@ def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.s
 
 
 def _kind(ov: Overlay, place: Place, st: os.stat_result) -> int:
+    if not ov.identity.translates(place.real.layer):
+        return stat.S_IFMT(st.st_mode)
     path = at(ov.stack.fd(place.real), place.name)
     return stat.S_IFMT(ov.identity.shown(place.real.layer, path, st).mode)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -24,6 +25,7 @@ from fuseoverlay.layers import LayerStack, RealDir
 FIRST_COOKIE: Final = 3
 # Directory entries looked at between two checkpoints: about a millisecond.
 _BATCH: Final = 500
+_ENCODING: Final = sys.getfilesystemencoding()
 
 
 @dataclass(slots=True)
@@ -42,8 +44,7 @@ class Listing:
 LowerEntry = RealDir | tuple[RealDir, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """Where a visible name is: in the upper or not, and in which lower directories."""
 
     is_dir: bool
@@ -263,7 +264,7 @@ def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Itera
 def _sort_in(
     entry: os.DirEntry[str], listing: Listing, special: list[bytes], files: list[bytes]
 ) -> None:
-    name = os.fsencode(entry.name)
+    name = entry.name.encode(_ENCODING, "surrogateescape")
     if name.startswith(whiteout.WH_PREFIX):
         target = whiteout.oci_target(name)
         if target is not None:
@@ -273,11 +274,11 @@ def _sort_in(
             listing.opaque = True
         if name.startswith(whiteout.WH_META_PREFIX):
             return
+    if entry.is_file(follow_symlinks=False):
+        listing.entries[name] = False
+        files.append(name)
+        return
     is_dir = entry.is_dir(follow_symlinks=False)
     listing.entries[name] = is_dir
-    if is_dir or entry.is_symlink():
-        return
-    if entry.is_file(follow_symlinks=False):
-        files.append(name)
-    else:
+    if not is_dir and not entry.is_symlink():
         special.append(name)

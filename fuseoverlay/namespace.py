@@ -22,9 +22,11 @@ from fuseoverlay.identity import Shown
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
 from fuseoverlay.lookup import (
+    Real,
     check_name,
     child_nowait,
     index_of,
+    made,
     no_entry,
     real_of,
     shown_of,
@@ -53,8 +55,9 @@ async def make(
     *,
     rdev: int = 0,
     target: bytes = b"",
-) -> Inode:
-    """Make a new object of the type in `mode`; `target` is a symlink's.
+) -> tuple[Inode, Real]:
+    """Make a new object of the type in `mode`; `target` is a symlink's. Returns it as
+    `lookup.entry` does.
 
     EEXIST; EINVAL for `.wh.` names, which are whiteouts in an image; EPERM for devices
     that we may not make; ENOSPC and the like of the upper.
@@ -73,7 +76,7 @@ async def make(
             path = at(ov.writable().fd, staged)
             os.setxattr(path, attribute, value, follow_symlinks=False)
         publish(ov, parent, index, name, staged, is_dir=stat.S_ISDIR(mode))
-    return child_nowait(ov, parent, index, name)
+    return made(ov, parent, index, name)
 
 
 async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Caller) -> File:
@@ -176,8 +179,9 @@ def remove_oci_whiteout(ov: Overlay, parent: Directory, index: Index, name: byte
             os.unlink(whiteout.WH_PREFIX + name, dir_fd=ov.stack.fd(parent.upper))
 
 
-async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> File:
-    """Give a file another name. EEXIST, EMLINK; EPERM where the upper's links are limited."""
+async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple[File, Real]:
+    """Give a file another name. Returns it as `lookup.entry` does. EEXIST, EMLINK; EPERM where
+    the upper's links are limited."""
     check_new_name(name)
     ov.writable()
     protection.check_creation(ov, parent)
@@ -199,7 +203,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> File:
         ov.inodes.unpin(file)
     real = real_of(ov, file)
     hardlinks.changed(ov, file, real.path, follow=real.follow, by=1)
-    return file
+    return file, real_of(ov, file)
 
 
 async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:

@@ -141,12 +141,14 @@ class Operations(pyfuse3.Operations):
     async def _status(self, inode: Inode) -> EntryAttributes:
         return self._attributes(await attributes.getattr(self._ov, inode))
 
-    async def _entry(self, inode: Inode) -> EntryAttributes:
+    async def _entry(self, inode: Inode, real: lookup.Real) -> EntryAttributes:
         """Answer with an inode, which adds to its look-up count; counted before anything
         suspends, so that nobody drops it meanwhile."""
         inode.nlookup += 1
         try:
-            return await self._status(inode)
+            if attributes.is_uncounted(inode, real):
+                return await self._status(inode)
+            return self._attributes(attributes.attr_of(self._ov, inode, real))
         except BaseException:
             inode.nlookup -= 1
             self._ov.inodes.drop_unused(inode)
@@ -165,7 +167,7 @@ class Operations(pyfuse3.Operations):
             absent.st_ino = pyfuse3.InodeT(0)
             absent.entry_timeout = self._timeout
             return absent
-        return await self._entry(lookup.child_nowait(self._ov, parent, index, name))
+        return await self._entry(*lookup.entry(self._ov, parent, index, name))
 
     @handler
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -205,8 +207,8 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent = self._ov.inodes.directory(parent_inode)
         caller = Caller(ctx.uid, ctx.gid, ctx.umask)
-        inode = await namespace.make(self._ov, parent, name, mode, caller, rdev=rdev, target=target)
-        return await self._entry(inode)
+        made = await namespace.make(self._ov, parent, name, mode, caller, rdev=rdev, target=target)
+        return await self._entry(*made)
 
     @handler
     async def create(
@@ -225,7 +227,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent = self._ov.inodes.directory(new_parent_inode)
         file = self._ov.inodes.file(inode)
-        return await self._entry(await namespace.link(self._ov, file, parent, new_name))
+        return await self._entry(*await namespace.link(self._ov, file, parent, new_name))
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:

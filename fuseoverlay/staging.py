@@ -107,7 +107,8 @@ def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
     elif kind == stat.S_IFREG or ov.identity.override:
         fd = os.open(staged, _NEW_FILE, 0o600, dir_fd=work)
         try:
-            os.write(fd, target)
+            if target:
+                os.write(fd, target)
         finally:
             os.close(fd)
     elif kind == stat.S_IFLNK:

@@ -148,6 +148,8 @@ def get_overlay(
     `upper`: the object is of the upper and read whatever its mode, as with `put`.
     """
     present = names(path, follow=follow)
+    if not present:
+        return None
     for namespace in NAMESPACES:
         if namespace + what in present:
             read = functools.partial(get, path, namespace + what, follow=follow)
