@@ -2,11 +2,14 @@
 
 from setuptools import Extension, setup
 
+SOURCES = ("module", "filter", "answers", "listing")
+
 setup(
     ext_modules=[
         Extension(
             "fuseoverlay._native",
-            ["fuseoverlay/_native.c"],
+            [f"fuseoverlay/csrc/{name}.c" for name in SOURCES],
+            depends=["fuseoverlay/csrc/native.h"],
             extra_compile_args=["-O2", "-Wall", "-fvisibility=hidden"],
             # Without it everything works, slower.
             optional=True,

@@ -17,7 +17,7 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 import trio
 
-from fuseoverlay import attributes, files, flags, namespace, wire
+from fuseoverlay import attributes, files, flags, lookup, namespace, wire
 from fuseoverlay.inodes import File
 from fuseoverlay.namespace import Caller
 from fuseoverlay.operations import Operations, handler
@@ -129,7 +129,8 @@ class ExtendedOperations(Operations):
         mode, umask = wire.tmpfile(body)
         caller = Caller(request.uid, request.gid, umask)
         file = await namespace.make_nameless(self._ov, parent, mode, caller)
-        return wire.create_reply(await self._entry(file))
+        real = lookup.real_of(self._ov, file)
+        return wire.create_reply(await self._entry(file, real))
 
     #: By opcode.
     handlers: ClassVar[

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Self
 
 import trio
 
+from fuseoverlay import native
 from fuseoverlay.layers import RealDir
 from fuseoverlay.merge import Index
 
@@ -27,6 +28,11 @@ _DYNAMIC: Final = 0x7F
 def is_own_number(ino: int) -> bool:
     """Whether the number is none of a real file, and so only good in this mount."""
     return ino >> _INO_BITS == _DYNAMIC
+
+
+def generation_of(ino: int, mount: int) -> int:
+    """The generation to tell with a number; `mount` is this mount's."""
+    return mount if is_own_number(ino) else 0
 
 
 class Place(NamedTuple):
@@ -142,17 +148,27 @@ class Directory(Inode):
         return self.upper if self.upper is not None else self.lowers[0]
 
 
+#: A plain file of a lower that the kernel knows from a listing, and of which nothing else is
+#: known: (directory, name, real directory, look-up count, type, whether it has attributes).
+#: Made and read by the extension, too.
+Listed = tuple[Directory, bytes, RealDir, int, int, bool]
+
+
 class InodeTable:
-    """Finds inodes by number and by real file. The root is always in it."""
+    """Finds inodes by number and by real file. The root is always in it.
+
+    Most files of an image are only ever listed: they become inodes when there is more to know.
+    """
 
     def __init__(
         self, devices: list[int], upper: RealDir | None, lowers: tuple[RealDir, ...]
     ) -> None:
         """`devices` are the `st_dev` of the layers, to tell their inode numbers apart."""
         self._filesystems: dict[int, int] = {}
+        self._devices: list[int] = []
         for device in devices:
-            self._filesystems.setdefault(device, len(self._filesystems))
-        self._by_ino: dict[int, Inode] = {}
+            self.base(device)
+        self._by_ino: dict[int, Inode | Listed] = {}
         self._by_key: dict[tuple[int, int], File] = {}
         self._dynamic = _DYNAMIC << _INO_BITS
         self.root = Directory(ROOT, None, b"", upper, lowers)
@@ -165,19 +181,37 @@ class InodeTable:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         for inode in self._by_ino.values():
-            _unpin(inode)
+            if not isinstance(inode, tuple):
+                _unpin(inode)
         self._by_ino.clear()
         self._by_key.clear()
 
     def __len__(self) -> int:
         return len(self._by_ino)
 
+    @property
+    def entries(self) -> dict[int, Inode | Listed]:
+        """What the kernel knows, by number; for the extension, which adds what is listed."""
+        return self._by_ino
+
     def get(self, ino: int) -> Inode:
         """The inode; ESTALE where the kernel should not know it any more."""
-        try:
-            return self._by_ino[ino]
-        except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        found = self._by_ino.get(ino)
+        if found is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._learn(ino, found) if isinstance(found, tuple) else found
+
+    def _learn(self, ino: int, listed: Listed) -> File:
+        """Make an inode of what was only listed."""
+        parent, name, real, nlookup, kind, _ = listed
+        file = File(ino, kind)
+        file.nlookup = nlookup
+        file.lower = Place(real, name)
+        file.names.append((parent, name))
+        self.add(file)
+        device = self._devices[ino >> _INO_BITS]
+        self.bind(file, (device, ino & (1 << _INO_BITS) - 1))
+        return file
 
     def directory(self, ino: int) -> Directory:
         """The same for directories; ENOTDIR."""
@@ -195,14 +229,38 @@ class InodeTable:
 
     def find(self, key: tuple[int, int]) -> File | None:
         """The file that a real (device, inode) pair belongs to, if the kernel knows it."""
-        return self._by_key.get(key)
+        file = self._by_key.get(key)
+        if file is None:
+            number = self.base(key[0]) | key[1]
+            listed = self._by_ino.get(number)
+            if isinstance(listed, tuple):
+                return self._learn(number, listed)
+        return file
+
+    def known_regular(self, key: tuple[int, int]) -> int | None:
+        """The number of the regular file with its own data that a real pair belongs to, if
+        the kernel knows it."""
+        file = self._by_key.get(key)
+        if file is not None:
+            return file.ino if file.kind == stat.S_IFREG and file.data is None else None
+        number = self.base(key[0]) | key[1]
+        listed = self._by_ino.get(number)
+        return number if isinstance(listed, tuple) and listed[4] == stat.S_IFREG else None
+
+    def base(self, device: int) -> int:
+        """What is added to the real numbers of files on this device."""
+        filesystem = self._filesystems.get(device)
+        if filesystem is None:
+            filesystem = self._filesystems[device] = len(self._devices)
+            self._devices.append(device)
+        return filesystem << _INO_BITS
 
     def number(self, key: tuple[int, int]) -> int:
         """A free number: the real one where nobody has it, else one of our own."""
         device, ino = key
-        filesystem = self._filesystems.setdefault(device, len(self._filesystems))
-        number = (filesystem << _INO_BITS) | ino
-        if ino >> _INO_BITS or filesystem >= _DYNAMIC or ino == 0 or number in self._by_ino:
+        base = self.base(device)
+        number = base | ino
+        if ino >> _INO_BITS or base >> _INO_BITS >= _DYNAMIC or ino == 0 or number in self._by_ino:
             return self.own_number()
         return number
 
@@ -236,8 +294,18 @@ class InodeTable:
         inode = self._by_ino.get(ino)
         if inode is None:
             return None
+        if isinstance(inode, tuple):
+            self._forget_listed(ino, inode, count)
+            return None
         inode.nlookup -= count
         return inode if self.drop_unused(inode) else None
+
+    def _forget_listed(self, ino: int, listed: Listed, count: int) -> None:
+        parent, name, real, nlookup, kind, attributes = listed
+        if nlookup > count:
+            self._by_ino[ino] = (parent, name, real, nlookup - count, kind, attributes)
+        else:
+            del self._by_ino[ino]
 
     def drop_unused(self, inode: Inode) -> bool:
         """Remove an inode that the kernel does not refer to."""
@@ -248,7 +316,9 @@ class InodeTable:
         if isinstance(inode, File):
             for key in list(inode.keys):
                 self.unbind(key)
-        elif isinstance(inode, Directory) and inode.parent is not None:
+            return True
+        native.names.pop(inode.ino, None)
+        if isinstance(inode, Directory) and inode.parent is not None:
             siblings = inode.parent.children
             if siblings.get(inode.name) is inode:
                 del siblings[inode.name]

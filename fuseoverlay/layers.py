@@ -30,13 +30,15 @@ _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Layer:
     """One layer. `number` 0 is the upper; lowers are counted from 1, top to bottom."""
 
-    __slots__ = ("implied", "number", "override", "path", "root", "root_fd", "uuid")
+    __slots__ = ("device", "implied", "number", "override", "path", "root", "root_fd", "uuid")
 
     def __init__(self, number: int, path: bytes, root_fd: int) -> None:
         self.number = number
         self.path = path
         self.root_fd = root_fd
         self.root = RealDir(self, None, b"")
+        #: `st_dev` of the root.
+        self.device = os.stat(root_fd).st_dev
         #: UUID of the filesystem, 16 bytes.
         self.uuid = syscalls.filesystem_uuid(root_fd)
         root_path = syscalls.at(root_fd, b".")
@@ -109,6 +111,11 @@ class LayerStack:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def descriptors(self) -> dict[RealDir, int]:
+        """The directories that are open now, for the extension."""
+        return self._open
 
     def close(self) -> None:
         """Close every descriptor."""

@@ -12,11 +12,11 @@ import os
 import stat
 from typing import NamedTuple
 
-from fuseoverlay import hardlinks, redirect, xattrs
+from fuseoverlay import hardlinks, native, redirect, xattrs
 from fuseoverlay.identity import Shown
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import Layer, RealDir, stat_key
-from fuseoverlay.merge import Found, Index, Listing, scan
+from fuseoverlay.merge import Found, Index, Listing, scan, scan_soon
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
 
@@ -59,9 +59,24 @@ async def index_of(ov: Overlay, directory: Directory) -> Index:
             return directory.index
         index, used = await scan(ov.stack, directory.upper, directory.lowers)
         if directory.index is None:
-            directory.index = index
-            directory.lowers = directory.lowers[:used]
+            return _merged(directory, index, used)
     return directory.index
+
+
+def index_now(ov: Overlay, directory: Directory) -> Index | None:
+    """The same without suspending; None: that would take long."""
+    if directory.index is None and not directory.removed:
+        found = scan_soon(ov.stack, directory.upper, directory.lowers)
+        if found is not None:
+            _merged(directory, *found)
+    return directory.index
+
+
+def _merged(directory: Directory, index: Index, used: int) -> Index:
+    directory.index = index
+    directory.lowers = directory.lowers[:used]
+    native.names[directory.ino] = index.visible
+    return index
 
 
 async def child(ov: Overlay, parent: Directory, name: bytes) -> Inode:

@@ -14,6 +14,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, NamedTuple
 
 import trio
@@ -25,6 +26,8 @@ from fuseoverlay.layers import LayerStack, RealDir
 FIRST_COOKIE: Final = 3
 # Directory entries looked at between two checkpoints: about a millisecond.
 _BATCH: Final = 500
+# Batches that are looked at without a checkpoint.
+_SOON: Final = 4
 _ENCODING: Final = sys.getfilesystemencoding()
 
 
@@ -111,6 +114,14 @@ class Index:
             return Found(True, True, lower_dirs=below if isinstance(below, tuple) else ())
         return Found(False, True, lower_file=below if isinstance(below, RealDir) else None)
 
+    def plain_lower(self, name: bytes) -> RealDir | None:
+        """The lower directory of a visible name that only lowers have, and that is no directory
+        there."""
+        if name in self.upper:
+            return None
+        below = self.lower.get(name)
+        return None if isinstance(below, tuple) else below
+
     def covers(self, name: bytes) -> bool:
         """Whether a lower layer would show through if the upper had nothing at `name`."""
         return name in self.lower
@@ -157,6 +168,18 @@ class Index:
         self._names = [n for _, n in kept]
         self._skip.clear()
 
+    @property
+    def visible(self) -> dict[bytes, int]:
+        """The visible names; the dictionary itself, which every change keeps true."""
+        return self._cookie_of
+
+    def following(self, cookie: int) -> Iterator[tuple[bytes, int]]:
+        """The entries after `cookie`, as `after` gives them, while nothing changes."""
+        for position in range(bisect_right(self._cookies, cookie), len(self._names)):
+            name, found = self._names[position], self._cookies[position]
+            if self._cookie_of.get(name) == found:
+                yield name, found
+
     def after(self, cookie: int) -> tuple[bytes, int] | None:
         """The entry that follows `cookie` in the listing, with its own cookie."""
         start = position = bisect_right(self._cookies, cookie)
@@ -190,6 +213,17 @@ def scan_nowait(
 ) -> tuple[Index, int]:
     """The same without suspending, for where nobody waits."""
     return next(filter(None, _scan(stack, upper, lowers)))
+
+
+def scan_soon(
+    stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
+) -> tuple[Index, int] | None:
+    """The same where it takes no longer than some batches; None: it would."""
+    with contextlib.closing(_scan(stack, upper, lowers)) as steps:
+        for found in islice(steps, _SOON):
+            if found is not None:
+                return found
+    return None
 
 
 def _scan(

@@ -94,7 +94,7 @@ def _mount(
             where="/dev/fuse",
             hint="load the fuse module, or give yourself read and write permission on it",
         )
-    requests = native.prepare(timeout)
+    requests = native.setup(timeout)
     try:
         # libfuse explains on stderr what went wrong; one line of our own is enough.
         with _stderr_kept() as said:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 _OPEN, _RELEASE, _FLUSH, _OPENDIR, _RELEASEDIR, _ACCESS = 14, 18, 25, 27, 29, 34
 
@@ -49,18 +49,53 @@ _extension: Final = _load()
 bound: Final[dict[int, int]] = _extension.bound if _extension is not None else {}
 
 
+#: Inode number of a merged directory -> a dictionary whose keys are its visible names: who looks
+#: up another one is told so without our help.
+names: Final[dict[int, dict[bytes, int]]] = _extension.names if _extension is not None else {}
+
+
 def entry(fd: int, *, write: bool, attributes: bool, no_xattrs: bool) -> int:
     """A value for `bound`. Data may always be read from `fd`; `write`: also be written;
     `attributes`: fstat(2) says what stat shall show; `no_xattrs`: the file has none."""
     return fd << 4 | 1 | write << 1 | attributes << 2 | no_xattrs << 3
 
 
-def prepare(attr_timeout: float) -> int | None:
-    """Have the filter attach to the next mount; `attr_timeout` in seconds.
+def setup(timeout: float) -> int | None:
+    """Have the filter attach to the next mount, whose kernel may keep what it is told for
+    `timeout` seconds.
 
     Returns an eventfd(2) that counts requests for `take_all`.
     """
-    return _extension.setup(int(attr_timeout * 1e9)) if _extension is not None else None
+    return _extension.setup(round(timeout * 1e9)) if _extension is not None else None
+
+
+def prepare(entries: dict[int, Any], descriptors: dict[Any, int], *, read_listed: bool) -> None:
+    """Let listed files be entered in `entries`, and found by open real directories.
+    `read_listed`: they are read without asking the overlay."""
+    if _extension is not None:
+        _extension.prepare(entries, descriptors, read_listed)
+
+
+def call(opcode: int, function: Callable[..., Any]) -> None:
+    """Have such requests answered by `function(nodeid, uid, gid, pid, body)`, at once."""
+    if _extension is not None:
+        _extension.call(opcode, function)
+
+
+def listing(size: int) -> Any:
+    """An empty reply to READDIRPLUS. Only where the extension is in effect."""
+    if _extension is None:
+        raise RuntimeError("no extension")
+    return _extension.Listing(size)
+
+
+def waiter() -> Callable[[], bool] | None:
+    """A function that waits for a request for some microseconds, and says whether one is
+    there; None where the filter is not in effect."""
+    if _extension is None or not _extension.attached():
+        return None
+    wait: Callable[[], bool] = _extension.another_request
+    return wait
 
 
 def agree(taken: Iterable[int]) -> bool:

@@ -23,7 +23,8 @@ from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
 
 from fuseoverlay import acl, attributes, directory, files, lookup, namespace, rename, staging
 from fuseoverlay.attributes import Attr, Changes
-from fuseoverlay.inodes import Inode, is_own_number
+from fuseoverlay.direct import Direct
+from fuseoverlay.inodes import Inode, generation_of
 from fuseoverlay.namespace import Caller
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.readahead import ReadAhead
@@ -118,12 +119,20 @@ class Operations(pyfuse3.Operations):
         """First word of the kernel."""
         self._handleless = native.agree(self.taken)
         self._ov.data.may_bind_writers = self._handleless
+        if self._handleless and not log.isEnabledFor(logging.DEBUG):
+            # Their requests are not logged.
+            native.prepare(
+                self._ov.inodes.entries,
+                self._ov.stack.descriptors,
+                read_listed=not self._ahead.wanted,
+            )
+            Direct(self._ov, self._generation, self._forget).register()
         self._ready()
 
     def _attributes(self, attr: Attr) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attr.ino)
-        entry.generation = self._generation if is_own_number(attr.ino) else 0
+        entry.generation = generation_of(attr.ino, self._generation)
         entry.st_mode = pyfuse3.ModeT(attr.mode)
         entry.st_nlink = attr.nlink
         entry.st_uid = attr.uid
@@ -172,9 +181,12 @@ class Operations(pyfuse3.Operations):
     @handler
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
-            if self._ov.inodes.forget(ino, count) is not None:
-                self._ov.data.drop(ino)
-                self._ahead.forget(ino)
+            self._forget(ino, count)
+
+    def _forget(self, ino: int, count: int) -> None:
+        if self._ov.inodes.forget(ino, count) is not None:
+            self._ov.data.drop(ino)
+            self._ahead.forget(ino)
 
     @handler
     async def mknod(

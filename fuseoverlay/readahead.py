@@ -172,6 +172,11 @@ class ReadAhead:
             log.exception("bug in read-ahead of %d", file.ino)
             self._wanted = False
 
+    @property
+    def wanted(self) -> bool:
+        """Whether reads are to be told to `read`."""
+        return self._wanted
+
     def forget(self, ino: int) -> None:
         """The kernel has forgotten an inode, maybe a directory."""
         self._windows.pop(ino, None)
@@ -234,16 +239,14 @@ class ReadAhead:
             # A file with several names may be the one that waits.
             if not (stat.S_ISREG(st.st_mode) and 0 < st.st_size <= LARGEST and st.st_nlink == 1):
                 return None
-            file = self._ov.inodes.find(stat_key(st))
-            if file is not None and (file.kind != stat.S_IFREG or file.data is not None):
-                return None
-            data = _read(name, dir_fd, st.st_size) if file is not None else None
+            ino = self._ov.inodes.known_regular(stat_key(st))
+            data = _read(name, dir_fd, st.st_size) if ino is not None else None
         except OSError:
             return None
-        if file is None or data is None:
+        if ino is None or data is None:
             window.done[position] = 0
             return None
-        return _Gift(file.ino, data)
+        return _Gift(ino, data)
 
 
 def _is_first(index: Index, window: Window, position: int) -> bool:

@@ -9,10 +9,13 @@ as all that most requests need. `Trio` stands in for the module, as pyfuse3 lets
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
 import trio
+
+from fuseoverlay import native
 
 # Requests in a row after which other tasks get a turn: they wait about a millisecond at most.
 _ROW: Final = 16
@@ -42,7 +45,7 @@ class LowLevel:
     """`trio.lowlevel` with another `wait_readable`, for one descriptor."""
 
     def __init__(self) -> None:
-        self._poll: select.poll | None = None
+        self._is_ready: Callable[[], bool] | None = None
         self._fd = -1
         self._row = 0
 
@@ -51,11 +54,10 @@ class LowLevel:
 
     async def wait_readable(self, fd: int) -> None:
         """Return once `fd` is readable; suspends only if it is not, or after many in a row."""
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(fd, select.POLLIN)
-            self._fd = fd
-        if self._row < _ROW and self._poll.poll(0):
+        if self._is_ready is None:
+            self._is_ready = native.waiter() or _poller(fd)
+        self._fd = fd
+        if self._row < _ROW and self._is_ready():
             self._row += 1
             return
         self._row = 0
@@ -69,6 +71,12 @@ class LowLevel:
         poll.register(self._fd, select.POLLIN)
         if event_fd not in dict(poll.poll(1)):
             await trio.lowlevel.wait_readable(event_fd)
+
+
+def _poller(fd: int) -> Callable[[], bool]:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return lambda: bool(poll.poll(0))
 
 
 class Trio:

@@ -568,7 +568,7 @@ def look(root: Path) -> dict[str, object]:
             if isinstance(names, list) and name.count("/") < 8:
                 todo.extend(path / child for child in names)
         elif kind == stat.S_IFLNK:
-            seen[name] = ("symlink", os.readlink(path))
+            seen[name] = ("symlink", answer(os.readlink, path))
         else:
             content = answer(Path.read_bytes, path) if kind == stat.S_IFREG else None
             seen[name] = (oct(kind), st.st_nlink, st.st_size, content)

@@ -1,0 +1,202 @@
+/*
+ * Requests that are answered without Python's help, from what the overlay has prepared. It
+ * withdraws what is no longer true before it answers the request that made it so; this
+ * code and the overlay run in one thread, in turn.
+ */
+#include "native.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Larger writes may make the page cache wait for the disk: a thread's work. */
+#define INLINE_WRITE (128 << 10)
+
+struct prepared prepared;
+
+/* Room for the largest READ. */
+static char *room;
+static size_t room_size;
+
+void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st)
+{
+    *attr = (struct fuse_attr){
+        .ino = ino, .size = st->st_size, .blocks = st->st_blocks,
+        .atime = st->st_atim.tv_sec, .atimensec = st->st_atim.tv_nsec,
+        .mtime = st->st_mtim.tv_sec, .mtimensec = st->st_mtim.tv_nsec,
+        .ctime = st->st_ctim.tv_sec, .ctimensec = st->st_ctim.tv_nsec,
+        .mode = st->st_mode, .nlink = st->st_nlink, .uid = st->st_uid, .gid = st->st_gid,
+        .rdev = st->st_rdev, .blksize = st->st_blksize};
+}
+
+static bool reply_attr(const struct fuse_in_header *in, const struct stat *st)
+{
+    struct fuse_attr_out out = {0};
+
+    /* Nobody can find a file without a name again: nothing to keep. */
+    if (st->st_nlink) {
+        out.attr_valid = prepared.valid;
+        out.attr_valid_nsec = prepared.valid_nsec;
+    }
+    fill_attr(&out.attr, in->nodeid, st);
+    send_reply(in->unique, 0, &out, sizeof(out));
+    return true;
+}
+
+static bool reply_no_xattr(const struct fuse_in_header *in)
+{
+    const char *name = (const char *)(in + 1) + sizeof(struct fuse_getxattr_in);
+
+    if (strncmp(name, "security.", 9) != 0)
+        return false;
+    send_reply(in->unique, ENODATA, NULL, 0);
+    return true;
+}
+
+/* Only what is in the page cache: the rest is read in a thread of Python's. */
+static bool reply_data(const struct fuse_in_header *in, int fd, bool whole)
+{
+    const struct fuse_read_in *arg = (const void *)(in + 1);
+    struct iovec iov;
+    struct stat st;
+    ssize_t n;
+
+    if (arg->size > room_size) {
+        char *more = realloc(room, arg->size);
+        if (!more)
+            return false;
+        room = more;
+        room_size = arg->size;
+    }
+    iov = (struct iovec){room, arg->size};
+    n = preadv2(fd, &iov, 1, arg->offset, RWF_NOWAIT);
+    if (n < 0 || (whole && (size_t)n == arg->size))
+        return false;
+    if ((size_t)n < arg->size && (fstat(fd, &st) < 0 || (off_t)(arg->offset + n) < st.st_size))
+        return false;
+    send_reply(in->unique, 0, room, n);
+    return true;
+}
+
+static bool reply_written(const struct fuse_in_header *in, int fd)
+{
+    const struct fuse_write_in *arg = (const void *)(in + 1);
+    struct fuse_write_out out = {0};
+    ssize_t n;
+
+    if (arg->write_flags & FUSE_WRITE_KILL_SUIDGID || arg->size >= INLINE_WRITE)
+        return false;
+    n = pwrite(fd, arg + 1, arg->size, arg->offset);
+    out.size = n < 0 ? 0 : n;
+    send_reply(in->unique, n < 0 ? errno : 0, &out, sizeof(out));
+    return true;
+}
+
+static bool answer_bound(const struct fuse_in_header *in, PyObject *value)
+{
+    long entry = PyLong_AsLong(value);
+    int fd = entry >> BOUND_BITS;
+    struct stat st;
+
+    switch (in->opcode) {
+    case FUSE_READ:
+        return entry & BOUND_READ && reply_data(in, fd, false);
+    case FUSE_WRITE:
+        return entry & BOUND_WRITE && reply_written(in, fd);
+    case FUSE_GETATTR:
+        return entry & BOUND_ATTR && fstat(fd, &st) == 0 && reply_attr(in, &st);
+    case FUSE_GETXATTR:
+        return entry & BOUND_NO_XATTR && reply_no_xattr(in);
+    default:
+        return false;
+    }
+}
+
+/* Small files only: of a larger one more will be read, and its descriptor is worth keeping. */
+static bool answer_listed_read(const struct fuse_in_header *in, int dir_fd, const char *name)
+{
+    int flags = O_RDONLY | O_NOATIME | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int fd = prepared.read_listed ? openat(dir_fd, name, flags) : -1;
+    bool done;
+
+    if (fd < 0)
+        return false;
+    done = reply_data(in, fd, true);
+    close(fd);
+    return done;
+}
+
+static bool answer_listed(const struct fuse_in_header *in, PyObject *listed)
+{
+    PyObject *dir_fd =
+        PyDict_GetItemWithError(prepared.directories, PyTuple_GET_ITEM(listed, LISTED_REAL));
+    const char *name = PyBytes_AsString(PyTuple_GET_ITEM(listed, LISTED_NAME));
+    struct stat st;
+    int fd;
+
+    if (!dir_fd || !name)
+        return false;
+    fd = PyLong_AsLong(dir_fd);
+    switch (in->opcode) {
+    case FUSE_READ:
+        return answer_listed_read(in, fd, name);
+    case FUSE_GETATTR:
+        return fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && reply_attr(in, &st);
+    case FUSE_GETXATTR:
+        return PyTuple_GET_ITEM(listed, LISTED_XATTRS) == Py_False && reply_no_xattr(in);
+    default:
+        return false;
+    }
+}
+
+/* Names that a merged directory has not: negative entries, which the kernel keeps. */
+static bool answer_absent(const struct fuse_in_header *in, PyObject *key, size_t size)
+{
+    struct fuse_entry_out out = {.entry_valid = prepared.valid,
+                                 .entry_valid_nsec = prepared.valid_nsec};
+    PyObject *names = PyDict_GetItemWithError(prepared.names, key);
+    const char *text = (const char *)(in + 1);
+    size_t length = size - sizeof(*in) - 1;
+    PyObject *name;
+    int found;
+
+    if (!names || length > NAME_MAX)
+        return false;
+    name = PyBytes_FromStringAndSize(text, length);
+    found = name ? PyDict_Contains(names, name) : -1;
+    Py_XDECREF(name);
+    if (found != 0)
+        return false;
+    send_reply(in->unique, 0, &out, sizeof(out));
+    return true;
+}
+
+bool answer(const struct fuse_in_header *in, size_t size)
+{
+    PyObject *key, *value;
+    bool done = false;
+
+    switch (in->opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_READ:
+    case FUSE_WRITE:
+    case FUSE_GETATTR:
+    case FUSE_GETXATTR:
+        break;
+    default:
+        return false;
+    }
+    key = PyLong_FromUnsignedLongLong(in->nodeid);
+    if (key && in->opcode == FUSE_LOOKUP)
+        done = answer_absent(in, key, size);
+    else if (key && (value = PyDict_GetItemWithError(prepared.bound, key)))
+        done = answer_bound(in, value);
+    else if (key && (value = PyDict_GetItemWithError(prepared.inodes, key)) &&
+             PyTuple_CheckExact(value))
+        done = answer_listed(in, value);
+    Py_XDECREF(key);
+    PyErr_Clear();
+    return done;
+}

@@ -1,0 +1,247 @@
+/*
+ * Between /dev/fuse and libfuse. It decides nothing: `native.py` says what becomes of each
+ * kind of request.
+ */
+#include "native.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* The next request is waited for here first, which is cheaper than in Python's event loop: so
+ * long, and so many in a row, that nobody else waits for more than about a millisecond. */
+#define LINGER_NS 50000
+#define IN_A_ROW 32
+
+struct filter filter = {.fd = -1, .event_fd = -1};
+
+void send_reply(uint64_t unique, int error, const void *payload, size_t size)
+{
+    struct fuse_out_header out = {
+        .len = sizeof(out) + (error ? 0 : size), .error = -error, .unique = unique};
+    struct iovec iov[2] = {{&out, sizeof(out)}, {(void *)payload, error ? 0 : size}};
+
+    /* ENOENT: the caller was interrupted and waits no more. */
+    if (writev(filter.fd, iov, 2) < 0 && error == 0 && errno != ENOENT)
+        send_reply(unique, errno, NULL, 0);
+}
+
+/* A file that was opened without a handle has handle 0. All I/O is by inode. */
+static void set_handle(const struct fuse_in_header *in)
+{
+    uint64_t *fh = (uint64_t *)(in + 1);
+
+    switch (in->opcode) {
+    case FUSE_READ:
+    case FUSE_WRITE:
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+    case FUSE_FSYNC:
+    case FUSE_FSYNCDIR:
+        *fh = in->nodeid;
+    }
+}
+
+static void note_flags(const struct fuse_in_header *in)
+{
+    const void *arg = in + 1;
+
+    filter.last_flags = 0;
+    if (in->opcode == FUSE_WRITE)
+        filter.last_flags = ((const struct fuse_write_in *)arg)->write_flags;
+    else if (in->opcode == FUSE_SETATTR)
+        filter.last_flags = ((const struct fuse_setattr_in *)arg)->valid;
+}
+
+static void note_init(const struct fuse_in_header *in)
+{
+    const struct fuse_init_in *arg = (const void *)(in + 1);
+
+    filter.init_unique = in->unique;
+    filter.kernel_major = arg->major;
+    filter.kernel_minor = arg->minor;
+    filter.offered = arg->flags;
+}
+
+static bool take(const struct fuse_in_header *in, size_t size)
+{
+    uint64_t one = 1;
+    PyObject *request = PyBytes_FromStringAndSize((const char *)in, size);
+
+    if (!request || PyList_Append(filter.taken, request) < 0 ||
+        write(filter.event_fd, &one, sizeof(one)) < 0) {
+        PyErr_Clear();
+        send_reply(in->unique, ENOMEM, NULL, 0);
+    }
+    Py_XDECREF(request);
+    return true;
+}
+
+static bool send_result(const struct fuse_in_header *in, PyObject *result)
+{
+    Py_buffer payload;
+
+    if (in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET)
+        return true; /* These have no reply. */
+    if (result == Py_None)
+        send_reply(in->unique, 0, NULL, 0);
+    else if (PyLong_Check(result))
+        send_reply(in->unique, PyLong_AsLong(result), NULL, 0);
+    else if (PyObject_GetBuffer(result, &payload, PyBUF_SIMPLE) == 0) {
+        send_reply(in->unique, 0, payload.buf, payload.len);
+        PyBuffer_Release(&payload);
+    } else {
+        PyErr_Clear();
+        send_reply(in->unique, EIO, NULL, 0);
+    }
+    return true;
+}
+
+static bool call(const struct fuse_in_header *in, size_t size)
+{
+    PyObject *result = PyObject_CallFunction(
+        filter.function[in->opcode], "KIIIy#", (unsigned long long)in->nodeid, in->uid, in->gid,
+        in->pid, (const char *)(in + 1), (Py_ssize_t)(size - sizeof(*in)));
+    bool done;
+
+    if (!result)
+        PyErr_WriteUnraisable(filter.function[in->opcode]);
+    done = result && result != Py_NotImplemented && send_result(in, result);
+    Py_XDECREF(result);
+    return done;
+}
+
+/* Whether the request needs nobody else. */
+static bool dispatch(const struct fuse_in_header *in, size_t size)
+{
+    if (in->opcode == FUSE_INIT)
+        note_init(in);
+    if (in->opcode >= OPCODES)
+        return false;
+    switch (filter.action[in->opcode]) {
+    case ANSWER:
+        send_reply(in->unique, filter.error[in->opcode], NULL, 0);
+        return true;
+    case TAKE:
+        return take(in, size);
+    default:
+        set_handle(in);
+        note_flags(in);
+        if (answer(in, size))
+            return true;
+        return filter.action[in->opcode] == CALL && call(in, size);
+    }
+}
+
+static bool handled(const struct fuse_in_header *in, size_t size)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    bool done = dispatch(in, size);
+
+    if (in->opcode < OPCODES)
+        ++*(done ? &filter.answered[in->opcode] : &filter.passed[in->opcode]);
+    PyGILState_Release(gil);
+    return done;
+}
+
+bool another_request(void)
+{
+    struct pollfd poll_fd = {.fd = filter.fd, .events = POLLIN};
+    struct timespec linger = {.tv_nsec = LINGER_NS};
+    PyGILState_STATE gil = PyGILState_Ensure();
+    int ready;
+
+    Py_BEGIN_ALLOW_THREADS
+    ready = ppoll(&poll_fd, 1, &linger, NULL);
+    Py_END_ALLOW_THREADS
+    PyGILState_Release(gil);
+    return ready > 0;
+}
+
+/* Hooks: libfuse calls these in place of read(2) and writev(2) */
+
+static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
+{
+    int answers = 0;
+
+    do {
+        ssize_t n = read(fd, buf, size);
+        if (n < (ssize_t)sizeof(struct fuse_in_header)) {
+            if (n < 0 && errno == EAGAIN)
+                errno = EINTR; /* which pyfuse3 takes for "come again" */
+            return n;
+        }
+        if (!handled(buf, n))
+            return n;
+    } while (++answers < IN_A_ROW && another_request());
+    errno = EINTR;
+    return -1;
+}
+
+static ssize_t filtered_writev(int fd, struct iovec *iov, int count, void *userdata)
+{
+    const struct fuse_out_header *out = iov[0].iov_base;
+
+    if (filter.init_unique && out->unique == filter.init_unique) {
+        filter.init_unique = 0;
+        if (!out->error && count > 1 && iov[1].iov_len >= 16) {
+            struct fuse_init_out *init = iov[1].iov_base;
+            init->flags |= filter.set_flags & filter.offered;
+            init->flags &= ~filter.clear_flags;
+            filter.agreed = init->flags;
+            filter.minor = init->minor;
+        }
+    }
+    return writev(fd, iov, count);
+}
+
+/* The mount */
+
+struct custom_io {
+    ssize_t (*writev)(int fd, struct iovec *iov, int count, void *userdata);
+    ssize_t (*read)(int fd, void *buf, size_t buf_len, void *userdata);
+    void *splice_receive, *splice_send, *clone_fd;
+};
+
+static bool attach(void *libfuse, struct fuse_session *session)
+{
+    struct custom_io io = {.writev = filtered_writev, .read = filtered_read};
+    int (*get_fd)(struct fuse_session *) = dlsym(libfuse, "fuse_session_fd");
+    int (*custom_io)(struct fuse_session *, const struct custom_io *, int) =
+        dlsym(libfuse, "fuse_session_custom_io");
+    int (*custom_io_317)(struct fuse_session *, const struct custom_io *, size_t, int) =
+        dlsym(libfuse, "fuse_session_custom_io_317");
+    int fd = get_fd ? get_fd(session) : -1;
+
+    if (fd < 0 || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
+        return false;
+    filter.fd = fd;
+    if (custom_io_317)
+        return custom_io_317(session, &io, sizeof(io), fd) == 0;
+    return custom_io && custom_io(session, &io, fd) == 0;
+}
+
+__attribute__((visibility("default"))) int fuse_session_mount(struct fuse_session *session,
+                                                              const char *mountpoint)
+{
+    int (*mount)(struct fuse_session *, const char *);
+    void *libfuse;
+    Dl_info caller;
+    int result;
+
+    /* Ask in the name of the caller: it may have brought a libfuse of its own. */
+    if (!dladdr(__builtin_return_address(0), &caller))
+        return -1;
+    libfuse = dlopen(caller.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    mount = libfuse ? dlsym(libfuse, "fuse_session_mount") : NULL;
+    if (!mount || mount == fuse_session_mount)
+        return -1;
+    result = mount(session, mountpoint);
+    if (result == 0 && filter.event_fd >= 0)
+        filter.attached = attach(libfuse, session);
+    dlclose(libfuse);
+    return result;
+}

@@ -1,0 +1,205 @@
+/* What Python calls. */
+#include "native.h"
+
+#include <sys/eventfd.h>
+
+PyDoc_STRVAR(setup_doc,
+    "setup(valid_ns) -> int\n\n"
+    "Attach to the next mount, whose kernel may keep what it is told for so long. Returns a\n"
+    "descriptor that is readable while there is something in `taken`.");
+static PyObject *py_setup(PyObject *self, PyObject *args)
+{
+    unsigned long long valid;
+
+    if (!PyArg_ParseTuple(args, "K", &valid))
+        return NULL;
+    prepared.valid = valid / 1000000000;
+    prepared.valid_nsec = valid % 1000000000;
+    if (filter.event_fd < 0)
+        filter.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (filter.event_fd < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return PyLong_FromLong(filter.event_fd);
+}
+
+PyDoc_STRVAR(prepare_doc,
+    "prepare(inodes, directories, read_listed)\n\n"
+    "Dictionaries of the overlay: number -> inode or listed file, and real directory -> O_PATH\n"
+    "descriptor; and whether listed files are read without asking Python.");
+static PyObject *py_prepare(PyObject *self, PyObject *args)
+{
+    PyObject *inodes, *directories;
+    int read_listed;
+
+    if (!PyArg_ParseTuple(args, "O!Op", &PyDict_Type, &inodes, &directories, &read_listed))
+        return NULL;
+    if (!PyDict_Check(directories)) {
+        PyErr_SetString(PyExc_TypeError, "directories must be a dictionary");
+        return NULL;
+    }
+    Py_XSETREF(prepared.inodes, Py_NewRef(inodes));
+    Py_XSETREF(prepared.directories, Py_NewRef(directories));
+    prepared.read_listed = read_listed;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(init_flags_doc,
+    "init_flags(set, clear)\n\nINIT flags to agree to if the kernel offers them, and not to.");
+static PyObject *py_init_flags(PyObject *self, PyObject *args)
+{
+    if (!PyArg_ParseTuple(args, "II", &filter.set_flags, &filter.clear_flags))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static bool valid_opcode(unsigned int opcode)
+{
+    if (opcode < OPCODES)
+        return true;
+    PyErr_SetString(PyExc_ValueError, "no such opcode");
+    return false;
+}
+
+PyDoc_STRVAR(answer_doc,
+    "answer(opcode, error)\n\nAnswer such requests with this error number; 0: success.");
+static PyObject *py_answer(PyObject *self, PyObject *args)
+{
+    unsigned int opcode;
+    int error;
+
+    if (!PyArg_ParseTuple(args, "Ii", &opcode, &error) || !valid_opcode(opcode))
+        return NULL;
+    filter.action[opcode] = ANSWER;
+    filter.error[opcode] = error;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(take_doc, "take(opcode)\n\nHand such requests over in `taken`.");
+static PyObject *py_take(PyObject *self, PyObject *args)
+{
+    unsigned int opcode;
+
+    if (!PyArg_ParseTuple(args, "I", &opcode) || !valid_opcode(opcode))
+        return NULL;
+    filter.action[opcode] = TAKE;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(call_doc,
+    "call(opcode, function)\n\n"
+    "Have such requests answered by `function(nodeid, uid, gid, pid, body)` at once: with the\n"
+    "payload of the reply, None for an empty one, an error number, or NotImplemented to have\n"
+    "pyfuse3 serve the request. It must not suspend.");
+static PyObject *py_call(PyObject *self, PyObject *args)
+{
+    unsigned int opcode;
+    PyObject *function;
+
+    if (!PyArg_ParseTuple(args, "IO", &opcode, &function) || !valid_opcode(opcode))
+        return NULL;
+    Py_XSETREF(filter.function[opcode], Py_NewRef(function));
+    filter.action[opcode] = CALL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(reply_doc,
+    "reply(unique, error, payload)\n\nAnswer a request that was taken.");
+static PyObject *py_reply(PyObject *self, PyObject *args)
+{
+    unsigned long long unique;
+    Py_buffer payload;
+    int error;
+
+    if (!PyArg_ParseTuple(args, "Kiy*", &unique, &error, &payload))
+        return NULL;
+    send_reply(unique, error, payload.buf, payload.len);
+    PyBuffer_Release(&payload);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(another_request_doc,
+    "another_request() -> bool\n\nWait for a request, for some microseconds at most.");
+static PyObject *py_another_request(PyObject *self, PyObject *unused)
+{
+    return PyBool_FromLong(another_request());
+}
+
+PyDoc_STRVAR(attached_doc,
+    "attached() -> bool\n\nWhether the mount was made with the filter in place.");
+static PyObject *py_attached(PyObject *self, PyObject *unused)
+{
+    return PyBool_FromLong(filter.attached);
+}
+
+PyDoc_STRVAR(protocol_doc,
+    "protocol() -> (kernel's major, kernel's minor, agreed minor, offered flags, agreed flags)");
+static PyObject *py_protocol(PyObject *self, PyObject *unused)
+{
+    return Py_BuildValue("IIIII", filter.kernel_major, filter.kernel_minor, filter.minor,
+                         filter.offered, filter.agreed);
+}
+
+PyDoc_STRVAR(last_flags_doc,
+    "last_flags() -> int\n\n"
+    "Flags of the WRITE, `valid` of the SETATTR that pyfuse3 was given last, else 0.");
+static PyObject *py_last_flags(PyObject *self, PyObject *unused)
+{
+    return PyLong_FromUnsignedLong(filter.last_flags);
+}
+
+PyDoc_STRVAR(counts_doc, "counts() -> {opcode: (answered here, passed on)}");
+static PyObject *py_counts(PyObject *self, PyObject *unused)
+{
+    PyObject *counts = PyDict_New();
+
+    for (unsigned int i = 0; counts && i < OPCODES; i++) {
+        PyObject *key, *value;
+        if (!filter.answered[i] && !filter.passed[i])
+            continue;
+        key = PyLong_FromUnsignedLong(i);
+        value = Py_BuildValue("KK", filter.answered[i], filter.passed[i]);
+        if (!key || !value || PyDict_SetItem(counts, key, value) < 0)
+            Py_CLEAR(counts);
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+    }
+    return counts;
+}
+
+static PyMethodDef methods[] = {
+    {"setup", py_setup, METH_VARARGS, setup_doc},
+    {"prepare", py_prepare, METH_VARARGS, prepare_doc},
+    {"init_flags", py_init_flags, METH_VARARGS, init_flags_doc},
+    {"answer", py_answer, METH_VARARGS, answer_doc},
+    {"take", py_take, METH_VARARGS, take_doc},
+    {"call", py_call, METH_VARARGS, call_doc},
+    {"reply", py_reply, METH_VARARGS, reply_doc},
+    {"another_request", py_another_request, METH_NOARGS, another_request_doc},
+    {"attached", py_attached, METH_NOARGS, attached_doc},
+    {"protocol", py_protocol, METH_NOARGS, protocol_doc},
+    {"last_flags", py_last_flags, METH_NOARGS, last_flags_doc},
+    {"counts", py_counts, METH_NOARGS, counts_doc},
+    {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_native", "FUSE features that pyfuse3 does not pass on.", -1, methods,
+    NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+
+    filter.taken = PyList_New(0);
+    prepared.bound = PyDict_New();
+    prepared.names = PyDict_New();
+    prepared.inodes = PyDict_New();
+    prepared.directories = PyDict_New();
+    if (!module || !filter.taken || !prepared.bound || !prepared.names || !prepared.inodes ||
+        !prepared.directories || PyType_Ready(&listing_type) < 0 ||
+        PyModule_AddObjectRef(module, "taken", filter.taken) < 0 ||
+        PyModule_AddObjectRef(module, "bound", prepared.bound) < 0 ||
+        PyModule_AddObjectRef(module, "names", prepared.names) < 0 ||
+        PyModule_AddObjectRef(module, "Listing", (PyObject *)&listing_type) < 0)
+        Py_CLEAR(module);
+    return module;
+}

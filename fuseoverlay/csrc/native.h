@@ -1,0 +1,83 @@
+/*
+ * The parts of `fuseoverlay._native`; docs/native.md explains it.
+ *
+ * filter.c   between /dev/fuse and libfuse: what becomes of each request
+ * answers.c  requests that are answered here, from what the overlay has prepared
+ * listing.c  replies to READDIRPLUS
+ * module.c   what Python calls
+ *
+ * Structures and constants: <linux/fuse.h>, the kernel's ABI.
+ */
+#ifndef FUSEOVERLAY_NATIVE_H
+#define FUSEOVERLAY_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <linux/fuse.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#define OPCODES 64
+
+/* What becomes of a request, by opcode. */
+enum action {
+    PASS,   /* libfuse and pyfuse3 see it */
+    ANSWER, /* answered with a fixed error number, 0 for success */
+    TAKE,   /* handed to Python as it is, to be answered later */
+    CALL,   /* a function of Python's answers at once, or passes it on */
+};
+
+struct filter {
+    bool attached; /* libfuse reads and writes through us */
+    int fd;        /* /dev/fuse */
+    int event_fd;  /* counts requests in `taken` */
+    enum action action[OPCODES];
+    int error[OPCODES];
+    PyObject *function[OPCODES];
+    PyObject *taken; /* list of bytes: whole requests */
+    uint64_t passed[OPCODES], answered[OPCODES];
+    /* INIT */
+    uint64_t init_unique;
+    uint32_t kernel_major, kernel_minor, minor, offered, agreed, set_flags, clear_flags;
+    /* Flags of the WRITE, `valid` of the SETATTR that was passed on last. */
+    uint32_t last_flags;
+};
+extern struct filter filter;
+
+/* Called by pyfuse3 in place of libfuse's own. */
+struct fuse_session;
+int fuse_session_mount(struct fuse_session *session, const char *mountpoint);
+
+/* Wait a little for another request, without the GIL. */
+bool another_request(void);
+
+void send_reply(uint64_t unique, int error, const void *payload, size_t size);
+
+/* What the overlay has prepared. Bound descriptors: see `native.bound`. */
+enum { BOUND_READ = 1, BOUND_WRITE = 2, BOUND_ATTR = 4, BOUND_NO_XATTR = 8, BOUND_BITS = 4 };
+
+struct prepared {
+    PyObject *bound;       /* dict: nodeid -> descriptor << BOUND_BITS | BOUND_... */
+    PyObject *names;       /* dict: nodeid of a directory -> dict whose keys are its names */
+    PyObject *inodes;      /* dict: nodeid -> inode, or a tuple of a listed file, below */
+    PyObject *directories; /* dict: real directory -> O_PATH descriptor */
+    bool read_listed;      /* whether listed files may be read here */
+    uint64_t valid;        /* how long the kernel may keep what it is told */
+    uint32_t valid_nsec;
+};
+extern struct prepared prepared;
+
+/* A file of a lower that the kernel was told of in a listing, and of which nothing else is
+ * known: (directory, name, real directory, look-up count, type, whether it has attributes). */
+enum { LISTED_PARENT, LISTED_NAME, LISTED_REAL, LISTED_COUNT, LISTED_KIND, LISTED_XATTRS };
+
+/* Whether the request has been answered. */
+bool answer(const struct fuse_in_header *in, size_t size);
+
+void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st);
+
+extern PyTypeObject listing_type;
+
+#endif
