@@ -36,7 +36,16 @@ class ExtendedOperations(Operations):
         self, ov: Overlay, ahead: ReadAhead, *, acls: bool, ready: Callable[[], None]
     ) -> None:
         super().__init__(ov, ahead, acls=acls, ready=ready)
-        self._notifiers = trio.CapacityLimiter(4)
+        # Held while the kernel is told something that it may not answer without us.
+        self._telling = trio.Lock()
+        self._ending = False
+
+    async def stop(self) -> None:
+        """Tell the kernel nothing any more; what is under way is done afterwards, if WRITEs are
+        answered until then."""
+        self._ending = True
+        async with self._telling:
+            pass
 
     async def serve(self, requests: int) -> None:
         """Serve what the eventfd(2) `requests` announces, each request in a task, until
@@ -74,12 +83,14 @@ class ExtendedOperations(Operations):
         """Have the kernel send us what was written to shared mappings of the file: it asks
         for holes without doing so first, and whoever copies the file would miss data.
 
-        In a thread of its own kind, because those writes may need the others."""
-        with contextlib.suppress(OSError):
-            await trio.to_thread.run_sync(
-                pyfuse3.invalidate_inode, pyfuse3.InodeT(file.ino),
-                limiter=self._notifiers, abandon_on_cancel=True,
-            )  # fmt: skip
+        In a thread that is none of the overlay's: those writes may need them."""
+        async with self._telling:
+            if self._ending:
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            with contextlib.suppress(OSError):
+                await trio.to_thread.run_sync(
+                    pyfuse3.invalidate_inode, pyfuse3.InodeT(file.ino), abandon_on_cancel=True
+                )
 
     @handler
     async def copy_file_range(self, request: Request, body: bytes) -> bytes:

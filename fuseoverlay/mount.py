@@ -241,7 +241,7 @@ def _serve(operations: ExtendedOperations, ahead: ReadAhead, requests: int | Non
 
 async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int | None) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, ahead)
+        nursery.start_soon(_end_on_signal, operations, ahead)
         if requests is not None:
             nursery.start_soon(operations.serve, requests)
         try:
@@ -253,12 +253,13 @@ async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int 
         nursery.cancel_scope.cancel()
 
 
-async def _end_on_signal(ahead: ReadAhead) -> None:
+async def _end_on_signal(operations: ExtendedOperations, ahead: ReadAhead) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("ended by signal %d", number)
-            # It may wait for a READ, which nobody answers after the end.
+            # They may wait for a READ or WRITE, which nobody answers after the end.
             await ahead.stop()
+            await operations.stop()
             pyfuse3.terminate()
 
 
