@@ -22,9 +22,11 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from tests.helpers import libc
 from tests.helpers.mounts import (
     IMPL,
     MODE,
+    NATIVE,
     Daemon,
     Space,
     detach,
@@ -122,6 +124,19 @@ def _exchange(one: Path, two: Path) -> None:
     renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
 
 
+def _name_nameless(path: Path) -> None:
+    """Without the extension: a file with a name at once."""
+    fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o640) if NATIVE else -1
+    if fd < 0:
+        os.mknod(path, 0o640)
+        return
+    try:
+        libc.linkat(f"/proc/self/fd/{fd}".encode(), path, libc.AT_SYMLINK_FOLLOW)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
 Change = Callable[[Path], object]
 
 #: Copy-ups and what else is the same in every dialect of whiteouts.
@@ -139,6 +154,7 @@ CHANGES: dict[str, Change] = {
     "link of linked": lambda mnt: os.link(mnt / "linked", mnt / "new"),
     "create": lambda mnt: os.mknod(mnt / "new", 0o640),
     "create deeper": lambda mnt: os.mknod(mnt / "dir" / "new", 0o640),
+    "name a nameless file": lambda mnt: _name_nameless(mnt / "dir" / "new"),
     "symlink": lambda mnt: os.symlink("target", mnt / "new"),
     "create over whiteout": lambda mnt: os.mknod(mnt / "gone", 0o640),
     "mkdir over whiteout": lambda mnt: os.mkdir(mnt / "gone-dir"),

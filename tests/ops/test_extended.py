@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import signal
@@ -103,6 +104,40 @@ def test_data_in_a_shared_mapping_is_no_hole(sparse: Space, name: str) -> None:
         data = (mnt / name).read_bytes()
         assert data[:5] == b"third"
         assert data[2 * HOLE + 8192 : 2 * HOLE + 8192 + 6] == b"second"
+
+
+def _write_mapping_and_seek(path: Path) -> None:
+    """In a process of its own, until the daemon is gone."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, HOLE)
+    with mmap.mmap(fd, HOLE) as shared:
+        for index in itertools.count():
+            shared[index * 40961 % HOLE] = 1
+            os.lseek(fd, 0, os.SEEK_HOLE)
+
+
+@fuse_only
+def test_ending_while_holes_are_sought(space: Space) -> None:
+    """What the kernel writes back meanwhile is still served."""
+    space.mount()
+    assert space.daemon is not None
+    workers = []
+    for index in range(4):
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                _write_mapping_and_seek(space.mnt / f"f{index}")
+            os._exit(0)
+        workers.append(pid)
+    wait_for(lambda: len(os.listdir(space.upper)) == 4, 10, "making four files")
+    space.daemon.process.send_signal(signal.SIGTERM)
+    assert space.daemon.process.wait(30) == 0
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    space.drop()
+    with space.mounted() as mnt:
+        assert len(os.listdir(mnt)) == 4
 
 
 def test_fallocate_reserves(case: Case, where: str) -> None:

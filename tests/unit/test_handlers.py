@@ -19,8 +19,8 @@ from fuseoverlay.operations import Operations
 QUIET = {"release", "releasedir"}
 #: What the kernel is told not to ask again.
 REFUSED = {"flush", "poll"}
-#: What pyfuse3 calls that is no request, and the loop that serves what pyfuse3 does not.
-CALLBACKS = {"init", "stacktrace", "serve"}
+#: What pyfuse3 calls that is no request, and what serves the requests that it does not know.
+CALLBACKS = {"init", "stacktrace", "serve", "stop"}
 
 
 def _own_handlers() -> dict[str, Any]:
