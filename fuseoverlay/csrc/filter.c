@@ -152,11 +152,14 @@ bool another_request(void)
     struct pollfd poll_fd = {.fd = filter.fd, .events = POLLIN};
     struct timespec linger = {.tv_nsec = LINGER_NS};
     PyGILState_STATE gil = PyGILState_Ensure();
-    int ready;
+    int ready = 0;
 
-    Py_BEGIN_ALLOW_THREADS
-    ready = ppoll(&poll_fd, 1, &linger, NULL);
-    Py_END_ALLOW_THREADS
+    /* What was taken waits for a turn of the event loop. */
+    if (!PyList_GET_SIZE(filter.taken)) {
+        Py_BEGIN_ALLOW_THREADS
+        ready = ppoll(&poll_fd, 1, &linger, NULL);
+        Py_END_ALLOW_THREADS
+    }
     PyGILState_Release(gil);
     return ready > 0;
 }
