@@ -3,6 +3,7 @@ from typing import Any
 
 bound: dict[int, int]
 names: dict[int, dict[bytes, int]]
+plain: dict[int, Any]
 taken: list[bytes]
 
 class Listing:

@@ -190,6 +190,8 @@ async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None
     real_name = xattrs.to_real(name)
     protection.check_change(ov, inode)
     await copy_up(ov, inode, data=False)
+    # That it has no attributes is known with the descriptor.
+    ov.data.drop(inode.ino)
     real = real_of(ov, inode)
     os.setxattr(real.path, real_name, value, follow_symlinks=real.follow)
 

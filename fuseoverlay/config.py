@@ -89,6 +89,11 @@ class MountConfig:
         return self.upperdir is None or "ro" in self.fuse_options
 
     @property
+    def private(self) -> bool:
+        """Whether the kernel may rely on nobody else changing the layers."""
+        return self.timeout >= FOREVER
+
+    @property
     def durable(self) -> bool:
         """Whether to wait for the disk at all."""
         return self.fsync and not self.volatile

@@ -110,8 +110,19 @@ class Direct:
         if not self._is_countable(inode, real):
             return NotImplemented
         attr = attributes.attr_of(self._ov, inode, real)
+        if isinstance(inode, Directory):
+            self._note_plain(inode)
         seconds, ns = self._valid if attr.nlink else (0, 0)
         return _ATTR_OUT.pack(seconds, ns, 0) + _packed(attr)
+
+    def _note_plain(self, directory: Directory) -> None:
+        """From now on the extension answers for a directory that only the upper has: making
+        something in it has the kernel ask again."""
+        real = directory.upper
+        if real is None or directory.lowers or directory.pinned >= 0:
+            return
+        if not self._ov.identity.translates(real.layer):
+            native.plain[directory.ino] = real
 
     def _is_countable(self, inode: Inode, real: Real) -> bool:
         if not attributes.is_uncounted(inode, real) or not isinstance(inode, Directory):

@@ -6,6 +6,7 @@ bracket every use, so that a descriptor never closes under a thread that reads f
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
 from types import TracebackType
@@ -68,6 +69,11 @@ class FileData:
         found.users += 1
         return found
 
+    def expect_writes(self, file: File) -> None:
+        """The file was just created: whoever did that is going to write to it."""
+        with contextlib.suppress(OSError):
+            self.release(self.acquire(file, write=True))
+
     def release(self, descriptor: Descriptor) -> None:
         """The use that began with `acquire` is over."""
         descriptor.users -= 1
@@ -83,7 +89,7 @@ class FileData:
             fd,
             write=writable and self.may_bind_writers and not file.protection,
             attributes=self._shows_real_status(file),
-            no_xattrs=False,
+            no_xattrs=writable and self._real_status and not _attributes(fd),
         )
         return descriptor
 
@@ -135,3 +141,11 @@ class FileData:
         if file.upper is None:
             raise AssertionError("not in the upper")
         return self._open_upper(file.upper.name, True, self._stack.fd(file.upper.real))
+
+
+def _attributes(fd: int) -> list[str]:
+    """Names of the file's attributes; none where the filesystem has no such thing."""
+    try:
+        return os.listxattr(fd)
+    except OSError:
+        return []

@@ -318,6 +318,7 @@ class InodeTable:
                 self.unbind(key)
             return True
         native.names.pop(inode.ino, None)
+        native.plain.pop(inode.ino, None)
         if isinstance(inode, Directory) and inode.parent is not None:
             siblings = inode.parent.children
             if siblings.get(inode.name) is inode:

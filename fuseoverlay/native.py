@@ -18,6 +18,7 @@ _OPEN, _RELEASE, _FLUSH, _OPENDIR, _RELEASEDIR, _ACCESS = 14, 18, 25, 27, 29, 34
 
 _ATOMIC_O_TRUNC: Final = 1 << 3
 _DONT_MASK: Final = 1 << 6
+_AUTO_INVAL_DATA: Final = 1 << 12
 _CACHE_SYMLINKS: Final = 1 << 23
 _HANDLE_KILLPRIV_V2: Final = 1 << 28
 
@@ -52,6 +53,10 @@ bound: Final[dict[int, int]] = _extension.bound if _extension is not None else {
 #: Inode number of a merged directory -> a dictionary whose keys are its visible names: who looks
 #: up another one is told so without our help.
 names: Final[dict[int, dict[bytes, int]]] = _extension.names if _extension is not None else {}
+
+#: Inode number of a directory that only the upper has -> its real directory, whose status is
+#: what stat shows.
+plain: Final[dict[int, Any]] = _extension.plain if _extension is not None else {}
 
 
 def entry(fd: int, *, write: bool, attributes: bool, no_xattrs: bool) -> int:
@@ -98,19 +103,21 @@ def waiter() -> Callable[[], bool] | None:
     return wait
 
 
-def agree(taken: Iterable[int]) -> bool:
+def agree(taken: Iterable[int], *, private: bool) -> bool:
     """When the kernel's INIT has come: do without handles, if that is possible, and keep
     requests with the opcodes `taken` for `take_all`.
 
-    Then nobody opens or closes any more, O_TRUNC arrives as a setattr, the umask is not yet
-    applied, and `kills_privileges` says which changes end setuid.
+    `private`: nobody else changes the layers, so data that the kernel has stays good when it
+    learns of a new mtime. Then nobody opens or closes any more, O_TRUNC arrives as a setattr,
+    the umask is not yet applied, and `kills_privileges` says which changes end setuid.
     """
     if _extension is None or not _extension.attached():
         return False
     offered = _extension.protocol()[3]
     if not offered & _HANDLE_KILLPRIV_V2:
         return False
-    _extension.init_flags(_DONT_MASK | _CACHE_SYMLINKS | _HANDLE_KILLPRIV_V2, _ATOMIC_O_TRUNC)
+    refused = _ATOMIC_O_TRUNC | (_AUTO_INVAL_DATA if private else 0)
+    _extension.init_flags(_DONT_MASK | _CACHE_SYMLINKS | _HANDLE_KILLPRIV_V2, refused)
     for opcode in (_OPEN, _OPENDIR, _FLUSH, _ACCESS):
         _extension.answer(opcode, errno.ENOSYS)
     # Asked only of files that were created.

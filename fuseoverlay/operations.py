@@ -117,7 +117,7 @@ class Operations(pyfuse3.Operations):
 
     def init(self) -> None:
         """First word of the kernel."""
-        self._handleless = native.agree(self.taken)
+        self._handleless = native.agree(self.taken, private=self._ov.config.private)
         self._ov.data.may_bind_writers = self._handleless
         if self._handleless and not log.isEnabledFor(logging.DEBUG):
             # Their requests are not logged.
@@ -229,7 +229,9 @@ class Operations(pyfuse3.Operations):
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         entry = await self._make(parent_inode, name, mode, ctx)
         file = self._ov.inodes.file(entry.st_ino)
-        if not self._handleless:
+        if self._handleless:
+            self._ov.data.expect_writes(file)
+        else:
             files.opened(self._ov, file, flags, privileged=ctx.uid == 0)
         return _handle(entry.st_ino), entry
 

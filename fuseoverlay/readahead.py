@@ -29,7 +29,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from fuseoverlay import config, files
+from fuseoverlay import files
 from fuseoverlay.inodes import File
 from fuseoverlay.layers import stat_key
 from fuseoverlay.merge import FIRST_COOKIE, Index
@@ -156,7 +156,7 @@ class ReadAhead:
         self._ov = ov
         self._windows: dict[int, Window] = {}
         self._giver = _Giver(store, wait)
-        self._wanted = ov.stack.upper is None and ov.config.timeout >= config.FOREVER
+        self._wanted = ov.stack.upper is None and ov.config.private
         self._busy = trio.Lock()
 
     async def read(self, file: File) -> None:

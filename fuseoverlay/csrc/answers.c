@@ -94,6 +94,44 @@ static bool reply_written(const struct fuse_in_header *in, int fd)
     return true;
 }
 
+/* Owner, mode and times, in the order of chown(2), chmod(2), utimensat(2). Sizes are Python's,
+ * and a change of nothing, which ends setuid. */
+#define SETTABLE (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME)
+#define MEANINGLESS (FATTR_FH | FATTR_ATIME_NOW | FATTR_MTIME_NOW | FATTR_LOCKOWNER | FATTR_CTIME)
+
+static struct timespec new_time(uint32_t given, uint32_t now, uint64_t seconds, uint32_t ns)
+{
+    if (!given)
+        return (struct timespec){.tv_nsec = UTIME_OMIT};
+    if (now)
+        return (struct timespec){.tv_nsec = UTIME_NOW};
+    return (struct timespec){.tv_sec = seconds, .tv_nsec = ns};
+}
+
+static bool reply_changed(const struct fuse_in_header *in, int fd)
+{
+    const struct fuse_setattr_in *arg = (const void *)(in + 1);
+    uint32_t valid = arg->valid;
+    struct timespec times[2] = {
+        new_time(valid & FATTR_ATIME, valid & FATTR_ATIME_NOW, arg->atime, arg->atimensec),
+        new_time(valid & FATTR_MTIME, valid & FATTR_MTIME_NOW, arg->mtime, arg->mtimensec)};
+    struct stat st;
+
+    if (valid & (FATTR_UID | FATTR_GID))
+        valid &= ~FATTR_KILL_SUIDGID; /* which chown(2) does */
+    if (!(valid & SETTABLE) || valid & ~(SETTABLE | MEANINGLESS))
+        return false;
+    if ((valid & (FATTR_UID | FATTR_GID) &&
+         fchown(fd, valid & FATTR_UID ? arg->uid : (uid_t)-1,
+                valid & FATTR_GID ? arg->gid : (gid_t)-1) < 0) ||
+        (valid & FATTR_MODE && fchmod(fd, arg->mode & 07777) < 0) ||
+        (valid & (FATTR_ATIME | FATTR_MTIME) && futimens(fd, times) < 0) || fstat(fd, &st) < 0) {
+        send_reply(in->unique, errno, NULL, 0);
+        return true;
+    }
+    return reply_attr(in, &st);
+}
+
 static bool answer_bound(const struct fuse_in_header *in, PyObject *value)
 {
     long entry = PyLong_AsLong(value);
@@ -107,11 +145,22 @@ static bool answer_bound(const struct fuse_in_header *in, PyObject *value)
         return entry & BOUND_WRITE && reply_written(in, fd);
     case FUSE_GETATTR:
         return entry & BOUND_ATTR && fstat(fd, &st) == 0 && reply_attr(in, &st);
+    case FUSE_SETATTR:
+        return entry & BOUND_ATTR && entry & BOUND_WRITE && reply_changed(in, fd);
     case FUSE_GETXATTR:
         return entry & BOUND_NO_XATTR && reply_no_xattr(in);
     default:
         return false;
     }
+}
+
+static bool answer_plain(const struct fuse_in_header *in, PyObject *real)
+{
+    PyObject *fd = PyDict_GetItemWithError(prepared.directories, real);
+    struct stat st;
+
+    return in->opcode == FUSE_GETATTR && fd && fstat(PyLong_AsLong(fd), &st) == 0 &&
+           reply_attr(in, &st);
 }
 
 /* Small files only: of a larger one more will be read, and its descriptor is worth keeping. */
@@ -183,6 +232,7 @@ bool answer(const struct fuse_in_header *in, size_t size)
     case FUSE_READ:
     case FUSE_WRITE:
     case FUSE_GETATTR:
+    case FUSE_SETATTR:
     case FUSE_GETXATTR:
         break;
     default:
@@ -193,6 +243,8 @@ bool answer(const struct fuse_in_header *in, size_t size)
         done = answer_absent(in, key, size);
     else if (key && (value = PyDict_GetItemWithError(prepared.bound, key)))
         done = answer_bound(in, value);
+    else if (key && (value = PyDict_GetItemWithError(prepared.plain, key)))
+        done = answer_plain(in, value);
     else if (key && (value = PyDict_GetItemWithError(prepared.inodes, key)) &&
              PyTuple_CheckExact(value))
         done = answer_listed(in, value);

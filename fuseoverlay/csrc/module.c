@@ -192,13 +192,15 @@ PyMODINIT_FUNC PyInit__native(void)
     filter.taken = PyList_New(0);
     prepared.bound = PyDict_New();
     prepared.names = PyDict_New();
+    prepared.plain = PyDict_New();
     prepared.inodes = PyDict_New();
     prepared.directories = PyDict_New();
     if (!module || !filter.taken || !prepared.bound || !prepared.names || !prepared.inodes ||
-        !prepared.directories || PyType_Ready(&listing_type) < 0 ||
+        !prepared.directories || !prepared.plain || PyType_Ready(&listing_type) < 0 ||
         PyModule_AddObjectRef(module, "taken", filter.taken) < 0 ||
         PyModule_AddObjectRef(module, "bound", prepared.bound) < 0 ||
         PyModule_AddObjectRef(module, "names", prepared.names) < 0 ||
+        PyModule_AddObjectRef(module, "plain", prepared.plain) < 0 ||
         PyModule_AddObjectRef(module, "Listing", (PyObject *)&listing_type) < 0)
         Py_CLEAR(module);
     return module;

@@ -63,6 +63,7 @@ struct prepared {
     PyObject *names;       /* dict: nodeid of a directory -> dict whose keys are its names */
     PyObject *inodes;      /* dict: nodeid -> inode, or a tuple of a listed file, below */
     PyObject *directories; /* dict: real directory -> O_PATH descriptor */
+    PyObject *plain;       /* dict: nodeid of a directory that only the upper has -> it there */
     bool read_listed;      /* whether listed files may be read here */
     uint64_t valid;        /* how long the kernel may keep what it is told */
     uint32_t valid_nsec;

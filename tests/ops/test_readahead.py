@@ -226,7 +226,8 @@ def test_layers_that_are_not_in_memory(space: Space) -> None:
     with space.mounted(read_only=True) as mnt:
         files = _listed(mnt / "d")
         _check(files, contents)
-        assert all(_cached(files))
+        # The kernel may drop pages at any time.
+        assert sum(_cached(files)) > 190
 
 
 def test_reading_backwards(space: Space) -> None:
