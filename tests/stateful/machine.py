@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from tests.helpers.mounts import MODE, Space, scratch, unmount
+from tests.helpers import libc
+from tests.helpers.mounts import MODE, NATIVE, Space, scratch, unmount
 from tests.helpers.tree import Tree, compare, record
 from tests.stateful import model
 from tests.stateful.model import NAMES, OLD, PATHS, RECENT, XATTR, Layer, Mode, text
@@ -55,6 +56,13 @@ FLAGS = {
     "noreplace": RENAME_NOREPLACE,
     "exchange": RENAME_EXCHANGE,
     "both": RENAME_NOREPLACE | RENAME_EXCHANGE,
+}
+#: Of fallocate(2).
+ALLOCATIONS = {
+    "": 0,
+    "keep size": libc.FALLOC_FL_KEEP_SIZE,
+    "punch": libc.FALLOC_FL_PUNCH_HOLE | libc.FALLOC_FL_KEEP_SIZE,
+    "zero": 0x10,
 }
 #: At most so many descriptors are open in each mount.
 MOST_OPEN = 8
@@ -159,6 +167,29 @@ def write(path: Path, flags: int, data: bytes, offset: int = 0) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | flags, 0o644)
     try:
         return os.pwrite(fd, data, offset) if offset else os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def copy_range(source: Path, target: Path, size: int, start: int, place: int) -> int:
+    """copy_file_range(2) from one file to another."""
+    one = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        two = os.open(target, os.O_RDWR | os.O_NONBLOCK)
+        try:
+            return os.copy_file_range(one, two, size, start, place)
+        finally:
+            os.close(two)
+    finally:
+        os.close(one)
+
+
+def make_nameless(path: Path, data: bytes, mode: int) -> None:
+    """Make and write a file without a name, and give it one."""
+    fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, mode)
+    try:
+        os.write(fd, data)
+        libc.linkat(f"/proc/self/fd/{fd}".encode(), path, libc.AT_SYMLINK_FOLLOW)
     finally:
         os.close(fd)
 
@@ -455,6 +486,16 @@ class OverlayMachine(RuleBasedStateMachine):
     def truncate(self, path: str, size: int) -> None:
         self.do(lambda root: os.truncate(root / path, size))
 
+    @rule(source=files, sink=files, size=sizes, start=offsets, place=offsets)
+    def copy_range(self, source: str, sink: str, size: int, start: int, place: int) -> None:
+        self.do(lambda root: copy_range(root / source, root / sink, size, start, place))
+
+    @precondition(lambda self: NATIVE)
+    @rule(path=places, size=sizes, mode=st.sampled_from(MODES))
+    def make_nameless(self, path: str, size: int, mode: int) -> None:
+        data = self._data(size)
+        self.do(lambda root: make_nameless(root / path, data, mode))
+
     # Without file handles the kernel loses what belongs together.
     @precondition(lambda self: MODE != "userns" or self.kernel is None)
     @rule(old=st.one_of(files, paths), new=places)
@@ -587,6 +628,12 @@ class OverlayMachine(RuleBasedStateMachine):
     def fd_pwrite(self, number: int, size: int, offset: int) -> None:
         data = self._data(size)
         self.do_open(self._pick(number), lambda fd: os.pwrite(fd, data, offset))
+
+    @precondition(lambda self: NATIVE and self.opened)
+    @rule(number=which, how=st.sampled_from(sorted(ALLOCATIONS)), size=sizes, offset=offsets)
+    def fd_allocate(self, number: int, how: str, size: int, offset: int) -> None:
+        mode = ALLOCATIONS[how]
+        self.do_open(self._pick(number), lambda fd: libc.fallocate(fd, mode, offset, size))
 
     @precondition(lambda self: self.opened)
     @rule(number=which, size=offsets)
