@@ -2,7 +2,7 @@
 
 from setuptools import Extension, setup
 
-SOURCES = ("module", "filter", "answers", "listing")
+SOURCES = ("module", "filter", "answers", "listing", "scan")
 
 setup(
     ext_modules=[

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from fuseoverlay import whiteout
+from fuseoverlay import native, whiteout
 from fuseoverlay.layers import LayerStack, RealDir
 
 #: Cookies 1 and 2 belong to "." and "..".
@@ -271,6 +271,10 @@ def merge(listings: Sequence[tuple[RealDir, Listing]]) -> dict[bytes, LowerEntry
 
 def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Iterator[None]:
     """Read one layer's directory and sort out its whiteouts; stops between batches."""
+    plain = native.scan(stack.fd(real), _BATCH)
+    if plain is not None:
+        listing.entries = plain
+        return
     special: list[bytes] = []
     files: list[bytes] = []
     with stack.listing_fd(real) as fd:

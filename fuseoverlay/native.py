@@ -94,6 +94,12 @@ def listing(size: int) -> Any:
     return _extension.Listing(size)
 
 
+def scan(dir_fd: int, limit: int) -> dict[bytes, bool] | None:
+    """What a directory holds, name -> is a directory; None where it has to be looked at
+    otherwise: there is more than `limit`, or something special, or no extension."""
+    return _extension.scan(dir_fd, limit) if _extension is not None else None
+
+
 def waiter() -> Callable[[], bool] | None:
     """A function that waits for a request for some microseconds, and says whether one is
     there; None where the filter is not in effect."""

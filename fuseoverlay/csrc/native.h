@@ -4,6 +4,7 @@
  * filter.c   between /dev/fuse and libfuse: what becomes of each request
  * answers.c  requests that are answered here, from what the overlay has prepared
  * listing.c  replies to READDIRPLUS
+ * scan.c     directories of layers
  * module.c   what Python calls
  *
  * Structures and constants: <linux/fuse.h>, the kernel's ABI.
@@ -80,5 +81,6 @@ bool answer(const struct fuse_in_header *in, size_t size);
 void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st);
 
 extern PyTypeObject listing_type;
+extern PyMethodDef scan_methods[];
 
 #endif
