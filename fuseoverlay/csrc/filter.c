@@ -9,11 +9,15 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The next request is waited for here first, which is cheaper than in Python's event loop: so
- * long, and so many in a row, that nobody else waits for more than about a millisecond. */
-#define LINGER_NS 50000
+ * long, and so many in a row, that nobody else waits for more than about two milliseconds. For
+ * the first part of it awake: to fall asleep and to be woken takes as long, and the client
+ * would wait for that. */
+#define AWAKE_NS 30000
+#define LINGER_NS 30000
 #define IN_A_ROW 32
 
 struct filter filter = {.fd = -1, .event_fd = -1};
@@ -147,21 +151,40 @@ static bool handled(const struct fuse_in_header *in, size_t size)
     return done;
 }
 
-bool another_request(void)
+static long long now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+static bool wait_a_moment(void)
 {
     struct pollfd poll_fd = {.fd = filter.fd, .events = POLLIN};
     struct timespec linger = {.tv_nsec = LINGER_NS};
+    long long until = now_ns() + AWAKE_NS;
+    int ready;
+
+    do
+        ready = poll(&poll_fd, 1, 0);
+    while (!ready && now_ns() < until);
+    return (ready ? ready : ppoll(&poll_fd, 1, &linger, NULL)) > 0;
+}
+
+bool another_request(void)
+{
     PyGILState_STATE gil = PyGILState_Ensure();
-    int ready = 0;
+    bool ready = false;
 
     /* What was taken waits for a turn of the event loop. */
     if (!PyList_GET_SIZE(filter.taken)) {
         Py_BEGIN_ALLOW_THREADS
-        ready = ppoll(&poll_fd, 1, &linger, NULL);
+        ready = wait_a_moment();
         Py_END_ALLOW_THREADS
     }
     PyGILState_Release(gil);
-    return ready > 0;
+    return ready;
 }
 
 /* Hooks: libfuse calls these in place of read(2) and writev(2) */
