@@ -119,14 +119,15 @@ class Operations(pyfuse3.Operations):
         """First word of the kernel."""
         self._handleless = native.agree(self.taken, private=self._ov.config.private)
         self._ov.data.may_bind_writers = self._handleless
-        if self._handleless and not log.isEnabledFor(logging.DEBUG):
-            # Their requests are not logged.
+        # What is answered without a handler is not logged.
+        if not log.isEnabledFor(logging.DEBUG):
             native.prepare(
                 self._ov.inodes.entries,
                 self._ov.stack.descriptors,
                 read_listed=not self._ahead.wanted,
             )
-            Direct(self._ov, self._generation, self._forget).register()
+            if self._handleless:
+                Direct(self._ov, self._generation, self._forget).register()
         self._ready()
 
     def _attributes(self, attr: Attr) -> EntryAttributes:

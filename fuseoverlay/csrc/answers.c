@@ -227,6 +227,8 @@ bool answer(const struct fuse_in_header *in, size_t size)
     PyObject *key, *value;
     bool done = false;
 
+    if (!prepared.inodes)
+        return false;
     switch (in->opcode) {
     case FUSE_LOOKUP:
     case FUSE_READ:

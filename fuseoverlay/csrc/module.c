@@ -25,7 +25,8 @@ static PyObject *py_setup(PyObject *self, PyObject *args)
 PyDoc_STRVAR(prepare_doc,
     "prepare(inodes, directories, read_listed)\n\n"
     "Dictionaries of the overlay: number -> inode or listed file, and real directory -> O_PATH\n"
-    "descriptor; and whether listed files are read without asking Python.");
+    "descriptor; and whether listed files are read without asking Python. Until then nothing\n"
+    "is answered without asking it.");
 static PyObject *py_prepare(PyObject *self, PyObject *args)
 {
     PyObject *inodes, *directories;
@@ -193,10 +194,8 @@ PyMODINIT_FUNC PyInit__native(void)
     prepared.bound = PyDict_New();
     prepared.names = PyDict_New();
     prepared.plain = PyDict_New();
-    prepared.inodes = PyDict_New();
-    prepared.directories = PyDict_New();
-    if (!module || !filter.taken || !prepared.bound || !prepared.names || !prepared.inodes ||
-        !prepared.directories || !prepared.plain || PyType_Ready(&listing_type) < 0 ||
+    if (!module || !filter.taken || !prepared.bound || !prepared.names || !prepared.plain ||
+        PyType_Ready(&listing_type) < 0 ||
         PyModule_AddFunctions(module, scan_methods) < 0 ||
         PyModule_AddObjectRef(module, "taken", filter.taken) < 0 ||
         PyModule_AddObjectRef(module, "bound", prepared.bound) < 0 ||

@@ -62,7 +62,8 @@ enum { BOUND_READ = 1, BOUND_WRITE = 2, BOUND_ATTR = 4, BOUND_NO_XATTR = 8, BOUN
 struct prepared {
     PyObject *bound;       /* dict: nodeid -> descriptor << BOUND_BITS | BOUND_... */
     PyObject *names;       /* dict: nodeid of a directory -> dict whose keys are its names */
-    PyObject *inodes;      /* dict: nodeid -> inode, or a tuple of a listed file, below */
+    PyObject *inodes;      /* dict: nodeid -> inode, or a tuple of a listed file, below;
+                              NULL: nothing is answered here yet */
     PyObject *directories; /* dict: real directory -> O_PATH descriptor */
     PyObject *plain;       /* dict: nodeid of a directory that only the upper has -> it there */
     bool read_listed;      /* whether listed files may be read here */
