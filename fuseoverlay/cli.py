@@ -61,12 +61,25 @@ def _run(argv: list[str]) -> int:
             return _fsck(argv)
         return _unmount(argv) if command.startswith("u") else _mount(argv)
     parser = _mount_parser("fuseoverlay")
-    parser.add_argument("--version", "-V", action="version", version=f"fuseoverlay {__version__}")
+    parser.add_argument("--version", "-V", action="store_true",
+                        help="print the version; with -v also of what it runs on")  # fmt: skip
+    parser.add_argument("-v", dest="verbose", action="store_true", help=argparse.SUPPRESS)
     parser.description = (
         "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
         "Commands: mount (also images), unmount, fsck; see fuseoverlay mount --help."
     )
-    return _mount_with(parser.parse_intermixed_args(argv))
+    args = parser.parse_intermixed_args(argv)
+    return _version(verbose=args.verbose) if args.version else _mount_with(args)
+
+
+def _version(*, verbose: bool) -> int:
+    print(f"fuseoverlay {__version__}")
+    if verbose:
+        from fuseoverlay import about
+
+        for line in about.lines():
+            print(line)
+    return 0
 
 
 def _mount(argv: list[str]) -> int:

@@ -58,6 +58,8 @@ def run(
         def ready() -> None:
             with contextlib.suppress(OSError):
                 os.write(ready_write, b"1")
+            # The kernel has no reply yet.
+            waits.lowlevel.before_next(_log_terms)
 
         waits = turns.Trio()
         pyfuse3.trio = waits  # type: ignore[attr-defined]
@@ -82,6 +84,10 @@ def run(
             if upper is not None:
                 with contextlib.suppress(OSError):
                     syscalls.syncfs(upper)
+
+
+def _log_terms() -> None:
+    log.info("%s", native.terms())
 
 
 def _mount(
@@ -294,7 +300,7 @@ def unmount(mountpoint: bytes) -> None:
 
 
 def log_to_stderr(*, debug: bool) -> None:
-    """Log warnings, and with `debug` every request with its answer."""
+    """Log what was agreed on and warnings, and with `debug` every request with its answer."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if not debug else logging.DEBUG,

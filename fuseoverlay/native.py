@@ -28,22 +28,34 @@ _SETATTR_NOW: Final = 1 << 7 | 1 << 8
 _KILL_SUIDGID: Final = _WRITE_KILL_SUIDGID | _SETATTR_KILL_SUIDGID
 
 
-def _load() -> ModuleType | None:
+# What the answer to INIT can have agreed on, for people.
+_TERMS: Final = (
+    (_DONT_MASK, "umask left to us"),
+    (_HANDLE_KILLPRIV_V2, "setuid left to us"),
+    (_CACHE_SYMLINKS, "symbolic links cached"),
+)
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension, or why there is none."""
     if os.environ.get("FUSEOVERLAY_NATIVE") == "0":
-        return None
+        return None, "turned off by FUSEOVERLAY_NATIVE=0"
     flags = sys.getdlopenflags()
     # Its `fuse_session_mount` must be found before libfuse's.
     sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
     try:
-        from fuseoverlay import _native
-    except ImportError:
-        return None
+        import fuseoverlay._native as extension
+    except ModuleNotFoundError:
+        return None, "not built"
+    except ImportError as exc:
+        return None, str(exc)
     finally:
         sys.setdlopenflags(flags)
-    return _native
+    return extension, ""
 
 
-_extension: Final = _load()
+_is_late: Final = "pyfuse3" in sys.modules
+_extension, _absence = _load()
 
 #: Inode number -> `entry(...)`: descriptors that the extension may use by itself. Whoever
 #: closes a descriptor takes it out first. A plain dictionary where there is no extension.
@@ -75,8 +87,9 @@ def setup(timeout: float) -> int | None:
 
 
 def prepare(entries: dict[int, Any], descriptors: dict[Any, int], *, read_listed: bool) -> None:
-    """Let listed files be entered in `entries`, and found by open real directories.
-    `read_listed`: they are read without asking the overlay."""
+    """Have the extension answer requests from `bound`, `names`, `plain`, and of listed files,
+    which it enters in `entries` and finds by open real directories. `read_listed`: they are read
+    without asking the overlay."""
     if _extension is not None:
         _extension.prepare(entries, descriptors, read_listed)
 
@@ -147,6 +160,32 @@ def reply(unique: int, error: int, payload: bytes = b"") -> None:
     """Answer a request that was taken; `error` is an errno, 0: success."""
     if _extension is not None:
         _extension.reply(unique, error, payload)
+
+
+def absence() -> str:
+    """Why there is no extension, for people; empty if it is loaded."""
+    return _absence
+
+
+def terms() -> str:
+    """What the kernel, libfuse and the extension have agreed on, for people; after INIT."""
+    reason = _absence or _detachment()
+    protocol = ""
+    if _extension is not None and _extension.attached():
+        major, minor, agreed, offered, flags = _extension.protocol()
+        protocol = f"FUSE {major}.{min(minor, agreed)} (kernel {major}.{minor}), "
+        if offered & _HANDLE_KILLPRIV_V2:
+            agreed_on = [text for flag, text in _TERMS if flags & flag]
+            requests = "no OPEN, OPENDIR, FLUSH, ACCESS"
+            return f"{protocol}extension in effect: {'; '.join([requests, *agreed_on])}"
+        reason = "the kernel has no FUSE_HANDLE_KILLPRIV_V2"
+    return f"{protocol}extension not in effect ({reason}): OPEN and the like come through"
+
+
+def _detachment() -> str:
+    if _is_late:
+        return "pyfuse3 was loaded before it"
+    return "libfuse is older than 3.13 or a part of pyfuse3"
 
 
 def kills_privileges() -> bool:

@@ -48,12 +48,20 @@ class LowLevel:
         self._is_ready: Callable[[], bool] | None = None
         self._fd = -1
         self._row = 0
+        self._before: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
 
+    def before_next(self, function: Callable[[], None]) -> None:
+        """Call `function` before the next request is waited for."""
+        self._before = function
+
     async def wait_readable(self, fd: int) -> None:
         """Return once `fd` is readable; suspends only if it is not, or after many in a row."""
+        if self._before is not None:
+            function, self._before = self._before, None
+            function()
         if self._is_ready is None:
             self._is_ready = native.waiter() or _poller(fd)
         self._fd = fd

@@ -243,7 +243,7 @@ def test_known_options_bring_no_warning(cli: Cli) -> None:
 def test_version_and_help(cli: Cli) -> None:
     done = cli.run("--version")
     assert (done.returncode, done.stderr) == (0, "")
-    assert __version__ in done.stdout
+    assert done.stdout == f"fuseoverlay {__version__}\n"
     for args in (("--help",), ("mount", "--help"), ("unmount", "--help")):
         done = cli.run(*args)
         assert (done.returncode, done.stderr) == (0, "")
@@ -263,6 +263,9 @@ def test_debug_logs_requests_with_answers(cli: Cli) -> None:
             (space.mnt / "dir" / "sub").mkdir(parents=True)
             os.rmdir(space.mnt / "dir")
         (space.mnt / "new").write_bytes(b"x" * 5)
+        assert (space.mnt / "f").read_bytes() == b"from the lower"
+        with fails(errno.ENOENT):
+            os.stat(space.mnt / "absent")
         unmount(space.mnt)
         daemon.finish()
     finally:
@@ -275,11 +278,12 @@ def test_debug_logs_requests_with_answers(cli: Cli) -> None:
         r"rmdir\(.*'dir'.*= ENOTEMPTY",
         r"create\(.*'new'.*= ",
         r"write\(.*= 5",
+        r"lookup\(.*'absent'.*= ino=0",
     ):
         assert re.search(expected, text), f"no {expected} in\n{text}"
 
 
-def test_foreground_prints_nothing(cli: Cli) -> None:
+def test_foreground_prints_one_line(cli: Cli) -> None:
     space = cli.space
     log = space.base / "out"
     daemon = Daemon(command("-f", "-o", space.options(), space.mnt), space.mnt, log)
@@ -292,7 +296,7 @@ def test_foreground_prints_nothing(cli: Cli) -> None:
         daemon.finish()
     finally:
         daemon.kill()
-    assert log.read_bytes() == b""
+    assert re.fullmatch(r"fuseoverlay: INFO: .*extension .*\n", log.read_text())
 
 
 @pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
@@ -341,7 +345,7 @@ def test_console_script_is_declared() -> None:
         check=False,
     )
     assert done.returncode == 0
-    assert __version__ in done.stdout
+    assert done.stdout == f"fuseoverlay {__version__}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
