@@ -121,6 +121,34 @@ def test_moved_directory_keeps_its_number(layers: Space) -> None:
     assert _numbers(mnt / "moved") == before
 
 
+@pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
+def test_equal_numbers_on_two_filesystems(space: Space) -> None:
+    """Programs like tar and cp take files with one number for hard links of one file."""
+    if IMPL == "kernel":
+        space.features = ("xino=on",)
+    tops = [space.base / "one", space.base / "two"]
+    try:
+        for top in tops:
+            top.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(top)], check=True, timeout=30)
+            (top / "lower").mkdir()
+            (top / "lower" / top.name).write_bytes(top.name.encode())
+        space.lowers[:] = [top / "lower" for top in tops]
+        real = [os.stat(top / "lower" / top.name).st_ino for top in tops]
+        assert real[0] == real[1], "a new tmpfs counts from the start"
+        mnt = space.mount()
+        for _ in range(2):
+            assert len(set(_numbers(mnt).values())) == 3
+            assert [(mnt / top.name).read_text() for top in tops] == ["one", "two"]
+            for top in tops:
+                assert os.stat(mnt / top.name).st_nlink == 1
+            space.remount()
+    finally:
+        space.drop()
+        for top in tops:
+            subprocess.run(["umount", "-l", str(top)], check=False, timeout=30)
+
+
 def test_new_file_is_not_taken_for_the_one_it_replaces(space: Space) -> None:
     (space.lower / "f").write_bytes(b"old")
     mnt = space.mount()
