@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -222,6 +223,17 @@ static bool answer_absent(const struct fuse_in_header *in, PyObject *key, size_t
     return true;
 }
 
+/* isatty(3): some languages ask it of every file that they open. */
+static bool answer_ioctl(const struct fuse_in_header *in)
+{
+    const struct fuse_ioctl_in *arg = (const void *)(in + 1);
+
+    if (arg->cmd != TCGETS)
+        return false;
+    send_reply(in->unique, ENOTTY, NULL, 0);
+    return true;
+}
+
 bool answer(const struct fuse_in_header *in, size_t size)
 {
     PyObject *key, *value;
@@ -237,6 +249,8 @@ bool answer(const struct fuse_in_header *in, size_t size)
     case FUSE_SETATTR:
     case FUSE_GETXATTR:
         break;
+    case FUSE_IOCTL:
+        return answer_ioctl(in);
     default:
         return false;
     }

@@ -130,7 +130,7 @@ static bool dispatch(const struct fuse_in_header *in, size_t size)
         send_reply(in->unique, filter.error[in->opcode], NULL, 0);
         return true;
     case TAKE:
-        return take(in, size);
+        return answer(in, size) || take(in, size);
     default:
         set_handle(in);
         note_flags(in);
