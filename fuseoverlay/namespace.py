@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
@@ -36,6 +36,9 @@ from fuseoverlay.overlay import Overlay
 from fuseoverlay.removal import remove_tree
 from fuseoverlay.syscalls import at
 from fuseoverlay.whiteout import Dialect
+
+# So many whiteouts are a thread's work: fewer are gone before it is awake.
+_MANY: Final = 32
 
 
 class Caller(NamedTuple):
@@ -298,14 +301,16 @@ def whiteout_over(ov: Overlay, parent: Directory, index: Index, name: bytes) -> 
     index.hide(name, oci=dialect is Dialect.OCI)
 
 
-def put_whiteout(ov: Overlay, place: Place, dialect: Dialect) -> None:
-    """Rename a whiteout to the place, over a file or another whiteout if one is there. Not for
-    `Dialect.OCI`."""
+def put_whiteout(
+    ov: Overlay, place: Place, dialect: Dialect, *, over_whiteout: bool = False
+) -> None:
+    """Rename a whiteout to the place, over a file if one is there, or with `over_whiteout` over
+    another whiteout. Not for `Dialect.OCI`."""
     workdir, fd = ov.writable(), ov.stack.fd(place.real)
     if dialect is Dialect.XATTR:
         whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
     with staging.discarded_on_error(ov) as staged:
-        whiteout.make(dialect, workdir.fd, staged, workdir.namespace)
+        workdir.make_whiteout(staged, dialect, shared=not over_whiteout)
         os.rename(staged, place.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
 
 
@@ -328,12 +333,13 @@ async def rmdir(ov: Overlay, parent: Directory, name: bytes) -> None:
     if not isinstance(directory, Directory):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
     protection.check_removal(ov, parent, directory)
-    check_empty(await index_of(ov, directory))
+    inside = await index_of(ov, directory)
+    check_empty(inside)
     if index.covers(name):
         copy_up_directory(ov, parent)
     old = _remove_directory(ov, parent, index, directory)
     if old is not None:
-        await remove_staged(ov, old)
+        await remove_staged(ov, old, len(inside.masks) + len(inside.wh))
 
 
 def check_empty(index: Index) -> None:
@@ -342,9 +348,14 @@ def check_empty(index: Index) -> None:
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
-async def remove_staged(ov: Overlay, staged: bytes) -> None:
-    """Remove what was moved to the work directory; in a thread where that may take long."""
-    if not ov.writable().discard(staged):
+async def remove_staged(ov: Overlay, staged: bytes, whiteouts: int = _MANY) -> None:
+    """Remove a directory that was moved to the work directory, with so many whiteouts in it; in
+    a thread where that may take long."""
+    if ov.writable().discard(staged):
+        return
+    if whiteouts < _MANY:
+        remove_tree(ov.writable().fd, staged)
+    else:
         await trio.to_thread.run_sync(remove_tree, ov.writable().fd, staged, limiter=ov.limiter)
 
 
@@ -401,6 +412,7 @@ def _exchange_for_whiteout(ov: Overlay, place: Place, dialect: Dialect) -> bytes
     fd = ov.stack.fd(place.real)
     if dialect is Dialect.XATTR:
         whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
-    staged = workdir.make_whiteout(place.name, dialect)
-    staging.move(workdir.fd, staged, fd, place.name, syscalls.RENAME_EXCHANGE)
+    with staging.discarded_on_error(ov) as staged:
+        workdir.make_whiteout(staged, dialect)
+        staging.move(workdir.fd, staged, fd, place.name, syscalls.RENAME_EXCHANGE)
     return staged

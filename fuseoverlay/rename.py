@@ -309,7 +309,7 @@ def _swap_with_whiteout(ov: Overlay, src: Side, dst: Side, dialect: Dialect | No
     if dialect is Dialect.OCI:
         make_oci_whiteout(ov, src.place)
     elif dialect is not None:
-        put_whiteout(ov, dst.place, dialect)
+        put_whiteout(ov, dst.place, dialect, over_whiteout=dst.name in dst.index.masks)
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     if dialect is Dialect.XATTR:
         whiteout.mark_xattr_whiteouts(src_fd, ov.writable().namespace)

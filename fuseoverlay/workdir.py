@@ -53,6 +53,8 @@ class WorkDir:
         self.path = path
         self.upper = upper
         self._counter = 0
+        #: What new whiteouts are links to.
+        self._whiteout: bytes | None = None
         with contextlib.ExitStack() as undo:
             self._root = claim(path, upper)
             undo.callback(os.close, self._root)
@@ -142,11 +144,31 @@ class WorkDir:
         self._counter += 1
         return b"#%x" % self._counter
 
-    def make_whiteout(self, name: bytes, dialect: Dialect) -> bytes:
-        """Stage a whiteout of `name` and return its staging name. Not for `Dialect.OCI`."""
-        staged = self.new_name()
-        whiteout.make(dialect, self.fd, staged, self.namespace)
-        return staged
+    def make_whiteout(self, staged: bytes, dialect: Dialect, *, shared: bool = True) -> None:
+        """Stage a whiteout. Not for `Dialect.OCI`.
+
+        With `shared` all devices 0:0 are links to one, as in the kernel's overlay: then each
+        costs a name and no inode. Renamed over another one, such a link would stay.
+        """
+        if dialect is not Dialect.CHAR or not shared:
+            whiteout.make(dialect, self.fd, staged, self.namespace)
+            return
+        if self._whiteout is None:
+            name = self.new_name()
+            whiteout.make(dialect, self.fd, name, self.namespace)
+            self._whiteout = name
+        try:
+            os.link(
+                self._whiteout,
+                staged,
+                src_dir_fd=self.fd,
+                dst_dir_fd=self.fd,
+                follow_symlinks=False,
+            )
+        except OSError:
+            # It has all the links that the filesystem allows: the next one is a new one.
+            name, self._whiteout = self._whiteout, None
+            os.rename(name, staged, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def discard(self, staged: bytes) -> bool:
         """Remove a staged object; False: it is a directory with something in it."""

@@ -319,3 +319,54 @@ def test_userxattr_chooses_the_namespace(space: Space) -> None:
         assert found == []
         assert os.listxattr(mnt / "d") == []
         assert os.listdir(mnt / "d") == []
+
+
+def test_whiteouts_are_one_device(space: Space) -> None:
+    """Each costs a name and no inode, and each goes by itself."""
+    for number in range(20):
+        (space.lower / f"f{number}").touch()
+    (space.lower / "full").mkdir()
+    (space.lower / "full" / "inside").touch()
+    with space.mounted() as mnt:
+        for number in range(20):
+            os.unlink(mnt / f"f{number}")
+        shutil.rmtree(mnt / "full")
+        (mnt / "f3").write_bytes(b"again")
+        whiteouts = [path for path in space.upper.iterdir() if is_whiteout(path)]
+        assert len(whiteouts) == 20
+        devices = {path.lstat().st_ino for path in whiteouts if path.is_char_device()}
+        assert len(devices) <= 1
+        assert sorted(os.listdir(mnt)) == ["f3"]
+        assert (mnt / "f3").read_bytes() == b"again"
+
+
+@fuse_only
+@pytest.mark.parametrize("emptied", [31, 33])
+def test_directories_full_of_whiteouts_leave_nothing(space: Space, emptied: int) -> None:
+    (space.lower / "d").mkdir()
+    for number in range(emptied):
+        (space.lower / "d" / f"f{number}").touch()
+    with space.mounted() as mnt:
+        shutil.rmtree(mnt / "d")
+        (staging,) = space.work.glob("work")
+        assert len(os.listdir(staging)) <= 1
+        assert not os.listdir(mnt)
+
+
+@fuse_only
+def test_renames_over_whiteouts_leave_nothing(space: Space) -> None:
+    """A link that is renamed over another link to the same file would stay where it was."""
+    space.features = ("redirect_dir=on",)
+    for number in range(5):
+        (space.lower / f"old{number}").mkdir()
+        (space.lower / f"old{number}" / "inside").write_bytes(b"%d" % number)
+        (space.lower / f"new{number}").touch()
+    with space.mounted() as mnt:
+        for number in range(5):
+            os.unlink(mnt / f"new{number}")
+            os.rename(mnt / f"old{number}", mnt / f"new{number}")
+        (staging,) = space.work.glob("work")
+        assert len(os.listdir(staging)) <= 1
+        for number in range(5):
+            assert (mnt / f"new{number}" / "inside").read_bytes() == b"%d" % number
+        assert len(os.listdir(mnt)) == 5
