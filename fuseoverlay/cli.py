@@ -150,6 +150,9 @@ def _serve(
     from fuseoverlay import mount
 
     gc.freeze()
+    # Inodes live long and make few cycles: looking at each of them again and again takes as
+    # long as serving them, and a look at all of them at once would be felt.
+    gc.set_threshold(20_000, 5, 1_000)
     gc.enable()
     mount.log_to_stderr(debug=args.debug)
     mount.run(
