@@ -44,6 +44,7 @@ _CHOICES: Final = {
     "whiteout": tuple(dialect.value for dialect in Dialect),
     "redirect_dir": ("on", "off", "follow", "nofollow"),
     "metacopy": ("on", "off"),
+    "readahead": ("auto", "on", "off"),
     "xattr_permissions": ("0", "2"),
     "index": ("on", "off"),
     "xino": ("on", "off", "auto"),
@@ -74,6 +75,8 @@ class MountConfig:
     fsync: bool = True
     #: Never wait for the disk, and refuse the next mount of this upper.
     volatile: bool = False
+    #: Small files ahead of their reader, on mounts without an upper: `auto` where that pays.
+    readahead: str = "auto"
     #: Write `user.overlay.*` even where `trusted.overlay.*` could be written.
     userxattr: bool = False
     #: Keep owner, mode and type in `user.containers.override_stat`.
@@ -195,6 +198,8 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
     if name == "redirect_dir":
         # "off" still follows, as under the kernel's default of redirect_always_follow.
         return replace(config, redirect_dir="follow" if value == "off" else value)
+    if name == "readahead":
+        return replace(config, readahead=value)
     if name == "metacopy":
         return replace(config, metacopy=value == "on")
     if name == "userxattr":

@@ -124,7 +124,8 @@ class Operations(pyfuse3.Operations):
             native.prepare(
                 self._ov.inodes.entries,
                 self._ov.stack.descriptors,
-                read_listed=not self._ahead.wanted,
+                # What is in memory the extension reads sooner than it could be given.
+                read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
             )
             if self._handleless:
                 Direct(self._ov, self._generation, self._forget).register()

@@ -156,7 +156,8 @@ class ReadAhead:
         self._ov = ov
         self._windows: dict[int, Window] = {}
         self._giver = _Giver(store, wait)
-        self._wanted = ov.stack.upper is None and ov.config.private
+        wanted = ov.config.private and ov.config.readahead != "off"
+        self._wanted = wanted and ov.stack.upper is None
         self._busy = trio.Lock()
 
     async def read(self, file: File) -> None:

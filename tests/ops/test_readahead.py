@@ -40,6 +40,7 @@ def space() -> Iterator[Space]:
     """Layers of the test's own; lowers are as they were in the end."""
     with scratch() as base:
         space = Space(base)
+        space.extra = ("readahead=on",)
         try:
             yield space
         finally:
@@ -308,7 +309,7 @@ def test_never_with_an_upper(space: Space) -> None:
 
 def test_never_with_an_upper_that_is_not_written(space: Space) -> None:
     contents = _fill(space.lower / "d", 6)
-    space.extra = ("ro",)
+    space.extra = ("ro", "readahead=on")
     with space.mounted(settle=False) as mnt:
         files = _listed(mnt / "d")
         _check(files[:3], contents)
@@ -318,7 +319,7 @@ def test_never_with_an_upper_that_is_not_written(space: Space) -> None:
 def test_never_where_layers_are_edited(space: Space) -> None:
     """`timeout=` says that the kernel shall not keep what it knows."""
     contents = _fill(space.lower / "d", 6)
-    space.extra = ("timeout=3600",)
+    space.extra = ("timeout=3600", "readahead=on")
     with space.mounted(read_only=True) as mnt:
         files = _listed(mnt / "d")
         _check(files[:3], contents)

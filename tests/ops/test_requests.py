@@ -114,15 +114,17 @@ def test_reading_again(space: Space, layers: int, read_only: bool) -> None:
     with space.mounted(read_only=read_only, settle=False) as mnt:
         _walk(mnt)
         cold = _asked(mnt, _check, mnt, contents)
-        # On a read-only mount the kernel is given many before it asks.
         assert 0 < cold["READ"] <= len(contents)
         assert cold.keys() <= {"READ", "OPEN", "GETATTR"}
         second = _asked(mnt, _check, mnt, contents)
         if not read_only:
             # Having read a file the kernel takes its atime for changed.
             assert second.pop("GETATTR", 0) <= len(contents)
-        assert second == opens
-        assert _asked(mnt, _check, mnt, contents) == opens
+        third = _asked(mnt, _check, mnt, contents)
+        for again in (second, third):
+            # The kernel may drop pages at any time, and reads them again then.
+            assert again.pop("READ", 0) <= len(contents) // 10
+            assert again == opens
 
 
 @pytest.mark.parametrize("where", ["own0", "shared"])
