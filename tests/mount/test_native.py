@@ -52,10 +52,18 @@ def _without_effect(reason: str) -> str:
     return f"fuseoverlay: INFO: {text}\n"
 
 
+#: An editable installation finds what a package in PYTHONPATH has not.
+NOT_EDITABLE = """\
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+"""
+
+
 def _copy(base: Path) -> Path:
     """The package without its extension, as a place for PYTHONPATH."""
     ignore = shutil.ignore_patterns("*.so", "__pycache__", "csrc")
     shutil.copytree(PROJECT / "fuseoverlay", base / "copy" / "fuseoverlay", ignore=ignore)
+    (base / "copy" / "sitecustomize.py").write_text(NOT_EDITABLE)
     return base / "copy"
 
 
