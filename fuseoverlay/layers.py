@@ -132,6 +132,17 @@ class LayerStack:
         """Upper, if there is one, then the lowers, then the data-only lowers."""
         return ([self.upper] if self.upper else []) + self.lowers + self.data_only
 
+    def nearest(self, real: RealDir) -> tuple[int, bytes]:
+        """An open directory above or at `real`, valid until the next await, and the path from
+        there: for one look, which is not worth a descriptor of its own."""
+        names: list[bytes] = []
+        step = real
+        while step not in self._open and step.parent is not None:
+            names.append(step.name)
+            step = step.parent
+        fd = self._open.get(step, step.layer.root_fd)
+        return fd, b"/".join(reversed(names)) or b"."
+
     def fd(self, real: RealDir) -> int:
         """An O_PATH descriptor of the directory, valid until the next await.
 

@@ -271,7 +271,7 @@ def merge(listings: Sequence[tuple[RealDir, Listing]]) -> dict[bytes, LowerEntry
 
 def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Iterator[None]:
     """Read one layer's directory and sort out its whiteouts; stops between batches."""
-    plain = native.scan(stack.fd(real), _BATCH)
+    plain = native.scan(*stack.nearest(real), _BATCH)
     if plain is not None:
         listing.entries = plain
         return

@@ -107,10 +107,11 @@ def listing(size: int) -> Any:
     return _extension.Listing(size)
 
 
-def scan(dir_fd: int, limit: int) -> dict[bytes, bool] | None:
-    """What a directory holds, name -> is a directory; None where it has to be looked at
-    otherwise: there is more than `limit`, or something special, or no extension."""
-    return _extension.scan(dir_fd, limit) if _extension is not None else None
+def scan(dir_fd: int, path: bytes, limit: int) -> dict[bytes, bool] | None:
+    """What the directory `path` below `dir_fd` holds, name -> is a directory; None where it has
+    to be looked at otherwise: there is more than `limit`, or something special, or no
+    extension."""
+    return _extension.scan(dir_fd, path, limit) if _extension is not None else None
 
 
 def waiter() -> Callable[[], bool] | None:

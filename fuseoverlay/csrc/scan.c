@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -67,19 +68,30 @@ static int read_entries(PyObject *names, int fd, Py_ssize_t limit)
     return size == 0;
 }
 
+/* No component of the path may be a symbolic link. */
+static int open_directory(int dir_fd, const char *path)
+{
+    struct open_how how = {
+        .flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_NOATIME,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+
+    return syscall(SYS_openat2, dir_fd, path, &how, sizeof(how));
+}
+
 PyDoc_STRVAR(scan_doc,
-    "scan(dir_fd, limit) -> {name: is a directory} | None\n\n"
-    "What the directory holds, in its order; None: more than `limit` entries, or whiteouts,\n"
-    "marks, devices or errors, which are the overlay's to look at.");
+    "scan(dir_fd, path, limit) -> {name: is a directory} | None\n\n"
+    "What the directory `path` below `dir_fd` holds, in its order; None: more than `limit`\n"
+    "entries, or whiteouts, marks, devices or errors, which are the overlay's to look at.");
 static PyObject *scan(PyObject *self, PyObject *args)
 {
     PyObject *names = NULL;
+    const char *path;
     Py_ssize_t limit;
     int dir_fd, fd, result = 0;
 
-    if (!PyArg_ParseTuple(args, "in", &dir_fd, &limit))
+    if (!PyArg_ParseTuple(args, "iyn", &dir_fd, &path, &limit))
         return NULL;
-    fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOATIME);
+    fd = open_directory(dir_fd, path);
     if (fd < 0)
         Py_RETURN_NONE;
     if (!may_be_marked(fd) && (names = PyDict_New()))
