@@ -125,9 +125,14 @@ class Direct:
             native.plain[directory.ino] = real
 
     def _is_countable(self, inode: Inode, real: Real) -> bool:
+        """Whether `attributes.attr_of` has all that it needs. Where the directory cannot be
+        merged, the handlers that may suspend know what to make of it."""
         if not attributes.is_uncounted(inode, real) or not isinstance(inode, Directory):
             return True
-        return lookup.index_now(self._ov, inode) is not None
+        try:
+            return lookup.index_now(self._ov, inode) is not None
+        except OSError:
+            return False
 
     def entry(self, attr: Attr) -> bytes:
         """struct fuse_entry_out."""

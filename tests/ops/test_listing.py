@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -374,4 +375,15 @@ def test_hundred_thousand_entries(space: Space) -> None:
     assert space.daemon is not None
     log = space.daemon.text().splitlines()
     assert 0 < sum(line.startswith("readdir(") for line in log) < HUGE / 10
+    space.unmount()
+
+
+def test_directory_that_cannot_be_read_is_listed(space: Space) -> None:
+    """Of two lowers: whoever lists its parent, or looks at it, need not read it."""
+    for layer in (space.lower, space.add_lower()):
+        (layer / "d" / "closed" / "sub").mkdir(parents=True)
+        (layer / "d" / "closed").chmod(0o311)
+    mnt = space.mount()
+    assert os.listdir(mnt / "d") == ["closed"]
+    assert stat.S_IMODE(os.stat(mnt / "d" / "closed").st_mode) == 0o311
     space.unmount()
