@@ -16,10 +16,10 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from fuseoverlay import attributes, lookup, merge, native
+from fuseoverlay import attributes, lookup, merge, native, wire
 from fuseoverlay.attributes import Attr
+from fuseoverlay.directory import Emit, emit_entry, unknown
 from fuseoverlay.inodes import Directory, Inode, generation_of
-from fuseoverlay.layers import RealDir
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
 
@@ -30,15 +30,11 @@ _LOOKUP, _FORGET, _GETATTR, _BATCH_FORGET, _READDIRPLUS = 1, 2, 3, 42, 44
 _FORGET_IN: Final = struct.Struct("=Q")
 _FORGET_ONE: Final = struct.Struct("=QQ")
 _READ_IN: Final = struct.Struct("=QQI")
-_TIMES: Final = struct.Struct("=QI")
-# nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec
-_ENTRY: Final = struct.Struct("=QQQQII")
 # attr_valid, attr_valid_nsec, dummy
-_ATTR_OUT: Final = struct.Struct("=QII")
-# ino, size, blocks, three times in seconds, their nanoseconds, mode, nlink, uid, gid, rdev,
-# blksize, flags
-_ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")
-_SECOND: Final = 10**9
+_ATTR_OUT: Final = struct.Struct("=QI4x")
+
+#: Seconds and nanoseconds for which the kernel may keep what has no name.
+_NEVER: Final = (0, 0)
 
 Answer = bytes | int | None | Any
 Function = Callable[["Direct", int, bytes], Answer]
@@ -68,8 +64,7 @@ class Direct:
         self._ov = ov
         self._generation = generation
         self._forget = forget
-        ns = round(ov.config.timeout * _SECOND)
-        self._valid = divmod(ns, _SECOND)
+        self._valid = wire.split(ov.config.timeout)
 
     def register(self) -> None:
         """Have the extension call us."""
@@ -92,15 +87,16 @@ class Direct:
         if index is None:
             return NotImplemented
         if name not in index:
-            seconds, ns = self._valid
-            return _ENTRY.pack(0, 0, seconds, 0, ns, 0) + bytes(_ATTR.size)
+            return wire.entry(0, 0, self._valid, _NEVER) + bytes(wire.ATTR_SIZE)
         inode, real = lookup.entry(self._ov, parent, index, name)
         if not self._is_countable(inode, real):
             self._ov.inodes.drop_unused(inode)
             return NotImplemented
-        payload = self.entry(attributes.attr_of(self._ov, inode, real))
+        attr = attributes.attr_of(self._ov, inode, real)
+        valid = self._valid if attr.nlink else _NEVER
+        generation = generation_of(attr.ino, self._generation)
         inode.nlookup += 1
-        return payload
+        return wire.entry(attr.ino, generation, valid, valid) + _packed(attr)
 
     @_bounded
     def getattr(self, ino: int, body: bytes) -> Answer:
@@ -112,8 +108,7 @@ class Direct:
         attr = attributes.attr_of(self._ov, inode, real)
         if isinstance(inode, Directory):
             self._note_plain(inode)
-        seconds, ns = self._valid if attr.nlink else (0, 0)
-        return _ATTR_OUT.pack(seconds, ns, 0) + _packed(attr)
+        return _ATTR_OUT.pack(*(self._valid if attr.nlink else _NEVER)) + _packed(attr)
 
     def _note_plain(self, directory: Directory) -> None:
         """From now on the extension answers for a directory that only the upper has: making
@@ -133,12 +128,6 @@ class Direct:
             return lookup.index_now(self._ov, inode) is not None
         except OSError:
             return False
-
-    def entry(self, attr: Attr) -> bytes:
-        """struct fuse_entry_out."""
-        seconds, ns = self._valid if attr.nlink else (0, 0)
-        generation = generation_of(attr.ino, self._generation)
-        return _ENTRY.pack(attr.ino, generation, seconds, seconds, ns, ns) + _packed(attr)
 
     @_bounded
     def forget(self, ino: int, body: bytes) -> Answer:
@@ -163,72 +152,64 @@ class Direct:
             return NotImplemented
         _, cookie, size = _READ_IN.unpack_from(body)
         listing = native.listing(size)
+
+        def emit(name: bytes, attr: Attr, cookie: int) -> bool:
+            generation = generation_of(attr.ino, self._generation)
+            return bool(listing.add(name, cookie, generation, _packed(attr)))
+
         if cookie < merge.FIRST_COOKIE - 1:
             # Of dots the kernel takes the type and the number alone.
             parent = directory.parent or directory
             if cookie < 1:
-                listing.add(b".", 1, 0, _dot(directory))
-            listing.add(b"..", 2, 0, _dot(parent))
-        added = True
+                emit(b".", _dot(directory), 1)
+            emit(b"..", _dot(parent), 2)
+        added: bool | None = True
         for name, position in index.following(cookie):
-            added = self._add(listing, directory, index, name, position)
+            added = self._add_lower(listing, directory, index, name, position)
+            if added is None:
+                added = self._add(directory, index, name, position, emit)
             if not added:
                 break
         payload: bytes = listing.payload()
         return payload if payload or added else NotImplemented
 
-    def _add(
+    def _add_lower(
         self, listing: Any, directory: Directory, index: merge.Index, name: bytes, cookie: int
+    ) -> bool | None:
+        """Have the extension look at a file of a lower; False: the reply is full; None: it has
+        to be looked up."""
+        real = index.plain_lower(name)
+        if real is None or self._ov.identity.translates(real.layer):
+            return None
+        device = real.layer.device
+        base = self._ov.inodes.base(device)
+        added: bool | None = listing.add_lower(
+            name, cookie, self._ov.stack.fd(real), directory, real, base, device
+        )
+        return added
+
+    def _add(
+        self, directory: Directory, index: merge.Index, name: bytes, cookie: int, emit: Emit
     ) -> bool:
         """False: the reply is full, or the rest is to be asked for again."""
-        real_dir = index.plain_lower(name)
-        if real_dir is not None and self._is_plain(real_dir):
-            fd = self._ov.stack.fd(real_dir)
-            device = real_dir.layer.device
-            base = self._ov.inodes.base(device)
-            added: bool | None = listing.add_lower(
-                name, cookie, fd, directory, real_dir, base, device
-            )
-            if added is not None:
-                return added
         try:
             inode, real = lookup.entry(self._ov, directory, index, name)
         except FileNotFoundError:
             return True
         except OSError:
-            found = index.find(name)
-            is_dir = found is not None and found.is_dir
-            attr = attributes.unknown(self._ov, is_dir=is_dir)
-            return bool(listing.add(name, cookie, 0, _packed(attr)))
-        accepted = False
-        try:
-            if self._is_countable(inode, real):
-                attr = attributes.attr_of(self._ov, inode, real)
-                generation = generation_of(attr.ino, self._generation)
-                accepted = listing.add(name, cookie, generation, _packed(attr))
-        except FileNotFoundError:
-            return True
-        finally:
-            if accepted:
-                inode.nlookup += 1
-            else:
-                self._ov.inodes.drop_unused(inode)
-        return accepted
-
-    def _is_plain(self, real: RealDir) -> bool:
-        """Whether files of this lower directory are shown as they are."""
-        return not real.layer.override
+            return emit(name, unknown(self._ov, index, name), cookie)
+        if not self._is_countable(inode, real):
+            self._ov.inodes.drop_unused(inode)
+            return False
+        return emit_entry(self._ov, inode, real, name, cookie, emit)
 
 
-def _dot(directory: Directory) -> bytes:
-    return _packed(Attr(directory.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+def _dot(directory: Directory) -> Attr:
+    return Attr(directory.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _packed(attr: Attr) -> bytes:
-    atime, atime_ns = divmod(attr.atime_ns, _SECOND)
-    mtime, mtime_ns = divmod(attr.mtime_ns, _SECOND)
-    ctime, ctime_ns = divmod(attr.ctime_ns, _SECOND)
-    return _ATTR.pack(
-        attr.ino, attr.size, attr.blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
-        attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev & 0xFFFFFFFF, attr.blksize, 0,
+    return wire.attr(
+        attr.ino, attr.size, attr.blocks, attr.atime_ns, attr.mtime_ns, attr.ctime_ns,
+        attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.blksize,
     )  # fmt: skip

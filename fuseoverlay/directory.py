@@ -34,12 +34,12 @@ async def read(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> No
         except FileNotFoundError:
             accepted = True
         except OSError:
-            accepted = emit(name, _unknown(ov, index, name), cookie)
+            accepted = emit(name, unknown(ov, index, name), cookie)
         else:
             if attributes.is_uncounted(inode, real):
                 accepted = await _emit_merged(ov, inode, name, cookie, emit)
             else:
-                accepted = _emit(ov, inode, real, name, cookie, emit)
+                accepted = emit_entry(ov, inode, real, name, cookie, emit)
         if not accepted:
             return
         following = index.after(cookie)
@@ -52,14 +52,16 @@ async def _emit_dots(ov: Overlay, directory: Directory, cookie: int, emit: Emit)
     return emit(b"..", await attributes.getattr(ov, parent), 2)
 
 
-def _unknown(ov: Overlay, index: merge.Index, name: bytes) -> Attr:
-    """For a directory of a plain user that has r but not x, or an object that is malformed in
-    its layer: the name is all there is, and who looks it up is told why."""
+def unknown(ov: Overlay, index: merge.Index, name: bytes) -> Attr:
+    """What to list of a name in a plain user's directory that has r but not x, or of an object
+    that is malformed in its layer: the name is all there is, and who looks it up is told why."""
     found = index.find(name)
     return attributes.unknown(ov, is_dir=found is not None and found.is_dir)
 
 
-def _emit(ov: Overlay, inode: Inode, real: Real, name: bytes, cookie: int, emit: Emit) -> bool:
+def emit_entry(ov: Overlay, inode: Inode, real: Real, name: bytes, cookie: int, emit: Emit) -> bool:
+    """Emit what `lookup.entry` has found, and count it if it was accepted; True too where it
+    has just gone. Not for what is `attributes.is_uncounted`."""
     accepted = False
     try:
         accepted = emit(name, attributes.attr_of(ov, inode, real), cookie)

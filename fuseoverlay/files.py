@@ -14,6 +14,7 @@ import trio
 
 from fuseoverlay import ownership, protection, syscalls
 from fuseoverlay.copyup import copy_up
+from fuseoverlay.filedata import Descriptor
 from fuseoverlay.inodes import Directory, File
 from fuseoverlay.overlay import Overlay
 
@@ -74,10 +75,7 @@ async def write(ov: Overlay, file: File, offset: int, data: bytes, *, privileged
     """Write after copy-up; bytes written. `privileged`: setuid bits stay. EPERM; ENOSPC,
     EDQUOT, EFBIG, EIO of pwrite(2)."""
     protection.check_write(ov, file, offset)
-    await copy_up(ov, file)
-    if not privileged:
-        ownership.drop_privileges(ov, file)
-    descriptor = ov.data.acquire(file, write=True)
+    descriptor = await _acquire_to_change(ov, file, privileged=privileged)
     try:
         if len(data) < _INLINE_WRITE:
             return os.pwrite(descriptor.fd, data, offset)
@@ -88,16 +86,22 @@ async def write(ov: Overlay, file: File, offset: int, data: bytes, *, privileged
         ov.data.release(descriptor)
 
 
+async def _acquire_to_change(ov: Overlay, file: File, *, privileged: bool) -> Descriptor:
+    """A writable descriptor, for `FileData.release`, after copy-up; `privileged`: setuid bits
+    stay."""
+    await copy_up(ov, file)
+    if not privileged:
+        ownership.drop_privileges(ov, file)
+    return ov.data.acquire(file, write=True)
+
+
 async def allocate(
     ov: Overlay, file: File, mode: int, offset: int, length: int, *, privileged: bool
 ) -> None:
     """fallocate(2) after copy-up, with the modes that the upper takes. `privileged` as with
     `write`."""
     protection.check_allocation(ov, file, mode)
-    await copy_up(ov, file)
-    if not privileged:
-        ownership.drop_privileges(ov, file)
-    descriptor = ov.data.acquire(file, write=True)
+    descriptor = await _acquire_to_change(ov, file, privileged=privileged)
     try:
         await trio.to_thread.run_sync(
             syscalls.fallocate, descriptor.fd, mode, offset, length, limiter=ov.limiter
@@ -128,10 +132,7 @@ async def copy_range(
     """copy_file_range(2) between the real files, sharing blocks where they can; bytes copied.
     Only the target is copied up. `privileged` as with `write`."""
     protection.check_write(ov, target, target_offset)
-    await copy_up(ov, target)
-    if not privileged:
-        ownership.drop_privileges(ov, target)
-    sink = ov.data.acquire(target, write=True)
+    sink = await _acquire_to_change(ov, target, privileged=privileged)
     try:
         origin = ov.data.acquire(source)
         try:

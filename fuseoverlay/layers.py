@@ -135,13 +135,17 @@ class LayerStack:
     def nearest(self, real: RealDir) -> tuple[int, bytes]:
         """An open directory above or at `real`, valid until the next await, and the path from
         there: for one look, which is not worth a descriptor of its own."""
-        names: list[bytes] = []
+        fd, missing = self._missing(real)
+        return fd, _path(missing) or b"."
+
+    def _missing(self, real: RealDir) -> tuple[int, list[RealDir]]:
+        """The descriptor to start from, and the steps to `real` from there, last one first."""
+        missing = []
         step = real
         while step not in self._open and step.parent is not None:
-            names.append(step.name)
+            missing.append(step)
             step = step.parent
-        fd = self._open.get(step, step.layer.root_fd)
-        return fd, b"/".join(reversed(names)) or b"."
+        return self._open.get(step, step.layer.root_fd), missing
 
     def fd(self, real: RealDir) -> int:
         """An O_PATH descriptor of the directory, valid until the next await.
@@ -153,17 +157,11 @@ class LayerStack:
         if fd is not None:
             self._open.move_to_end(real)
             return fd
-        missing = []
-        base: RealDir | None = real
-        while base is not None and base not in self._open and base.parent is not None:
-            missing.append(base)
-            base = base.parent
-        fd = self._open.get(base, real.layer.root_fd) if base else real.layer.root_fd
+        fd, missing = self._missing(real)
         if 1 < len(missing) <= _KEPT_STEPS and real.layer.number:
             # A lower's directories are mostly wanted for themselves: one call, one descriptor.
-            path = b"/".join(step.name for step in reversed(missing))
             with contextlib.suppress(OSError):
-                self._open[real] = fd = syscalls.open_beneath(fd, path, _DIR_FLAGS)
+                self._open[real] = fd = syscalls.open_beneath(fd, _path(missing), _DIR_FLAGS)
                 self._close_oldest(self.limit)
                 return fd
         passing = -1
@@ -228,6 +226,10 @@ class LayerStack:
             yield fd
         finally:
             os.close(fd)
+
+
+def _path(steps: Sequence[RealDir]) -> bytes:
+    return b"/".join(step.name for step in reversed(steps))
 
 
 def open_own(path: bytes, flags: int, dir_fd: int | None = None) -> int:

@@ -61,7 +61,6 @@ _extension, _absence = _load()
 #: closes a descriptor takes it out first. A plain dictionary where there is no extension.
 bound: Final[dict[int, int]] = _extension.bound if _extension is not None else {}
 
-
 #: Inode number of a merged directory -> a dictionary whose keys are its visible names: who looks
 #: up another one is told so without our help.
 names: Final[dict[int, dict[bytes, int]]] = _extension.names if _extension is not None else {}

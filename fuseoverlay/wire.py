@@ -1,4 +1,4 @@
-"""FUSE requests as bytes: those that pyfuse3 has no handler for, and their replies.
+"""FUSE requests as bytes: those that pyfuse3 has no handler for, and the replies that we make.
 
 Structures and numbers: <linux/fuse.h>, the kernel's ABI.
 """
@@ -31,8 +31,9 @@ _CREATE_IN: Final = struct.Struct("=IIII")
 _IOCTL_OUT: Final = struct.Struct("=iIII")
 _WRITE_OUT: Final = struct.Struct("=I4x")
 _NUMBER_OUT: Final = struct.Struct("=Q")
-_ATTR: Final = struct.Struct("=QQQQQQIIIIIIIIII")
+_ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")
 _ENTRY_OUT: Final = struct.Struct("=QQQQII")
+ATTR_SIZE: Final = _ATTR.size
 _OPEN_OUT: Final = struct.Struct("=QI4x")
 _ATTR_VALID: Final = struct.Struct("=QI20x")
 _STATX: Final = struct.Struct("=IIQIIIH2xQQQQ")
@@ -130,13 +131,21 @@ def ioctl_reply(data: bytes) -> bytes:
 
 def create_reply(status: Status) -> bytes:
     """To TMPFILE: the new inode, and a handle, which is its number."""
-    entry_valid = _split(status.entry_timeout)
-    attr_valid = _split(status.attr_timeout)
-    entry = _ENTRY_OUT.pack(
-        status.st_ino, status.generation,
-        entry_valid[0], attr_valid[0], entry_valid[1], attr_valid[1],
+    return b"".join(
+        (
+            entry(
+                status.st_ino, status.generation,
+                split(status.entry_timeout), split(status.attr_timeout),
+            ),
+            attr(
+                status.st_ino, status.st_size, status.st_blocks,
+                status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns,
+                status.st_mode, status.st_nlink, status.st_uid, status.st_gid,
+                status.st_rdev, status.st_blksize,
+            ),
+            _OPEN_OUT.pack(status.st_ino, _FOPEN_KEEP_CACHE),
+        )
     )  # fmt: skip
-    return entry + _attr(status) + _OPEN_OUT.pack(status.st_ino, _FOPEN_KEEP_CACHE)
 
 
 def statx_reply(status: Status, birth_ns: int | None) -> bytes:
@@ -145,7 +154,7 @@ def statx_reply(status: Status, birth_ns: int | None) -> bytes:
     times = (status.st_atime_ns, birth_ns or 0, status.st_ctime_ns, status.st_mtime_ns)
     return b"".join(
         (
-            _ATTR_VALID.pack(*_split(status.attr_timeout)),
+            _ATTR_VALID.pack(*split(status.attr_timeout)),
             _STATX.pack(
                 mask, status.st_blksize, 0, status.st_nlink, status.st_uid, status.st_gid,
                 status.st_mode, status.st_ino, status.st_size, status.st_blocks, 0,
@@ -156,20 +165,44 @@ def statx_reply(status: Status, birth_ns: int | None) -> bytes:
     )  # fmt: skip
 
 
-def _attr(status: Status) -> bytes:
-    atime, mtime, ctime = (
-        divmod(time, 10**9) for time in (status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns)
+def entry(
+    ino: int, generation: int, entry_valid: tuple[int, int], attr_valid: tuple[int, int]
+) -> bytes:
+    """struct fuse_entry_out up to its attributes; how long both are valid, as of `split`."""
+    return _ENTRY_OUT.pack(
+        ino, generation, entry_valid[0], attr_valid[0], entry_valid[1], attr_valid[1]
+    )
+
+
+def attr(
+    ino: int,
+    size: int,
+    blocks: int,
+    atime_ns: int,
+    mtime_ns: int,
+    ctime_ns: int,
+    mode: int,
+    nlink: int,
+    uid: int,
+    gid: int,
+    rdev: int,
+    blksize: int,
+) -> bytes:
+    """struct fuse_attr. Times in ns, before 1970 too; blocks of 512 bytes."""
+    (atime, atime_rest), (mtime, mtime_rest), (ctime, ctime_rest) = (
+        divmod(atime_ns, 10**9),
+        divmod(mtime_ns, 10**9),
+        divmod(ctime_ns, 10**9),
     )
     return _ATTR.pack(
-        status.st_ino, status.st_size, status.st_blocks,
-        atime[0] % 2**64, mtime[0] % 2**64, ctime[0] % 2**64, atime[1], mtime[1], ctime[1],
-        status.st_mode, status.st_nlink, status.st_uid, status.st_gid, 0, status.st_blksize, 0,
+        ino, size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+        mode, nlink, uid, gid, rdev & 0xFFFFFFFF, blksize, 0,
     )  # fmt: skip
 
 
-def _split(seconds: float) -> tuple[int, int]:
+def split(seconds: float) -> tuple[int, int]:
     """Seconds and nanoseconds."""
-    return divmod(int(seconds * 1e9), 10**9)
+    return divmod(round(seconds * 1e9), 10**9)
 
 
 def _device(number: int) -> tuple[int, int]:

@@ -145,8 +145,6 @@ static bool handled(const struct fuse_in_header *in, size_t size)
     PyGILState_STATE gil = PyGILState_Ensure();
     bool done = dispatch(in, size);
 
-    if (in->opcode < OPCODES)
-        ++*(done ? &filter.answered[in->opcode] : &filter.passed[in->opcode]);
     PyGILState_Release(gil);
     return done;
 }

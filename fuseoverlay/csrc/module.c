@@ -148,25 +148,6 @@ static PyObject *py_last_flags(PyObject *self, PyObject *unused)
     return PyLong_FromUnsignedLong(filter.last_flags);
 }
 
-PyDoc_STRVAR(counts_doc, "counts() -> {opcode: (answered here, passed on)}");
-static PyObject *py_counts(PyObject *self, PyObject *unused)
-{
-    PyObject *counts = PyDict_New();
-
-    for (unsigned int i = 0; counts && i < OPCODES; i++) {
-        PyObject *key, *value;
-        if (!filter.answered[i] && !filter.passed[i])
-            continue;
-        key = PyLong_FromUnsignedLong(i);
-        value = Py_BuildValue("KK", filter.answered[i], filter.passed[i]);
-        if (!key || !value || PyDict_SetItem(counts, key, value) < 0)
-            Py_CLEAR(counts);
-        Py_XDECREF(key);
-        Py_XDECREF(value);
-    }
-    return counts;
-}
-
 static PyMethodDef methods[] = {
     {"setup", py_setup, METH_VARARGS, setup_doc},
     {"prepare", py_prepare, METH_VARARGS, prepare_doc},
@@ -179,7 +160,6 @@ static PyMethodDef methods[] = {
     {"attached", py_attached, METH_NOARGS, attached_doc},
     {"protocol", py_protocol, METH_NOARGS, protocol_doc},
     {"last_flags", py_last_flags, METH_NOARGS, last_flags_doc},
-    {"counts", py_counts, METH_NOARGS, counts_doc},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef definition = {

@@ -38,7 +38,6 @@ struct filter {
     int error[OPCODES];
     PyObject *function[OPCODES];
     PyObject *taken; /* list of bytes: whole requests */
-    uint64_t passed[OPCODES], answered[OPCODES];
     /* INIT */
     uint64_t init_unique;
     uint32_t kernel_major, kernel_minor, minor, offered, agreed, set_flags, clear_flags;

@@ -97,12 +97,11 @@ static PyObject *scan(PyObject *self, PyObject *args)
     if (!may_be_marked(fd) && (names = PyDict_New()))
         result = read_entries(names, fd, limit);
     close(fd);
-    if (PyErr_Occurred() || result == 1) {
-        if (PyErr_Occurred())
-            Py_CLEAR(names);
+    if (result == 1)
         return names;
-    }
     Py_XDECREF(names);
+    if (PyErr_Occurred())
+        return NULL;
     Py_RETURN_NONE;
 }
 
