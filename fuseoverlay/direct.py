@@ -16,16 +16,17 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from fuseoverlay import attributes, lookup, merge, native, wire
+from fuseoverlay import attributes, lookup, merge, namespace, native, wire
 from fuseoverlay.attributes import Attr
 from fuseoverlay.directory import Emit, emit_entry, unknown
 from fuseoverlay.inodes import Directory, Inode, generation_of
 from fuseoverlay.lookup import Real
+from fuseoverlay.namespace import Caller
 from fuseoverlay.overlay import Overlay
 
 log = logging.getLogger("fuseoverlay")
 
-_LOOKUP, _FORGET, _GETATTR, _BATCH_FORGET, _READDIRPLUS = 1, 2, 3, 42, 44
+_LOOKUP, _FORGET, _GETATTR, _CREATE, _BATCH_FORGET, _READDIRPLUS = 1, 2, 3, 35, 42, 44
 
 _FORGET_IN: Final = struct.Struct("=Q")
 _FORGET_ONE: Final = struct.Struct("=QQ")
@@ -37,7 +38,8 @@ _ATTR_OUT: Final = struct.Struct("=QI4x")
 _NEVER: Final = (0, 0)
 
 Answer = bytes | int | None | Any
-Function = Callable[["Direct", int, bytes], Answer]
+#: Takes the node id, uid and gid of who asks, and the body.
+Function = Callable[["Direct", int, tuple[int, int], bytes], Answer]
 
 
 def _bounded(function: Function) -> Callable[..., Answer]:
@@ -46,7 +48,7 @@ def _bounded(function: Function) -> Callable[..., Answer]:
     @functools.wraps(function)
     def bounded(self: Direct, ino: int, uid: int, gid: int, pid: int, body: bytes) -> Answer:
         try:
-            return function(self, ino, body)
+            return function(self, ino, (uid, gid), body)
         except OSError as exc:
             return exc.errno or errno.EIO
         except Exception:
@@ -71,6 +73,7 @@ class Direct:
         for opcode, function in (
             (_LOOKUP, self.lookup),
             (_GETATTR, self.getattr),
+            (_CREATE, self.create),
             (_READDIRPLUS, self.readdirplus),
             (_FORGET, self.forget),
             (_BATCH_FORGET, self.batch_forget),
@@ -78,7 +81,7 @@ class Direct:
             native.call(opcode, function)
 
     @_bounded
-    def lookup(self, ino: int, body: bytes) -> Answer:
+    def lookup(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
         """The entry of a name; absent ones the extension answers itself."""
         parent = self._ov.inodes.directory(ino)
         name = body[:-1]
@@ -92,6 +95,10 @@ class Direct:
         if not self._is_countable(inode, real):
             self._ov.inodes.drop_unused(inode)
             return NotImplemented
+        return self._entry(inode, real)
+
+    def _entry(self, inode: Inode, real: Real) -> bytes:
+        """Tell of an inode, which adds to its look-up count."""
         attr = attributes.attr_of(self._ov, inode, real)
         valid = self._valid if attr.nlink else _NEVER
         generation = generation_of(attr.ino, self._generation)
@@ -99,7 +106,22 @@ class Direct:
         return wire.entry(attr.ino, generation, valid, valid) + _packed(attr)
 
     @_bounded
-    def getattr(self, ino: int, body: bytes) -> Answer:
+    def create(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """Make a regular file and open it."""
+        ov = self._ov
+        ov.writable()
+        parent = ov.inodes.directory(ino)
+        index = lookup.index_now(ov, parent)
+        if index is None:
+            return NotImplemented
+        mode, umask, name = wire.create(body)
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        inode, real = namespace.make_now(ov, parent, index, name, mode, Caller(*who, umask))
+        ov.data.expect_writes(ov.inodes.file(inode.ino))
+        return self._entry(inode, real) + wire.opened(inode.ino)
+
+    @_bounded
+    def getattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
         """Attributes of an inode."""
         inode = self._ov.inodes.get(ino)
         real = lookup.real_of(self._ov, inode)
@@ -130,20 +152,20 @@ class Direct:
             return False
 
     @_bounded
-    def forget(self, ino: int, body: bytes) -> Answer:
+    def forget(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
         """The kernel drops references to one inode."""
         self._forget(ino, *_FORGET_IN.unpack_from(body))
         return None
 
     @_bounded
-    def batch_forget(self, ino: int, body: bytes) -> Answer:
+    def batch_forget(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
         """The same of many: a count, 4 bytes of nothing, and pairs."""
         for number, count in _FORGET_ONE.iter_unpack(body[8:]):
             self._forget(number, count)
         return None
 
     @_bounded
-    def readdirplus(self, ino: int, body: bytes) -> Answer:
+    def readdirplus(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
         """Entries with their attributes. Every one that is not a dot adds to the look-up count
         of its inode."""
         directory = self._ov.inodes.directory(ino)

@@ -69,6 +69,10 @@ class FileData:
         found.users += 1
         return found
 
+    def adopt(self, file: File, fd: int) -> None:
+        """Take over a descriptor of a new file, for reading and writing."""
+        self._keep(file, fd, True)
+
     def expect_writes(self, file: File) -> None:
         """The file was just created: whoever did that is going to write to it."""
         with contextlib.suppress(OSError):

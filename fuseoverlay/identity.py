@@ -94,6 +94,14 @@ class Identity:
                 return Shown(0, 0, st.st_mode, 0)
         return Shown(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
 
+    def is_born(self, shown: Shown) -> bool:
+        """Whether a file that we make with this mode needs nothing else to be shown so."""
+        return (
+            not self.override
+            and (shown.uid, shown.gid) == (os.geteuid(), os.getegid())
+            and stat.S_IMODE(shown.mode) & ~0o777 == 0
+        )
+
     def dress(self, dir_fd: int, name: bytes, shown: Shown) -> None:
         """Give a new object of ours, `name` in `dir_fd`, its owner and mode.
 

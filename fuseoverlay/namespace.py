@@ -60,19 +60,38 @@ async def make(
     target: bytes = b"",
 ) -> tuple[Inode, Real]:
     """Make a new object of the type in `mode`; `target` is a symlink's. Returns it as
-    `lookup.entry` does.
+    `lookup.entry` does. Errors of `make_now`."""
+    ov.writable()
+    index = await index_of(ov, parent)
+    return make_now(ov, parent, index, name, mode, caller, rdev=rdev, target=target)
+
+
+def make_now(
+    ov: Overlay,
+    parent: Directory,
+    index: Index,
+    name: bytes,
+    mode: int,
+    caller: Caller,
+    *,
+    rdev: int = 0,
+    target: bytes = b"",
+) -> tuple[Inode, Real]:
+    """The same with the parent's index at hand: does not suspend.
 
     EEXIST; EINVAL for `.wh.` names, which are whiteouts in an image; EPERM for devices
     that we may not make; ENOSPC and the like of the upper.
     """
     check_new_name(name)
-    ov.writable()
-    index = await index_of(ov, parent)
     if name in index:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
     shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, rdev), caller.umask)
+    if not acls and _is_free(index, name):
+        fd = staging.make_in_place(ov, upper_place(parent, name), shown)
+        if fd is not None:
+            return _opened(ov, parent, index, name, fd)
     with staging.discarded_on_error(ov) as staged:
         staging.make(ov, staged, shown, target)
         for attribute, value in acls:
@@ -80,6 +99,25 @@ async def make(
             os.setxattr(path, attribute, value, follow_symlinks=False)
         publish(ov, parent, index, name, staged, is_dir=stat.S_ISDIR(mode))
     return made(ov, parent, index, name)
+
+
+def _is_free(index: Index, name: bytes) -> bool:
+    """Whether the upper has nothing at the name that is not visible, no whiteout either."""
+    return name not in index.masks and name not in index.wh
+
+
+def _opened(
+    ov: Overlay, parent: Directory, index: Index, name: bytes, fd: int
+) -> tuple[Inode, Real]:
+    """A file that was made in place; takes over its descriptor."""
+    try:
+        index.put(name, False)
+        inode, real = made(ov, parent, index, name)
+        ov.data.adopt(ov.inodes.file(inode.ino), fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return inode, real
 
 
 async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Caller) -> File:

@@ -1,4 +1,5 @@
-"""New objects, made in the work directory and ready to be published."""
+"""New objects, made in the work directory and ready to be published; plain files, where one
+call makes all of them, in their place."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from collections.abc import Iterator
 
 from fuseoverlay import syscalls
 from fuseoverlay.identity import Shown
+from fuseoverlay.inodes import Place
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import open_noatime
 
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK
 # PATH_MAX without the final NUL.
 _TARGET_MAX = 4095
 
@@ -116,6 +118,21 @@ def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
     else:
         os.mknod(staged, kind | 0o600, shown.rdev, dir_fd=work)
     ov.identity.dress(work, staged, shown)
+
+
+def make_in_place(ov: Overlay, place: Place, shown: Shown) -> int | None:
+    """Make a regular file where nothing is, complete by one call, as the kernel's overlay does;
+    a descriptor for reading and writing, the caller's own.
+
+    None: that takes more than one call, or more permission. EEXIST; ENOSPC and the like.
+    """
+    if not stat.S_ISREG(shown.mode) or not ov.identity.is_born(shown):
+        return None
+    try:
+        mode = stat.S_IMODE(shown.mode)
+        return os.open(place.name, _NEW_FILE, mode, dir_fd=ov.stack.fd(place.real))
+    except PermissionError:
+        return None
 
 
 def make_nameless(ov: Overlay, shown: Shown) -> int:

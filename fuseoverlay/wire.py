@@ -111,6 +111,11 @@ def tmpfile(body: bytes) -> tuple[int, int]:
     return mode, umask
 
 
+def create(body: bytes) -> tuple[int, int, bytes]:
+    """mode, umask, name."""
+    return *tmpfile(body), body[_CREATE_IN.size : -1]
+
+
 # Replies
 
 
@@ -143,7 +148,7 @@ def create_reply(status: Status) -> bytes:
                 status.st_mode, status.st_nlink, status.st_uid, status.st_gid,
                 status.st_rdev, status.st_blksize,
             ),
-            _OPEN_OUT.pack(status.st_ino, _FOPEN_KEEP_CACHE),
+            opened(status.st_ino),
         )
     )  # fmt: skip
 
@@ -163,6 +168,11 @@ def statx_reply(status: Status, birth_ns: int | None) -> bytes:
             _STATX_DEVICES.pack(*_device(status.st_rdev), 0, 0),
         )
     )  # fmt: skip
+
+
+def opened(ino: int) -> bytes:
+    """struct fuse_open_out: the handle is the inode."""
+    return _OPEN_OUT.pack(ino, _FOPEN_KEEP_CACHE)
 
 
 def entry(
