@@ -102,4 +102,4 @@ def _once(bench: Bench, workload: Workload, contender: Contender, outcome: Outco
         contender.drop(place)
         # What cannot be removed now goes with the working directory.
         with contextlib.suppress(subprocess.CalledProcessError):
-            bench.remove(place, changed=workload.changes)
+            bench.put_away(place, changed=workload.changes)
