@@ -1,4 +1,4 @@
-"""`python -m fuseoverlay` and the `fuseoverlay` command."""
+"""`python -m fuseoverlay`, and the commands `fuseoverlay` and `mount.fuseoverlay`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ def main() -> None:
     from fuseoverlay import cli
 
     sys.exit(cli.main(sys.argv[1:]))
+
+
+def mount_helper() -> None:
+    """The same for `mount.fuseoverlay`."""
+    from fuseoverlay import cli
+
+    sys.exit(cli.main_of_helper(sys.argv[1:]))
 
 
 if __name__ == "__main__":

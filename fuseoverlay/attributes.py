@@ -55,14 +55,14 @@ class Changes:
 async def getattr(ov: Overlay, inode: Inode) -> Attr:
     """Attributes of the inode. Suspends only to count a merged directory's subdirectories."""
     real = real_of(ov, inode)
-    if is_uncounted(inode, real) and isinstance(inode, Directory):
+    if is_uncounted(ov, inode, real) and isinstance(inode, Directory):
         with contextlib.suppress(PermissionError):
             await index_of(ov, inode)
         real = real_of(ov, inode)
     return attr_of(ov, inode, real)
 
 
-def is_uncounted(inode: Inode, real: Real) -> bool:
+def is_uncounted(ov: Overlay, inode: Inode, real: Real) -> bool:
     """Whether the index is needed to count the subdirectories, and not yet there."""
     return (
         isinstance(inode, Directory)
@@ -70,6 +70,7 @@ def is_uncounted(inode: Inode, real: Real) -> bool:
         and not inode.removed
         and len(inode.lowers) + inode.in_upper > 1
         and real.st.st_nlink != 1
+        and not ov.config.static_nlink
     )
 
 
@@ -78,7 +79,7 @@ def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
     if isinstance(inode, File):
         links = _file_links(inode, real)
     elif isinstance(inode, Directory):
-        links = _directory_links(inode, real)
+        links = _directory_links(ov, inode, real)
     shown = shown_of(ov, real)
     st = real.st
     return Attr(
@@ -125,12 +126,12 @@ def _file_links(file: File, real: Real) -> int:
     return max(0, real.st.st_nlink - (0 if file.in_upper else file.hidden))
 
 
-def _directory_links(directory: Directory, real: Real) -> int:
+def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
     """The true count, also of merged directories, so that it does not change on copy-up;
-    1, "unknown", where the filesystem does not count either, or we may not look."""
+    1, "unknown", where that is asked for, the filesystem does not count, or we may not look."""
     if directory.removed:
         return 0
-    if real.st.st_nlink == 1:
+    if real.st.st_nlink == 1 or ov.config.static_nlink:
         return 1
     if len(directory.lowers) + directory.in_upper == 1:
         return real.st.st_nlink

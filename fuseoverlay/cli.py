@@ -1,8 +1,9 @@
 """The command line; the only module that prints.
 
 Three spellings mount directories: `fuseoverlay mount -o OPTS MNT`, `fuseoverlay -o OPTS MNT`
-(mount programs) and `fuseoverlay SOURCE MNT -o OPTS` (mount.fuse). Mounting directories
-imports nothing that only images need.
+(mount programs) and `fuseoverlay SOURCE MNT -o OPTS` (mount.fuse). mount(8) runs its helper as
+`mount.fuseoverlay SOURCE MNT -o OPTS`. Mounting directories imports nothing that only images
+need.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from dataclasses import replace
 
 from fuseoverlay import __version__
 from fuseoverlay.config import MountConfig
-from fuseoverlay.errors import PROBLEMS_LEFT, FuseOverlayError, UsageError, describe
+from fuseoverlay.errors import (
+    INTERRUPTED,
+    PROBLEMS_LEFT,
+    FuseOverlayError,
+    UsageError,
+    describe,
+    mount_exit_code,
+)
 
 _COMMANDS = ("mount", "unmount", "umount", "fsck")
 
@@ -36,14 +44,23 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; the exit code. Errors become one line on stderr."""
+    return _bounded(_run, argv)
+
+
+def main_of_helper(argv: Sequence[str]) -> int:
+    """The same for mount(8)'s helper, with mount(8)'s exit codes."""
+    return mount_exit_code(_bounded(_helper, argv))
+
+
+def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     try:
-        return _run(list(argv))
+        return command(list(argv))
     except FuseOverlayError as exc:
         _complain("error", str(exc))
         return exc.exit_code
     except KeyboardInterrupt:
         _complain("error", "interrupted")
-        return 130
+        return INTERRUPTED
     except OSError as exc:
         _complain("error", f"{exc.filename or 'fuseoverlay'}: {describe(exc)}")
         return 1
@@ -80,6 +97,29 @@ def _version(*, verbose: bool) -> int:
         for line in about.lines():
             print(line)
     return 0
+
+
+def _helper(argv: list[str]) -> int:
+    """What mount(8) runs. Its -f is not ours: all but the mount is to be done."""
+    parser = _Parser(
+        prog="mount.fuseoverlay",
+        description="Called by mount -t fuseoverlay SOURCE MNT -o OPTS. SOURCE is an image, or "
+        "with lowerdir= any word, which is shown as the source.",
+    )
+    parser.add_argument("paths", nargs=2, metavar=("SOURCE", "MNT"), help="what and where to mount")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                        help="lowerdir=A:B,upperdir=U,workdir=W and mount options")  # fmt: skip
+    parser.add_argument("-r", dest="read_only", action="store_true", help="allow no changes")
+    parser.add_argument("-f", dest="fake", action="store_true", help="check the options only")
+    parser.add_argument("-t", dest="type", metavar="TYPE", help="fuseoverlay, whatever is said")
+    for flag in "snvw":
+        parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(foreground=False, debug=False, upper=None, platform=None)
+    args = parser.parse_intermixed_args(argv)
+    if args.fake:
+        _parsed(args.options)
+        return 0
+    return _mount_with(args)
 
 
 def _mount(argv: list[str]) -> int:
@@ -121,6 +161,9 @@ def _mount_with(args: argparse.Namespace) -> int:
     parsed = _parsed(args.options)
     if args.read_only:
         parsed = replace(parsed, fuse_options=(*parsed.fuse_options, "ro"))
+    if len(args.paths) == 2:
+        parsed = parsed.shown_as(args.paths[0])
+    args.debug |= parsed.debug
     if parsed.lowerdirs or len(args.paths) == 1:
         for name in ("upper", "platform"):
             if getattr(args, name):

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from fuseoverlay.errors import UsageError
 from fuseoverlay.whiteout import Dialect
@@ -30,14 +30,22 @@ _FLAGS: Final = {
     "sync": "sync", "async": "sync",
     "dirsync": "dirsync",
     "allow_other": "allow_other", "allow_root": "allow_root",
+    "auto_unmount": "auto_unmount",
 }  # fmt: skip
-_FUSE_VALUES: Final = ("fsname", "subtype", "max_read")
+_FUSE_VALUES: Final = ("fsname", "subtype")
+# SELinux labels, mount(8).
+_CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
+# Fields of `MountConfig` that an option of the same name turns on.
+_SWITCHES: Final = ("volatile", "userxattr", "static_nlink", "noacl", "debug")
 # What mount(8) and /etc/fstab may leave in the list and no filesystem acts on.
 _FSTAB: Final = re.compile(
-    r"(defaults|auto|noauto|user|nouser|users|owner|group|_netdev|nofail|private|shared|slave"
-    r"|rprivate|rshared|rslave|diratime|nodiratime|relatime|norelatime|strictatime|lazytime"
-    r"|nolazytime|iversion|silent|loud|default_permissions|(x-|X-|comment=).*)\Z"
+    r"(defaults|auto|noauto|user|user=.*|nouser|users|owner|group|_netdev|nofail|private|shared"
+    r"|slave|unbindable|rprivate|rshared|rslave|runbindable|diratime|nodiratime|relatime"
+    r"|norelatime|strictatime|lazytime|nolazytime|iversion|noiversion|mand|nomand|silent|loud"
+    r"|symfollow|default_permissions|(x-|X-|comment=|helper=|uhelper=).*)\Z"
 )
+#: The kernel's least `max_write`, bytes.
+_LEAST_WRITE: Final = 4096
 # Options with a choice of values. The last four are the kernel's and switch nothing here:
 # hard links are always kept and inode numbers always unique.
 _CHOICES: Final = {
@@ -79,6 +87,16 @@ class MountConfig:
     readahead: str = "auto"
     #: Write `user.overlay.*` even where `trusted.overlay.*` could be written.
     userxattr: bool = False
+    #: Show 1 as the link count of every directory, instead of counting.
+    static_nlink: bool = False
+    #: No POSIX ACLs: EOPNOTSUPP, and those in the layers have no say.
+    noacl: bool = False
+    #: The most that one WRITE may bring, bytes; None: as much as libfuse takes.
+    max_write: int | None = None
+    #: Labels for the kernel's SELinux, `context="..."` and the like.
+    contexts: tuple[str, ...] = ()
+    #: Log every request with its answer, in the foreground.
+    debug: bool = False
     #: Keep owner, mode and type in `user.containers.override_stat`.
     override_stat: bool = False
     #: Options for mount(2) and libfuse.
@@ -96,6 +114,14 @@ class MountConfig:
         """Whether the kernel may rely on nobody else changing the layers."""
         return self.timeout >= FOREVER
 
+    def shown_as(self, source: str) -> MountConfig:
+        """The same with `source` in lists of mounts, unless `fsname=` names another one; also
+        unless it is not ASCII, which pyfuse3 does not pass on."""
+        named = any(option.startswith("fsname=") for option in self.fuse_options)
+        if named or not source or not source.isascii():
+            return self
+        return replace(self, fuse_options=(*self.fuse_options, f"fsname={source}"))
+
     @property
     def durable(self) -> bool:
         """Whether to wait for the disk at all."""
@@ -110,6 +136,7 @@ def parse(options: bytes) -> MountConfig:
     config = MountConfig(lowerdirs=())
     flags: dict[str, str] = {}
     values: dict[str, str] = {}
+    contexts: dict[str, str] = {}
     ignored: list[str] = []
     for raw in _split(options, b","):
         name_b, _, value_b = raw.partition(b"=")
@@ -125,11 +152,19 @@ def parse(options: bytes) -> MountConfig:
         elif text in _FLAGS:
             flags[_FLAGS[text]] = text
         elif name in _FUSE_VALUES and value.isascii():
-            values[name] = text
+            values[name] = f"{name}={value}"
+        elif name in _CONTEXTS and value.isascii():
+            # In quotes, in which the kernel takes commas for part of the label.
+            contexts[name] = f'{name}="{value}"'
         elif not _FSTAB.match(text):
             ignored.append(text)
     fuse_options = (*(f for f in flags.values() if f not in ("rw", "async")), *values.values())
-    return replace(config, fuse_options=fuse_options, ignored=tuple(ignored))
+    return replace(
+        config,
+        fuse_options=fuse_options,
+        contexts=tuple(contexts.values()),
+        ignored=tuple(ignored),
+    )
 
 
 def check(config: MountConfig) -> MountConfig:
@@ -191,8 +226,13 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
         return replace(config, timeout=_seconds(value))
     if name == "whiteout":
         return replace(config, whiteout=Dialect(value))
-    if name == "volatile":
-        return replace(config, volatile=True)
+    if name == "max_write":
+        return replace(config, max_write=_bytes(name, value))
+    if name in _SWITCHES and not value:
+        switches: dict[str, Any] = {name: True}
+        return replace(config, **switches)
+    if name == "remount":
+        raise UsageError("remount is not possible", hint="unmount, and mount with other options")
     if name == "fsync" and value in ("0", "1"):
         return replace(config, fsync=value == "1")
     if name == "redirect_dir":
@@ -202,8 +242,6 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
         return replace(config, readahead=value)
     if name == "metacopy":
         return replace(config, metacopy=value == "on")
-    if name == "userxattr":
-        return replace(config, userxattr=True)
     if name == "xattr_permissions":
         return replace(config, override_stat=value == "2")
     return config if name in _CHOICES else None
@@ -222,6 +260,15 @@ def _seconds(value: str) -> float:
     if not seconds >= 0 or math.isinf(seconds):
         raise UsageError(f"timeout={value} is no number of seconds", hint="use timeout=1.5, say")
     return seconds
+
+
+def _bytes(name: str, value: str) -> int:
+    if not re.fullmatch("[0-9]{4,9}", value) or int(value) < _LEAST_WRITE:
+        raise UsageError(
+            f"{name}={value} is no number of bytes that can be used",
+            hint=f"use {name}=131072, say; the least is {_LEAST_WRITE}",
+        )
+    return int(value)
 
 
 def _split(text: bytes, separator: bytes, *, keep_empty: bool = False) -> Iterator[bytes]:

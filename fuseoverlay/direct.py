@@ -138,13 +138,13 @@ class Direct:
         real = directory.upper
         if real is None or directory.lowers or directory.pinned >= 0:
             return
-        if not self._ov.identity.translates(real.layer):
+        if not self._ov.identity.translates(real.layer) and not self._ov.config.static_nlink:
             native.plain[directory.ino] = real
 
     def _is_countable(self, inode: Inode, real: Real) -> bool:
         """Whether `attributes.attr_of` has all that it needs. Where the directory cannot be
         merged, the handlers that may suspend know what to make of it."""
-        if not attributes.is_uncounted(inode, real) or not isinstance(inode, Directory):
+        if not attributes.is_uncounted(self._ov, inode, real) or not isinstance(inode, Directory):
             return True
         try:
             return lookup.index_now(self._ov, inode) is not None

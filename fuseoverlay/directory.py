@@ -36,7 +36,7 @@ async def read(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> No
         except OSError:
             accepted = emit(name, unknown(ov, index, name), cookie)
         else:
-            if attributes.is_uncounted(inode, real):
+            if attributes.is_uncounted(ov, inode, real):
                 accepted = await _emit_merged(ov, inode, name, cookie, emit)
             else:
                 accepted = emit_entry(ov, inode, real, name, cookie, emit)

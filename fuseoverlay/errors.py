@@ -85,6 +85,13 @@ class StoreError(FuseOverlayError):
 
 #: Not an error but the answer of a check: problems are left.
 PROBLEMS_LEFT: Final = 10
+#: By the user.
+INTERRUPTED: Final = 130
+
+
+def mount_exit_code(code: int) -> int:
+    """mount(8)'s exit code for one of ours: 1 usage, 8 interrupted, 32 mount failure."""
+    return {0: 0, UsageError.exit_code: 1, INTERRUPTED: 8}.get(code, 32)
 
 
 def printable(where: object) -> str:

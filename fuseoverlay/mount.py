@@ -67,7 +67,7 @@ def run(
         ahead = ReadAhead(ov, store, waits.lowlevel.wait_for_thread)
         options, acls = _options(ov)
         operations = ExtendedOperations(ov, ahead, acls=acls, ready=ready)
-        requests = _mount(operations, mountpoint, options, ov.config.timeout)
+        requests = _mount(operations, mountpoint, options, ov.config)
         if not foreground:
             if os.fork():
                 _leave_when_ready(ready_read, ready_write)
@@ -91,7 +91,7 @@ def _log_terms() -> None:
 
 
 def _mount(
-    operations: ExtendedOperations, mountpoint: bytes, options: set[str], timeout: float
+    operations: ExtendedOperations, mountpoint: bytes, options: set[str], config: MountConfig
 ) -> int | None:
     """Returns what `ExtendedOperations.serve` waits for, if it has to."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -100,7 +100,9 @@ def _mount(
             where="/dev/fuse",
             hint="load the fuse module, or give yourself read and write permission on it",
         )
-    requests = native.setup(timeout)
+    if config.max_write is not None and native.absence():
+        log.warning("max_write is ignored: it needs the extension (%s)", native.absence())
+    requests = native.setup(config.timeout, config.max_write)
     try:
         # libfuse explains on stderr what went wrong; one line of our own is enough.
         with _stderr_kept() as said:
@@ -140,12 +142,13 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     nobody else can get in: there every access is granted.
 
     ACLs are off wherever modes are kept in that attribute: an ACL would change the real mode.
+    So they are with `noacl`.
     """
     root = os.geteuid() == 0
     options = {"fsname=fuseoverlay", "subtype=fuseoverlay"}
     names = {option.partition("=")[0] for option in ov.config.fuse_options}
     options = {option for option in options if option.partition("=")[0] not in names}
-    options.update(ov.config.fuse_options)
+    options.update(ov.config.fuse_options, _labels(ov.config))
     if ov.workdir is None:
         options.add("ro")
     initial = root and ov.identity.uids.is_full()
@@ -158,7 +161,24 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     override = ov.identity.overrides(ov.stack.all())
     if root or not override:
         options.add("default_permissions")
-    return options, not override
+    # libfuse takes an unescaped comma for the end of the option.
+    escaped = {option.replace("\\", "\\\\").replace(",", "\\,") for option in options}
+    return escaped, not override and not ov.config.noacl
+
+
+def _labels(config: MountConfig) -> tuple[str, ...]:
+    """SELinux labels for mount(2); none, and a warning, where they would fail the mount."""
+    if not config.contexts:
+        return ()
+    reason = "fusermount3 passes none on"
+    if os.geteuid() == 0:
+        with open("/proc/filesystems", encoding="ascii") as known:
+            if any(line.split()[-1] == "selinuxfs" for line in known):
+                return config.contexts
+        reason = "the kernel has no SELinux"
+    for label in config.contexts:
+        log.warning("option %s is ignored: %s", label, reason)
+    return ()
 
 
 def _check_mountpoint(mountpoint: bytes) -> bytes:
@@ -301,6 +321,7 @@ def unmount(mountpoint: bytes) -> None:
 
 def log_to_stderr(*, debug: bool) -> None:
     """Log what was agreed on and warnings, and with `debug` every request with its answer."""
+    logging.addLevelName(logging.WARNING, "warning")
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if not debug else logging.DEBUG,

@@ -167,9 +167,9 @@ def _inherit(
         mode = shown.mode | stat.S_ISGID if is_dir else shown.mode
         shown = shown._replace(gid=above.gid, mode=mode)
     acls: list[tuple[bytes, bytes]] = []
-    default = (
-        None if stat.S_ISLNK(shown.mode) else xattrs.get(real.path, acl.DEFAULT, follow=real.follow)
-    )
+    default = None
+    if not stat.S_ISLNK(shown.mode) and not ov.config.noacl:
+        default = xattrs.get(real.path, acl.DEFAULT, follow=real.follow)
     if default is None:
         shown = shown._replace(mode=shown.mode & ~umask)
     else:

@@ -76,13 +76,16 @@ def entry(fd: int, *, write: bool, attributes: bool, no_xattrs: bool) -> int:
     return fd << 4 | 1 | write << 1 | attributes << 2 | no_xattrs << 3
 
 
-def setup(timeout: float) -> int | None:
+def setup(timeout: float, max_write: int | None) -> int | None:
     """Have the filter attach to the next mount, whose kernel may keep what it is told for
-    `timeout` seconds.
+    `timeout` seconds, and may write no more than `max_write` bytes at once.
 
     Returns an eventfd(2) that counts requests for `take_all`.
     """
-    return _extension.setup(round(timeout * 1e9)) if _extension is not None else None
+    if _extension is None:
+        return None
+    count: int = _extension.setup(round(timeout * 1e9), max_write or 0)
+    return count
 
 
 def prepare(entries: dict[int, Any], descriptors: dict[Any, int], *, read_listed: bool) -> None:

@@ -157,7 +157,7 @@ class Operations(pyfuse3.Operations):
         suspends, so that nobody drops it meanwhile."""
         inode.nlookup += 1
         try:
-            if attributes.is_uncounted(inode, real):
+            if attributes.is_uncounted(self._ov, inode, real):
                 return await self._status(inode)
             return self._attributes(attributes.attr_of(self._ov, inode, real))
         except BaseException:
@@ -387,9 +387,12 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        """Only root sees `trusted.` names, as everywhere."""
+        """Only root sees `trusted.` names, as everywhere; nobody ACLs where there are none."""
+        hidden: tuple[bytes, ...] = () if ctx.uid == 0 else (b"trusted.",)
+        if not self.enable_acl:
+            hidden += (acl.PREFIX,)
         names = attributes.listxattr(self._ov, self._ov.inodes.get(inode))
-        return [n for n in names if ctx.uid == 0 or not n.startswith(b"trusted.")]
+        return [name for name in names if not name.startswith(hidden)]
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
@@ -401,6 +404,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._refuse_acl(name)
         await attributes.removexattr(self._ov, self._ov.inodes.get(inode), name)
 
     @handler

@@ -211,8 +211,11 @@ static ssize_t filtered_writev(int fd, struct iovec *iov, int count, void *userd
 
     if (filter.init_unique && out->unique == filter.init_unique) {
         filter.init_unique = 0;
-        if (!out->error && count > 1 && iov[1].iov_len >= 16) {
+        if (!out->error && count > 1 && iov[1].iov_len >= FUSE_COMPAT_22_INIT_OUT_SIZE) {
             struct fuse_init_out *init = iov[1].iov_base;
+            /* max_pages stays: it bounds what is read, too. */
+            if (filter.max_write && filter.max_write < init->max_write)
+                init->max_write = filter.max_write;
             init->flags |= filter.set_flags & filter.offered;
             init->flags &= ~filter.clear_flags;
             filter.agreed = init->flags;

@@ -4,14 +4,15 @@
 #include <sys/eventfd.h>
 
 PyDoc_STRVAR(setup_doc,
-    "setup(valid_ns) -> int\n\n"
-    "Attach to the next mount, whose kernel may keep what it is told for so long. Returns a\n"
-    "descriptor that is readable while there is something in `taken`.");
+    "setup(valid_ns, max_write) -> int\n\n"
+    "Attach to the next mount, whose kernel may keep what it is told for so long, and write\n"
+    "no more than so many bytes at once; 0: as many as libfuse takes. Returns a descriptor that\n"
+    "is readable while there is something in `taken`.");
 static PyObject *py_setup(PyObject *self, PyObject *args)
 {
     unsigned long long valid;
 
-    if (!PyArg_ParseTuple(args, "K", &valid))
+    if (!PyArg_ParseTuple(args, "KI", &valid, &filter.max_write))
         return NULL;
     prepared.valid = valid / 1000000000;
     prepared.valid_nsec = valid % 1000000000;

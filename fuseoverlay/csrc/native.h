@@ -41,6 +41,7 @@ struct filter {
     /* INIT */
     uint64_t init_unique;
     uint32_t kernel_major, kernel_minor, minor, offered, agreed, set_flags, clear_flags;
+    uint32_t max_write; /* bytes, at most; 0: whatever libfuse takes */
     /* Flags of the WRITE, `valid` of the SETATTR that was passed on last. */
     uint32_t last_flags;
 };

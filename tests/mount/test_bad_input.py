@@ -310,6 +310,13 @@ OPTIONS = {
     "xino": "lowerdir={lower},xino=64",
     "index": "lowerdir={lower},index=yes",
     "nfs_export": "lowerdir={lower},nfs_export=on",
+    "max_write without a value": "lowerdir={lower},max_write",
+    "max_write in words": "lowerdir={lower},max_write=many",
+    "max_write with a unit": "lowerdir={lower},max_write=64K",
+    "negative max_write": "lowerdir={lower},max_write=-131072",
+    "max_write below a page": "lowerdir={lower},max_write=4095",
+    "max_write beyond all bounds": "lowerdir={lower},max_write=99999999999999999999",
+    "remount": "remount,ro,lowerdir={lower}",
     "nothing": "",
 }
 
