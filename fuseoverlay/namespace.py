@@ -88,7 +88,8 @@ def make_now(
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
     shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, rdev), caller.umask)
-    if not acls and _is_free(index, name):
+    # With noacl a default ACL of the real directory would have a say.
+    if not acls and not ov.config.noacl and _is_free(index, name):
         fd = staging.make_in_place(ov, upper_place(parent, name), shown)
         if fd is not None:
             return _opened(ov, parent, index, name, fd)
