@@ -106,7 +106,8 @@ def _helper(argv: list[str]) -> int:
         description="Called by mount -t fuseoverlay SOURCE MNT -o OPTS. SOURCE is an image, or "
         "with lowerdir= any word, which is shown as the source.",
     )
-    parser.add_argument("paths", nargs=2, metavar=("SOURCE", "MNT"), help="what and where to mount")
+    parser.add_argument("source", metavar="SOURCE", help="what to mount")
+    parser.add_argument("mountpoint", metavar="MNT", help="and where")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
                         help="lowerdir=A:B,upperdir=U,workdir=W and mount options")  # fmt: skip
     parser.add_argument("-r", dest="read_only", action="store_true", help="allow no changes")
@@ -116,6 +117,7 @@ def _helper(argv: list[str]) -> int:
         parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(foreground=False, debug=False, upper=None, platform=None)
     args = parser.parse_intermixed_args(argv)
+    args.paths = [args.source, args.mountpoint]
     if args.fake:
         _parsed(args.options)
         return 0

@@ -75,7 +75,8 @@ class Cli:
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     argv = Path(entry.path, "cmdline").read_bytes().split(b"\0")
-                    if os.fsencode(self.space.mnt) in argv and b"fuseoverlay" in argv:
+                    ours = any(arg.endswith(b"fuseoverlay") for arg in argv[:3])
+                    if ours and os.fsencode(self.space.mnt) in argv:
                         found.append(int(entry.name))
         return found
 
