@@ -111,7 +111,7 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
     path = at(workdir.fd, staged)
     os.mkdir(staged, 0o700, dir_fd=workdir.fd)
     ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
-    copy_xattrs(real, path)
+    copy_xattrs(ov, real, path)
     protection.keep(ov, directory, path)
     _copy_times(real.st, workdir.fd, staged)
 
@@ -250,7 +250,7 @@ def _copy_metadata(
     real = real_of(ov, file)
     target = at(workdir.fd, staged)
     ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
-    copy_xattrs(real, target)
+    copy_xattrs(ov, real, target)
     protection.keep(ov, file, target)
     if origin is not None:
         with contextlib.suppress(OSError):
@@ -343,11 +343,12 @@ def _copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
     os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
 
 
-def copy_xattrs(source: Real, target: bytes) -> None:
+def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
     """Copy all attributes but the overlay's own to `target`, which is not followed.
 
     An ACL or security attribute that cannot be kept is an error, as in the kernel;
-    others are left out where the upper filesystem does not take them.
+    others are left out where the upper filesystem does not take them, and all of them where
+    it has none, likewise.
     """
     for name in xattrs.names(source.path, follow=source.follow):
         if name.startswith(xattrs.RESERVED) and xattrs.to_user(name) is None:
@@ -361,6 +362,8 @@ def copy_xattrs(source: Real, target: bytes) -> None:
             privileged = name.startswith((b"system.posix_acl_", b"security."))
             if exc.errno == errno.EPERM and name == b"security.capability":
                 # Not ours to give: the copy has fewer privileges, never more.
+                continue
+            if exc.errno == errno.EOPNOTSUPP and not ov.writable().has_attributes:
                 continue
             if privileged or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise

@@ -18,7 +18,7 @@ from typing import Final, Self
 from weakref import WeakValueDictionary
 
 from fuseoverlay import syscalls, xattrs
-from fuseoverlay.errors import LayerError, UpperError, describe
+from fuseoverlay.errors import LayerError, UpperError, describe, printable
 from fuseoverlay.overridestat import accessible
 from fuseoverlay.syscalls import DIR_FLAGS, open_noatime
 
@@ -259,7 +259,7 @@ def _open_root(path: bytes, error: type[LayerError | UpperError], option: str) -
             raise
     except FileNotFoundError:
         raise error(
-            f"{option} does not exist", where=path, hint="create it or correct the path"
+            f"{option} {absence(path)}", where=path, hint="create it or correct the path"
         ) from None
     except NotADirectoryError:
         raise error(f"{option} is not a directory", where=path, hint="name a directory") from None
@@ -270,6 +270,15 @@ def _open_root(path: bytes, error: type[LayerError | UpperError], option: str) -
     except OSError as exc:
         raise error(f"{option} cannot be opened: {describe(exc)}", where=path) from None
     return fd
+
+
+def absence(path: bytes) -> str:
+    """What is to be said of a path that leads nowhere."""
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return "does not exist"
+    return f"is a link to {printable(target)}, which does not exist"
 
 
 def _refuse_twice(layer: Layer, seen: dict[tuple[int, int], bytes]) -> None:

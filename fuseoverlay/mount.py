@@ -33,7 +33,7 @@ from fuseoverlay.readahead import ReadAhead
 
 log = logging.getLogger("fuseoverlay")
 
-_FUSERMOUNT = ("fusermount3", "/usr/bin/fusermount3", "/bin/fusermount3")
+_FUSERMOUNT = "fusermount3"
 
 
 def run(
@@ -94,11 +94,18 @@ def _mount(
     operations: ExtendedOperations, mountpoint: bytes, options: set[str], config: MountConfig
 ) -> int | None:
     """Returns what `ExtendedOperations.serve` waits for, if it has to."""
+    if not os.path.exists("/dev/fuse"):
+        raise FuseError(
+            "does not exist",
+            where="/dev/fuse",
+            hint="load the module (modprobe fuse), or give the container --device /dev/fuse",
+        )
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise FuseError(
-            "cannot be opened" if os.path.exists("/dev/fuse") else "does not exist",
+            "cannot be opened: permission denied",
             where="/dev/fuse",
-            hint="load the fuse module, or give yourself read and write permission on it",
+            hint="have root run chmod 666 /dev/fuse, as udev does, or give the container "
+            "--device /dev/fuse",
         )
     if config.max_write is not None and native.absence():
         log.warning("max_write is ignored: it needs the extension (%s)", native.absence())
@@ -108,10 +115,12 @@ def _mount(
         with _stderr_kept() as said:
             pyfuse3.init(operations, os.fsdecode(mountpoint), options)
     except RuntimeError:
+        if os.geteuid() != 0:
+            _fusermount()
         raise FuseError(
             f"mounting failed: {said() or 'the kernel refused'}",
             where=mountpoint,
-            hint="the mount point must be yours, and fusermount3 installed unless you are root",
+            hint="the mount point must be yours unless you are root",
         ) from None
     return requests
 
@@ -304,19 +313,27 @@ def unmount(mountpoint: bytes) -> None:
                 hint="end the processes that use it",
             ) from None
         return
-    for program in _FUSERMOUNT:
-        with contextlib.suppress(FileNotFoundError):
-            done = subprocess.run(
-                [program, "-u", path], stderr=subprocess.PIPE, check=False, text=True
-            )
-            if done.returncode:
-                raise FuseError(
-                    f"unmounting failed: {done.stderr.strip()}",
-                    where=mountpoint,
-                    hint="end the processes that use it",
-                )
-            return
-    raise FuseError("fusermount3 is not installed", hint="install the package fuse3")
+    done = subprocess.run(
+        [_fusermount(), "-u", path], stderr=subprocess.PIPE, check=False, text=True
+    )
+    if done.returncode:
+        raise FuseError(
+            f"unmounting failed: {done.stderr.strip()}",
+            where=mountpoint,
+            hint="end the processes that use it",
+        )
+
+
+def _fusermount() -> str:
+    """Path of fusermount3. Raises `FuseError`."""
+    for directory in (*os.get_exec_path(), "/usr/bin", "/bin"):
+        path = os.path.join(directory, _FUSERMOUNT)
+        if os.access(path, os.X_OK):
+            return path
+    raise FuseError(
+        f"{_FUSERMOUNT} is not installed, without which only root can mount and unmount",
+        hint="install the package fuse3",
+    )
 
 
 def log_to_stderr(*, debug: bool) -> None:

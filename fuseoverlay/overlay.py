@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import resource
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
 from fuseoverlay.config import MountConfig
-from fuseoverlay.errors import LayerError
+from fuseoverlay.errors import LayerError, UpperError, printable
 from fuseoverlay.filedata import FileData
 from fuseoverlay.identity import Identity
 from fuseoverlay.inodes import InodeTable
 from fuseoverlay.layers import LayerStack, enclosing, stat_key
 from fuseoverlay.workdir import WorkDir
+
+log = logging.getLogger("fuseoverlay")
 
 # Descriptors for everything that is not a layer, a directory or file data.
 _RESERVE: Final = 64
@@ -69,9 +72,11 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
                 )
             )
         refuse_overlaps(stack, roots_of(stack, workdir))
+        override = config.override_stat or (stack.upper is not None and stack.upper.override)
+        if workdir is not None and not workdir.has_attributes:
+            config = _without_attributes(config, workdir.upper.path, override=override)
         budget = _descriptor_budget(len(stack.all()))
         stack.limit = budget // 2
-        override = config.override_stat or (stack.upper is not None and stack.upper.override)
         data = owners.enter_context(FileData(stack, budget // 4, real_status=not override))
         devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
         upper_root = stack.upper.root if stack.upper is not None else None
@@ -87,6 +92,26 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
             identity=Identity.of_process(override=override),
             limiter=trio.CapacityLimiter(16),
         )
+
+
+def _without_attributes(config: MountConfig, upper: bytes, *, override: bool) -> MountConfig:
+    """What can be had on a filesystem that keeps no attributes of ours, as in the kernel, with a
+    warning. `UpperError`: nothing, since owners and modes are to be kept in one."""
+    if override:
+        raise UpperError(
+            "the filesystem of upperdir does not keep the extended attributes in which owners "
+            "and modes are to be kept",
+            where=upper,
+            hint="use another filesystem",
+        )
+    log.warning(
+        "%s: the filesystem of upperdir does not keep the overlay's extended attributes: copied "
+        "files may lose theirs, ACLs too, and in the next mount their inode numbers and hard "
+        "links; redirect_dir=on and metacopy=on have no effect",
+        printable(upper),
+    )
+    redirects = "follow" if config.redirect_dir == "on" else config.redirect_dir
+    return replace(config, redirect_dir=redirects, metacopy=False)
 
 
 def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> None:

@@ -149,11 +149,15 @@ def probe(dir_fd: int, namespace: bytes, name: bytes = b".fuseoverlay-probe") ->
 
 def best_namespace(dir_fd: int) -> bytes:
     """`trusted.overlay.` where this process may set it on the directory, else `user.overlay.`."""
-    path = syscalls.fd_path(dir_fd)
-    name = xattrs.TRUSTED + b"probe"
+    return xattrs.TRUSTED if takes_attributes(dir_fd, xattrs.TRUSTED) else xattrs.USER
+
+
+def takes_attributes(dir_fd: int, namespace: bytes) -> bool:
+    """Whether this process may set attributes of the namespace on the directory."""
+    path, name = syscalls.fd_path(dir_fd), namespace + b"probe"
     try:
         os.setxattr(path, name, b"")
         os.removexattr(path, name)
     except OSError:
-        return xattrs.USER
-    return xattrs.TRUSTED
+        return False
+    return True

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from fuseoverlay import handles, syscalls, whiteout, xattrs
 from fuseoverlay.errors import UpperError, describe
-from fuseoverlay.layers import Layer, stat_key
+from fuseoverlay.layers import Layer, absence, stat_key
 from fuseoverlay.removal import clear
 from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
@@ -65,6 +65,8 @@ class WorkDir:
                 undo.callback(os.close, self.fd)
                 # Attributes of the probe go to the staging directory, never to the upper.
                 self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
+                #: Whether the filesystem keeps the overlay's attributes.
+                self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
                 self._subdirectories = {n: self._open_subdirectory(n) for n in (INDEX, LINKS)}
                 self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
                 self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
@@ -252,7 +254,7 @@ def _open_directory(path: bytes) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise UpperError("workdir does not exist", where=path, hint="create it") from None
+        raise UpperError(f"workdir {absence(path)}", where=path, hint="create it") from None
     except NotADirectoryError:
         raise UpperError("workdir is not a directory", where=path) from None
     except OSError as exc:

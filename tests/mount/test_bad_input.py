@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, detach, escape, unmount
+from tests.helpers.mounts import MODE, Space, detach, escape, fails, unmount
 from tests.mount.conftest import Cli
 
 USAGE, LOWER, UPPER, MOUNTPOINT, FUSE = 2, 3, 4, 5, 6
@@ -87,6 +88,19 @@ def test_lower(cli: Cli, what: str, read_only: bool) -> None:
     options = cli.space.options(read_only=read_only)
     message = refused(cli, LOWER, "-o", options, cli.space.mnt)
     assert str(cli.space.lowers[-1]) in message, "the message names the directory"
+
+
+@pytest.mark.parametrize("which", ["lower", "upper", "work"])
+def test_dangling_link(cli: Cli, which: str) -> None:
+    """As an engine's `l/XXXX` whose layer was removed: it says so, and where it leads."""
+    space = cli.space
+    (space.base / "l").mkdir()
+    os.symlink("../gone/diff", space.base / "l" / "XXXX")
+    names = {"lower": "l0", "upper": "upper", "work": "work", which: "l/XXXX"}
+    options = "lowerdir={lower},upperdir={upper},workdir={work}".format(**names)
+    word = f"l/XXXX: {which}dir is a link to ../gone/diff, which does not exist"
+    code = LOWER if which == "lower" else UPPER
+    refused(cli, code, "-o", options, space.mnt, word=word, cwd=space.base)
 
 
 @pytest.mark.skipif(MODE != "user", reason="root reads everything")
@@ -203,6 +217,72 @@ def test_upper_on_a_read_only_filesystem(cli: Cli) -> None:
         refused(cli, UPPER, "-o", space.options(), space.mnt)
     finally:
         subprocess.run(["umount", "-l", str(tmpfs)], check=False, timeout=30)
+
+
+@pytest.fixture
+def bare(cli: Cli) -> Iterator[Cli]:
+    """Upper and work directory are on a filesystem without extended attributes."""
+    space = cli.space
+    ramfs = space.base / "ramfs"
+    ramfs.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", str(ramfs)], check=True, timeout=30)
+    try:
+        space.upper, space.work = ramfs / "upper", ramfs / "work"
+        for path in (space.upper, space.work):
+            path.mkdir(mode=0o755)
+        yield cli
+        cli.clean()
+    finally:
+        subprocess.run(["umount", "-l", str(ramfs)], check=False, timeout=30)
+
+
+@pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
+def test_upper_without_attributes(bare: Cli) -> None:
+    """All can be done; a warning says what does not last."""
+    space = bare.space
+    (space.lower / "d" / "sub").mkdir(parents=True)
+    (space.lower / "moved").mkdir()
+    os.setxattr(space.lower / "f", "user.mine", b"1")
+    subprocess.run(["setfacl", "-m", "u:0:r", str(space.lower / "f")], check=True, timeout=30)
+    os.link(space.lower / "f", space.lower / "g")
+    options = f"{space.options()},redirect_dir=on,metacopy=on"
+    for _ in range(2):
+        done = bare.run("-o", options, space.mnt)
+        assert done.returncode == 0
+        line = f"fuseoverlay: warning: {space.upper}: the filesystem of upperdir does not keep"
+        assert re.fullmatch(re.escape(line) + r"[^\n]*metacopy=on[^\n]*\n", done.stderr)
+        unmount(space.mnt)
+        bare.wait_until_gone()
+    bare.run("-o", options, space.mnt)
+    mnt = space.mnt
+    os.chmod(mnt / "f", 0o640)
+    assert (mnt / "f").read_bytes() == (mnt / "g").read_bytes() == b"from the lower"
+    assert os.stat(mnt / "f").st_ino == os.stat(mnt / "g").st_ino
+    (mnt / "d" / "sub").rmdir()
+    (mnt / "d").rmdir()
+    (mnt / "d").mkdir()
+    assert os.listdir(mnt / "d") == []
+    (mnt / "d" / "new").touch()
+    with fails(errno.EXDEV):
+        os.rename(mnt / "moved", mnt / "away")
+    with fails(errno.EOPNOTSUPP):
+        os.setxattr(mnt / "d" / "new", "user.mine", b"1")
+    os.unlink(mnt / "g")
+    unmount(mnt)
+    bare.wait_until_gone()
+    bare.run("-o", options, space.mnt)
+    assert sorted(os.listdir(mnt)) == ["d", "f", "moved"]
+    assert os.listdir(mnt / "d") == ["new"]
+    assert os.stat(mnt / "f").st_mode & 0o7777 == 0o640
+    assert (mnt / "f").read_bytes() == b"from the lower"
+    unmount(mnt)
+    bare.wait_until_gone()
+
+
+@pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
+def test_upper_without_attributes_for_owners(bare: Cli) -> None:
+    options = f"{bare.space.options()},xattr_permissions=2"
+    refused(bare, UPPER, "-o", options, bare.space.mnt, word="extended attributes")
 
 
 def test_work_on_another_filesystem(cli: Cli) -> None:
@@ -376,7 +456,10 @@ def test_dev_fuse_is_no_device(cli: Cli) -> None:
 def test_dev_fuse_cannot_be_opened(cli: Cli) -> None:
     """Closed by the read-only bind mount of a device that only root may open."""
     prefix = _without_fuse("mount --bind /dev/kmsg /dev/fuse")
-    refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix, word="/dev/fuse")
+    message = refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix)
+    assert "/dev/fuse: cannot be opened: permission denied" in message
+    assert "chmod 666 /dev/fuse" in message
+    assert "--device /dev/fuse" in message
 
 
 def test_dev_fuse_is_missing(cli: Cli) -> None:
@@ -384,7 +467,32 @@ def test_dev_fuse_is_missing(cli: Cli) -> None:
         "mkdir dev; mount -t tmpfs tmpfs dev; : > dev/null; mount --bind /dev/null dev/null; "
         ": > dev/urandom; mount --bind /dev/urandom dev/urandom; mount --rbind dev /dev"
     )
-    refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix, word="/dev/fuse")
+    message = refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix)
+    assert "/dev/fuse: does not exist; load the module (modprobe fuse)" in message
+    assert "--device /dev/fuse" in message
+
+
+@pytest.mark.skipif(MODE != "user", reason="of the plain user")
+@pytest.mark.parametrize("call", ["mount", "unmount"])
+def test_fusermount3_is_missing(cli: Cli, call: str) -> None:
+    """Where nothing that is called so can be run, it says which package has it."""
+    hidden = 'for dir in /usr/bin /bin; do mount --bind /dev/null "$dir/fusermount3"; done'
+    prefix = (
+        *("unshare", "--map-current-user", "-m", "--keep-caps", "sh", "-c"),
+        f'set -e; {hidden}; exec setpriv --ambient-caps=-all --inh-caps=-all "$@"',
+        "sh",
+    )
+    space = cli.space
+    word = "fusermount3 is not installed, without which only root can mount and unmount; install"
+    if call == "mount":
+        refused(cli, FUSE, "-o", space.options(), space.mnt, prefix=prefix, word=word)
+        return
+    cli.mount("-o", space.options(), space.mnt)
+    done = cli.run("unmount", space.mnt, prefix=prefix)
+    assert done.returncode == FUSE
+    assert re.fullmatch(rf"fuseoverlay: error: {word}[^\n]* fuse3\n", done.stderr), done.stderr
+    unmount(space.mnt)
+    cli.wait_until_gone()
 
 
 @pytest.mark.skipif(MODE != "user", reason="of the plain user")
