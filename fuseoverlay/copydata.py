@@ -20,11 +20,22 @@ def copy_data(source: int, target: int, length: int) -> None:
 
     `target` is empty. May block for long. Errors of copy_file_range(2) and write(2).
     """
-    if length and length == os.fstat(source).st_size:
+    st = os.fstat(source)
+    if length and length == st.st_size:
         with contextlib.suppress(OSError):
             syscalls.clone_file(source, target)
             return
-    position = 0
+    if st.st_blocks * 512 >= st.st_size:
+        end = _copy_range(source, target, 0, length)
+    else:
+        end = _copy_around_holes(source, target, length)
+    if end < length:
+        os.ftruncate(target, length)
+
+
+def _copy_around_holes(source: int, target: int, length: int) -> int:
+    """Copy what is data; returns where the last of it ends."""
+    position = end = 0
     while position < length:
         try:
             start = os.lseek(source, position, os.SEEK_DATA)
@@ -33,15 +44,15 @@ def copy_data(source: int, target: int, length: int) -> None:
                 break
             if exc.errno != errno.EINVAL:
                 raise
-            start, end = position, length
+            start, position = position, length
         else:
-            end = os.lseek(source, start, os.SEEK_HOLE)
-        _copy_range(source, target, start, min(end, length))
-        position = end
-    os.ftruncate(target, length)
+            position = os.lseek(source, start, os.SEEK_HOLE)
+        end = _copy_range(source, target, start, min(position, length))
+    return end
 
 
-def _copy_range(source: int, target: int, start: int, end: int) -> None:
+def _copy_range(source: int, target: int, start: int, end: int) -> int:
+    """Copy from `start` to `end`; returns how far there was something."""
     in_kernel = True
     while start < end:
         count = min(end - start, _CHUNK)
@@ -56,5 +67,6 @@ def _copy_range(source: int, target: int, start: int, end: int) -> None:
         else:
             done = os.pwrite(target, os.pread(source, count, start), start)
         if not done:
-            return
+            break
         start += done
+    return start

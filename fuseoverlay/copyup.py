@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import trio
@@ -46,11 +46,24 @@ async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: b
         ov.writable()
         if inode.lock is None:
             inode.lock = trio.Lock()
-        async with inode.lock:
+        async with _held(inode.lock):
             if not inode.in_upper:
                 await _copy_up_file(ov, inode, size, data)
             if not _is_up(inode, data):
                 await _copy_up_data(ov, inode, size)
+
+
+@contextlib.asynccontextmanager
+async def _held(lock: trio.Lock) -> AsyncIterator[None]:
+    """Hold the lock; a free one without a turn of the loop."""
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_up(file: File, data: bool) -> bool:
@@ -125,13 +138,13 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
     with staging.discarded_on_error(ov) as staged:
         metacopy = None if data else _metacopy_redirect(ov, file, real.st)
         if metacopy is not None:
-            await _copy_only_metadata(ov, file, staged, origin, metacopy)
+            await _copy_only_metadata(ov, file, real, staged, origin, metacopy)
         elif stat.S_ISREG(file.kind):
-            await _copy_regular(ov, file, staged, size, origin)
+            await _copy_regular(ov, file, real, staged, size, origin)
         else:
             staging.make(ov, staged, shown_of(ov, real), _target(ov, file))
-            _copy_metadata(ov, file, staged, origin, real.st)
-        _publish_file(ov, file, staged, origin)
+            _copy_metadata(ov, file, real, staged, origin)
+        _publish_file(ov, file, staged, origin, real.st.st_nlink)
         if metacopy is None:
             file.data = None
         elif file.data is None:
@@ -151,18 +164,17 @@ def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | N
 
 
 async def _copy_only_metadata(
-    ov: Overlay, file: File, staged: bytes, origin: bytes | None, path: bytes
+    ov: Overlay, file: File, real: Real, staged: bytes, origin: bytes | None, path: bytes
 ) -> None:
     """Stage a file of the right size without data; `path` leads to that in the lowers."""
     workdir = ov.writable()
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    st = real_of(ov, file).st
     target = os.open(staged, flags, 0o600, dir_fd=workdir.fd)
     try:
-        os.ftruncate(target, st.st_size)
+        os.ftruncate(target, real.st.st_size)
         os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
         os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
-        _copy_metadata(ov, file, staged, origin, st)
+        _copy_metadata(ov, file, real, staged, origin)
         if ov.config.durable:
             await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
     finally:
@@ -214,17 +226,17 @@ def _origin(ov: Overlay, file: File) -> bytes | None:
 
 
 async def _copy_regular(
-    ov: Overlay, file: File, staged: bytes, size: int | None, origin: bytes | None
+    ov: Overlay, file: File, real: Real, staged: bytes, size: int | None, origin: bytes | None
 ) -> None:
     """Stage data and metadata, synced. The new descriptor is not kept: the file may be
     published under a name that needs another."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    before = real_of(ov, file).st
+    before = real.st
     target = os.open(staged, flags, 0o600, dir_fd=ov.writable().fd)
     try:
         source = ov.data.acquire(file)
         try:
-            length = os.fstat(source.fd).st_size
+            length = before.st_size if file.data is None else os.fstat(source.fd).st_size
             length = length if size is None else min(size, length)
             if length <= _INLINE:
                 copy_data(source.fd, target, length)
@@ -232,9 +244,12 @@ async def _copy_regular(
                 await trio.to_thread.run_sync(
                     copy_data, source.fd, target, length, limiter=ov.limiter
                 )
+                # Times as they were: reading may have moved the access time.
+                real = real_of(ov, file)._replace(st=before)
+            own = source.fd if file.data is None else None
+            _copy_metadata(ov, file, real, staged, origin, own)
         finally:
             ov.data.release(source)
-        _copy_metadata(ov, file, staged, origin, before)
         if ov.config.durable:
             await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
     finally:
@@ -242,27 +257,33 @@ async def _copy_regular(
 
 
 def _copy_metadata(
-    ov: Overlay, file: File, staged: bytes, origin: bytes | None, before: os.stat_result
+    ov: Overlay,
+    file: File,
+    real: Real,
+    staged: bytes,
+    origin: bytes | None,
+    source: int | None = None,
 ) -> None:
-    """Stage owner, mode, attributes and times; these as they were `before` anything was read,
-    which may have moved the access time."""
+    """Stage owner, mode, attributes and times of `real`, the lower object; `source`: a
+    descriptor of it for reading."""
     workdir = ov.writable()
-    real = real_of(ov, file)
     target = at(workdir.fd, staged)
     ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
     copy_xattrs(ov, real, target)
-    protection.keep(ov, file, target)
+    protection.keep(ov, file, target, source)
     if origin is not None:
         with contextlib.suppress(OSError):
             xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
-    _copy_times(before, workdir.fd, staged)
+    _copy_times(real.st, workdir.fd, staged)
 
 
-def _publish_file(ov: Overlay, file: File, staged: bytes, origin: bytes | None) -> None:
+def _publish_file(
+    ov: Overlay, file: File, staged: bytes, origin: bytes | None, lower_links: int
+) -> None:
     """Commit: nothing in here suspends. The name that was there before the copy may be
     gone or moved by now; a file without a name goes on without one."""
     workdir = ov.writable()
-    links = real_of(ov, file).st.st_nlink - file.hidden
+    links = lower_links - file.hidden
     names = ov.inodes.live_names(file)
     if origin is not None and links > 1:
         file.links = links

@@ -20,9 +20,11 @@ from fuseoverlay.inodes import Directory, File, Inode
 from fuseoverlay.layers import open_own
 from fuseoverlay.lookup import Real, real_of
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.syscalls import file_flags
 
 APPEND: Final = b"a"
 IMMUTABLE: Final = b"i"
+_OPENING: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _COPIED: Final = syscalls.FS_SYNC_FL | syscalls.FS_NOATIME_FL
 
 
@@ -46,29 +48,32 @@ def flags_of(ov: Overlay, inode: Inode) -> bytes:
     return inode.protection
 
 
-def keep(ov: Overlay, inode: Inode, copy: bytes) -> None:
+def keep(ov: Overlay, inode: Inode, copy: bytes, source: int | None = None) -> None:
     """Note the flags of a lower object on its copy, at the path `copy`. Of those that protect
-    nothing it gets the ones that the kernel's overlay keeps."""
+    nothing it gets the ones that the kernel's overlay keeps. `source`: the lower object, if it
+    is open for reading."""
     if inode.kind in (stat.S_IFREG, stat.S_IFDIR):
         with contextlib.suppress(OSError):
-            _copy_flags(real_of(ov, inode), copy)
+            _copy_flags(_flags(real_of(ov, inode)) if source is None else file_flags(source), copy)
     flags = flags_of(ov, inode)
     if flags:
         name = ov.writable().namespace + xattrs.PROTATTR
         xattrs.put(copy, name, flags)
 
 
-def _copy_flags(real: Real, copy: bytes) -> None:
-    opening = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = syscalls.open_noatime(real.path, opening | (0 if real.follow else os.O_NOFOLLOW))
+def _flags(real: Real) -> int:
+    fd = syscalls.open_noatime(real.path, _OPENING | (0 if real.follow else os.O_NOFOLLOW))
     try:
-        flags = syscalls.file_flags(fd) & _COPIED
+        return file_flags(fd)
     finally:
         os.close(fd)
-    if flags:
-        fd = open_own(copy, opening | os.O_NOFOLLOW)
+
+
+def _copy_flags(flags: int, copy: bytes) -> None:
+    if flags & _COPIED:
+        fd = open_own(copy, _OPENING | os.O_NOFOLLOW)
         try:
-            syscalls.set_file_flags(fd, syscalls.file_flags(fd) | flags)
+            syscalls.set_file_flags(fd, file_flags(fd) | flags & _COPIED)
         finally:
             os.close(fd)
 
