@@ -1,0 +1,137 @@
+"""README and the manual pages: they name everything that the program takes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fuseoverlay import config, errors
+from tests.helpers.mounts import BARE_ENV, PROJECT
+
+README = (PROJECT / "README.md").read_text()
+PAGE = PROJECT / "docs" / "fuseoverlay.1"
+HELPER_PAGE = PROJECT / "docs" / "mount.fuseoverlay.8"
+#: Lines of the manual page that begin an explanation.
+HEADS = re.findall(r"^\.TP\n(\..*)$", PAGE.read_text(), re.M)
+PAGES = sorted(PROJECT.glob("docs/*.[1-8]"))
+
+
+def _is_accepted(text: str) -> bool:
+    """Whether this option, alone or with a value, is more than ignored."""
+    try:
+        return not config.parse(text.encode()).ignored
+    except errors.UsageError:
+        return True
+
+
+def _options() -> list[str]:
+    """Names of all options. The words that the parser's source has are tried out on it."""
+    source = Path(config.__file__).read_text()
+    strings = [
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    words = {word for text in strings for word in re.findall(r"[a-z_]+\+?", text)}
+    return sorted(word for word in words if _is_accepted(word) or _is_accepted(f"{word}=1"))
+
+
+OPTIONS = _options()
+
+
+def _for_fstab(option: str) -> bool:
+    """Whether it is accepted without effect."""
+    return bool(config._FSTAB.match(option) or config._FSTAB.match(f"{option}="))
+
+
+def test_options_are_found() -> None:
+    assert {"lowerdir", "lowerdir+", "timeout", "fsync", "volatile", "noatime"} <= set(OPTIONS)
+    assert {"context", "max_write", "noauto", "comment", "remount", "subtype"} <= set(OPTIONS)
+    assert not {"on", "follow", "char", "warning", "nonsense"} & set(OPTIONS)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_is_documented(option: str) -> None:
+    name = rf"(?<![\w+]){re.escape(option)}(?![\w+])"
+    requests = re.findall(r"^\.[BIR]+ .*", PAGE.read_text(), re.M)
+    assert any(re.search(name, line) for line in requests), "not in the manual page"
+    table = README[README.index("## Options") : README.index("## Exit codes")]
+    if not _for_fstab(option):
+        assert re.search(rf"^\|[^\n]*`{re.escape(option)}[`=]", table, re.M), "not in README"
+
+
+@pytest.mark.parametrize("option", config._CHOICES)
+def test_choices_are_documented(option: str) -> None:
+    (line,) = (line for line in HEADS if re.search(rf"\b{option}=", line))
+    values = re.search(rf"{option}=([^,]*)", line)
+    assert values is not None
+    named = {word for word in re.split(r"[ |\"]+", values[1]) if word}
+    assert named == set(config._CHOICES[option])
+
+
+@pytest.mark.parametrize("command", ["", "mount", "unmount", "fsck"])
+def test_flag_is_documented(command: str) -> None:
+    """Each one that --help tells, in the flags of the manual page."""
+    argv = [sys.executable, "-m", "fuseoverlay", *command.split(), "--help"]
+    done = subprocess.run(
+        argv, env=BARE_ENV, capture_output=True, text=True, timeout=30, check=True
+    )
+    flags = set(re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", done.stdout.partition("options:")[2]))
+    assert "--help" in flags
+    section = PAGE.read_text().partition(".SH FLAGS")[2].partition(".SH ")[0].replace("\\-", "-")
+    lines = [line for line in section.splitlines() if line.startswith(".B")]
+    missing = {flag for flag in flags if not any(_has(line, flag) for line in lines)}
+    assert not missing
+
+
+def _has(line: str, flag: str) -> bool:
+    return re.search(rf"(?<![\w-]){flag}(?![\w-])", line) is not None
+
+
+def test_exit_codes_are_documented() -> None:
+    codes = {0, 1, errors.PROBLEMS_LEFT, errors.INTERRUPTED}
+    kinds = [errors.FuseOverlayError]
+    while kinds:
+        kind = kinds.pop()
+        codes.add(kind.exit_code)
+        kinds += kind.__subclasses__()
+    section = PAGE.read_text().partition('.SH "EXIT STATUS"')[2].partition(".SH ")[0]
+    assert {int(code) for code in re.findall(r"^\.B (\d+)$", section, re.M)} == codes
+    table = README[README.index("## Exit codes") : README.index("## Compared")]
+    assert {int(code) for code in re.findall(r"^\| (\d+) ", table, re.M)} == codes
+    ours = {errors.mount_exit_code(code) for code in codes}
+    section = HELPER_PAGE.read_text().partition('.SH "EXIT STATUS"')[2].partition(".SH ")[0]
+    assert {int(code) for code in re.findall(r"^\.B (\d+)$", section, re.M)} == ours
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_manual_page_is_well_formed(page: Path) -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("missing tool: groff")
+    for device in ("ascii", "utf8"):
+        done = subprocess.run(
+            ["groff", "-man", "-ww", "-z", f"-T{device}", str(page)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_manual_pages_are_installed() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    installed = project["tool"]["setuptools"]["data-files"]
+    expected: dict[str, list[str]] = {}
+    for page in PAGES:
+        expected.setdefault(f"share/man/man{page.suffix[1:]}", []).append(f"docs/{page.name}")
+    assert installed == expected
+    commands = set(project["project"]["scripts"])
+    assert {page.stem for page in PAGES} == commands, "one page for each command"
