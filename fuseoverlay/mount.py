@@ -157,10 +157,11 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     options = {"fsname=fuseoverlay", "subtype=fuseoverlay"}
     names = {option.partition("=")[0] for option in ov.config.fuse_options}
     options = {option for option in options if option.partition("=")[0] not in names}
-    options.update(ov.config.fuse_options, _labels(ov.config))
+    options.update(ov.config.fuse_options)
     if ov.workdir is None:
         options.add("ro")
     initial = root and ov.identity.uids.is_full()
+    options.update(_labels(ov.config, initial=initial))
     if initial:
         for name in ("suid", "dev"):
             if f"no{name}" not in options:
@@ -175,12 +176,15 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     return escaped, not override and not ov.config.noacl
 
 
-def _labels(config: MountConfig) -> tuple[str, ...]:
-    """SELinux labels for mount(2); none, and a warning, where they would fail the mount."""
+def _labels(config: MountConfig, *, initial: bool) -> tuple[str, ...]:
+    """SELinux labels for mount(2); none, and a warning, where they would fail the mount.
+
+    `initial`: we are root of the first user namespace. In others the kernel refuses labels of
+    a FUSE mount, security/selinux/hooks.c."""
     if not config.contexts:
         return ()
-    reason = "fusermount3 passes none on"
-    if os.geteuid() == 0:
+    reason = "only root may give a FUSE mount labels"
+    if initial:
         with open("/proc/filesystems", encoding="ascii") as known:
             if any(line.split()[-1] == "selinuxfs" for line in known):
                 return config.contexts

@@ -23,6 +23,9 @@ from tests.helpers.mounts import (
 )
 
 
+_COMMANDS = {b"fuseoverlay", b"mount.fuseoverlay"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The kernel has no command line."""
     if IMPL == "kernel":
@@ -75,7 +78,7 @@ class Cli:
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     argv = Path(entry.path, "cmdline").read_bytes().split(b"\0")
-                    ours = any(arg.endswith(b"fuseoverlay") for arg in argv[:3])
+                    ours = {os.path.basename(arg) for arg in argv} & _COMMANDS
                     if ours and os.fsencode(self.space.mnt) in argv:
                         found.append(int(entry.name))
         return found

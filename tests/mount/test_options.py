@@ -22,6 +22,7 @@ from tests.helpers.mounts import (
     command,
     fails,
     mounts_at,
+    root_only,
     unmount,
     wait_for,
 )
@@ -189,7 +190,7 @@ def test_labels_without_selinux(cli: Cli, name: str, quote: str) -> None:
     cli.wait_until_gone()
 
 
-@pytest.mark.skipif(MODE == "user", reason="fusermount3 passes no labels on")
+@root_only
 def test_labels_reach_the_kernel(cli: Cli) -> None:
     """As one option, in quotes, where it says that it knows SELinux."""
     if shutil.which("strace") is None:
