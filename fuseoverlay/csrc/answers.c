@@ -56,6 +56,16 @@ static bool reply_no_xattr(const struct fuse_in_header *in)
     return true;
 }
 
+static bool reply_no_xattrs(const struct fuse_in_header *in)
+{
+    const struct fuse_getxattr_in *arg = (const void *)(in + 1);
+    struct fuse_getxattr_out out = {0};
+
+    /* Size 0 asks how much room the names need. */
+    send_reply(in->unique, 0, &out, arg->size ? 0 : sizeof(out));
+    return true;
+}
+
 /* Only what is in the page cache: the rest is read in a thread of Python's. */
 static bool reply_data(const struct fuse_in_header *in, int fd, bool whole)
 {
@@ -150,6 +160,8 @@ static bool answer_bound(const struct fuse_in_header *in, PyObject *value)
         return entry & BOUND_ATTR && entry & BOUND_WRITE && reply_changed(in, fd);
     case FUSE_GETXATTR:
         return entry & BOUND_NO_XATTR && reply_no_xattr(in);
+    case FUSE_LISTXATTR:
+        return entry & BOUND_NO_XATTR && reply_no_xattrs(in);
     default:
         return false;
     }
@@ -196,6 +208,8 @@ static bool answer_listed(const struct fuse_in_header *in, PyObject *listed)
         return fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && reply_attr(in, &st);
     case FUSE_GETXATTR:
         return PyTuple_GET_ITEM(listed, LISTED_XATTRS) == Py_False && reply_no_xattr(in);
+    case FUSE_LISTXATTR:
+        return PyTuple_GET_ITEM(listed, LISTED_XATTRS) == Py_False && reply_no_xattrs(in);
     default:
         return false;
     }
@@ -248,6 +262,7 @@ bool answer(const struct fuse_in_header *in, size_t size)
     case FUSE_GETATTR:
     case FUSE_SETATTR:
     case FUSE_GETXATTR:
+    case FUSE_LISTXATTR:
         break;
     case FUSE_IOCTL:
         return answer_ioctl(in);

@@ -202,6 +202,25 @@ def test_xattr_of_an_empty_file(case: Case, where: str) -> None:
     assert os.getxattr(case.path / "empty", "user.x") == b"y"
 
 
+def test_names_of_xattrs_after_a_listing(space: Space) -> None:
+    """Whoever walks a tree asks so of every file."""
+    for name in ("with", "without"):
+        (space.lower / name).write_bytes(b"x")
+    os.setxattr(space.lower / "with", "user.colour", b"red")
+    with space.mounted() as mnt:
+        for _ in range(2):
+            found = {entry.name: os.listxattr(entry.path) for entry in os.scandir(mnt)}
+            assert found == {"with": ["user.colour"], "without": []}
+        os.setxattr(mnt / "without", "user.new", b"x")
+        os.removexattr(mnt / "with", "user.colour")
+        assert os.listxattr(mnt / "with") == []
+        assert os.listxattr(mnt / "without") == ["user.new"]
+        (mnt / "made").write_bytes(b"x")
+        assert os.listxattr(mnt / "made") == []
+        os.setxattr(mnt / "made", "user.new", b"x")
+        assert os.listxattr(mnt / "made") == ["user.new"]
+
+
 def test_user_xattrs_do_not_go_on_symlinks(case: Case, where: str) -> None:
     with fails(errno.EPERM):
         os.setxattr(case.path / "s", "user.x", b"y", follow_symlinks=False)
