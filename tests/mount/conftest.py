@@ -22,7 +22,6 @@ from tests.helpers.mounts import (
     wait_for,
 )
 
-
 _COMMANDS = {b"fuseoverlay", b"mount.fuseoverlay"}
 
 
