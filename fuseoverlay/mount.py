@@ -8,6 +8,7 @@ protocol. So every error is still the caller's to see, on a stderr that then clo
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -94,19 +95,7 @@ def _mount(
     operations: ExtendedOperations, mountpoint: bytes, options: set[str], config: MountConfig
 ) -> int | None:
     """Returns what `ExtendedOperations.serve` waits for, if it has to."""
-    if not os.path.exists("/dev/fuse"):
-        raise FuseError(
-            "does not exist",
-            where="/dev/fuse",
-            hint="load the module (modprobe fuse), or give the container --device /dev/fuse",
-        )
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise FuseError(
-            "cannot be opened: permission denied",
-            where="/dev/fuse",
-            hint="have root run chmod 666 /dev/fuse, as udev does, or give the container "
-            "--device /dev/fuse",
-        )
+    _check_device()
     if config.max_write is not None and native.absence():
         log.warning("max_write is ignored: it needs the extension (%s)", native.absence())
     requests = native.setup(config.timeout, config.max_write)
@@ -123,6 +112,23 @@ def _mount(
             hint="the mount point must be yours unless you are root",
         ) from None
     return requests
+
+
+def _check_device() -> None:
+    """Raises `FuseError` where /dev/fuse cannot be opened; access(2) knows no device policies."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            problem = "does not exist" if exc.errno == errno.ENOENT else "has no driver"
+            hint = "load the module (modprobe fuse), or give the container --device /dev/fuse"
+        else:
+            problem = f"cannot be opened: {describe(exc)}"
+            hint = (
+                "have root run chmod 666 /dev/fuse, as udev does, or give the container "
+                "--device /dev/fuse"
+            )
+        raise FuseError(problem, where="/dev/fuse", hint=hint) from None
 
 
 @contextlib.contextmanager

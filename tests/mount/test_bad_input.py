@@ -457,8 +457,17 @@ def test_dev_fuse_cannot_be_opened(cli: Cli) -> None:
     """Closed by the read-only bind mount of a device that only root may open."""
     prefix = _without_fuse("mount --bind /dev/kmsg /dev/fuse")
     message = refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix)
-    assert "/dev/fuse: cannot be opened: permission denied" in message
+    assert "/dev/fuse: cannot be opened: Permission denied" in message
     assert "chmod 666 /dev/fuse" in message
+    assert "--device /dev/fuse" in message
+
+
+def test_dev_fuse_is_forbidden(cli: Cli) -> None:
+    """As in a container that was not given the device: its mode does not tell."""
+    bind = "mount --bind /dev/fuse /dev/fuse; mount -o remount,bind,nosuid,nodev /dev/fuse"
+    prefix = _without_fuse(bind)
+    message = refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix)
+    assert "/dev/fuse: cannot be opened: Permission denied" in message
     assert "--device /dev/fuse" in message
 
 
