@@ -163,8 +163,16 @@ def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:
     os.utime(real.path, ns=(atime, mtime), follow_symlinks=real.follow)
 
 
-def getxattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
-    """Value of an attribute; ENODATA, also for names that the overlay keeps for itself."""
+def check_acl(name: bytes, *, acls: bool) -> None:
+    """EOPNOTSUPP for an ACL where the mount has none (see `fuseoverlay.mount`)."""
+    if not acls and name.startswith(acl.PREFIX):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> bytes:
+    """Value of an attribute; ENODATA, also for names that the overlay keeps for itself;
+    `check_acl`."""
+    check_acl(name, acls=acls)
     try:
         real_name = xattrs.to_real(name)
     except PermissionError:
@@ -173,8 +181,12 @@ def getxattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
     return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
 
 
-def listxattr(ov: Overlay, inode: Inode) -> list[bytes]:
-    """Names of all attributes but the overlay's own."""
+def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]:
+    """Names of all attributes but the overlay's own. Only root sees `trusted.` names, as
+    everywhere; nobody ACLs where the mount has none."""
+    hidden: tuple[bytes, ...] = () if uid == 0 else (b"trusted.",)
+    if not acls:
+        hidden += (acl.PREFIX,)
     real = real_of(ov, inode)
     try:
         names = os.listxattr(real.path, follow_symlinks=real.follow)
@@ -183,7 +195,7 @@ def listxattr(ov: Overlay, inode: Inode) -> list[bytes]:
             return []
         raise
     shown = (xattrs.to_user(os.fsencode(name)) for name in names)
-    return [name for name in shown if name is not None]
+    return [name for name in shown if name is not None and not name.startswith(hidden)]
 
 
 async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:

@@ -26,11 +26,14 @@ from fuseoverlay.overlay import Overlay
 
 log = logging.getLogger("fuseoverlay")
 
-_LOOKUP, _FORGET, _GETATTR, _CREATE, _BATCH_FORGET, _READDIRPLUS = 1, 2, 3, 35, 42, 44
+_LOOKUP, _FORGET, _GETATTR, _GETXATTR, _LISTXATTR = 1, 2, 3, 22, 23
+_CREATE, _BATCH_FORGET, _READDIRPLUS = 35, 42, 44
 
 _FORGET_IN: Final = struct.Struct("=Q")
 _FORGET_ONE: Final = struct.Struct("=QQ")
 _READ_IN: Final = struct.Struct("=QQI")
+# Also the reply to who asks with no room: size
+_XATTR_SIZE: Final = struct.Struct("=I4x")
 # attr_valid, attr_valid_nsec, dummy
 _ATTR_OUT: Final = struct.Struct("=QI4x")
 
@@ -61,9 +64,13 @@ def _bounded(function: Function) -> Callable[..., Answer]:
 class Direct:
     """Answers for one overlay. Owns nothing."""
 
-    def __init__(self, ov: Overlay, generation: int, forget: Callable[[int, int], None]) -> None:
-        """`generation` of numbers that are our own; `forget` takes (number, count)."""
+    def __init__(
+        self, ov: Overlay, generation: int, forget: Callable[[int, int], None], *, acls: bool
+    ) -> None:
+        """`generation` of numbers that are our own; `forget` takes (number, count); `acls`:
+        whether the mount has ACLs."""
         self._ov = ov
+        self._acls = acls
         self._generation = generation
         self._forget = forget
         self._valid = wire.split(ov.config.timeout)
@@ -73,6 +80,8 @@ class Direct:
         for opcode, function in (
             (_LOOKUP, self.lookup),
             (_GETATTR, self.getattr),
+            (_GETXATTR, self.getxattr),
+            (_LISTXATTR, self.listxattr),
             (_CREATE, self.create),
             (_READDIRPLUS, self.readdirplus),
             (_FORGET, self.forget),
@@ -152,6 +161,20 @@ class Direct:
             return False
 
     @_bounded
+    def getxattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """The value of an attribute."""
+        name = body[_XATTR_SIZE.size : -1]
+        inode = self._ov.inodes.get(ino)
+        return _fitting(attributes.getxattr(self._ov, inode, name, acls=self._acls), body)
+
+    @_bounded
+    def listxattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """The names of all attributes, each with a zero behind it."""
+        inode = self._ov.inodes.get(ino)
+        names = attributes.listxattr(self._ov, inode, uid=who[0], acls=self._acls)
+        return _fitting(b"".join(name + b"\0" for name in names), body)
+
+    @_bounded
     def forget(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
         """The kernel drops references to one inode."""
         self._forget(ino, *_FORGET_IN.unpack_from(body))
@@ -224,6 +247,15 @@ class Direct:
             self._ov.inodes.drop_unused(inode)
             return False
         return emit_entry(self._ov, inode, real, name, cookie, emit)
+
+
+def _fitting(value: bytes, body: bytes) -> Answer:
+    """What answers a request for an attribute, whose body begins with the room that there is;
+    none asks for the size. ERANGE."""
+    (room,) = _XATTR_SIZE.unpack_from(body)
+    if not room:
+        return _XATTR_SIZE.pack(len(value))
+    return value if len(value) <= room else errno.ERANGE
 
 
 def _dot(directory: Directory) -> Attr:

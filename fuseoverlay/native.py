@@ -88,12 +88,14 @@ def setup(timeout: float, max_write: int | None) -> int | None:
     return count
 
 
-def prepare(entries: dict[int, Any], descriptors: dict[Any, int], *, read_listed: bool) -> None:
+def prepare(
+    entries: dict[int, Any], descriptors: dict[Any, int], *, read_listed: bool, acls: bool
+) -> None:
     """Have the extension answer requests from `bound`, `names`, `plain`, and of listed files,
     which it enters in `entries` and finds by open real directories. `read_listed`: they are read
-    without asking the overlay."""
+    without asking the overlay; `acls`: the mount has ACLs."""
     if _extension is not None:
-        _extension.prepare(entries, descriptors, read_listed)
+        _extension.prepare(entries, descriptors, read_listed, acls)
 
 
 def call(opcode: int, function: Callable[..., Any]) -> None:

@@ -126,9 +126,11 @@ class Operations(pyfuse3.Operations):
                 self._ov.stack.descriptors,
                 # What is in memory the extension reads sooner than it could be given.
                 read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
+                acls=self.enable_acl,
             )
             if self._handleless:
-                Direct(self._ov, self._generation, self._forget).register()
+                direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
+                direct.register()
         self._ready()
 
     def _attributes(self, attr: Attr) -> EntryAttributes:
@@ -376,23 +378,17 @@ class Operations(pyfuse3.Operations):
         return True
 
     def _refuse_acl(self, name: bytes) -> None:
-        """EOPNOTSUPP where the mount has no ACLs (see `fuseoverlay.mount`)."""
-        if not self.enable_acl and name.startswith(acl.PREFIX):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        attributes.check_acl(name, acls=self.enable_acl)
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        self._refuse_acl(name)
-        return attributes.getxattr(self._ov, self._ov.inodes.get(inode), name)
+        target = self._ov.inodes.get(inode)
+        return attributes.getxattr(self._ov, target, name, acls=self.enable_acl)
 
     @handler
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        """Only root sees `trusted.` names, as everywhere; nobody ACLs where there are none."""
-        hidden: tuple[bytes, ...] = () if ctx.uid == 0 else (b"trusted.",)
-        if not self.enable_acl:
-            hidden += (acl.PREFIX,)
-        names = attributes.listxattr(self._ov, self._ov.inodes.get(inode))
-        return [name for name in names if not name.startswith(hidden)]
+        target = self._ov.inodes.get(inode)
+        return attributes.listxattr(self._ov, target, uid=ctx.uid, acls=self.enable_acl)
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:

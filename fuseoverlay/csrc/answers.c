@@ -50,9 +50,12 @@ static bool reply_no_xattr(const struct fuse_in_header *in)
 {
     const char *name = (const char *)(in + 1) + sizeof(struct fuse_getxattr_in);
 
-    if (strncmp(name, "security.", 9) != 0)
+    if (strncmp(name, "security.", 9) == 0)
+        send_reply(in->unique, ENODATA, NULL, 0);
+    else if (strncmp(name, "system.posix_acl_", 17) == 0)
+        send_reply(in->unique, prepared.acls ? ENODATA : EOPNOTSUPP, NULL, 0);
+    else
         return false;
-    send_reply(in->unique, ENODATA, NULL, 0);
     return true;
 }
 

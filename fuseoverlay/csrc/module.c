@@ -24,16 +24,16 @@ static PyObject *py_setup(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(prepare_doc,
-    "prepare(inodes, directories, read_listed)\n\n"
+    "prepare(inodes, directories, read_listed, acls)\n\n"
     "Dictionaries of the overlay: number -> inode or listed file, and real directory -> O_PATH\n"
-    "descriptor; and whether listed files are read without asking Python. Until then nothing\n"
-    "is answered without asking it.");
+    "descriptor; whether listed files are read without asking Python, and whether the mount has\n"
+    "ACLs. Until then nothing is answered without asking it.");
 static PyObject *py_prepare(PyObject *self, PyObject *args)
 {
     PyObject *inodes, *directories;
-    int read_listed;
+    int read_listed, acls;
 
-    if (!PyArg_ParseTuple(args, "O!Op", &PyDict_Type, &inodes, &directories, &read_listed))
+    if (!PyArg_ParseTuple(args, "O!Opp", &PyDict_Type, &inodes, &directories, &read_listed, &acls))
         return NULL;
     if (!PyDict_Check(directories)) {
         PyErr_SetString(PyExc_TypeError, "directories must be a dictionary");
@@ -42,6 +42,7 @@ static PyObject *py_prepare(PyObject *self, PyObject *args)
     Py_XSETREF(prepared.inodes, Py_NewRef(inodes));
     Py_XSETREF(prepared.directories, Py_NewRef(directories));
     prepared.read_listed = read_listed;
+    prepared.acls = acls;
     Py_RETURN_NONE;
 }
 

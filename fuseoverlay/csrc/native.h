@@ -67,6 +67,7 @@ struct prepared {
     PyObject *directories; /* dict: real directory -> O_PATH descriptor */
     PyObject *plain;       /* dict: nodeid of a directory that only the upper has -> it there */
     bool read_listed;      /* whether listed files may be read here */
+    bool acls;             /* whether the mount has ACLs */
     uint64_t valid;        /* how long the kernel may keep what it is told */
     uint32_t valid_nsec;
 };

@@ -120,8 +120,10 @@ def test_noacl(cli: Cli, where: str) -> None:
     _set_acl(layer / "dir", "-d", "-m", "u:0:rwx")
     with mounted(cli, "noacl") as mnt:
         assert os.listxattr(mnt / "with") == ["user.mine"]
+        assert "f" in [entry.name for entry in os.scandir(mnt)]
         for call in (
             lambda: os.getxattr(mnt / "with", ACL),
+            lambda: os.getxattr(mnt / "f", ACL),
             lambda: os.setxattr(mnt / "f", ACL, b"\2\0\0\0"),
             lambda: os.removexattr(mnt / "with", ACL),
         ):

@@ -221,6 +221,22 @@ def test_names_of_xattrs_after_a_listing(space: Space) -> None:
         assert os.listxattr(mnt / "made") == ["user.new"]
 
 
+def test_acls_after_a_listing(space: Space) -> None:
+    """`ls -l` asks for the ACL of every file that it lists."""
+    me = os.getuid()
+    for name in ("with", "without"):
+        (space.lower / name).write_bytes(b"x")
+    setfacl("-m", f"u:{me}:r", space.lower / "with")
+    with space.mounted() as mnt:
+        for _ in range(2):
+            assert sorted(entry.name for entry in os.scandir(mnt)) == ["with", "without"]
+            assert f"user:{me}:r--" in getfacl(mnt / "with")
+            with fails(errno.ENODATA):
+                os.getxattr(mnt / "without", "system.posix_acl_access")
+        setfacl("-m", f"u:{me}:rw", mnt / "without")
+        assert f"user:{me}:rw-" in getfacl(mnt / "without")
+
+
 def test_user_xattrs_do_not_go_on_symlinks(case: Case, where: str) -> None:
     with fails(errno.EPERM):
         os.setxattr(case.path / "s", "user.x", b"y", follow_symlinks=False)
