@@ -1,4 +1,4 @@
-"""POSIX ACLs in the form of the `system.posix_acl_*` attributes: inheritance only.
+"""POSIX ACLs in the form of the `system.posix_acl_*` attributes: inheritance, ids.
 
 The form is the kernel's (include/uapi/linux/posix_acl_xattr.h): a version word,
 then entries of tag, permissions and id, all little-endian. The algorithm is that
@@ -8,6 +8,7 @@ of acl(5), "Object creation and default ACLs".
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 PREFIX: Final = b"system.posix_acl_"
@@ -15,7 +16,9 @@ ACCESS: Final = PREFIX + b"access"
 DEFAULT: Final = PREFIX + b"default"
 
 _USER_OBJ: Final = 0x01
+_USER: Final = 0x02
 _GROUP_OBJ: Final = 0x04
+_GROUP: Final = 0x08
 _MASK: Final = 0x10
 _OTHER: Final = 0x20
 _HEADER: Final = struct.Struct("<I")
@@ -43,3 +46,16 @@ def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
     if tags <= {_USER_OBJ, _GROUP_OBJ, _OTHER}:
         return mode, None
     return mode, _HEADER.pack(_VERSION) + b"".join(_ENTRY.pack(*entry) for entry in entries)
+
+
+def with_ids(value: bytes, user: Callable[[int], int], group: Callable[[int], int]) -> bytes:
+    """The ACL with the ids of named users and groups replaced; what is none is left as it is.
+    Errors of the functions."""
+    if (len(value) - _HEADER.size) % _ENTRY.size:
+        return value
+    ids = {_USER: user, _GROUP: group}
+    entries = (
+        _ENTRY.pack(tag, permissions, ids[tag](number) if tag in ids else number)
+        for tag, permissions, number in _ENTRY.iter_unpack(value[_HEADER.size :])
+    )
+    return value[: _HEADER.size] + b"".join(entries)

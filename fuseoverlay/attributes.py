@@ -141,15 +141,17 @@ def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
 async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:
     """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
     truncation. No changes: a chown(2) to nobody, which ends setuid all the same. Errors of
-    chmod(2), chown(2), truncate(2), utimensat(2)."""
+    chmod(2), chown(2), truncate(2), utimensat(2); EOVERFLOW: nothing is shown as the new owner."""
     protection.check_change(ov, inode, touch=changes.touch)
+    uid = None if changes.uid is None else ov.identity.uids.stored(changes.uid)
+    gid = None if changes.gid is None else ov.identity.gids.stored(changes.gid)
     await copy_up(ov, inode, size=changes.size, data=changes.size is not None)
     if changes.size is not None and isinstance(inode, File):
         files.truncate(ov, inode, changes.size)
         if not privileged:
             ownership.drop_privileges(ov, inode)
-    if changes.uid is not None or changes.gid is not None or changes.mode is not None:
-        ownership.change(ov, inode, uid=changes.uid, gid=changes.gid, mode=changes.mode)
+    if uid is not None or gid is not None or changes.mode is not None:
+        ownership.change(ov, inode, uid=uid, gid=gid, mode=changes.mode)
     if changes.atime_ns is not None or changes.mtime_ns is not None:
         _set_times(ov, inode, changes)
     if changes == Changes():
@@ -173,6 +175,10 @@ def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> by
     """Value of an attribute; ENODATA, also for names that the overlay keeps for itself;
     `check_acl`."""
     check_acl(name, acls=acls)
+    return ov.identity.shown_attribute(name, _stored_xattr(ov, inode, name))
+
+
+def _stored_xattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
     try:
         real_name = xattrs.to_real(name)
     except PermissionError:
@@ -199,9 +205,11 @@ def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]
 
 
 async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
-    """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself."""
+    """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself;
+    EOVERFLOW: nothing is shown as an id in the value."""
     real_name = xattrs.to_real(name)
     protection.check_change(ov, inode)
+    value = ov.identity.stored_attribute(name, value)
     await copy_up(ov, inode, data=False)
     # That it has no attributes is known with the descriptor.
     ov.data.drop(inode.ino)
@@ -222,7 +230,7 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
     object's missing ACL is no error, as in most filesystems."""
     protection.check_change(ov, inode)
     try:
-        getxattr(ov, inode, name)
+        _stored_xattr(ov, inode, name)
     except OSError as exc:
         missing = exc.errno == errno.ENODATA and name.startswith(acl.PREFIX)
         if missing and inode.in_upper:

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from fuseoverlay import idmap
 from fuseoverlay.errors import UsageError
+from fuseoverlay.idmap import IdMap
 from fuseoverlay.whiteout import Dialect
 
 #: Nobody else changes the layers, so the kernel may keep what it knows: a year.
@@ -53,12 +55,21 @@ _CHOICES: Final = {
     "redirect_dir": ("on", "off", "follow", "nofollow"),
     "metacopy": ("on", "off"),
     "readahead": ("auto", "on", "off"),
-    "xattr_permissions": ("0", "2"),
+    "xattr_permissions": ("0", "1", "2"),
     "index": ("on", "off"),
     "xino": ("on", "off", "auto"),
     "uuid": ("off", "null", "auto", "on"),
     "nfs_export": ("off",),
 }
+# Options that say how ids are shown, and of which kind.
+_ID_MAPS: Final = {
+    "uidmapping": "uids",
+    "gidmapping": "gids",
+    "squash_to_uid": "uids",
+    "squash_to_gid": "gids",
+    "squash_to_root": "",
+}
+_ID_HINT: Final = "ids are numbers, mappings like 0:100000:65536"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +108,12 @@ class MountConfig:
     contexts: tuple[str, ...] = ()
     #: Log every request with its answer, in the foreground.
     debug: bool = False
-    #: Keep owner, mode and type in `user.containers.override_stat`.
-    override_stat: bool = False
+    #: Keep owner, mode and type in an attribute: 1 in one that takes root, 2 in one that does
+    #: not, 0: nowhere but where they belong (see `fuseoverlay.overridestat`).
+    xattr_permissions: int = 0
+    #: How owners are shown.
+    uids: IdMap = idmap.NOTHING
+    gids: IdMap = idmap.NOTHING
     #: Options for mount(2) and libfuse.
     fuse_options: tuple[str, ...] = ()
     #: Options that were not understood, for a warning.
@@ -243,8 +258,27 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
     if name == "metacopy":
         return replace(config, metacopy=value == "on")
     if name == "xattr_permissions":
-        return replace(config, override_stat=value == "2")
+        return replace(config, xattr_permissions=int(value))
+    if name in _ID_MAPS:
+        return _mapped(config, name, value)
     return config if name in _CHOICES else None
+
+
+def _mapped(config: MountConfig, name: str, value: str) -> MountConfig:
+    """`config` with one of `_ID_MAPS`."""
+    if name == "squash_to_root":
+        uids, gids = (replace(ids, squash=ids.squash or 0) for ids in (config.uids, config.gids))
+        return replace(config, uids=uids, gids=gids)
+    kind = _ID_MAPS[name]
+    ids: IdMap = getattr(config, kind)
+    try:
+        if name.startswith("squash"):
+            ids = replace(ids, squash=idmap.parse_id(value))
+        else:
+            ids = replace(ids, ranges=idmap.parse_ranges(value))
+    except ValueError as exc:
+        raise UsageError(f"{name}={value} {exc}", hint=_ID_HINT) from None
+    return replace(config, uids=ids) if kind == "uids" else replace(config, gids=ids)
 
 
 def _any_of(choices: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ from fuseoverlay import hardlinks, protection, redirect, staging, syscalls, xatt
 from fuseoverlay.copydata import copy_data
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
-from fuseoverlay.lookup import Real, no_entry, path_below, real_of, shown_of
+from fuseoverlay.lookup import Real, no_entry, path_below, real_of, stored_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
 
@@ -123,7 +123,7 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
     real = real_of(ov, directory)
     path = at(workdir.fd, staged)
     os.mkdir(staged, 0o700, dir_fd=workdir.fd)
-    ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
+    ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
     copy_xattrs(ov, real, path)
     protection.keep(ov, directory, path)
     _copy_times(real.st, workdir.fd, staged)
@@ -142,7 +142,7 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
         elif stat.S_ISREG(file.kind):
             await _copy_regular(ov, file, real, staged, size, origin)
         else:
-            staging.make(ov, staged, shown_of(ov, real), _target(ov, file))
+            staging.make(ov, staged, stored_of(ov, real), _target(ov, file))
             _copy_metadata(ov, file, real, staged, origin)
         _publish_file(ov, file, staged, origin, real.st.st_nlink)
         if metacopy is None:
@@ -268,7 +268,7 @@ def _copy_metadata(
     descriptor of it for reading."""
     workdir = ov.writable()
     target = at(workdir.fd, staged)
-    ov.identity.dress(workdir.fd, staged, shown_of(ov, real))
+    ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
     copy_xattrs(ov, real, target)
     protection.keep(ov, file, target, source)
     if origin is not None:

@@ -1,28 +1,35 @@
-"""Owner, mode and type: what the mount shows against what the real file has.
+"""Owner, mode and type: what the mount shows against what the layers store.
 
-Normally both are the same. Where a layer keeps `user.containers.override_stat`
-(see `fuseoverlay.overridestat`), the attribute counts; in such an upper every object
-is a regular file or a directory, and the attribute says what it stands for.
+Normally both are the same. Where a layer keeps them in an attribute (see
+`fuseoverlay.overridestat`), that counts; in such an upper every object is a regular file
+or a directory, and the attribute says what it stands for. Which ids the stored ones are
+shown as is for `fuseoverlay.idmap`. What comes from a process is shown ids, what goes from
+layer to layer stored ones.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from fuseoverlay import syscalls, xattrs
+from fuseoverlay import acl, capability, syscalls, xattrs
+from fuseoverlay.errors import UpperError, describe
+from fuseoverlay.idmap import IdMap
 from fuseoverlay.layers import Layer
 from fuseoverlay.overridestat import OverrideStat, accessible
 
 _FULL_RANGE: Final = 2**32 - 1
 _HOLDERS: Final = (stat.S_IFREG, stat.S_IFDIR)
+_OVERRIDES: Final = {1: xattrs.PRIVILEGED_OVERRIDE_STAT, 2: xattrs.OVERRIDE_STAT}
+# What chown(2) says to who may not, or of an id that the user namespace does not map.
+_NOT_GIVABLE: Final = (errno.EPERM, errno.EINVAL)
 
 
-class Shown(NamedTuple):
-    """Owner, type with permission bits, and device number as users see them."""
+class Status(NamedTuple):
+    """Owner, type with permission bits, and device number, as stored or as shown."""
 
     uid: int
     gid: int
@@ -55,76 +62,147 @@ class IdRanges:
         return 0
 
 
-@dataclass(frozen=True, slots=True)
 class Identity:
-    """How this mount translates. `override`: the upper keeps the override attribute."""
+    """How this mount translates. `override`: the attribute that the upper keeps."""
 
-    override: bool
-    uids: IdRanges
-    gids: IdRanges
+    __slots__ = ("_gid_ranges", "_maps", "_uid_ranges", "gids", "override", "uids")
 
-    @classmethod
-    def of_process(cls, *, override: bool) -> Identity:
-        """With the id maps of this process."""
-        return cls(override, IdRanges.of("uid_map"), IdRanges.of("gid_map"))
+    def __init__(self, override: bytes | None, uids: IdMap, gids: IdMap) -> None:
+        self.override = override
+        self.uids = uids
+        self.gids = gids
+        self._maps = bool(uids) or bool(gids)
+        self._uid_ranges = IdRanges.of("uid_map")
+        self._gid_ranges = IdRanges.of("gid_map")
 
-    def overrides(self, layers: Sequence[Layer]) -> bool:
-        """Whether owners come from the override attribute in any of the layers."""
-        return self.override or any(layer.override for layer in layers)
+    def has_all_ids(self) -> bool:
+        """Whether this process may give things to everybody: its user namespace is the first."""
+        return self._uid_ranges.is_full()
 
     def translates(self, layer: Layer) -> bool:
-        """The same for one layer."""
-        return layer.override or (self.override and layer.number == 0)
+        """Whether what is shown of the layer is not what its files' real status says."""
+        return self._maps or layer.override is not None
+
+    def stored(
+        self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
+    ) -> Status:
+        """What is stored of the real file at `path` with the status `st`."""
+        if layer.override is not None:
+            if stat.S_IFMT(st.st_mode) in _HOLDERS:
+                override = read_override(path, layer.override, st.st_mode, follow=follow)
+                if override is not None:
+                    return Status(override.uid, override.gid, override.mode, override.rdev)
+            elif stat.S_ISLNK(st.st_mode):
+                return Status(0, 0, st.st_mode, 0)
+        return Status(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+
+    def to_copy(
+        self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
+    ) -> Status:
+        """What to store in the upper of what is made from it. Owners that only the layer's
+        attribute can have, and the upper has none, become root."""
+        status = self.stored(layer, path, st, follow=follow)
+        if layer.override is None or self.override is not None:
+            return status
+        uid, gid = self._uid_ranges.show(status.uid), self._gid_ranges.show(status.gid)
+        return status._replace(uid=uid, gid=gid)
 
     def shown(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
-    ) -> Shown:
-        """What to show for the real file at `path` with the status `st`."""
-        if self.translates(layer):
-            if stat.S_IFMT(st.st_mode) in _HOLDERS:
-                override = read_override(path, st.st_mode, follow=follow)
-                if override is not None:
-                    return Shown(
-                        self.uids.show(override.uid),
-                        self.gids.show(override.gid),
-                        override.mode,
-                        override.rdev,
-                    )
-            elif stat.S_ISLNK(st.st_mode):
-                return Shown(0, 0, st.st_mode, 0)
-        return Shown(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+    ) -> Status:
+        """What to show for it."""
+        if not self.translates(layer):
+            return Status(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+        status = self.stored(layer, path, st, follow=follow)
+        uid, gid = self.uids.owner(status.uid), self.gids.owner(status.gid)
+        if layer.override is not None:
+            uid, gid = self._uid_ranges.show(uid), self._gid_ranges.show(gid)
+        return Status(uid, gid, status.mode, status.rdev)
 
-    def is_born(self, shown: Shown) -> bool:
-        """Whether a file that we make with this mode needs nothing else to be shown so."""
+    def shown_attribute(self, name: bytes, value: bytes) -> bytes:
+        """A stored extended attribute as processes see it: ids in ACLs, and whose root file
+        capabilities count for. Nothing in there is squashed, so that it can be given back."""
+        if self._maps and name.startswith(acl.PREFIX):
+            return acl.with_ids(value, self.uids.shown, self.gids.shown)
+        if self._maps and name == capability.NAME:
+            return capability.shown(value, self.uids)
+        return value
+
+    def stored_attribute(self, name: bytes, value: bytes) -> bytes:
+        """The same for one that a process gives. EOVERFLOW: nothing is shown as an id in it."""
+        if self._maps and name.startswith(acl.PREFIX):
+            return acl.with_ids(value, self.uids.stored, self.gids.stored)
+        if self._maps and name == capability.NAME:
+            return capability.stored(value, self.uids)
+        return value
+
+    def is_born(self, stored: Status) -> bool:
+        """Whether a file that we make with this mode needs nothing else to be stored so."""
         return (
-            not self.override
-            and (shown.uid, shown.gid) == (os.geteuid(), os.getegid())
-            and stat.S_IMODE(shown.mode) & ~0o777 == 0
+            self.override is None
+            and (stored.uid, stored.gid) == (os.geteuid(), os.getegid())
+            and stat.S_IMODE(stored.mode) & ~0o777 == 0
         )
 
-    def dress(self, dir_fd: int, name: bytes, shown: Shown) -> None:
+    def dress(self, dir_fd: int, name: bytes, stored: Status) -> None:
         """Give a new object of ours, `name` in `dir_fd`, its owner and mode.
 
         EPERM where the process may not give it away.
         """
         path = syscalls.at(dir_fd, name)
-        if self.override:
-            write_override(path, shown)
-            os.chmod(path, accessible(shown.mode))
+        if self.override is not None:
+            write_override(path, self.override, stored)
+            os.chmod(path, accessible(stored.mode))
             return
-        if (shown.uid, shown.gid) != (os.geteuid(), os.getegid()) or _setgid_parent(dir_fd):
-            os.chown(path, shown.uid, shown.gid, follow_symlinks=False)
-        if not stat.S_ISLNK(shown.mode):
-            os.chmod(path, stat.S_IMODE(shown.mode))
+        if (stored.uid, stored.gid) != (os.geteuid(), os.getegid()) or _setgid_parent(dir_fd):
+            self.give(path, stored.uid, stored.gid)
+        if not stat.S_ISLNK(stored.mode):
+            os.chmod(path, stat.S_IMODE(stored.mode))
 
-    def dress_open(self, fd: int, shown: Shown) -> None:
+    def dress_open(self, fd: int, stored: Status) -> None:
         """The same for a regular file that is open as `fd` and has no name."""
-        if self.override:
-            write_override(syscalls.fd_path(fd), shown, follow=True)
-            os.chmod(fd, accessible(shown.mode))
+        path = syscalls.fd_path(fd)
+        if self.override is not None:
+            write_override(path, self.override, stored, follow=True)
+            os.chmod(fd, accessible(stored.mode))
             return
-        os.chown(fd, shown.uid, shown.gid)
-        os.chmod(fd, stat.S_IMODE(shown.mode))
+        self.give(path, stored.uid, stored.gid, follow=True)
+        os.chmod(fd, stat.S_IMODE(stored.mode))
+
+    def give(self, path: bytes, uid: int, gid: int, *, follow: bool = False) -> None:
+        """chown(2) an object of the upper to stored ids, -1: leave it. Where it always shows
+        the same owner, one whom we may not give it to does not matter."""
+        try:
+            os.chown(path, uid, gid, follow_symlinks=follow)
+        except OSError as exc:
+            squashed = self.uids.squash is not None or self.gids.squash is not None
+            if not squashed or exc.errno not in _NOT_GIVABLE:
+                raise
+            if self.uids.squash is None:
+                os.chown(path, uid, -1, follow_symlinks=follow)
+            if self.gids.squash is None:
+                os.chown(path, -1, gid, follow_symlinks=follow)
+
+
+def use_override(upper: Layer, permissions: int, *, note: bool) -> None:
+    """Have the upper keep owners, modes and types in the attribute of `xattr_permissions=`, or go
+    on with the one that it has. With `note` its root says so, to later mounts and other
+    programs. `UpperError` where the attribute cannot be set."""
+    if upper.override is not None:
+        return
+    upper.override = _OVERRIDES[permissions]
+    if not note:
+        return
+    st = os.fstat(upper.root_fd)
+    status = Status(st.st_uid, st.st_gid, st.st_mode, 0)
+    try:
+        write_override(syscalls.fd_path(upper.root_fd), upper.override, status, follow=True)
+    except OSError as exc:
+        raise UpperError(
+            f"cannot keep owners and modes in extended attributes: {describe(exc)}",
+            where=upper.path,
+            hint="xattr_permissions=1 takes root, xattr_permissions=2 user attributes",
+        ) from None
 
 
 def _setgid_parent(dir_fd: int) -> bool:
@@ -132,13 +210,15 @@ def _setgid_parent(dir_fd: int) -> bool:
     return bool(os.stat(dir_fd).st_mode & stat.S_ISGID)
 
 
-def read_override(path: bytes, real_mode: int, *, follow: bool = False) -> OverrideStat | None:
-    """The override attribute; None where there is none or it is malformed."""
-    value = xattrs.get(path, xattrs.OVERRIDE_STAT, follow=follow)
+def read_override(
+    path: bytes, attribute: bytes, real_mode: int, *, follow: bool = False
+) -> OverrideStat | None:
+    """What the override attribute says; None where there is none or it is malformed."""
+    value = xattrs.get(path, attribute, follow=follow)
     return OverrideStat.parse(value, real_mode) if value is not None else None
 
 
-def write_override(path: bytes, shown: Shown, *, follow: bool = False) -> None:
+def write_override(path: bytes, attribute: bytes, stored: Status, *, follow: bool = False) -> None:
     """Set the override attribute."""
-    value = OverrideStat(shown.uid, shown.gid, shown.mode, shown.rdev).format()
-    os.setxattr(path, xattrs.OVERRIDE_STAT, value, follow_symlinks=follow)
+    value = OverrideStat(*stored).format()
+    os.setxattr(path, attribute, value, follow_symlinks=follow)

@@ -57,10 +57,11 @@ def configure(
         diff, work = os.fsencode(upper / "diff"), os.fsencode(upper / "work")
         config = replace(config, upperdir=diff, workdir=work)
     override = xattrs.get(os.fsencode(lowers[0]) + b"/.", xattrs.OVERRIDE_STAT) is not None
+    permissions = config.xattr_permissions or (2 if override else 0)
     return replace(
         config,
         lowerdirs=tuple(os.fsencode(layer) for layer in lowers),
-        override_stat=config.override_stat or override,
+        xattr_permissions=permissions,
     )
 
 

@@ -42,8 +42,8 @@ class Layer:
         #: UUID of the filesystem, 16 bytes.
         self.uuid = syscalls.filesystem_uuid(root_fd)
         root_path = syscalls.at(root_fd, b".")
-        #: Whether owners, modes and types are kept in `user.containers.override_stat`.
-        self.override = xattrs.get(root_path, xattrs.OVERRIDE_STAT) is not None
+        #: The attribute that owners, modes and types are kept in; None: where they belong.
+        self.override = override_name(root_path)
         #: Whether some directories only exist because something inside them does.
         self.implied = xattrs.get(root_path, xattrs.IMPLIED) is not None
 
@@ -226,6 +226,12 @@ class LayerStack:
             yield fd
         finally:
             os.close(fd)
+
+
+def override_name(root: bytes) -> bytes | None:
+    """The attribute of `xattrs.OVERRIDES` that a layer's root has."""
+    names = xattrs.names(root, follow=True)
+    return next((name for name in xattrs.OVERRIDES if name in names), None)
 
 
 def _path(steps: Sequence[RealDir]) -> bytes:

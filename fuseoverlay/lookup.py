@@ -13,7 +13,7 @@ import stat
 from typing import NamedTuple
 
 from fuseoverlay import hardlinks, native, redirect, xattrs
-from fuseoverlay.identity import Shown
+from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import Layer, RealDir, stat_key
 from fuseoverlay.merge import Found, Index, Listing, scan, scan_soon
@@ -272,10 +272,10 @@ def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.s
 
 
 def _kind(ov: Overlay, place: Place, st: os.stat_result) -> int:
-    if not ov.identity.translates(place.real.layer):
+    if place.real.layer.override is None:
         return stat.S_IFMT(st.st_mode)
     path = at(ov.stack.fd(place.real), place.name)
-    return stat.S_IFMT(ov.identity.shown(place.real.layer, path, st).mode)
+    return stat.S_IFMT(ov.identity.stored(place.real.layer, path, st).mode)
 
 
 def path_below(directory: Directory) -> bytes:
@@ -327,6 +327,11 @@ def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
     return real
 
 
-def shown_of(ov: Overlay, real: Real) -> Shown:
+def shown_of(ov: Overlay, real: Real) -> Status:
     """Owner, mode and device number to show for a real object."""
     return ov.identity.shown(real.layer, real.path, real.st, follow=real.follow)
+
+
+def stored_of(ov: Overlay, real: Real) -> Status:
+    """The same as they are stored: for what is made from it."""
+    return ov.identity.to_copy(real.layer, real.path, real.st, follow=real.follow)

@@ -166,7 +166,7 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     options.update(ov.config.fuse_options)
     if ov.workdir is None:
         options.add("ro")
-    initial = root and ov.identity.uids.is_full()
+    initial = root and ov.identity.has_all_ids()
     options.update(_labels(ov.config, initial=initial))
     if initial:
         for name in ("suid", "dev"):
@@ -174,7 +174,7 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
                 options.add(name)
     if root and not names & {"allow_other", "allow_root"}:
         options.add("allow_other")
-    override = ov.identity.overrides(ov.stack.all())
+    override = any(layer.override is not None for layer in ov.stack.all())
     if root or not override:
         options.add("default_permissions")
     # libfuse takes an unescaped comma for the end of the option.

@@ -18,7 +18,7 @@ import trio
 
 from fuseoverlay import acl, hardlinks, protection, staging, syscalls, whiteout, xattrs
 from fuseoverlay.copyup import copy_up, copy_up_directory, give_name, has_origin, mark_impure
-from fuseoverlay.identity import Shown
+from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
 from fuseoverlay.lookup import (
@@ -29,7 +29,7 @@ from fuseoverlay.lookup import (
     made,
     no_entry,
     real_of,
-    shown_of,
+    stored_of,
 )
 from fuseoverlay.merge import Index
 from fuseoverlay.overlay import Overlay
@@ -87,14 +87,14 @@ def make_now(
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
-    shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, rdev), caller.umask)
+    status, acls = _inherit(ov, parent, caller, mode, rdev)
     # With noacl a default ACL of the real directory would have a say.
     if not acls and not ov.config.noacl and _is_free(index, name):
-        fd = staging.make_in_place(ov, upper_place(parent, name), shown)
+        fd = staging.make_in_place(ov, upper_place(parent, name), status)
         if fd is not None:
             return _opened(ov, parent, index, name, fd)
     with staging.discarded_on_error(ov) as staged:
-        staging.make(ov, staged, shown, target)
+        staging.make(ov, staged, status, target)
         for attribute, value in acls:
             path = at(ov.writable().fd, staged)
             os.setxattr(path, attribute, value, follow_symlinks=False)
@@ -130,8 +130,8 @@ async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Calle
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
-    shown, acls = _inherit(ov, parent, Shown(caller.uid, caller.gid, mode, 0), caller.umask)
-    fd = staging.make_nameless(ov, shown)
+    status, acls = _inherit(ov, parent, caller, mode)
+    fd = staging.make_nameless(ov, status)
     try:
         for attribute, value in acls:
             os.setxattr(syscalls.fd_path(fd), attribute, value)
@@ -154,33 +154,34 @@ def check_new_name(name: bytes) -> None:
 
 
 def _inherit(
-    ov: Overlay, parent: Directory, shown: Shown, umask: int
-) -> tuple[Shown, list[tuple[bytes, bytes]]]:
+    ov: Overlay, parent: Directory, caller: Caller, mode: int, rdev: int = 0
+) -> tuple[Status, list[tuple[bytes, bytes]]]:
     """Apply what the parent hands down: group, setgid, default ACL; without that the umask
     counts, which the kernel may have applied already.
 
-    Returns the attributes and the ACLs to set on the new object.
+    Returns what to store: the attributes and the ACLs of the new object. EOVERFLOW: nothing is
+    shown as belonging to the caller.
     """
     real = real_of(ov, parent)
-    above = shown_of(ov, real)
-    is_dir = stat.S_ISDIR(shown.mode)
+    above = stored_of(ov, real)
+    uid, gid = ov.identity.uids.maker(caller.uid), ov.identity.gids.maker(caller.gid)
+    is_dir = stat.S_ISDIR(mode)
     if above.mode & stat.S_ISGID:
-        mode = shown.mode | stat.S_ISGID if is_dir else shown.mode
-        shown = shown._replace(gid=above.gid, mode=mode)
+        gid = above.gid
+        mode = mode | stat.S_ISGID if is_dir else mode
     acls: list[tuple[bytes, bytes]] = []
     default = None
-    if not stat.S_ISLNK(shown.mode) and not ov.config.noacl:
+    if not stat.S_ISLNK(mode) and not ov.config.noacl:
         default = xattrs.get(real.path, acl.DEFAULT, follow=real.follow)
     if default is None:
-        shown = shown._replace(mode=shown.mode & ~umask)
+        mode &= ~caller.umask
     else:
-        mode, access = acl.inherit(default, shown.mode)
-        shown = shown._replace(mode=mode)
+        mode, access = acl.inherit(default, mode)
         if access is not None:
             acls.append((acl.ACCESS, access))
         if is_dir:
             acls.append((acl.DEFAULT, default))
-    return shown, acls
+    return Status(uid, gid, mode, rdev), acls
 
 
 def publish(

@@ -16,10 +16,11 @@ from typing import Final
 
 import trio
 
+from fuseoverlay import syscalls
 from fuseoverlay.config import MountConfig
-from fuseoverlay.errors import LayerError, UpperError, printable
+from fuseoverlay.errors import LayerError, UsageError, printable
 from fuseoverlay.filedata import FileData
-from fuseoverlay.identity import Identity
+from fuseoverlay.identity import Identity, use_override
 from fuseoverlay.inodes import InodeTable
 from fuseoverlay.layers import LayerStack, enclosing, stat_key
 from fuseoverlay.workdir import WorkDir
@@ -72,14 +73,16 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
                 )
             )
         refuse_overlaps(stack, roots_of(stack, workdir))
-        override = config.override_stat or (stack.upper is not None and stack.upper.override)
+        identity = _identity(config, stack)
         if workdir is not None and not workdir.has_attributes:
-            config = _without_attributes(config, workdir.upper.path, override=override)
+            config = _without_attributes(config, workdir.upper.path)
         budget = _descriptor_budget(len(stack.all()))
         stack.limit = budget // 2
-        data = owners.enter_context(FileData(stack, budget // 4, real_status=not override))
+        upper = stack.upper
+        real_status = upper is None or not identity.translates(upper)
+        data = owners.enter_context(FileData(stack, budget // 4, real_status=real_status))
         devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
-        upper_root = stack.upper.root if stack.upper is not None else None
+        upper_root = upper.root if upper is not None else None
         inodes = owners.enter_context(
             InodeTable(devices, upper_root, tuple(layer.root for layer in stack.lowers))
         )
@@ -89,21 +92,24 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
             inodes=inodes,
             workdir=workdir,
             data=data,
-            identity=Identity.of_process(override=override),
+            identity=identity,
             limiter=trio.CapacityLimiter(16),
         )
 
 
-def _without_attributes(config: MountConfig, upper: bytes, *, override: bool) -> MountConfig:
+def _identity(config: MountConfig, stack: LayerStack) -> Identity:
+    """How owners are stored and shown. `UsageError`, `UpperError`: they cannot be so."""
+    upper = stack.upper
+    if upper is not None and config.xattr_permissions:
+        use_override(upper, config.xattr_permissions, note=not config.read_only)
+    identity = Identity(upper.override if upper is not None else None, config.uids, config.gids)
+    refuse_uncovered(identity, stack)
+    return identity
+
+
+def _without_attributes(config: MountConfig, upper: bytes) -> MountConfig:
     """What can be had on a filesystem that keeps no attributes of ours, as in the kernel, with a
-    warning. `UpperError`: nothing, since owners and modes are to be kept in one."""
-    if override:
-        raise UpperError(
-            "the filesystem of upperdir does not keep the extended attributes in which owners "
-            "and modes are to be kept",
-            where=upper,
-            hint="use another filesystem",
-        )
+    warning."""
     log.warning(
         "%s: the filesystem of upperdir does not keep the overlay's extended attributes: copied "
         "files may lose theirs, ACLs too, and in the next mount their inode numbers and hard "
@@ -112,6 +118,29 @@ def _without_attributes(config: MountConfig, upper: bytes, *, override: bool) ->
     )
     redirects = "follow" if config.redirect_dir == "on" else config.redirect_dir
     return replace(config, redirect_dir=redirects, metacopy=False)
+
+
+def refuse_uncovered(identity: Identity, stack: LayerStack) -> None:
+    """`UsageError` where a mapping does not cover the owner of a layer's root directory: most of
+    the layer would belong to nobody.
+
+    A new upper may belong to whom the mount shall show: podman makes it so, and gives its root
+    to that user once more through the mount.
+    """
+    for layer in stack.all():
+        st = os.fstat(layer.root_fd)
+        root = identity.stored(layer, syscalls.fd_path(layer.root_fd), st, follow=True)
+        for option, ids, number, kind in (
+            ("uidmapping", identity.uids, root.uid, "user"),
+            ("gidmapping", identity.gids, root.gid, "group"),
+        ):
+            fresh = layer is stack.upper and ids.shows(number)
+            if not fresh and ids.squash is None and not ids.covers(number):
+                raise UsageError(
+                    f"{option}= does not cover {kind} {number}, which this directory belongs to",
+                    where=layer.path,
+                    hint="map the ids that the layers have to those that users shall see",
+                )
 
 
 def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
-from fuseoverlay.identity import Shown, write_override
+from fuseoverlay.identity import Status, write_override
 from fuseoverlay.inodes import Inode
-from fuseoverlay.lookup import Real, real_of, shown_of
+from fuseoverlay.lookup import Real, real_of, stored_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.overridestat import accessible
 
@@ -20,43 +20,44 @@ def change(
     gid: int | None = None,
     mode: int | None = None,
 ) -> None:
-    """Set what is not None; `mode` is permission bits. A change of owner ends setuid."""
+    """Set what is not None; ids as stored, `mode` is permission bits. A change of owner ends
+    setuid."""
     real = real_of(ov, inode)
-    if ov.identity.override:
-        _change_override(ov, real, uid, gid, mode)
+    if ov.identity.override is not None:
+        _change_override(ov, real, ov.identity.override, uid, gid, mode)
         return
     if uid is not None or gid is not None:
-        os.chown(
+        ov.identity.give(
             real.path,
             -1 if uid is None else uid,
             -1 if gid is None else gid,
-            follow_symlinks=real.follow,
+            follow=real.follow,
         )
     if mode is not None and inode.kind != stat.S_IFLNK:
         os.chmod(real.path, stat.S_IMODE(mode))
 
 
 def _change_override(
-    ov: Overlay, real: Real, uid: int | None, gid: int | None, mode: int | None
+    ov: Overlay, real: Real, attribute: bytes, uid: int | None, gid: int | None, mode: int | None
 ) -> None:
-    shown = shown_of(ov, real)
+    old = stored_of(ov, real)
     if mode is not None:
-        new_mode = stat.S_IFMT(shown.mode) | stat.S_IMODE(mode)
+        new_mode = stat.S_IFMT(old.mode) | stat.S_IMODE(mode)
     else:
-        new_mode = without_privileges(shown.mode)
-    new = Shown(
-        shown.uid if uid is None else uid,
-        shown.gid if gid is None else gid,
+        new_mode = without_privileges(old.mode)
+    new = Status(
+        old.uid if uid is None else uid,
+        old.gid if gid is None else gid,
         new_mode,
-        shown.rdev,
+        old.rdev,
     )
-    write_override(real.path, new, follow=real.follow)
+    write_override(real.path, attribute, new, follow=real.follow)
     os.chmod(real.path, accessible(new_mode))
 
 
 def drop_privileges(ov: Overlay, inode: Inode) -> None:
     """Take setuid and setgid away, as a write by somebody else does."""
-    mode = shown_of(ov, real_of(ov, inode)).mode
+    mode = stored_of(ov, real_of(ov, inode)).mode
     if without_privileges(mode) != mode:
         change(ov, inode, mode=without_privileges(mode))
 

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 
 from fuseoverlay import syscalls
-from fuseoverlay.identity import Shown
+from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Place
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
@@ -93,20 +93,20 @@ def move_to_free(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int 
         move(src_dir, src, dst_dir, dst)
 
 
-def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
-    """Stage an object of the shown type, mode, owner and device; `target` is a symlink's.
+def make(ov: Overlay, staged: bytes, status: Status, target: bytes = b"") -> None:
+    """Stage an object of the stored type, mode, owner and device; `target` is a symlink's.
 
-    In an upper that keeps `user.containers.override_stat`, a regular file stands for
-    anything that is no directory. EPERM for devices that we may not make, and for a
-    character device 0:0, which would be a whiteout.
+    In an upper that keeps those in an attribute, a regular file stands for anything that is no
+    directory. EPERM for devices that we may not make, and for a character device 0:0, which
+    would be a whiteout.
     """
     work = ov.writable().fd
-    kind = stat.S_IFMT(shown.mode)
-    if kind == stat.S_IFCHR and shown.rdev == 0:
+    kind = stat.S_IFMT(status.mode)
+    if kind == stat.S_IFCHR and status.rdev == 0:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     if kind == stat.S_IFDIR:
         os.mkdir(staged, 0o700, dir_fd=work)
-    elif kind == stat.S_IFREG or ov.identity.override:
+    elif kind == stat.S_IFREG or ov.identity.override is not None:
         fd = os.open(staged, _NEW_FILE, 0o600, dir_fd=work)
         try:
             if target:
@@ -116,31 +116,31 @@ def make(ov: Overlay, staged: bytes, shown: Shown, target: bytes = b"") -> None:
     elif kind == stat.S_IFLNK:
         os.symlink(target, staged, dir_fd=work)
     else:
-        os.mknod(staged, kind | 0o600, shown.rdev, dir_fd=work)
-    ov.identity.dress(work, staged, shown)
+        os.mknod(staged, kind | 0o600, status.rdev, dir_fd=work)
+    ov.identity.dress(work, staged, status)
 
 
-def make_in_place(ov: Overlay, place: Place, shown: Shown) -> int | None:
+def make_in_place(ov: Overlay, place: Place, status: Status) -> int | None:
     """Make a regular file where nothing is, complete by one call, as the kernel's overlay does;
     a descriptor for reading and writing, the caller's own.
 
     None: that takes more than one call, or more permission. EEXIST; ENOSPC and the like.
     """
-    if not stat.S_ISREG(shown.mode) or not ov.identity.is_born(shown):
+    if not stat.S_ISREG(status.mode) or not ov.identity.is_born(status):
         return None
     try:
-        mode = stat.S_IMODE(shown.mode)
+        mode = stat.S_IMODE(status.mode)
         return os.open(place.name, _NEW_FILE, mode, dir_fd=ov.stack.fd(place.real))
     except PermissionError:
         return None
 
 
-def make_nameless(ov: Overlay, shown: Shown) -> int:
+def make_nameless(ov: Overlay, status: Status) -> int:
     """Make a regular file without a name; an O_PATH descriptor, the caller's own. EOPNOTSUPP
     of filesystems without O_TMPFILE."""
     fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=ov.writable().fd)
     try:
-        ov.identity.dress_open(fd, shown)
+        ov.identity.dress_open(fd, status)
         return os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC)
     finally:
         os.close(fd)

@@ -2,7 +2,8 @@
 
 Source: kernel Documentation/filesystems/overlayfs.rst ("trusted.overlay.",
 "user.overlay.", "Nesting overlayfs mounts"); containers-storage for
-`user.containers.override_stat`; fuse-overlayfs for `user.fuseoverlayfs.`.
+`user.containers.override_stat`; fuse-overlayfs for `user.fuseoverlayfs.` and
+`security.fuseoverlayfs.`.
 Names are `bytes` everywhere.
 """
 
@@ -28,6 +29,14 @@ NAMESPACES: Final = (TRUSTED, USER, FUSE_OVERLAYFS)
 
 #: Owner, mode and type that a plain user could not set: `uid:gid:0mode:type`.
 OVERRIDE_STAT: Final = b"user.containers.override_stat"
+#: The same that only root can write, and as older versions of fuse-overlayfs write it.
+PRIVILEGED_OVERRIDE_STAT: Final = b"security.fuseoverlayfs.override_stat"
+#: Names of it, in order of precedence. A layer's objects have the same as its root.
+OVERRIDES: Final = (
+    PRIVILEGED_OVERRIDE_STAT,
+    OVERRIDE_STAT,
+    b"user.fuseoverlayfs.override_stat",
+)
 
 #: On a directory that a layer archive needed but did not list: its own metadata
 #: mean nothing, those of the directory below count. Also on the root of every
@@ -37,7 +46,14 @@ IMPLIED: Final = b"user.fuseoverlay.implied"
 IMPLIED_SELF: Final = b"y"
 
 #: Prefixes that no layer of an image may bring, and no user may set.
-RESERVED: Final = (TRUSTED, USER, FUSE_OVERLAYFS, b"user.containers.", b"user.fuseoverlay.")
+RESERVED: Final = (
+    TRUSTED,
+    USER,
+    FUSE_OVERLAYFS,
+    b"security.fuseoverlayfs.",
+    b"user.containers.",
+    b"user.fuseoverlay.",
+)
 
 OPAQUE: Final = b"opaque"
 WHITEOUT: Final = b"whiteout"

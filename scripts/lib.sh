@@ -9,7 +9,7 @@ FO_CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # What running needs, what the tests use, what pytest skips without.
 FO_PACKAGES_RUN=(fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-venv python3-dev)
-FO_PACKAGES_TEST=(acl attr btrfs-progs buildah ca-certificates debootstrap e2fsprogs groff-base libcap2-bin
+FO_PACKAGES_TEST=(acl attr btrfs-progs buildah ca-certificates debootstrap e2fsprogs fuse-overlayfs groff-base libcap2-bin
   skopeo strace uidmap umoci xfsprogs zstd)
 # Whom the benchmarks measure against, and with what.
 FO_PACKAGES_BENCH=(btrfs-progs fio fuse-overlayfs git unionfs-fuse)

@@ -383,7 +383,21 @@ OPTIONS = {
     "timeout": "lowerdir={lower},timeout=soon",
     "negative timeout": "lowerdir={lower},timeout=-1",
     "timeout that is no number": "lowerdir={lower},timeout=nan",
-    "xattr_permissions": "lowerdir={lower},xattr_permissions=7",
+    "xattr_permissions": "lowerdir={lower},xattr_permissions=3",
+    "mapping that is empty": "lowerdir={lower},uidmapping=",
+    "mapping without a value": "lowerdir={lower},gidmapping",
+    "mapping that is too short": "lowerdir={lower},uidmapping=0:1000",
+    "mapping with too much": "lowerdir={lower},gidmapping=0:1000:1:5",
+    "mapping in words": "lowerdir={lower},uidmapping=root:1000:1",
+    "negative mapping": "lowerdir={lower},uidmapping=0:-1:1",
+    "mapping of nothing": "lowerdir={lower},uidmapping=0:1000:0",
+    "mapping that ends too high": "lowerdir={lower},gidmapping=0:4294967290:10",
+    "mapping beyond all bounds": "lowerdir={lower},gidmapping=0:99999999999999999999:1",
+    "overlap in the container": "lowerdir={lower},uidmapping=0:1000:10:9:5000:1",
+    "overlap on the host": "lowerdir={lower},gidmapping=0:1000:10:10:1009:1",
+    "squash to a name": "lowerdir={lower},squash_to_uid=root",
+    "squash to nobody": "lowerdir={lower},squash_to_gid",
+    "squash to no id": "lowerdir={lower},squash_to_uid=4294967295",
     "redirect_dir": "lowerdir={lower},redirect_dir=maybe",
     "metacopy": "lowerdir={lower},metacopy=1",
     "data-only without metacopy": "lowerdir={lower}::{upper}",
@@ -406,6 +420,16 @@ def test_options(cli: Cli, what: str) -> None:
     space = cli.space
     options = OPTIONS[what].format(lower=space.lower, upper=space.upper, work=space.work)
     refused(cli, USAGE, "-o", options, space.mnt)
+
+
+@pytest.mark.parametrize("option", ["uidmapping", "gidmapping"])
+def test_mapping_does_not_cover_a_layer(cli: Cli, option: str) -> None:
+    """Most of it would belong to nobody."""
+    space = cli.space
+    me = os.geteuid()
+    for shown, layer in ((me + 1, space.upper), (me, space.lower)):
+        mapping = f"{option}={me + 1}:{shown}:100"
+        refused(cli, USAGE, "-o", f"{space.options()},{mapping}", space.mnt, word=str(layer))
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,15 @@ pytestmark = root_only
 ALICE, BOB, STAFF = 4001, 4002, 5000
 
 
-def run_as(uid: int, work: Callable[[], object], *groups: int) -> int:
-    """Run in a child as another user; the errno of its OSError, 0 where it succeeds."""
+def run_as(uid: int, work: Callable[[], object], *groups: int, gid: int | None = None) -> int:
+    """Run in a child as another user; the errno of its OSError, 0 where it succeeds. The group
+    has the user's number unless `gid` says otherwise."""
     pid = os.fork()
     if pid == 0:
         code = 250
         try:
             os.setgroups(groups)
-            os.setgid(uid)
+            os.setgid(uid if gid is None else gid)
             os.setuid(uid)
             os.umask(0o022)
             try:

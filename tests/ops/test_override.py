@@ -1,0 +1,186 @@
+"""Owner, mode and type in an attribute: `xattr_permissions`, and layers that have it. Some tests
+use the C program `fuse-overlayfs`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import MODE, Space, fails, fuse_only, root_only
+from tests.ops.test_identity import FIRST, PODMAN, listed, mount, owner, populate
+from tests.ops.test_users import may
+
+pytestmark = fuse_only
+
+PRIVILEGED, CONTAINERS, USER = (
+    "security.fuseoverlayfs.override_stat",
+    "user.containers.override_stat",
+    "user.fuseoverlayfs.override_stat",
+)
+#: By the value of `xattr_permissions`.
+ATTRIBUTES = {"1": PRIVILEGED, "2": CONTAINERS}
+
+
+def check_stored(path: Path, name: str, expected: str) -> None:
+    assert os.getxattr(path, name).decode() == expected, path
+
+
+@pytest.mark.parametrize("permissions", ATTRIBUTES)
+@pytest.mark.parametrize("mapping", ["", PODMAN])
+def test_xattr_permissions(space: Space, permissions: str, mapping: str) -> None:
+    """Owner, mode and type are written to the attribute, not to the file, and read from it, also
+    by a mount that is not told so."""
+    if MODE != "root" and (permissions == "1" or mapping):
+        pytest.skip("needs the superuser")
+    first = FIRST if mapping else 0
+    uid, gid = (os.geteuid(), os.getegid())
+    name = ATTRIBUTES[permissions]
+    (space.lower / "f").write_bytes(b"x")
+    options = ",".join(filter(None, [f"xattr_permissions={permissions}", mapping]))
+    mnt = mount(space, options)
+    os.chmod(mnt / "f", 0o4751)
+    os.mkdir(mnt / "d", 0o750)
+    os.symlink("target", mnt / "s")
+    os.mkfifo(mnt / "p", 0o640)
+    expected = {"f": "04751:file", "d": "0750:dir", "s": "0777:symlink", "p": "0640:pipe"}
+    for _ in range(2):
+        for what, text in expected.items():
+            check_stored(space.upper / what, name, f"{uid}:{gid}:{text}")
+            assert owner(space.upper / what) == (uid, gid)
+            assert owner(mnt / what) == (first + uid, first + gid)
+            with fails(errno.ENODATA, errno.EPERM):
+                os.getxattr(mnt / what, name, follow_symlinks=False)
+            assert name not in os.listxattr(mnt / what, follow_symlinks=False)
+        assert os.getxattr(space.upper, name).endswith(b":dir")
+        assert os.readlink(mnt / "s") == "target"
+        assert stat.S_ISFIFO(os.lstat(mnt / "p").st_mode)
+        assert stat.S_IMODE(os.stat(mnt / "f").st_mode) == 0o4751
+        assert listed(mnt) == dict.fromkeys(expected, (first + uid, first + gid))
+        space.extra = tuple(filter(None, mapping.split(",")))
+        space.remount()
+    with fails(errno.EPERM):
+        os.setxattr(mnt / "f", name, b"0:0:0777:file")
+    if MODE == "root":
+        os.chown(mnt / "f", first + 5, -1)
+        os.chown(mnt / "s", first + 6, first + 7, follow_symlinks=False)
+        check_stored(space.upper / "f", name, "5:0:0751:file")
+        check_stored(space.upper / "s", name, "6:7:0777:symlink")
+        assert owner(mnt / "s") == (first + 6, first + 7)
+        os.mkdir(mnt / "new")
+        os.chmod(mnt / "new", 0o777)
+        may(first + 40, (mnt / "new" / "file").touch)
+        check_stored(space.upper / "new" / "file", name, "40:40:0644:file")
+        assert owner(space.upper / "new" / "file") == (0, 0)
+    space.unmount()
+
+
+@root_only
+@pytest.mark.parametrize("name", [PRIVILEGED, CONTAINERS, USER])
+@pytest.mark.parametrize("mapping", ["", PODMAN])
+def test_layers_with_attributes(space: Space, name: str, mapping: str) -> None:
+    """All three names are read, in a lower and in an upper that goes on with its own, in the forms
+    of old versions and new."""
+    first = FIRST if mapping else 0
+    values = {"old": "5:6:100640", "plain": "7:8:0640", "new": "9:10:0640:file"}
+    owners = {"old": (5, 6), "plain": (7, 8), "new": (9, 10)}
+    for layer in (space.lower, space.upper):
+        os.setxattr(layer, name, b"0:0:0755")
+        for form, value in values.items():
+            path = layer / f"{layer.name} {form}"
+            path.write_bytes(b"x")
+            os.setxattr(path, name, value.encode())
+    mnt = mount(space, mapping or "index=on")
+    for layer in (space.lower, space.upper):
+        for form, (uid, gid) in owners.items():
+            path = mnt / f"{layer.name} {form}"
+            assert owner(path) == (first + uid, first + gid)
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
+            assert listed(mnt)[path.name] == owner(path)
+            os.chmod(path, 0o600)
+            check_stored(space.upper / path.name, name, f"{uid}:{gid}:0600:file")
+    (mnt / "made").touch()
+    check_stored(space.upper / "made", name, "0:0:0644:file")
+
+
+@root_only
+def test_attributes_of_another_layer(space: Space) -> None:
+    """A copy takes over what the lower's attribute says, into the upper's own."""
+    os.setxattr(space.lower, USER, b"0:0:0755")
+    (space.lower / "f").write_bytes(b"x")
+    os.setxattr(space.lower / "f", USER, b"5:6:0640")
+    mnt = mount(space, "xattr_permissions=1")
+    os.utime(mnt / "f", ns=(1, 1))
+    check_stored(space.upper / "f", PRIVILEGED, "5:6:0640:file")
+    assert os.listxattr(space.upper / "f").count(USER) == 0
+    space.unmount()
+    for path in (space.upper, space.work):
+        shutil.rmtree(path)
+        path.mkdir()
+    mnt = mount(space, "squash_to_root")
+    os.utime(mnt / "f", ns=(1, 1))
+    assert owner(space.upper / "f") == (5, 6)
+    assert stat.S_IMODE(os.stat(space.upper / "f").st_mode) == 0o640
+
+
+@pytest.mark.skipif(MODE != "userns", reason="of a user namespace with one id")
+def test_owner_that_cannot_be_given(space: Space) -> None:
+    """What an attribute says of an id that the user namespace does not have is root's, and may be
+    copied up all the same."""
+    os.setxattr(space.lower, CONTAINERS, b"0:0:0755:dir")
+    (space.lower / "f").write_bytes(b"x")
+    os.setxattr(space.lower / "f", CONTAINERS, b"5:6:0640:file")
+    mnt = mount(space, "index=on")
+    assert owner(mnt / "f") == (0, 0)
+    os.chmod(mnt / "f", 0o4600)
+    st = os.stat(space.upper / "f")
+    assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == (0, 0, 0o4600)
+    space.settle()
+
+
+@root_only
+@pytest.mark.parametrize("permissions", ["1", "2"])
+def test_fuse_overlayfs_reads_our_upper(space: Space, permissions: str) -> None:
+    """As a lower: what was made, copied up, given away."""
+    populate(space.lower)
+    mnt = mount(space, f"xattr_permissions={permissions}")
+    os.mkdir(mnt / "new")
+    for number, name in enumerate(("f0-0", "f5-6", "d9-10", "new")):
+        os.chown(mnt / name, number + 20, number + 30)
+        os.chmod(mnt / name, 0o2710)
+    shown = {name: os.lstat(mnt / name) for name in ("f0-0", "f5-6", "d9-10", "new")}
+    space.unmount()
+    space.lowers = [space.upper]
+    space.upper, space.work = space.base / "upper 2", space.base / "work 2"
+    space.upper.mkdir()
+    space.work.mkdir()
+    mount(space, "noatime", "fuse-overlayfs")
+    for name, st in shown.items():
+        seen = os.lstat(mnt / name)
+        assert (seen.st_uid, seen.st_gid, seen.st_mode) == (st.st_uid, st.st_gid, st.st_mode), name
+
+
+@root_only
+@pytest.mark.parametrize("permissions", ["1", "2"])
+def test_we_read_an_upper_of_fuse_overlayfs(space: Space, permissions: str) -> None:
+    """As an upper, which is then changed further."""
+    os.setxattr(space.upper, PRIVILEGED if permissions == "1" else USER, b"0:0:755")
+    mnt = mount(space, f"xattr_permissions={permissions}", "fuse-overlayfs")
+    os.mkdir(mnt / "dir")
+    (mnt / "dir" / "file").write_bytes(b"x")
+    os.chmod(mnt / "dir" / "file", 0o4711)
+    os.chown(mnt / "dir" / "file", 5, 6)
+    os.chown(mnt / "dir", 7, 8)
+    was = {name: os.lstat(mnt / name) for name in ("dir", "dir/file")}
+    space.unmount()
+    mnt = mount(space, f"xattr_permissions={permissions}")
+    for name, st in was.items():
+        seen = os.lstat(mnt / name)
+        assert (seen.st_uid, seen.st_gid, seen.st_mode) == (st.st_uid, st.st_gid, st.st_mode), name
+    os.chmod(mnt / "dir" / "file", 0o600)
+    used = PRIVILEGED if permissions == "1" else USER
+    check_stored(space.upper / "dir" / "file", used, "5:6:0600:file")
