@@ -176,7 +176,7 @@ async def _copy_only_metadata(
         os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
         _copy_metadata(ov, file, real, staged, origin)
         if ov.config.durable:
-            await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
+            await ov.threads.run(os.fsync, target)
     finally:
         os.close(target)
 
@@ -190,13 +190,13 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
         source = ov.data.acquire(file)
         try:
             length = before.st_size if size is None else min(size, before.st_size)
-            await trio.to_thread.run_sync(copy_data, source.fd, target, length, limiter=ov.limiter)
+            await ov.threads.run(copy_data, source.fd, target, length)
         finally:
             ov.data.release(source)
         if size is None:
             os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
         if ov.config.durable:
-            await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
+            await ov.threads.run(os.fsync, target)
         _forget_metacopy(target)
         file.data = None
         ov.data.drop(file.ino)
@@ -241,9 +241,7 @@ async def _copy_regular(
             if length <= _INLINE:
                 copy_data(source.fd, target, length)
             else:
-                await trio.to_thread.run_sync(
-                    copy_data, source.fd, target, length, limiter=ov.limiter
-                )
+                await ov.threads.run(copy_data, source.fd, target, length)
                 # Times as they were: reading may have moved the access time.
                 real = real_of(ov, file)._replace(st=before)
             own = source.fd if file.data is None else None
@@ -251,7 +249,7 @@ async def _copy_regular(
         finally:
             ov.data.release(source)
         if ov.config.durable:
-            await trio.to_thread.run_sync(os.fsync, target, limiter=ov.limiter)
+            await ov.threads.run(os.fsync, target)
     finally:
         os.close(target)
 

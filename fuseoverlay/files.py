@@ -10,8 +10,6 @@ import errno
 import os
 from typing import Final
 
-import trio
-
 from fuseoverlay import ownership, protection, syscalls
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.filedata import Descriptor
@@ -42,10 +40,8 @@ async def read(ov: Overlay, file: File, offset: int, size: int) -> bytes | memor
         buffer = bytearray(size)
         done = read_nowait(descriptor.fd, buffer, offset)
         if done < size and offset + done < os.fstat(descriptor.fd).st_size:
-            done += await trio.to_thread.run_sync(
-                _read_all, descriptor.fd, memoryview(buffer)[done:], offset + done,
-                limiter=ov.limiter,
-            )  # fmt: skip
+            rest = memoryview(buffer)[done:]
+            done += await ov.threads.run(_read_all, descriptor.fd, rest, offset + done)
     finally:
         ov.data.release(descriptor)
     return memoryview(buffer)[:done]
@@ -79,9 +75,7 @@ async def write(ov: Overlay, file: File, offset: int, data: bytes, *, privileged
     try:
         if len(data) < _INLINE_WRITE:
             return os.pwrite(descriptor.fd, data, offset)
-        return await trio.to_thread.run_sync(
-            os.pwrite, descriptor.fd, data, offset, limiter=ov.limiter
-        )
+        return await ov.threads.run(os.pwrite, descriptor.fd, data, offset)
     finally:
         ov.data.release(descriptor)
 
@@ -103,9 +97,7 @@ async def allocate(
     protection.check_allocation(ov, file, mode)
     descriptor = await _acquire_to_change(ov, file, privileged=privileged)
     try:
-        await trio.to_thread.run_sync(
-            syscalls.fallocate, descriptor.fd, mode, offset, length, limiter=ov.limiter
-        )
+        await ov.threads.run(syscalls.fallocate, descriptor.fd, mode, offset, length)
     finally:
         ov.data.release(descriptor)
 
@@ -136,10 +128,9 @@ async def copy_range(
     try:
         origin = ov.data.acquire(source)
         try:
-            return await trio.to_thread.run_sync(
-                os.copy_file_range, origin.fd, sink.fd, length, source_offset, target_offset,
-                limiter=ov.limiter,
-            )  # fmt: skip
+            return await ov.threads.run(
+                os.copy_file_range, origin.fd, sink.fd, length, source_offset, target_offset
+            )
         finally:
             ov.data.release(origin)
     finally:
@@ -162,7 +153,7 @@ async def fsync(ov: Overlay, file: File, *, data_only: bool) -> None:
     descriptor = ov.data.acquire(file)
     try:
         call = os.fdatasync if data_only else os.fsync
-        await trio.to_thread.run_sync(call, descriptor.fd, limiter=ov.limiter)
+        await ov.threads.run(call, descriptor.fd)
     finally:
         ov.data.release(descriptor)
 
@@ -172,4 +163,4 @@ async def fsync_directory(ov: Overlay, directory: Directory) -> None:
     if not ov.config.durable or directory.upper is None or directory.removed:
         return
     with ov.stack.listing_fd(directory.upper) as fd:
-        await trio.to_thread.run_sync(os.fsync, fd, limiter=ov.limiter)
+        await ov.threads.run(os.fsync, fd)

@@ -52,7 +52,8 @@ def run(
     os.umask(0)
     mountpoint = _check_mountpoint(mountpoint)
     with contextlib.ExitStack() as undo:
-        ov = undo.enter_context(overlay.opened(config))
+        waits = turns.Trio()
+        ov = undo.enter_context(overlay.opened(config, waits.lowlevel.wait_for_thread))
         _check_outside(mountpoint, ov)
         ready_read, ready_write = os.pipe()
 
@@ -62,7 +63,6 @@ def run(
             # The kernel has no reply yet.
             waits.lowlevel.before_next(_log_terms)
 
-        waits = turns.Trio()
         pyfuse3.trio = waits  # type: ignore[attr-defined]
         store: Any = pyfuse3.notify_store  # takes any buffer
         ahead = ReadAhead(ov, store, waits.lowlevel.wait_for_thread)

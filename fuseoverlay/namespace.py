@@ -14,8 +14,6 @@ import os
 import stat
 from typing import Final, NamedTuple
 
-import trio
-
 from fuseoverlay import acl, hardlinks, protection, staging, syscalls, whiteout, xattrs
 from fuseoverlay.copyup import copy_up, copy_up_directory, give_name, has_origin, mark_impure
 from fuseoverlay.identity import Status
@@ -396,7 +394,7 @@ async def remove_staged(ov: Overlay, staged: bytes, whiteouts: int = _MANY) -> N
     if whiteouts < _MANY:
         remove_tree(ov.writable().fd, staged)
     else:
-        await trio.to_thread.run_sync(remove_tree, ov.writable().fd, staged, limiter=ov.limiter)
+        await ov.threads.run(remove_tree, ov.writable().fd, staged)
 
 
 def _remove_directory(

@@ -23,6 +23,7 @@ from fuseoverlay.filedata import FileData
 from fuseoverlay.identity import Identity, use_override
 from fuseoverlay.inodes import InodeTable
 from fuseoverlay.layers import LayerStack, enclosing, stat_key
+from fuseoverlay.threads import Threads, Wait
 from fuseoverlay.workdir import WorkDir
 
 log = logging.getLogger("fuseoverlay")
@@ -43,8 +44,7 @@ class Overlay:
     workdir: WorkDir | None
     data: FileData
     identity: Identity
-    #: Threads for what may take long.
-    limiter: trio.CapacityLimiter
+    threads: Threads
 
     def writable(self) -> WorkDir:
         """The work directory; EROFS on a read-only overlay."""
@@ -54,8 +54,9 @@ class Overlay:
 
 
 @contextlib.contextmanager
-def opened(config: MountConfig) -> Iterator[Overlay]:
-    """Open every owner; leaving closes them in reverse. Raises `FuseOverlayError`."""
+def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Iterator[Overlay]:
+    """Open every owner; leaving closes them in reverse. `wait` is for threads. Raises
+    `FuseOverlayError`."""
     with contextlib.ExitStack() as owners:
         stack = owners.enter_context(
             LayerStack(config.upperdir, config.lowerdirs, config.data_only)
@@ -93,7 +94,7 @@ def opened(config: MountConfig) -> Iterator[Overlay]:
             workdir=workdir,
             data=data,
             identity=identity,
-            limiter=trio.CapacityLimiter(16),
+            threads=Threads(wait),
         )
 
 

@@ -21,10 +21,8 @@ import errno
 import logging
 import os
 import stat
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 import trio
@@ -35,6 +33,7 @@ from fuseoverlay.layers import stat_key
 from fuseoverlay.merge import FIRST_COOKIE, Index
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import open_noatime
+from fuseoverlay.threads import Wait, Worker
 
 log = logging.getLogger("fuseoverlay")
 
@@ -54,8 +53,6 @@ _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Gives the kernel data of an inode from an offset on; waits for a READ of the same pages.
 #: ENOENT where it does not know the inode.
 Store = Callable[[int, int, memoryview], None]
-#: Returns when a descriptor is readable that a thread is going to write to.
-Wait = Callable[[int], Awaitable[None]]
 
 
 class Window:
@@ -105,41 +102,19 @@ class _Gift(NamedTuple):
 
 
 class _Giver:
-    """A thread that gives the kernel batches of files, one at a time. A turn through trio's
-    threads would cost more than a usual batch."""
+    """Gives the kernel batches of files, one at a time."""
 
     def __init__(self, store: Store, wait: Wait) -> None:
         self._store = store
-        self._wait = wait
-        self._batches: SimpleQueue[Sequence[_Gift]] = SimpleQueue()
-        self._error: Exception | None = None
-        # Counts batches that are done; from the first one on.
-        self._done = -1
+        self._worker = Worker(wait)
 
     async def give(self, gifts: Sequence[_Gift]) -> None:
         """Return when the kernel has them. Errors of the store but ENOENT."""
-        if self._done < 0:
-            self._done = os.eventfd(0, os.EFD_CLOEXEC)
-            threading.Thread(target=self._run, daemon=True).start()
-        self._batches.put(gifts)
-        # The thread must not outlive the session.
-        with trio.CancelScope(shield=True):
-            await self._wait(self._done)
-        os.eventfd_read(self._done)
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        await self._worker.run(self._give_all, gifts)
 
-    def _run(self) -> None:
-        while True:
-            gifts = self._batches.get()
-            try:
-                for gift in gifts:
-                    self._give(gift)
-            except Exception as exc:  # noqa: BLE001  # for whoever waits
-                self._error = exc
-            del gifts
-            os.eventfd_write(self._done, 1)
+    def _give_all(self, gifts: Sequence[_Gift]) -> None:
+        for gift in gifts:
+            self._give(gift)
 
     def _give(self, gift: _Gift) -> None:
         try:

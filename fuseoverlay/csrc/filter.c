@@ -79,7 +79,8 @@ static bool take(const struct fuse_in_header *in, size_t size)
         write(filter.event_fd, &one, sizeof(one)) < 0) {
         PyErr_Clear();
         send_reply(in->unique, ENOMEM, NULL, 0);
-    }
+    } else
+        filter.pending++;
     Py_XDECREF(request);
     return true;
 }
@@ -157,30 +158,43 @@ static long long now_ns(void)
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-static bool wait_a_moment(void)
+static bool wait_for_request(int awake_ns, int linger_ns)
 {
     struct pollfd poll_fd = {.fd = filter.fd, .events = POLLIN};
-    struct timespec linger = {.tv_nsec = LINGER_NS};
-    long long until = now_ns() + AWAKE_NS;
+    struct timespec linger = {.tv_nsec = linger_ns};
+    long long until = now_ns() + awake_ns;
     int ready;
 
     do
         ready = poll(&poll_fd, 1, 0);
     while (!ready && now_ns() < until);
-    return (ready ? ready : ppoll(&poll_fd, 1, &linger, NULL)) > 0;
+    return (ready || !linger_ns ? ready : ppoll(&poll_fd, 1, &linger, NULL)) > 0;
+}
+
+/* What is answered later, from here on. */
+static void note_pending(const struct fuse_in_header *in)
+{
+    if (in->opcode != FUSE_FORGET && in->opcode != FUSE_BATCH_FORGET &&
+        in->opcode != FUSE_INTERRUPT)
+        filter.pending++;
+}
+
+void note_answered(void)
+{
+    if (filter.pending)
+        filter.pending--;
 }
 
 bool another_request(void)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
-    bool ready = false;
+    /* What Python is at work on waits for a turn of its event loop. */
+    bool idle = !filter.pending;
+    bool ready;
 
-    /* What was taken waits for a turn of the event loop. */
-    if (!PyList_GET_SIZE(filter.taken)) {
-        Py_BEGIN_ALLOW_THREADS
-        ready = wait_a_moment();
-        Py_END_ALLOW_THREADS
-    }
+    Py_BEGIN_ALLOW_THREADS
+    ready = wait_for_request(idle ? AWAKE_NS : 0, idle ? LINGER_NS : 0);
+    Py_END_ALLOW_THREADS
     PyGILState_Release(gil);
     return ready;
 }
@@ -198,8 +212,10 @@ static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
                 errno = EINTR; /* which pyfuse3 takes for "come again" */
             return n;
         }
-        if (!handled(buf, n))
+        if (!handled(buf, n)) {
+            note_pending(buf);
             return n;
+        }
     } while (++answers < IN_A_ROW && another_request());
     errno = EINTR;
     return -1;
@@ -222,6 +238,8 @@ static ssize_t filtered_writev(int fd, struct iovec *iov, int count, void *userd
             filter.minor = init->minor;
         }
     }
+    if (out->unique)
+        note_answered();
     return writev(fd, iov, count);
 }
 

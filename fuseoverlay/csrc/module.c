@@ -115,6 +115,7 @@ static PyObject *py_reply(PyObject *self, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "Kiy*", &unique, &error, &payload))
         return NULL;
+    note_answered();
     send_reply(unique, error, payload.buf, payload.len);
     PyBuffer_Release(&payload);
     Py_RETURN_NONE;

@@ -38,6 +38,7 @@ struct filter {
     int error[OPCODES];
     PyObject *function[OPCODES];
     PyObject *taken; /* list of bytes: whole requests */
+    int pending;     /* requests that Python is at work on */
     /* INIT */
     uint64_t init_unique;
     uint32_t kernel_major, kernel_minor, minor, offered, agreed, set_flags, clear_flags;
@@ -53,6 +54,9 @@ int fuse_session_mount(struct fuse_session *session, const char *mountpoint);
 
 /* Wait a little for another request, without the GIL. */
 bool another_request(void);
+
+/* One of the pending requests is being answered. */
+void note_answered(void);
 
 void send_reply(uint64_t unique, int error, const void *payload, size_t size);
 
