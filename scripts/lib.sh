@@ -9,8 +9,8 @@ FO_CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # What running needs, what the tests use, what pytest skips without.
 FO_PACKAGES_RUN=(fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-venv python3-dev)
-FO_PACKAGES_TEST=(acl attr btrfs-progs buildah ca-certificates debootstrap e2fsprogs fuse-overlayfs groff-base libcap2-bin
-  skopeo strace uidmap umoci xfsprogs zstd)
+FO_PACKAGES_TEST=(acl attr btrfs-progs buildah ca-certificates crun debootstrap e2fsprogs fuse-overlayfs
+  groff-base libcap2-bin podman skopeo strace uidmap umoci xfsprogs zstd)
 # Whom the benchmarks measure against, and with what.
 FO_PACKAGES_BENCH=(btrfs-progs fio fuse-overlayfs git unionfs-fuse)
 
@@ -167,9 +167,11 @@ fo_venv() {
   printf '%s\n%s\nextras %s\n' "$stamp" "$(fo_built)" "$extras" >"$file"
 }
 
-# fo_test_user NAME: make that user where there is none; for root.
+# fo_test_user NAME: make that user where there is none, with subordinate ids; for root.
 fo_test_user() {
   id "$1" >/dev/null 2>&1 || useradd --create-home --shell /bin/sh "$1"
+  grep -qs "^$1:" /etc/subuid || usermod --add-subuids 700000-765535 "$1"
+  grep -qs "^$1:" /etc/subgid || usermod --add-subgids 700000-765535 "$1"
 }
 
 # Choose a TMPDIR with all that a layer can hold; tmpfs and overlayfs have not.
