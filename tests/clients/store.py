@@ -69,6 +69,13 @@ echo ready
 wait $!
 """
 
+_REMOVE = """\
+for graph in "$1/graph" "$1/.local/share/containers/storage"; do
+    umount -l "$graph/overlay"
+    rm -rf "$graph"
+done
+"""
+
 
 def missing() -> str | None:
     """What is not there of the clients and what they need; None: nothing."""
@@ -157,9 +164,9 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         try:
-            # What subordinate ids own, only "root" of the user namespace can remove.
-            self.run("sh", "-c", 'umount -l "$1"/graph/overlay; rm -rf "$1"/graph "$1"/run',
-                     "sh", self.base, check=False)  # fmt: skip
+            # What subordinate ids own, only "root" of the user namespace can remove. A plain
+            # user's podman does not heed `graphroot`.
+            self.run("sh", "-c", _REMOVE, "sh", self.base, check=False)
         finally:
             self._end()
 
