@@ -1,0 +1,321 @@
+"""What is done in containers has the same outcome with fuseoverlay as without.
+
+The reference is podman without a mount program: the kernel's overlayfs as root, copies of whole
+images (the driver vfs) as a plain user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import BASE, made
+from tests.clients.store import REFERENCE, Store
+from tests.helpers.tree import Tree, compare, record
+
+pytestmark = pytest.mark.timeout(300)
+
+# Logs, caches and backups hold times or the order of hash tables.
+_WORK = """\
+set -e
+export SOURCE_DATE_EPOCH=1000000000 DEBIAN_FRONTEND=noninteractive
+dpkg -i /extra/extra.deb
+extra
+useradd --create-home --uid 4000 somebody
+rm -rf /usr/share/doc
+mkdir /usr/share/doc
+echo new > /usr/share/doc/new
+chown -R 33:34 /usr/share/common-licenses
+chmod 02755 /usr/share/common-licenses
+mv /etc/issue /etc/issue.old
+ln -s issue.old /etc/issue
+mv /usr/share/pixmaps /usr/share/pictures
+sed -i 's/^root:[^:]*:/root:x:/' /etc/shadow
+ln /etc/debian_version /etc/version
+echo changed >> /etc/version
+set -- $(stat -c '%i %h' /etc/debian_version /etc/version)
+[ "$1" = "$3" ] && [ "$2 $4" = "2 2" ]
+cmp /etc/debian_version /etc/version
+touch /usr/bin/gunzip
+[ "$(stat -c %i /usr/bin/uncompress)" = "$(stat -c %i /usr/bin/gunzip)" ]
+mkfifo /var/tmp/fifo
+apt-cache gencaches
+apt-cache show extra
+rm -rf /var/cache/apt/* /var/log/* /var/cache/ldconfig
+"""
+
+# A database's way: change it in place through memory, then put a new one in its place.
+_REWRITE = """\
+import mmap, os, sys
+path = sys.argv[1]
+with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+    at = memory.find(b"Package: extra")
+    memory[at:at + 14] = b"Package: EXTRA"
+    memory.flush()
+with open(path, "rb") as old, open(path + "-new", "wb") as new:
+    text = old.read()
+    assert b"Package: EXTRA" in text
+    new.write(text.replace(b"Package: EXTRA", b"Package: extra"))
+    os.fsync(new.fileno())
+os.rename(path, path + "-old")
+os.rename(path + "-new", path)
+"""
+
+
+@dataclass
+class Outcome:
+    """What podman shows of a container when its work is done."""
+
+    said: str
+    tree: Tree
+    diff: set[str]
+    committed: Tree
+    layer: dict[str, tuple]
+
+
+@pytest.fixture(scope="module")
+def copying(request: pytest.FixtureRequest, debian: Path) -> Iterator[Store]:
+    """A store with plain directories, and like a mount program's without diffs of its own.
+
+    Of the kernel's overlayfs podman takes the upper for the difference, where directories count
+    that are as they were, and files that were but opened; and there images lose hard links.
+    """
+    if REFERENCE == "vfs":
+        yield request.getfixturevalue("reference")
+    else:
+        with made("vfs", debian) as store:
+            yield store
+
+
+@contextlib.contextmanager
+def container(store: Store, *options: object, running: bool = True) -> Iterator[str]:
+    """A container that does nothing by itself, removed afterwards; its id."""
+    start = ("run", "--detach") if running else ("create",)
+    name = store.podman(*start, *options, BASE, "sleep", "inf")
+    try:
+        yield name
+    finally:
+        store.podman("rm", "--force", "--time=0", name)
+
+
+def shell(store: Store, name: str, script: str, *, check: bool = True) -> str:
+    """What a script in a running container says."""
+    return store.podman("exec", name, "sh", "-c", script, check=check)
+
+
+def top_layer(store: Store, image: str) -> dict[str, tuple]:
+    """What the archive of an image's last layer says of each of its members."""
+    path = store.base / "tmp/image.tar"
+    store.podman("save", "--quiet", "--format=docker-archive", "--output", path, image)
+    with tarfile.open(path) as archive:
+        (about,) = json.load(archive.extractfile("manifest.json") or io.BytesIO())
+        with tarfile.open(fileobj=archive.extractfile(about["Layers"][-1])) as layer:
+            members = {
+                member.name.rstrip("/"): (
+                    *(member.type, member.mode, member.uid, member.gid, member.linkname),
+                    0 if member.isdir() else member.size,
+                    sorted(key for key in member.pax_headers if key.startswith("SCHILY.xattr")),
+                )
+                for member in layer
+            }
+    path.unlink()
+    return members
+
+
+def work(store: Store, image: Path) -> Outcome:
+    """Do the work in a container, and record all that podman says of it."""
+    with container(store, "--name=work", f"--volume={image}:/extra:ro") as name:
+        said = shell(store, name, _WORK)
+        root = store.podman("mount", name)
+        store.run(sys.executable, "-c", _REWRITE, f"{root}/var/lib/dpkg/status")
+        said += shell(store, name, "dpkg --list extra; id somebody; find /usr/share/doc")
+        store.podman("stop", "--time=0", name)
+        tree = store.tree(store.podman("mount", name))
+        store.podman("umount", name)
+        # See `Store.mounted`.
+        tree[b"."].mode = 0o755
+        diff = set(store.podman("diff", name).splitlines())
+        store.podman("commit", "--quiet", name, "localhost/worked")
+    committed = store.mounted("localhost/worked")
+    layer = top_layer(store, "localhost/worked")
+    return Outcome(said, tree, diff, committed, layer)
+
+
+@pytest.fixture(scope="module")
+def worked(ours: Store, copying: Store, image: Path) -> tuple[Outcome, Outcome]:
+    """The outcome of the work with fuseoverlay, and that in a plain directory."""
+    return work(ours, image), work(copying, image)
+
+
+def check_same(expected: Tree, actual: Tree) -> None:
+    """Fail where two trees differ."""
+    lines = compare(expected, actual)
+    assert not lines, "\n".join(lines)
+
+
+def test_work(worked: tuple[Outcome, Outcome]) -> None:
+    """A package is installed, a user made, a tree removed, owners changed, names linked."""
+    ours, reference = worked
+    assert ours.said == reference.said
+    assert b"usr/bin/extra" in ours.tree
+    assert ours.tree[b"etc/version"].nlink == 2
+    assert ours.tree[b"usr/share/common-licenses/GPL-3"].uid == 33
+    check_same(reference.tree, ours.tree)
+
+
+def test_diff(worked: tuple[Outcome, Outcome]) -> None:
+    """`podman diff` of the container."""
+    ours, reference = worked
+    assert {"A /usr/share/doc/new", "D /usr/share/pixmaps"} <= ours.diff
+    assert ours.diff == reference.diff
+
+
+def test_commit(worked: tuple[Outcome, Outcome]) -> None:
+    """`podman commit` keeps what the container showed, as a layer of the same entries."""
+    ours, reference = worked
+    assert "usr/share/.wh.pixmaps" in ours.layer
+    check_same(reference.committed, ours.committed)
+    assert ours.layer == reference.layer
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_copy(ours: Store, running: bool) -> None:
+    """`podman cp` of files and directories, into a container and out of it."""
+    base = ours.base / f"cp-{running}"
+    source, out = base / "source", base / "out"
+    (source / "sub").mkdir(parents=True)
+    out.mkdir()
+    (source / "file").write_text("copied in\n")
+    (source / "file").chmod(0o640)
+    (source / "link").symlink_to("sub/file")
+    (source / "sub/file").write_bytes(b"x" * 200_000)
+    os.utime(source / "sub/file", (1_000_000_000, 1_000_000_000))
+    with container(ours, running=running) as name:
+        ours.podman("cp", source, f"{name}:/srv/in")
+        ours.podman("cp", source / "file", f"{name}:/etc/debian_version")
+        ours.podman("cp", f"{name}:/srv/in", out / "in")
+        ours.podman("cp", f"{name}:/etc/debian_version", out / "version")
+        ours.podman("cp", f"{name}:/usr/share/common-licenses", out)
+        if running:
+            assert shell(ours, name, "cat /etc/debian_version") == "copied in"
+        root = ours.podman("mount", name)
+        check_same(ours.tree(source), ours.tree(f"{root}/srv/in"))
+        check_same(
+            ours.tree(f"{root}/usr/share/common-licenses"), ours.tree(out / "common-licenses")
+        )
+    check_same(ours.tree(source), ours.tree(out / "in"))
+    assert (out / "version").read_text() == "copied in\n"
+
+
+def test_overlay_volume(ours: Store) -> None:
+    """A volume that is a lower directory: the container's changes to it are gone with it."""
+    source = ours.base / "volume"
+    (source / "sub").mkdir(parents=True)
+    for path in ("kept", "gone", "sub/changed"):
+        (source / path).write_text(f"{path}\n")
+    before = record(str(source), identity=True)
+    volume = f"--volume={source}:/srv:O"
+    with container(ours, volume) as name:
+        assert " fuse.fuseoverlay " in shell(ours, name, "grep ' /srv ' /proc/mounts")
+        shell(ours, name, "cd /srv; rm gone; echo new > new; echo more >> sub/changed; mv sub dir")
+        assert (
+            shell(ours, name, "cd /srv; ls; cat dir/changed") == "dir\nkept\nnew\nsub/changed\nmore"
+        )
+    lines = compare(before, record(str(source), identity=True), ignore={"atime_ns"})
+    assert not lines, "\n".join(lines)
+    with container(ours, volume) as name:
+        assert shell(ours, name, "cd /srv; ls; cat sub/changed") == "gone\nkept\nsub\nsub/changed"
+
+
+def test_mount(ours: Store) -> None:
+    """`podman mount` shows what the container shows, and takes changes; also of a stopped one."""
+    with container(ours) as name:
+        root = ours.podman("mount", name)
+        shell(ours, name, "echo inside > /srv/file; rm /etc/issue")
+        assert ours.said("cat", f"{root}/srv/file") == "inside"
+        assert "issue" not in ours.said("ls", f"{root}/etc").split()
+        ours.run("sh", "-c", 'echo outside > "$1"', "sh", f"{root}/srv/file")
+        assert shell(ours, name, "cat /srv/file") == "outside"
+        ours.podman("stop", "--time=0", name)
+        # While it ran, and after that.
+        ours.podman("umount", "--force", name)
+        root = ours.podman("mount", name)
+        assert ours.said("cat", f"{root}/srv/file") == "outside"
+        ours.run("sh", "-c", 'echo stopped > "$1"', "sh", f"{root}/srv/file")
+        ours.podman("umount", name)
+        assert not any(line.startswith(f"{root} ") for line in ours.mounts())
+        ours.podman("start", name)
+        assert shell(ours, name, "cat /srv/file") == "stopped"
+
+
+_BEFORE_STOP = """\
+set -e
+cd /srv
+echo new > new
+ln new new2
+mkdir -p dir/sub
+echo deep > dir/sub/file
+rm /etc/issue
+rm -r /usr/share/common-licenses
+mkdir /usr/share/common-licenses
+chmod 600 /usr/bin/perl
+cd /etc
+mv debian_version version
+ln version version2
+"""
+
+_AFTER_START = """\
+set -e
+cd /srv
+cat new2 dir/sub/file
+stat -c '%h' new new2 /etc/version
+stat -c '%a %h' /usr/bin/perl /usr/bin/perl5.36.0
+[ ! -e /etc/issue ]
+[ ! -e /etc/debian_version ]
+ls -A /usr/share/common-licenses
+echo again >> /etc/version2
+tail -1 /etc/version
+"""
+
+
+def test_restart(ours: Store) -> None:
+    """A container started again has what it had, names of one file are of one file."""
+    with container(ours) as name:
+        shell(ours, name, _BEFORE_STOP)
+        for _ in range(2):
+            ours.podman("restart", "--time=0", name)
+            said = shell(ours, name, _AFTER_START).splitlines()
+            assert said == ["new", "deep", *"222", "600 2", "600 2", "again"]
+        assert shell(ours, name, "grep -c again /etc/version") == "2"
+
+
+def test_read_only(ours: Store) -> None:
+    """`--read-only`: reading works, nothing of the image can be changed."""
+    with container(ours, "--read-only") as name:
+        assert shell(ours, name, "cat /etc/debian_version")
+        tries = "echo x > /srv/x; echo x >> /etc/issue; rm /etc/issue; chmod 0 /etc/issue"
+        for line in tries.split("; "):
+            done = ours.run("podman", "exec", name, "sh", "-c", line, check=False)
+            assert done.returncode != 0
+            assert b"Read-only file system" in done.stderr
+        assert shell(ours, name, "echo x > /tmp/x; cat /tmp/x") == "x"
+
+
+def test_containers_of_one_image(ours: Store) -> None:
+    """Two at once each see the image and their own changes."""
+    with container(ours) as one, container(ours) as two:
+        shell(ours, one, "echo one > /srv/file; rm /etc/issue")
+        shell(ours, two, "echo two > /srv/file; echo two >> /etc/issue")
+        assert shell(ours, one, "cat /srv/file; ls /etc/issue 2>/dev/null || true") == "one"
+        assert shell(ours, two, "cat /srv/file; tail -n 1 /etc/issue") == "two\ntwo"
+    with container(ours) as three:
+        assert shell(ours, three, "ls /srv; grep -c two /etc/issue || true") == "0"
