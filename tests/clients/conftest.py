@@ -76,3 +76,12 @@ def reference(debian: Path) -> Iterator[Store]:
     """A store without a mount program: what fuseoverlay's has to be like."""
     with made(REFERENCE, debian) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def kernel(debian: Path) -> Iterator[Store]:
+    """The same with the kernel's overlayfs, whose upper directories become layers as they are."""
+    if MODE != "root":
+        pytest.skip("needs the superuser")
+    with made("kernel", debian) as store:
+        yield store

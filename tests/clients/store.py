@@ -26,8 +26,8 @@ TIMEOUT = 90
 
 #: The mount program, or the driver itself.
 DRIVERS = ("fuseoverlay", "fuse-overlayfs", "kernel", "vfs")
-#: What the clients do without a mount program.
-REFERENCE = "kernel" if MODE == "root" else "vfs"
+#: A driver without any mount, which compares trees as podman does for mount programs.
+REFERENCE = "vfs"
 
 _STORAGE = """\
 [storage]
@@ -102,8 +102,8 @@ class Store:
 
     def __init__(self, base: Path, driver: str) -> None:
         self.base, self.driver = base, driver
-        # To the second, like times in archives.
-        self._born = int(time.time()) * 1_000_000_000
+        #: When it was made, seconds, as times in archives are.
+        self.born = int(time.time())
         for name in ("run", "xdg", "tmp", "networks"):
             (base / name).mkdir(mode=0o700)
         overlay = ""
@@ -218,7 +218,7 @@ class Store:
         done = self.run(sys.executable, "-c", tree.source(), "record", path)
         shown: tree.Tree = tree.loads(done.stdout)
         for entry in shown.values():
-            if entry.mtime_ns >= self._born:
+            if entry.mtime_ns >= self.born * 1_000_000_000:
                 entry.mtime_ns = 0
         return shown
 
