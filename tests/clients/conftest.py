@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clients.store import REFERENCE, Store, missing
+from tests.clients.store import REFERENCE, Store, lowest_layer, missing
 from tests.helpers.mounts import IMPL, MODE, scratch
 from tests.images import build
 
@@ -46,14 +45,7 @@ def image() -> Path:
 @pytest.fixture(scope="session")
 def debian(image: Path) -> Path:
     """The archive of a debootstrap tree: the lowest layer of the real image."""
-    layout = image / "oci-plain"
-
-    def blob(about: dict) -> Path:
-        return layout / "blobs" / about["digest"].replace(":", "/")
-
-    index = json.loads((layout / "index.json").read_text())
-    manifest = json.loads(blob(index["manifests"][0]).read_text())
-    return blob(manifest["layers"][0])
+    return lowest_layer(image)
 
 
 @contextlib.contextmanager

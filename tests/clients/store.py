@@ -8,6 +8,7 @@ mounts with them, also when the test is killed.
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -97,6 +98,18 @@ def mount_program(path: Path) -> Path:
     return path
 
 
+def lowest_layer(image: Path) -> Path:
+    """The archive (tar) of the lowest layer of the real image (tests/images), which is Debian."""
+    layout = image / "oci-plain"
+
+    def blob(about: dict) -> Path:
+        return layout / "blobs" / about["digest"].replace(":", "/")
+
+    index = json.loads((layout / "index.json").read_text())
+    manifest = json.loads(blob(index["manifests"][0]).read_text())
+    return blob(manifest["layers"][0])
+
+
 class Store:
     """Images and containers below `base` with one of `DRIVERS`; a context manager."""
 
@@ -148,6 +161,8 @@ class Store:
             stdout=subprocess.PIPE,
             env=self.env,
             cwd="/",
+            # A Ctrl-C is for the clients, not for what has to clean up after them.
+            start_new_session=True,
         )
         try:
             assert self._unshare.stdout is not None
