@@ -38,6 +38,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="one more contender, run as COMMAND -o lowerdir=…,upperdir=…,workdir=… MNT, or "
              "with {lower} {upper} {work} {mnt} in COMMAND replaced; repeatable")
     add("--only", metavar="PEERS", help="only these contenders beside us, separated by commas")
+    add("--containers", action="store_true",
+        help="instead of the workloads: podman and buildah with fuseoverlay and fuse-overlayfs as "
+             "mount programs and with kernel overlayfs: import of an image, builds of four steps, "
+             "start of a container, one with dpkg, its commit; modes root and user; after a round "
+             "that is not measured (not with --quick)")
     add("--rounds", type=int, help="default 3 (--quick: 1)")
     add("--quick", action="store_true", help="a tenth of everything, one round")
     add("--time-limit", type=float, default=120, metavar="S", help="of each step, default 120 s")
@@ -53,6 +58,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     order = ("root", "user", "userns")
     if order.index(options.mode) < order.index(own):
         parser.error(f"--mode {options.mode} is not to be had from here ({own})")
+    if options.containers and (options.mode == "userns" or options.workload or options.peer):
+        parser.error("--containers goes with neither --mode userns, --workload nor --peer")
     options.rounds = options.rounds or (1 if options.quick else 3)
     try:
         options.chosen = chosen_workloads(options.workload)
@@ -75,11 +82,21 @@ def chosen_workloads(names: list[str] | None) -> list[Workload]:
     return chosen
 
 
+def known(options: argparse.Namespace, base: Path) -> list[Contender]:
+    """All contenders, ours first."""
+    if options.containers:
+        # Takes the tests' store, and what that takes.
+        from benchmarks.containers import DRIVERS
+
+        return list(DRIVERS)
+    return contenders(options.mode, base, options.peer)
+
+
 def present(options: argparse.Namespace, base: Path) -> list[Contender]:
     """The contenders that can take part, ours first; the others are named on stderr."""
     wanted = options.only.split(",") if options.only else None
     found = []
-    for one in contenders(options.mode, base, options.peer):
+    for one in known(options, base):
         if wanted is not None and one.name not in (OURS, *wanted):
             continue
         why = one.missing(options.mode)
@@ -92,10 +109,15 @@ def present(options: argparse.Namespace, base: Path) -> list[Contender]:
 
 def show_list(options: argparse.Namespace) -> None:
     """Print what there is."""
-    for one in WORKLOADS:
-        print(f"{one.name:20} {one.what}")
+    does = {one.name: one.what for one in WORKLOADS}
+    if options.containers:
+        from benchmarks.containers import STEPS
+
+        does = {step.name: step.what for step in STEPS}
+    for name, what in does.items():
+        print(f"{name:20} {what}")
     print()
-    for contender in contenders(options.mode, Path(tempfile.gettempdir()), options.peer):
+    for contender in known(options, Path(tempfile.gettempdir())):
         print(f"{contender.name:20} {contender.missing(options.mode) or 'present'}")
 
 
@@ -161,9 +183,14 @@ def able(options: argparse.Namespace) -> tuple[list[Workload], list[Workload]]:
     return usual, reflink
 
 
+def sizes_of(options: argparse.Namespace) -> Sizes:
+    """How much of everything."""
+    return QUICK if options.quick else FULL
+
+
 def bench_below(options: argparse.Namespace, base: Path) -> Bench:
     """What all sessions share, below the working directory."""
-    sizes: Sizes = QUICK if options.quick else FULL
+    sizes = sizes_of(options)
     for name in ("layers", "run"):
         (base / name).mkdir()
     return Bench(
@@ -177,6 +204,45 @@ def bench_below(options: argparse.Namespace, base: Path) -> Bench:
     )
 
 
+def run_workloads(
+    options: argparse.Namespace,
+    base: Path,
+    found: list[Contender],
+    told: dict[str, Any],
+    outcome: runner.Outcome,
+) -> None:
+    """Mount layers and do things there."""
+    bench = bench_below(options, base)
+    usual, reflink = able(options)
+    runner.run(bench, usual, found, options.rounds, outcome)
+    if reflink:
+        with reflink_bench(bench) as other:
+            runner.run(other, reflink, found, options.rounds, outcome)
+    if any(one.mounting for one in usual):
+        told["until a mount answers"] = startup.measure(found[0])
+
+
+def run_containers(
+    options: argparse.Namespace,
+    base: Path,
+    found: list[Contender],
+    told: dict[str, Any],
+    outcome: runner.Outcome,
+) -> None:
+    """Have podman and buildah mount."""
+    from benchmarks import containers
+
+    told["podman"], told["buildah"] = _version("podman"), _version("buildah")
+    containers.run(
+        base,
+        found,
+        options.rounds,
+        limit=options.time_limit,
+        warm=not options.quick,
+        outcome=outcome,
+    )
+
+
 def work(options: argparse.Namespace, base: Path) -> int:
     """Measure and report; also what was measured before an interruption."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -184,21 +250,17 @@ def work(options: argparse.Namespace, base: Path) -> int:
     os.umask(0o022)
     found = present(options, base)
     told = about(options, base, found)
-    outcome, bench, code = runner.Outcome(), bench_below(options, base), 0
-    usual, reflink = able(options)
+    outcome, code = runner.Outcome(), 0
+    run = run_containers if options.containers else run_workloads
     try:
-        runner.run(bench, usual, found, options.rounds, outcome)
-        if reflink:
-            with reflink_bench(bench) as other:
-                runner.run(other, reflink, found, options.rounds, outcome)
-        if any(one.mounting for one in usual):
-            told["until a mount answers"] = startup.measure(found[0])
+        run(options, base, found, told, outcome)
     except KeyboardInterrupt:
         print("\ninterrupted; so far:", file=sys.stderr)
         code = 130
     finally:
-        text = json.dumps(report.as_json(outcome, bench.sizes, told), indent=1)
-        (base / supervise.REPORT).write_text(text + "\n")
+        if outcome.results or outcome.failures:
+            text = json.dumps(report.as_json(outcome, sizes_of(options), told), indent=1)
+            (base / supervise.REPORT).write_text(text + "\n")
     return code
 
 
@@ -220,8 +282,17 @@ def main() -> int:
         show_list(options)
         return 0
     base = os.environ.get(supervise.VARIABLE)
-    if base:
-        return work(options, Path(base))
+    try:
+        if options.containers:
+            from benchmarks import containers
+
+            # Only root can make them, and the measuring process may not be.
+            containers.files()
+        if base:
+            return work(options, Path(base))
+    except processes.Failure as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
     code, text = supervise.supervise(options.mode, options.dir, argv)
     if text is not None:
         publish(options, text)

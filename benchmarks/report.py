@@ -98,6 +98,8 @@ def _seconds(report: dict[str, Any]) -> str:
 
 
 def _cpu(report: dict[str, Any]) -> str:
+    if all(one["cpu"] is None for row in report["measures"].values() for one in row.values()):
+        return ""
     title = "## The same of the CPU seconds that daemon and client used\n\n"
     return title + _compared(report, "cpu", "cpu_ours_to_this")
 
@@ -129,6 +131,8 @@ def _requests(report: dict[str, Any]) -> str:
     }
     present = {name for row in counted.values() for name in row}
     names = [name for name in report["about"]["contenders"] if name in present]
+    if all(measure.startswith("containers/") for measure in counted):
+        return ""
     if not names:
         return "FUSE requests were not counted: that takes root and fuse:fuse_request_send."
     rows = [

@@ -52,6 +52,16 @@ def ratio(what: str, measure: str, limit: float) -> Target:
     return Target(what, measure, limit, reached)
 
 
+def more_seconds(what: str, measure: str, limit: float) -> Target:
+    """Seconds that ours takes beyond the reference's."""
+
+    def reached(results: Results, _: Sizes) -> float | None:
+        mine, theirs = (_median(results, measure, name) for name in (OURS, REFERENCE))
+        return None if mine is None or theirs is None else mine - theirs
+
+    return Target(what, measure, limit, reached, "{:+.2f} s")
+
+
 def against(what: str, measure: str, other: str, limit: float) -> Target:
     """Seconds of one measure, another one's of ours being 1."""
 
@@ -140,4 +150,8 @@ TARGETS = [
     at_most("mount until it answers, 1 layer", "mount-1/mount", 0.35, "{:.3f} s"),
     at_most("mount until it answers, 40 layers", "mount-40/mount", 0.35, "{:.3f} s"),
     at_most("memory per 100,000 inodes", "memory/rss per 100,000", 80, "{:.0f} MiB"),
+    ratio("containers: a build of four steps", "containers/build", 1.00),
+    ratio("containers: the same, each committed", "containers/build-layers", 1.00),
+    ratio("containers: dpkg, useradd, rm -rf, chown -R", "containers/dpkg", 1.00),
+    more_seconds("containers: start", "containers/start", 0.3),
 ]

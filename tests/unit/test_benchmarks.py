@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
 from benchmarks.requests import opcodes
+from benchmarks.runner import Outcome
+from benchmarks.session import Samples
 from benchmarks.trees import QUICK, Layers
 from tests.helpers.mounts import scratch
 from tests.helpers.tree import record
@@ -71,3 +74,19 @@ def test_lost_events_are_no_count() -> None:
     """The kernel says when the reader was too slow."""
     with pytest.raises(OverflowError):
         list(opcodes(_page(_event(1), missed=1 << 31)))
+
+
+def test_a_start_may_take_so_many_seconds_more() -> None:
+    """Of medians; whole commands have no CPU seconds and no requests, and no tables of them."""
+    outcome = Outcome()
+    outcome.results["containers/start"] = {
+        "fuseoverlay": Samples([0.5, 0.25, 9.0]),
+        "fuse-overlayfs": Samples([0.25, 0.125, 0.125]),
+    }
+    told = report.as_json(outcome, QUICK, {"contenders": ["fuseoverlay", "fuse-overlayfs"]})
+    reached = {one["measure"]: (one["reached"], one["hit"]) for one in told["targets"]}
+    assert reached["containers/start"] == (0.375, False)
+    assert reached["containers/build"] == (None, None)
+    text = report.as_text(told)
+    assert "+0.38 s | MISS" in text and "4.00 (0.125)" in text
+    assert "CPU" not in text and "FUSE requests" not in text
