@@ -19,7 +19,8 @@ from benchmarks.processes import Failure
 from benchmarks.runner import Outcome
 from benchmarks.session import Samples
 from tests.clients import store as clients
-from tests.clients.store import Store, lowest_layer
+from tests.clients.store import Store
+from tests.helpers.layouts import layer_blobs
 from tests.images import build
 
 #: podman refuses a longer name of the directory of what runs, a plain user's `xdg/containers`.
@@ -106,7 +107,7 @@ def files() -> Files:
         image = build.ensure()
     except (build.MissingTool, RuntimeError) as exc:
         raise Failure(f"missing: {exc}") from None
-    return Files(lowest_layer(image), image / "extra.deb")
+    return Files(layer_blobs(image / "oci-plain")[0], image / "extra.deb")
 
 
 def run(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.mounts import IMPL, MODE, NATIVE, Space, scratch
+from tests.images import build
 
 MISSING = "missing tool"
 
@@ -66,3 +68,12 @@ def space() -> Iterator[Space]:
             yield space
         finally:
             space.drop()
+
+
+@pytest.fixture(scope="session")
+def image() -> Path:
+    """The directory with the real image in all its forms."""
+    try:
+        return build.ensure()
+    except build.MissingTool as exc:
+        pytest.skip(f"missing tool: {exc}")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.store import REFERENCE, Store, lowest_layer, missing
+from tests.clients.store import REFERENCE, Store, missing
+from tests.helpers.layouts import layer_blobs
 from tests.helpers.mounts import IMPL, MODE, scratch
-from tests.images import build
 
 #: The name of the image that every store has.
 BASE = "localhost/base:latest"
@@ -34,18 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def image() -> Path:
-    """The directory with the real image in all its forms."""
-    try:
-        return build.ensure()
-    except build.MissingTool as exc:
-        pytest.skip(f"missing tool: {exc}")
-
-
-@pytest.fixture(scope="session")
 def debian(image: Path) -> Path:
     """The archive of a debootstrap tree: the lowest layer of the real image."""
-    return lowest_layer(image)
+    return layer_blobs(image / "oci-plain")[0]
 
 
 @contextlib.contextmanager

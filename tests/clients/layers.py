@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.clients.store import Store
+from tests.helpers.layouts import layer_blobs
 
 _NUMBERS = itertools.count()
 
@@ -44,12 +44,10 @@ def layers(store: Store, image: str) -> list[Layer]:
     """
     place = store.base / "tmp" / f"pushed{next(_NUMBERS)}"
     store.run("buildah", "push", "--quiet", image, f"oci:{place}:it")
-    index = json.loads((place / "index.json").read_text())
-    manifest = json.loads(_blob(place, index["manifests"][0]).read_text())
     found: list[Layer] = []
     present: set[str] = set()
-    for descriptor in manifest["layers"]:
-        layer, opaque = _read(_blob(place, descriptor), store.born)
+    for blob in layer_blobs(place):
+        layer, opaque = _read(blob, store.born)
         for directory in opaque:
             _delete_below(directory, layer, present)
         _apply(layer, present)
@@ -72,10 +70,6 @@ def _apply(layer: Layer, present: set[str]) -> None:
         if not gone.isdisjoint(parents):
             present.discard(path)
     present.update(path for path, entry in layer.items() if entry is not None)
-
-
-def _blob(place: Path, descriptor: dict[str, str]) -> Path:
-    return place / "blobs" / descriptor["digest"].replace(":", "/")
 
 
 def _read(path: Path, born: int) -> tuple[Layer, list[str]]:

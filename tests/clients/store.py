@@ -8,7 +8,6 @@ mounts with them, also when the test is killed.
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shutil
@@ -96,18 +95,6 @@ def mount_program(path: Path) -> Path:
     path.write_text(f'#!/bin/sh\nexec env {settings} {sys.executable} -m fuseoverlay "$@"\n')
     path.chmod(0o755)
     return path
-
-
-def lowest_layer(image: Path) -> Path:
-    """The archive (tar) of the lowest layer of the real image (tests/images), which is Debian."""
-    layout = image / "oci-plain"
-
-    def blob(about: dict) -> Path:
-        return layout / "blobs" / about["digest"].replace(":", "/")
-
-    index = json.loads((layout / "index.json").read_text())
-    manifest = json.loads(blob(index["manifests"][0]).read_text())
-    return blob(manifest["layers"][0])
 
 
 class Store:

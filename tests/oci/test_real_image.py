@@ -31,15 +31,6 @@ PRIVILEGED_XATTRS = ("security.", "trusted.") if MODE == "user" else ()
 
 
 @pytest.fixture(scope="session")
-def image() -> Path:
-    """The directory with the image in all its forms."""
-    try:
-        return build.ensure()
-    except build.MissingTool as exc:
-        pytest.skip(f"missing tool: {exc}")
-
-
-@pytest.fixture(scope="session")
 def reference(image: Path) -> tree.Tree:
     """The tree that the mount must show in this mode."""
     return shown_here(tree.loads((image / "reference.pickle").read_bytes()))
