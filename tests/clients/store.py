@@ -254,10 +254,10 @@ class Store:
         lines = self.said(sys.executable, "-c", lister).splitlines()
         return dict(line.split(" ", 1) for line in lines)
 
-    def processes(self) -> list[str]:
-        """The command lines of all processes that the clients left running."""
-        running = self._all_processes()
-        return [argv for pid, argv in running.items() if pid not in self._processes_before]
+    def processes(self) -> dict[str, str]:
+        """The command lines of all processes that the clients left running, by process id."""
+        before = self._processes_before
+        return {pid: argv for pid, argv in self._all_processes().items() if pid not in before}
 
     def wait_until_idle(self) -> None:
         """Daemons and monitors end a moment after the client."""
