@@ -175,8 +175,7 @@ async def _copy_only_metadata(
         os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
         os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
         _copy_metadata(ov, file, real, staged, origin)
-        if ov.config.durable:
-            await ov.threads.run(os.fsync, target)
+        await _secure(ov, target, 0)
     finally:
         os.close(target)
 
@@ -195,8 +194,7 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
             ov.data.release(source)
         if size is None:
             os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
-        if ov.config.durable:
-            await ov.threads.run(os.fsync, target)
+        await _secure(ov, target, length)
         _forget_metacopy(target)
         file.data = None
         ov.data.drop(file.ino)
@@ -248,10 +246,24 @@ async def _copy_regular(
             _copy_metadata(ov, file, real, staged, origin, own)
         finally:
             ov.data.release(source)
-        if ov.config.durable:
-            await ov.threads.run(os.fsync, target)
+        await _secure(ov, target, length)
     finally:
         os.close(target)
+
+
+async def _secure(ov: Overlay, target: int, length: int) -> None:
+    """Before a copy of `length` bytes counts: see to it that after a crash it either has its data
+    or does not count.
+
+    Where the filesystem keeps the order of changes, writing the data is enough for that, and
+    nobody waits for the journal and the disk's cache.
+    """
+    if not ov.config.durable:
+        return
+    if not ov.writable().keeps_order:
+        await ov.threads.run(os.fsync, target)
+    elif length:
+        await ov.threads.run(syscalls.write_out, target)
 
 
 def _copy_metadata(

@@ -69,7 +69,10 @@ _fallocate = _libc.fallocate
 _fallocate.argtypes = (c_int, c_int, ctypes.c_int64, ctypes.c_int64)
 _syncfs = _libc.syncfs
 _syncfs.argtypes = (c_int,)
-
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = (c_int, ctypes.c_int64, ctypes.c_int64, c_uint)
+_fstatfs = _libc.fstatfs
+_fstatfs.argtypes = (c_int, c_void_p)
 
 _statx = _libc.statx
 _statx.argtypes = (c_int, ctypes.c_char_p, c_int, c_uint, c_void_p)
@@ -188,6 +191,23 @@ def syncfs(fd: int) -> None:
     """Write the filesystem of `fd` to disk; syncfs(2). May block for long."""
     if _syncfs(fd) != 0:
         raise _fail()
+
+
+def write_out(fd: int) -> None:
+    """Have the data of `fd` written, and wait for that, but neither for its metadata nor for a
+    flush of the disk's cache; sync_file_range(2). May block for long."""
+    # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
+    if _sync_file_range(fd, 0, 0, 1 | 2 | 4) != 0:
+        raise _fail()
+
+
+def filesystem_type(fd: int) -> int:
+    """The magic number of `fd`'s filesystem; linux/magic.h, fstatfs(2)."""
+    # struct statfs is at most 120 bytes long, and begins with f_type.
+    buffer = ctypes.create_string_buffer(256)
+    if _fstatfs(fd, buffer) != 0:
+        raise _fail()
+    return int(struct.unpack_from("l", buffer)[0]) & 0xFFFFFFFF
 
 
 def inode_flags(path: bytes, *, follow: bool = False) -> int:

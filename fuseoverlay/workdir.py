@@ -30,6 +30,9 @@ _VOLATILE: Final = b"volatile"
 #: What a work directory may hold; anything else says that it is none.
 _KNOWN: Final = {STAGING, INDEX, LINKS, b"lost+found"}
 _LOCK_PATIENCE: Final = 2.0
+# linux/magic.h; ext2 and ext3 have the same.
+_EXT4: Final = 0xEF53
+_XFS: Final = 0x58465342
 
 
 class WorkDir:
@@ -69,6 +72,7 @@ class WorkDir:
                 self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
                 self._subdirectories = {n: self._open_subdirectory(n) for n in (INDEX, LINKS)}
                 self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
+                self.keeps_order = keeps_order(self.fd)
                 self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
                 self.can_whiteout = self.dialect is Dialect.CHAR and self._probe_rename(
                     syscalls.RENAME_WHITEOUT
@@ -227,6 +231,27 @@ class WorkDir:
             self.discard(a)
             self.discard(b)
         return True
+
+
+def keeps_order(fd: int) -> bool:
+    """Whether the filesystem's journal keeps the order of changes: what is renamed once its
+    data was written out is after a crash either there with its data or not there.
+
+    True of ext4 with a journal and of XFS: both end the writing of a file only after its
+    extents and its size are in the journal's running transaction, in which, or in a later one, the
+    rename will be; and both flush the disk's cache before a transaction counts. Not so of ext4
+    without a journal, nor of btrfs, which enters extents after the writing has ended.
+    """
+    try:
+        kind = syscalls.filesystem_type(fd)
+        if kind != _EXT4:
+            return kind == _XFS
+        device = os.fstat(fd).st_dev
+        link = os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        # Named after the device and the inode of the journal, which is always 8.
+        return os.path.exists(f"/proc/fs/jbd2/{os.path.basename(link)}-8")
+    except OSError:
+        return False
 
 
 def mark_of(upper: Layer) -> bytes | None:
