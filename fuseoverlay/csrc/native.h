@@ -5,6 +5,7 @@
  * answers.c  requests that are answered here, from what the overlay has prepared
  * listing.c  replies to READDIRPLUS
  * scan.c     directories of layers
+ * splice.c   large replies to READ
  * module.c   what Python calls
  *
  * Structures and constants: <linux/fuse.h>, the kernel's ABI.
@@ -59,6 +60,9 @@ bool another_request(void);
 void note_answered(void);
 
 void send_reply(uint64_t unique, int error, const void *payload, size_t size);
+
+/* Answer a READ with that much of a file, without a copy here; false: no answer was sent. */
+bool splice_reply(uint64_t unique, int fd, off_t offset, size_t size);
 
 /* What the overlay has prepared. Bound descriptors: see `native.bound`. */
 enum { BOUND_READ = 1, BOUND_WRITE = 2, BOUND_ATTR = 4, BOUND_NO_XATTR = 8, BOUND_BITS = 4 };

@@ -89,6 +89,23 @@ def _create(path: Path, data: bytes) -> None:
     os.close(fd)
 
 
+def test_reading_in_order(space: Space) -> None:
+    """Half a MiB at a time, once the kernel has seen that it goes on."""
+    content = os.urandom((8 << 20) + 1234)
+    (space.lower / "big").write_bytes(content)
+    with space.mounted(settle=False) as mnt:
+        fd = os.open(mnt / "big", os.O_RDONLY)
+        pieces = []
+
+        def read() -> None:
+            pieces.extend(iter(lambda: os.read(fd, 64 << 10), b""))
+
+        reads = _asked(mnt, read)["READ"]
+        os.close(fd)
+        assert b"".join(pieces) == content
+        assert reads <= 8 * 2 + 8
+
+
 layered = pytest.mark.parametrize("layers", [1, 3])
 writable = pytest.mark.parametrize("read_only", [True, False], ids=["read-only", "read-write"])
 

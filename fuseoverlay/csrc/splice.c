@@ -1,0 +1,96 @@
+/*
+ * Replies to large READs without a copy of the data on the way: the pages of the real file go
+ * through a pipe, splice(2), and the kernel copies them once, into its own.
+ */
+#include "native.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Linux 6.5 */
+#ifndef __NR_cachestat
+#define __NR_cachestat 451
+#endif
+
+/* What anybody may have; a page each for the reply's header and for data that begins or ends
+ * within a page. */
+#define PIPE_SIZE (1 << 20)
+#define PIPE_ROOM (PIPE_SIZE - 3 * 4096)
+
+static int pipe_read = -1, pipe_write = -1;
+
+/* With what is in it. */
+static void drop_pipe(void)
+{
+    close(pipe_read);
+    close(pipe_write);
+    pipe_read = pipe_write = -1;
+}
+
+static bool open_pipe(void)
+{
+    static bool refused;
+    int ends[2];
+
+    if (pipe_read >= 0 || refused)
+        return !refused;
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+        return false;
+    pipe_read = ends[0];
+    pipe_write = ends[1];
+    refused = fcntl(pipe_read, F_SETPIPE_SZ, PIPE_SIZE) < 0;
+    if (refused)
+        drop_pipe();
+    return !refused;
+}
+
+/* Whether all pages are there and the last one is up to date: splice(2) would wait for the rest.
+ * Of files that belong to others the kernel does not tell. */
+static bool in_page_cache(int fd, off_t offset, size_t size)
+{
+    static size_t page;
+    /* linux/mman.h: struct cachestat_range, struct cachestat */
+    uint64_t range[2] = {offset, size}, found[5];
+    struct iovec last = {&(char){0}, 1};
+
+    if (!page)
+        page = sysconf(_SC_PAGESIZE);
+    return syscall(__NR_cachestat, fd, range, found, 0) == 0 &&
+           found[0] >= (offset + size - 1) / page - offset / page + 1 &&
+           preadv2(fd, &last, 1, offset + size - 1, RWF_NOWAIT) == 1;
+}
+
+static bool fill_pipe(const struct fuse_out_header *out, int fd, off_t offset, size_t size)
+{
+    if (write(pipe_write, out, sizeof(*out)) != sizeof(*out))
+        return false;
+    while (size) {
+        ssize_t n = splice(fd, &offset, pipe_write, NULL, size, SPLICE_F_NONBLOCK);
+        if (n <= 0)
+            return false; /* somebody has just cut the file off */
+        size -= n;
+    }
+    return true;
+}
+
+bool splice_reply(uint64_t unique, int fd, off_t offset, size_t size)
+{
+    struct fuse_out_header out = {.len = sizeof(out) + size, .unique = unique};
+
+    if (size > PIPE_ROOM || !in_page_cache(fd, offset, size) || !open_pipe())
+        return false;
+    if (!fill_pipe(&out, fd, offset, size)) {
+        drop_pipe();
+        return false;
+    }
+    /* ENOENT: the caller was interrupted and waits no more. */
+    if (splice(pipe_read, NULL, filter.fd, NULL, out.len, 0) != out.len) {
+        bool gone = errno == ENOENT;
+        drop_pipe();
+        return gone;
+    }
+    return true;
+}
