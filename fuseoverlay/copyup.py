@@ -175,7 +175,7 @@ async def _copy_only_metadata(
         os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
         os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
         _copy_metadata(ov, file, real, staged, origin)
-        await _secure(ov, target, 0)
+        await _secure(ov, target)
     finally:
         os.close(target)
 
@@ -194,7 +194,7 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
             ov.data.release(source)
         if size is None:
             os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
-        await _secure(ov, target, length)
+        await _secure(ov, target)
         _forget_metacopy(target)
         file.data = None
         ov.data.drop(file.ino)
@@ -238,6 +238,7 @@ async def _copy_regular(
             length = length if size is None else min(size, length)
             if length <= _INLINE:
                 copy_data(source.fd, target, length)
+                _begin_to_secure(ov, target)
             else:
                 await ov.threads.run(copy_data, source.fd, target, length)
                 # Times as they were: reading may have moved the access time.
@@ -246,13 +247,20 @@ async def _copy_regular(
             _copy_metadata(ov, file, real, staged, origin, own)
         finally:
             ov.data.release(source)
-        await _secure(ov, target, length)
+        await _secure(ov, target)
     finally:
         os.close(target)
 
 
-async def _secure(ov: Overlay, target: int, length: int) -> None:
-    """Before a copy of `length` bytes counts: see to it that after a crash it either has its data
+def _begin_to_secure(ov: Overlay, target: int) -> None:
+    """Have a small copy's data written while its metadata is being set: often nobody has to wait
+    for it then."""
+    if ov.config.durable and ov.writable().keeps_order:
+        syscalls.start_writing(target)
+
+
+async def _secure(ov: Overlay, target: int) -> None:
+    """Before a copy counts: see to it that after a crash it either has its data
     or does not count.
 
     Where the filesystem keeps the order of changes, writing the data is enough for that, and
@@ -262,7 +270,9 @@ async def _secure(ov: Overlay, target: int, length: int) -> None:
         return
     if not ov.writable().keeps_order:
         await ov.threads.run(os.fsync, target)
-    elif length:
+    elif syscalls.is_written(target):
+        syscalls.write_out(target)  # for its errors
+    else:
         await ov.threads.run(syscalls.write_out, target)
 
 

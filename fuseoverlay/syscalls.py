@@ -49,6 +49,10 @@ RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 
 _SYS_OPENAT2: Final = 437
+_SYS_CACHESTAT: Final = 451
+_SYNC_FILE_RANGE_WAIT_BEFORE: Final = 1
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 # _IOW(0x94, 9, int), linux/fs.h
 _FICLONE: Final = 0x40049409
 # _IOR(0x15, 0, struct fsuuid2), linux/fs.h since Linux 6.9
@@ -193,12 +197,29 @@ def syncfs(fd: int) -> None:
         raise _fail()
 
 
+def start_writing(fd: int) -> None:
+    """Have the data of `fd` written, without waiting for that; sync_file_range(2)."""
+    if _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE) != 0:
+        raise _fail()
+
+
 def write_out(fd: int) -> None:
     """Have the data of `fd` written, and wait for that, but neither for its metadata nor for a
-    flush of the disk's cache; sync_file_range(2). May block for long."""
-    # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
-    if _sync_file_range(fd, 0, 0, 1 | 2 | 4) != 0:
+    flush of the disk's cache; sync_file_range(2). May block for long, unless `is_written`."""
+    flags = _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER
+    if _sync_file_range(fd, 0, 0, flags) != 0:
         raise _fail()
+
+
+def is_written(fd: int) -> bool:
+    """Whether no data of `fd`, one's own file, is left to be written, or under way; False where the
+    kernel does not tell; cachestat(2), since Linux 6.5."""
+    # struct cachestat_range: off, len; struct cachestat begins with nr_cache, nr_dirty,
+    # nr_writeback.
+    found = (ctypes.c_uint64 * 5)()
+    whole = (ctypes.c_uint64 * 2)(0, 0)
+    done = _libc.syscall(c_long(_SYS_CACHESTAT), c_int(fd), whole, found, c_uint(0))
+    return bool(done == 0 and not found[1] and not found[2])
 
 
 def filesystem_type(fd: int) -> int:
