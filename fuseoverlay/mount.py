@@ -301,7 +301,8 @@ def _serve(operations: ExtendedOperations, ahead: ReadAhead, requests: int | Non
 
 async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int | None) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, operations, ahead)
+        # First of all: a signal that nobody receives would leave the mount behind.
+        await nursery.start(_end_on_signal, operations, ahead)
         if requests is not None:
             nursery.start_soon(operations.serve, requests)
         try:
@@ -313,8 +314,13 @@ async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int 
         nursery.cancel_scope.cancel()
 
 
-async def _end_on_signal(operations: ExtendedOperations, ahead: ReadAhead) -> None:
+async def _end_on_signal(
+    operations: ExtendedOperations,
+    ahead: ReadAhead,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
         async for number in signals:
             log.info("ended by signal %d", number)
             # They may wait for a READ or WRITE, which nobody answers after the end.

@@ -119,7 +119,7 @@ def scan(dir_fd: int, path: bytes, limit: int) -> dict[bytes, bool] | None:
 
 
 def waiter() -> Callable[[], bool] | None:
-    """A function that waits for a request for some microseconds, and says whether one is
+    """A function that waits for a request for a millisecond at most, and says whether one is
     there; None where the filter is not in effect."""
     if _extension is None or not _extension.attached():
         return None

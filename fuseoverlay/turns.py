@@ -9,6 +9,7 @@ as all that most requests need. `Trio` stands in for the module, as pyfuse3 lets
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
@@ -17,8 +18,9 @@ import trio
 
 from fuseoverlay import native
 
-# Requests in a row after which other tasks get a turn: they wait about a millisecond at most.
+# Other tasks get a turn after so many requests in a row, and after so many seconds.
 _ROW: Final = 16
+_ROW_SECONDS: Final = 0.002
 
 
 class Lock:
@@ -48,6 +50,7 @@ class LowLevel:
         self._is_ready: Callable[[], bool] | None = None
         self._fd = -1
         self._row = 0
+        self._row_ends = 0.0
         self._before: Callable[[], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -65,11 +68,12 @@ class LowLevel:
         if self._is_ready is None:
             self._is_ready = native.waiter() or _poller(fd)
         self._fd = fd
-        if self._row < _ROW and self._is_ready():
+        if self._row < _ROW and time.monotonic() < self._row_ends and self._is_ready():
             self._row += 1
             return
-        self._row = 0
         await trio.lowlevel.wait_readable(fd)
+        self._row = 0
+        self._row_ends = time.monotonic() + _ROW_SECONDS
 
     async def wait_for_thread(self, event_fd: int) -> None:
         """Return once `event_fd`, which a thread writes to soon, is readable; suspends only if

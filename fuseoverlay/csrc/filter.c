@@ -12,13 +12,12 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The next request is waited for here first, which is cheaper than in Python's event loop: so
- * long, and so many in a row, that nobody else waits for more than about two milliseconds. For
- * the first part of it awake: to fall asleep and to be woken takes as long, and the client
- * would wait for that. */
-#define AWAKE_NS 30000
-#define LINGER_NS 30000
-#define IN_A_ROW 32
+/* The next request is waited for here first, which is cheaper than in Python's event loop. At first
+ * awake: to fall asleep and to be woken takes as long as most clients need, and they would wait for
+ * it. After so long whatever else is ready in the loop gets its turn. */
+#define AWAKE_NS 100000
+#define ASLEEP_NS 1000000
+#define ROW_NS 2000000
 
 struct filter filter = {.fd = -1, .event_fd = -1};
 
@@ -158,17 +157,35 @@ static long long now_ns(void)
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-static bool wait_for_request(int awake_ns, int linger_ns)
+/* Where the CPUs have other work, waiting awake keeps the client from going on: each time that it
+ * was in vain it is left out twice as often. */
+static bool wait_awake(struct pollfd *poll_fd)
 {
-    struct pollfd poll_fd = {.fd = filter.fd, .events = POLLIN};
-    struct timespec linger = {.tv_nsec = linger_ns};
-    long long until = now_ns() + awake_ns;
+    static unsigned int in_vain, left_out;
+    long long until;
     int ready;
 
+    if (left_out) {
+        left_out--;
+        return false;
+    }
+    until = now_ns() + AWAKE_NS;
     do
-        ready = poll(&poll_fd, 1, 0);
+        ready = poll(poll_fd, 1, 0);
     while (!ready && now_ns() < until);
-    return (ready || !linger_ns ? ready : ppoll(&poll_fd, 1, &linger, NULL)) > 0;
+    in_vain = ready > 0 ? 0 : (2 * in_vain + 1) & 63;
+    left_out = in_vain;
+    return ready > 0;
+}
+
+static bool wait_for_request(bool idle)
+{
+    struct pollfd poll_fd = {.fd = filter.fd, .events = POLLIN};
+    struct timespec asleep = {.tv_nsec = ASLEEP_NS};
+
+    if (!idle)
+        return poll(&poll_fd, 1, 0) > 0;
+    return wait_awake(&poll_fd) || ppoll(&poll_fd, 1, &asleep, NULL) > 0;
 }
 
 /* What is answered later, from here on. */
@@ -193,7 +210,7 @@ bool another_request(void)
     bool ready;
 
     Py_BEGIN_ALLOW_THREADS
-    ready = wait_for_request(idle ? AWAKE_NS : 0, idle ? LINGER_NS : 0);
+    ready = wait_for_request(idle);
     Py_END_ALLOW_THREADS
     PyGILState_Release(gil);
     return ready;
@@ -203,7 +220,7 @@ bool another_request(void)
 
 static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
 {
-    int answers = 0;
+    long long until = now_ns() + ROW_NS;
 
     do {
         ssize_t n = read(fd, buf, size);
@@ -216,7 +233,7 @@ static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
             note_pending(buf);
             return n;
         }
-    } while (++answers < IN_A_ROW && another_request());
+    } while (now_ns() < until && another_request());
     errno = EINTR;
     return -1;
 }

@@ -122,7 +122,7 @@ static PyObject *py_reply(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(another_request_doc,
-    "another_request() -> bool\n\nWait for a request, for some microseconds at most.");
+    "another_request() -> bool\n\nWait for a request, for a millisecond at most.");
 static PyObject *py_another_request(PyObject *self, PyObject *unused)
 {
     return PyBool_FromLong(another_request());
