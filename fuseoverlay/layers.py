@@ -132,12 +132,6 @@ class LayerStack:
         """Upper, if there is one, then the lowers, then the data-only lowers."""
         return ([self.upper] if self.upper else []) + self.lowers + self.data_only
 
-    def nearest(self, real: RealDir) -> tuple[int, bytes]:
-        """An open directory above or at `real`, valid until the next await, and the path from
-        there: for one look, which is not worth a descriptor of its own."""
-        fd, missing = self._missing(real)
-        return fd, _path(missing) or b"."
-
     def _missing(self, real: RealDir) -> tuple[int, list[RealDir]]:
         """The descriptor to start from, and the steps to `real` from there, last one first."""
         missing = []

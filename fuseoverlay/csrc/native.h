@@ -5,6 +5,7 @@
  * answers.c  requests that are answered here, from what the overlay has prepared
  * listing.c  replies to READDIRPLUS
  * scan.c     directories of layers
+ * merge.c    what several of them show together
  * module.c   what Python calls
  *
  * Structures and constants: <linux/fuse.h>, the kernel's ABI.
@@ -15,6 +16,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <dirent.h>
 #include <linux/fuse.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -87,6 +89,21 @@ bool answer(const struct fuse_in_header *in, size_t size);
 void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st);
 
 extern PyTypeObject listing_type;
-extern PyMethodDef scan_methods[];
+
+/* struct linux_dirent64, getdents64(2) */
+struct entry {
+    uint64_t ino;
+    int64_t off;
+    unsigned short length;
+    unsigned char type; /* DT_WHT: a whiteout */
+    char name[];
+};
+
+/* Read a directory; bytes of entries, -1: it does not fit, an overlay has marked it, it holds
+ * whiteouts other than devices, or there was an error. */
+ssize_t scan_directory(int dir_fd, const char *path, char *buffer, size_t room);
+
+/* Add `merge` to the module; -1: an exception. */
+int add_merge(PyObject *module);
 
 #endif
