@@ -2,7 +2,7 @@
 
 from setuptools import Extension, setup
 
-SOURCES = ("module", "filter", "answers", "listing", "scan", "merge")
+SOURCES = ("module", "filter", "answers", "listing", "real", "scan", "merge")
 
 setup(
     ext_modules=[

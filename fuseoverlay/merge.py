@@ -79,9 +79,9 @@ class Index:
         self.upper = upper.entries
         self.masks = upper.masks
         self.wh = upper.wh
-        hidden = self.masks | self.wh
         names = list(self.upper)
-        names += [n for n in lower if n not in self.upper and n not in hidden]
+        above = self.upper.keys() | self.masks | self.wh
+        names += [n for n in lower if n not in above] if above else lower
         self._names = names
         self._cookies = list(range(FIRST_COOKIE, FIRST_COOKIE + len(names)))
         self._cookie_of = dict(zip(names, self._cookies, strict=True))

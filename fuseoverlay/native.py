@@ -111,6 +111,12 @@ def listing(size: int) -> Any:
     return _extension.Listing(size)
 
 
+def open_real(real: Any, descriptors: dict[Any, int], flags: int) -> int:
+    """Open a real directory from the nearest one of those that are open; -1: that has to be done
+    otherwise, because of an error, or there is no extension."""
+    return _extension.open_real(real, descriptors, flags) if _extension is not None else -1
+
+
 def merge(
     names: dict[bytes, Any], closed: set[bytes], reals: tuple[Any, ...], position: int,
     descriptors: dict[Any, int], limit: int,

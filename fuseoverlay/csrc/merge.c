@@ -1,53 +1,11 @@
 /* The names that directories of layers show together: `merge.Merged` in C. */
 #include "native.h"
 
-#include <limits.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 /* A directory that does not fit is Python's to read: some 800 names. */
 #define ROOM (32 << 10)
-
-static PyObject *layer_name, *name_name, *parent_name, *root_fd_name;
-
-/* Attribute of an object that keeps it alive. */
-static PyObject *borrowed(PyObject *object, PyObject *name)
-{
-    PyObject *value = PyObject_GetAttr(object, name);
-
-    Py_XDECREF(value);
-    return value;
-}
-
-/* The nearest open directory above or at `real`; *path is the way from there, which is written
- * into the end of `room`. -1: that is too long, or an exception. */
-static int nearest(PyObject *real, PyObject *descriptors, char room[PATH_MAX], char **path)
-{
-    PyObject *fd, *parent, *name;
-    char *at = room + PATH_MAX - 1;
-    Py_ssize_t length;
-
-    *at = 0;
-    while (!(fd = PyDict_GetItemWithError(descriptors, real))) {
-        if (PyErr_Occurred() || !(parent = borrowed(real, parent_name)))
-            return -1;
-        if (parent == Py_None) {
-            fd = borrowed(real, layer_name);
-            fd = fd ? borrowed(fd, root_fd_name) : NULL;
-            break;
-        }
-        if (!(name = borrowed(real, name_name)) || !PyBytes_Check(name))
-            return -1;
-        length = PyBytes_GET_SIZE(name);
-        if (at - room < length + 1)
-            return -1;
-        if (*at)
-            *--at = '/';
-        at -= length;
-        memcpy(at, PyBytes_AS_STRING(name), length);
-        real = parent;
-    }
-    *path = *at ? at : ".";
-    return fd ? PyLong_AsLong(fd) : -1;
-}
 
 static int add_directory(PyObject *names, PyObject *name, PyObject *real)
 {
@@ -103,20 +61,22 @@ static bool is_dot(const char *name)
 /* Number of entries, -1: something special, or an exception. */
 static Py_ssize_t add_all(PyObject *names, PyObject *closed, PyObject *real, PyObject *descriptors)
 {
-    char buffer[ROOM] __attribute__((aligned(8))), room[PATH_MAX], *path;
-    int dir_fd = nearest(real, descriptors, room, &path);
-    ssize_t size = dir_fd < 0 ? -1 : scan_directory(dir_fd, path, buffer, sizeof(buffer));
+    char buffer[ROOM] __attribute__((aligned(8)));
+    int fd = open_real(real, descriptors, O_RDONLY | O_NOATIME);
     const struct entry *entry;
     Py_ssize_t count = 0;
+    ssize_t size;
 
-    if (size < 0)
+    if (fd < 0)
         return -1;
+    size = scan_directory(fd, buffer, sizeof(buffer));
+    close(fd);
     for (char *at = buffer; at < buffer + size; at += entry->length, count++) {
         entry = (struct entry *)at;
         if (!is_dot(entry->name) && add(names, closed, entry, real) < 0)
             return -1;
     }
-    return count;
+    return size < 0 ? -1 : count;
 }
 
 PyDoc_STRVAR(merge_doc,
@@ -145,15 +105,4 @@ static PyObject *merge(PyObject *self, PyObject *args)
     return Py_BuildValue("nO", position, count >= 0 && limit < 0 ? Py_True : Py_False);
 }
 
-static PyMethodDef methods[] = {{"merge", merge, METH_VARARGS, merge_doc}, {NULL, NULL, 0, NULL}};
-
-int add_merge(PyObject *module)
-{
-    layer_name = PyUnicode_InternFromString("layer");
-    name_name = PyUnicode_InternFromString("name");
-    parent_name = PyUnicode_InternFromString("parent");
-    root_fd_name = PyUnicode_InternFromString("root_fd");
-    if (!layer_name || !name_name || !parent_name || !root_fd_name)
-        return -1;
-    return PyModule_AddFunctions(module, methods);
-}
+PyMethodDef merge_methods[] = {{"merge", merge, METH_VARARGS, merge_doc}, {NULL, NULL, 0, NULL}};

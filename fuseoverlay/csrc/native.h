@@ -4,7 +4,8 @@
  * filter.c   between /dev/fuse and libfuse: what becomes of each request
  * answers.c  requests that are answered here, from what the overlay has prepared
  * listing.c  replies to READDIRPLUS
- * scan.c     directories of layers
+ * real.c     directories of layers: opening them
+ * scan.c     reading one
  * merge.c    what several of them show together
  * module.c   what Python calls
  *
@@ -99,11 +100,16 @@ struct entry {
     char name[];
 };
 
-/* Read a directory; bytes of entries, -1: it does not fit, an overlay has marked it, it holds
- * whiteouts other than devices, or there was an error. */
-ssize_t scan_directory(int dir_fd, const char *path, char *buffer, size_t room);
+/* Read an open directory; bytes of entries, -1: it does not fit, an overlay has marked it, it
+ * holds whiteouts other than devices, or there was an error. */
+ssize_t scan_directory(int fd, char *buffer, size_t room);
 
-/* Add `merge` to the module; -1: an exception. */
-int add_merge(PyObject *module);
+/* Open a real directory, from the nearest that `descriptors` has. No component of the way may be
+ * a symbolic link. -1: an error, or an exception. */
+int open_real(PyObject *real, PyObject *descriptors, int flags);
+
+/* Add what `real.c` has for Python; -1: an exception. */
+int add_real(PyObject *module);
+extern PyMethodDef merge_methods[];
 
 #endif

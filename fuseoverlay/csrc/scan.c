@@ -3,26 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 #include <unistd.h>
-
-/* No component of the path may be a symbolic link. */
-static int open_directory(int dir_fd, const char *path)
-{
-    struct open_how how = {
-        .flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_NOATIME,
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
-    int fd = syscall(SYS_openat2, dir_fd, path, &how, sizeof(how));
-
-    if (fd >= 0 || errno != EPERM)
-        return fd;
-    /* Somebody else's: its access time may be kept still by nobody but its owner. */
-    how.flags &= ~O_NOATIME;
-    return syscall(SYS_openat2, dir_fd, path, &how, sizeof(how));
-}
 
 /* Whether an overlay has marked the directory, or that cannot be told. */
 static bool may_be_marked(int fd)
@@ -81,14 +65,7 @@ static ssize_t read_entries(int fd, char *buffer, size_t room)
     return size;
 }
 
-ssize_t scan_directory(int dir_fd, const char *path, char *buffer, size_t room)
+ssize_t scan_directory(int fd, char *buffer, size_t room)
 {
-    int fd = open_directory(dir_fd, path);
-    ssize_t size;
-
-    if (fd < 0)
-        return -1;
-    size = may_be_marked(fd) ? -1 : read_entries(fd, buffer, room);
-    close(fd);
-    return size;
+    return may_be_marked(fd) ? -1 : read_entries(fd, buffer, room);
 }
