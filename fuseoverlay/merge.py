@@ -281,20 +281,21 @@ class Merged:
 
     def add(self, real: RealDir, listing: Listing) -> None:
         """Add what the next directory holds."""
+        names, closed = self.names, self.closed
         for name, is_dir in listing.entries.items():
-            if name in self.closed:
+            if name in closed:
                 continue
-            above = self.names.get(name)
+            above = names.get(name)
             if above is None:
-                self.names[name] = (real,) if is_dir else real
+                names[name] = (real,) if is_dir else real
             elif isinstance(above, tuple):
                 if is_dir:
-                    self.names[name] = (*above, real)
+                    names[name] = (*above, real)
                 else:
-                    self.closed.add(name)
+                    closed.add(name)
         # A whiteout acts on the layers below, never on its own.
-        self.closed |= listing.masks
-        self.closed |= listing.wh
+        closed |= listing.masks
+        closed |= listing.wh
 
 
 def _list_at_once(stack: LayerStack, real: RealDir) -> Listing | None:

@@ -169,6 +169,8 @@ def test_no_link_leads_out(tmp_path: Path) -> None:
         link = RealDir(root.layer, root, b"link")
         for real in (link, RealDir(root.layer, link, b"d")):
             assert at_once(stack, None, (real,)) is None
+            with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+                stack.fd(real)
 
 
 def test_many_entries_are_read_in_steps(tmp_path: Path) -> None:
