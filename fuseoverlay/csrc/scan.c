@@ -59,7 +59,7 @@ static ssize_t read_entries(int fd, char *buffer, size_t room)
             return -1;
         position = ((struct entry *)at)->off;
     }
-    /* Behind the last position that there is, where ext4 and btrfs see the end, comes nothing. */
+    /* Behind the last position that there is, where ext4 has its end, comes nothing. */
     if (position != INT64_MAX && syscall(SYS_getdents64, fd, more, sizeof(more)) != 0)
         return -1;
     return size;
