@@ -2,7 +2,7 @@
 
 from setuptools import Extension, setup
 
-SOURCES = ("module", "filter", "answers", "listing", "scan", "splice")
+SOURCES = ("module", "filter", "answers", "listing", "real", "scan", "merge", "splice")
 
 setup(
     ext_modules=[

@@ -20,6 +20,7 @@ from fuseoverlay import attributes, lookup, merge, namespace, native, wire
 from fuseoverlay.attributes import Attr
 from fuseoverlay.directory import Emit, emit_entry, unknown
 from fuseoverlay.inodes import Directory, Inode, generation_of
+from fuseoverlay.layers import RealDir
 from fuseoverlay.lookup import Real
 from fuseoverlay.namespace import Caller
 from fuseoverlay.overlay import Overlay
@@ -209,29 +210,32 @@ class Direct:
                 emit(b".", _dot(directory), 1)
             emit(b"..", _dot(parent), 2)
         added: bool | None = True
+        # Names of one real directory mostly follow each other: it is found once for all of them.
+        known: RealDir | None = None
+        base: tuple[int, int, int] | None = None
         for name, position in index.following(cookie):
-            added = self._add_lower(listing, directory, index, name, position)
+            real = index.plain_lower(name)
+            if real is not known:
+                known, base = real, self._base(real)
+            added = None
+            if base is not None:
+                added = listing.add_lower(name, position, directory, real, *base)
             if added is None:
                 added = self._add(directory, index, name, position, emit)
+                # Which may have closed the descriptor.
+                known = base = None
             if not added:
                 break
         payload: bytes = listing.payload()
         return payload if payload or added else NotImplemented
 
-    def _add_lower(
-        self, listing: Any, directory: Directory, index: merge.Index, name: bytes, cookie: int
-    ) -> bool | None:
-        """Have the extension look at a file of a lower; False: the reply is full; None: it has
-        to be looked up."""
-        real = index.plain_lower(name)
+    def _base(self, real: RealDir | None) -> tuple[int, int, int] | None:
+        """What the extension needs to look at files of a real directory: its descriptor, what is
+        added to their numbers, and their device; None: they have to be looked up."""
         if real is None or self._ov.identity.translates(real.layer):
             return None
         device = real.layer.device
-        base = self._ov.inodes.base(device)
-        added: bool | None = listing.add_lower(
-            name, cookie, self._ov.stack.fd(real), directory, real, base, device
-        )
-        return added
+        return self._ov.stack.fd(real), self._ov.inodes.base(device), device
 
     def _add(
         self, directory: Directory, index: merge.Index, name: bytes, cookie: int, emit: Emit

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
 
-from fuseoverlay import syscalls, xattrs
+from fuseoverlay import native, syscalls, xattrs
 from fuseoverlay.errors import LayerError, UpperError, describe, printable
 from fuseoverlay.overridestat import accessible
 from fuseoverlay.syscalls import DIR_FLAGS, open_noatime
@@ -132,12 +132,6 @@ class LayerStack:
         """Upper, if there is one, then the lowers, then the data-only lowers."""
         return ([self.upper] if self.upper else []) + self.lowers + self.data_only
 
-    def nearest(self, real: RealDir) -> tuple[int, bytes]:
-        """An open directory above or at `real`, valid until the next await, and the path from
-        there: for one look, which is not worth a descriptor of its own."""
-        fd, missing = self._missing(real)
-        return fd, _path(missing) or b"."
-
     def _missing(self, real: RealDir) -> tuple[int, list[RealDir]]:
         """The descriptor to start from, and the steps to `real` from there, last one first."""
         missing = []
@@ -157,13 +151,28 @@ class LayerStack:
         if fd is not None:
             self._open.move_to_end(real)
             return fd
+        fd = self._open_lower(real) if real.layer.number else -1
+        if fd >= 0:
+            self._open[real] = fd
+        else:
+            fd = self._walk(real)
+        self._close_oldest(self.limit)
+        return fd
+
+    def _open_lower(self, real: RealDir) -> int:
+        """A lower's directories are mostly wanted for themselves: one call, one descriptor; -1:
+        they have to be walked to."""
+        fd = native.open_real(real, self._open, _DIR_FLAGS)
+        if fd < 0:
+            base, missing = self._missing(real)
+            if 1 < len(missing) <= _KEPT_STEPS:
+                with contextlib.suppress(OSError):
+                    fd = syscalls.open_beneath(base, _path(missing), _DIR_FLAGS)
+        return fd
+
+    def _walk(self, real: RealDir) -> int:
+        """Open one directory after the other, and keep the last ones."""
         fd, missing = self._missing(real)
-        if 1 < len(missing) <= _KEPT_STEPS and real.layer.number:
-            # A lower's directories are mostly wanted for themselves: one call, one descriptor.
-            with contextlib.suppress(OSError):
-                self._open[real] = fd = syscalls.open_beneath(fd, _path(missing), _DIR_FLAGS)
-                self._close_oldest(self.limit)
-                return fd
         passing = -1
         for left in range(len(missing) - 1, -1, -1):
             try:
@@ -176,7 +185,6 @@ class LayerStack:
                 passing = fd
             else:
                 self._open[missing[left]] = fd
-        self._close_oldest(self.limit)
         return fd
 
     def shrink(self) -> None:

@@ -16,7 +16,7 @@ from fuseoverlay import hardlinks, native, redirect, xattrs
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Inode, Place
 from fuseoverlay.layers import Layer, RealDir, stat_key
-from fuseoverlay.merge import Found, Index, Listing, scan, scan_soon
+from fuseoverlay.merge import Found, Index, Listing, at_once, scan, scan_soon
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
 
@@ -128,16 +128,23 @@ def made(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Ino
 
 def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
     upper = None
-    reals = [RealDir(real.layer, real, name) for real in found.lower_dirs]
+    reals = tuple(RealDir(real.layer, real, name) for real in found.lower_dirs)
     if found.in_upper and parent.upper is not None:
         upper = ov.stack.upper_dir(parent.upper, name)
-    marks, lowers = redirect.merged(ov.stack, parent.lowers, upper, reals)
+    # The link count of a directory with several parts needs the index anyway.
+    several = len(reals) + (upper is not None) > 1
+    index = at_once(ov.stack, upper, reals) if several else None
+    marks, lowers = redirect.NONE, reals
+    if index is None:
+        marks, lowers = redirect.merged(ov.stack, parent.lowers, upper, reals)
     # The number of a directory in the lowers is its own even after copy-up.
     st = os.stat(ov.stack.fd(lowers[0] if lowers or upper is None else upper))
     directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
     directory.redirect = marks.redirect if upper is not None else None
     ov.inodes.add(directory)
     parent.children[name] = directory
+    if index is not None:
+        _merged(directory, index, len(lowers))
     return directory
 
 

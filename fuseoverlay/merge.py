@@ -79,9 +79,9 @@ class Index:
         self.upper = upper.entries
         self.masks = upper.masks
         self.wh = upper.wh
-        hidden = self.masks | self.wh
         names = list(self.upper)
-        names += [n for n in lower if n not in self.upper and n not in hidden]
+        above = self.upper.keys() | self.masks | self.wh
+        names += [n for n in lower if n not in above] if above else lower
         self._names = names
         self._cookies = list(range(FIRST_COOKIE, FIRST_COOKIE + len(names)))
         self._cookie_of = dict(zip(names, self._cookies, strict=True))
@@ -226,55 +226,90 @@ def scan_soon(
     return None
 
 
+def at_once(stack: LayerStack, upper: RealDir | None, lowers: tuple[RealDir, ...]) -> Index | None:
+    """The index of directories that have no marks, so that all of them count, if the extension
+    can read them in a few batches; None: they take a closer look."""
+    top = Listing()
+    if upper is not None:
+        found = _list_at_once(stack, upper)
+        if found is None:
+            return None
+        top = found
+    below = Merged()
+    end, _ = native.merge(below.names, below.closed, lowers, 0, stack.descriptors, _SOON * _BATCH)
+    return Index(top, below.names) if end == len(lowers) else None
+
+
 def _scan(
     stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
 ) -> Generator[tuple[Index, int] | None, None, None]:
     """Steps of a scan: None between batches of entries, at last the result."""
     top = Listing()
     if upper is not None:
-        yield from _list_directory(stack, upper, top)
-    if top.opaque:
-        lowers = ()
-    listings = []
-    for real in lowers:
-        listing = Listing()
-        yield from _list_directory(stack, real, listing)
-        listings.append((real, listing))
-        if listing.opaque:
-            break
-    yield Index(top, merge(listings)), len(listings)
+        found = _list_at_once(stack, upper)
+        if found is None:
+            yield from _list_directory(stack, upper, top)
+        else:
+            top = found
+    reals = () if top.opaque else tuple(lowers)
+    below = Merged()
+    end = 0
+    while end < len(reals):
+        end, full = native.merge(below.names, below.closed, reals, end, stack.descriptors, _BATCH)
+        if full:
+            yield None
+        elif end < len(reals):
+            listing = Listing()
+            yield from _list_directory(stack, reals[end], listing)
+            below.add(reals[end], listing)
+            end += 1
+            if listing.opaque:
+                break
+    yield Index(top, below.names), end
 
 
-def merge(listings: Sequence[tuple[RealDir, Listing]]) -> dict[bytes, LowerEntry]:
-    """The names that lower directories show together, top first."""
-    if len(listings) == 1:
-        real, listing = listings[0]
-        return {n: (real,) if is_dir else real for n, is_dir in listing.entries.items()}
-    merged: dict[bytes, LowerEntry] = {}
-    # Names at which nothing further down counts.
-    closed: set[bytes] = set()
-    for real, listing in listings:
+class Merged:
+    """The names that lower directories show together. They are added from the top on, here or
+    by the extension."""
+
+    __slots__ = ("closed", "names")
+
+    def __init__(self) -> None:
+        self.names: dict[bytes, LowerEntry] = {}
+        #: Names at which nothing further down counts; files hide what is below them anyway.
+        self.closed: set[bytes] = set()
+
+    def add(self, real: RealDir, listing: Listing) -> None:
+        """Add what the next directory holds."""
+        names, closed = self.names, self.closed
         for name, is_dir in listing.entries.items():
             if name in closed:
                 continue
-            if not is_dir:
-                merged.setdefault(name, real)
-                closed.add(name)
-            else:
-                above = merged.get(name, ())
-                merged[name] = (*above, real) if isinstance(above, tuple) else above
+            above = names.get(name)
+            if above is None:
+                names[name] = (real,) if is_dir else real
+            elif isinstance(above, tuple):
+                if is_dir:
+                    names[name] = (*above, real)
+                else:
+                    closed.add(name)
         # A whiteout acts on the layers below, never on its own.
         closed |= listing.masks
         closed |= listing.wh
-    return merged
+
+
+def _list_at_once(stack: LayerStack, real: RealDir) -> Listing | None:
+    """The same as `_list_directory`, by the extension."""
+    alone = Merged()
+    end, _ = native.merge(alone.names, alone.closed, (real,), 0, stack.descriptors, _BATCH)
+    if not end:
+        return None
+    # Of one directory alone only whiteouts are closed.
+    return Listing({n: isinstance(found, tuple) for n, found in alone.names.items()}, alone.closed)
 
 
 def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Iterator[None]:
     """Read one layer's directory and sort out its whiteouts; stops between batches."""
-    plain = native.scan(*stack.nearest(real), _BATCH)
-    if plain is not None:
-        listing.entries = plain
-        return
     special: list[bytes] = []
     files: list[bytes] = []
     with stack.listing_fd(real) as fd:

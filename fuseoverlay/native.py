@@ -111,11 +111,26 @@ def listing(size: int) -> Any:
     return _extension.Listing(size)
 
 
-def scan(dir_fd: int, path: bytes, limit: int) -> dict[bytes, bool] | None:
-    """What the directory `path` below `dir_fd` holds, name -> is a directory; None where it has
-    to be looked at otherwise: there is more than `limit`, or something special, or no
-    extension."""
-    return _extension.scan(dir_fd, path, limit) if _extension is not None else None
+def open_real(real: Any, descriptors: dict[Any, int], flags: int) -> int:
+    """Open a real directory from the nearest one of those that are open; -1: that has to be done
+    otherwise, because of an error, or there is no extension."""
+    return _extension.open_real(real, descriptors, flags) if _extension is not None else -1
+
+
+def merge(
+    names: dict[bytes, Any], closed: set[bytes], reals: tuple[Any, ...], position: int,
+    descriptors: dict[Any, int], limit: int,
+) -> tuple[int, bool]:  # fmt: skip
+    """Add the directories from `position` on to `names` and `closed`, as `merge.Merged.add` does.
+
+    Returns the position of the first that was not added, and whether only because there were
+    more than `limit` entries: else that one has to be looked at otherwise, since it holds
+    something special, or is large, or there is no extension.
+    """
+    if _extension is None:
+        return position, False
+    result: tuple[int, bool] = _extension.merge(names, closed, reals, position, descriptors, limit)
+    return result
 
 
 def waiter() -> Callable[[], bool] | None:

@@ -36,17 +36,17 @@ class Marks(NamedTuple):
     redirect: bytes | None
 
 
-_NONE: Final = Marks(False, None)
+NONE: Final = Marks(False, None)
 
 
 def marks_of(stack: LayerStack, real: RealDir) -> Marks:
     """Read a directory's marks, if there are layers below it. Errors of `_checked`."""
     if real.layer.number >= len(stack.lowers):
-        return _NONE
+        return NONE
     fd = stack.fd(real)
     present = [n for n in xattrs.names(fd) if n.startswith(xattrs.NAMESPACES)]
     if not present:
-        return _NONE
+        return NONE
     if whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE)):
         return Marks(True, None)
     redirect = xattrs.get_overlay(fd, xattrs.REDIRECT)

@@ -103,7 +103,7 @@ static int count_listed(PyObject *key, PyObject *known, PyObject *parent, PyObje
 }
 
 PyDoc_STRVAR(add_lower_doc,
-    "add_lower(name, cookie, dir_fd, parent, real, base, device) -> bool | None\n\n"
+    "add_lower(name, cookie, parent, real, dir_fd, base, device) -> bool | None\n\n"
     "Add a file of the lower directory `dir_fd`, and enter it as a listed file; False: the\n"
     "reply is full; None: it is no plain file with one name, or known as something else.\n"
     "Its number is that of the file, which is on `device`, and `base`.");
@@ -119,7 +119,7 @@ static PyObject *listing_add_lower(struct listing *self, PyObject *args)
     const char *text;
     int dir_fd;
 
-    if (!PyArg_ParseTuple(args, "SKiOOKK", &name, &cookie, &dir_fd, &parent, &real, &base, &device))
+    if (!PyArg_ParseTuple(args, "SKOOiKK", &name, &cookie, &parent, &real, &dir_fd, &base, &device))
         return NULL;
     text = PyBytes_AS_STRING(name);
     if (fstatat(dir_fd, text, &st, AT_SYMLINK_NOFOLLOW) < 0 || st.st_nlink != 1 ||

@@ -179,7 +179,7 @@ PyMODINIT_FUNC PyInit__native(void)
     prepared.plain = PyDict_New();
     if (!module || !filter.taken || !prepared.bound || !prepared.names || !prepared.plain ||
         PyType_Ready(&listing_type) < 0 ||
-        PyModule_AddFunctions(module, scan_methods) < 0 ||
+        add_real(module) < 0 || PyModule_AddFunctions(module, merge_methods) < 0 ||
         PyModule_AddObjectRef(module, "taken", filter.taken) < 0 ||
         PyModule_AddObjectRef(module, "bound", prepared.bound) < 0 ||
         PyModule_AddObjectRef(module, "names", prepared.names) < 0 ||

@@ -4,7 +4,9 @@
  * filter.c   between /dev/fuse and libfuse: what becomes of each request
  * answers.c  requests that are answered here, from what the overlay has prepared
  * listing.c  replies to READDIRPLUS
- * scan.c     directories of layers
+ * real.c     directories of layers: opening them
+ * scan.c     reading one
+ * merge.c    what several of them show together
  * splice.c   large replies to READ
  * module.c   what Python calls
  *
@@ -16,6 +18,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <dirent.h>
 #include <linux/fuse.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -91,6 +94,26 @@ bool answer(const struct fuse_in_header *in, size_t size);
 void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st);
 
 extern PyTypeObject listing_type;
-extern PyMethodDef scan_methods[];
+
+/* struct linux_dirent64, getdents64(2) */
+struct entry {
+    uint64_t ino;
+    int64_t off;
+    unsigned short length;
+    unsigned char type; /* DT_WHT: a whiteout */
+    char name[];
+};
+
+/* Read an open directory; bytes of entries, -1: it does not fit, an overlay has marked it, it
+ * holds whiteouts other than devices, or there was an error. */
+ssize_t scan_directory(int fd, char *buffer, size_t room);
+
+/* Open a real directory, from the nearest that `descriptors` has. No component of the way may be
+ * a symbolic link. -1: an error, or an exception. */
+int open_real(PyObject *real, PyObject *descriptors, int flags);
+
+/* Add what `real.c` has for Python; -1: an exception. */
+int add_real(PyObject *module);
+extern PyMethodDef merge_methods[];
 
 #endif

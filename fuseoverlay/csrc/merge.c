@@ -1,0 +1,108 @@
+/* The names that directories of layers show together: `merge.Merged` in C. */
+#include "native.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+/* A directory that does not fit is Python's to read: some 800 names. */
+#define ROOM (32 << 10)
+
+static int add_directory(PyObject *names, PyObject *name, PyObject *real)
+{
+    PyObject *above = PyDict_GetItemWithError(names, name), *reals;
+    Py_ssize_t count = 0;
+    int result;
+
+    if (above && !PyTuple_CheckExact(above))
+        return 0;
+    if (above)
+        count = PyTuple_GET_SIZE(above);
+    else if (PyErr_Occurred())
+        return -1;
+    if (!(reals = PyTuple_New(count + 1)))
+        return -1;
+    for (Py_ssize_t i = 0; i < count; i++)
+        PyTuple_SET_ITEM(reals, i, Py_NewRef(PyTuple_GET_ITEM(above, i)));
+    PyTuple_SET_ITEM(reals, count, Py_NewRef(real));
+    result = PyDict_SetItem(names, name, reals);
+    Py_DECREF(reals);
+    return result;
+}
+
+static int add_file(PyObject *names, PyObject *closed, PyObject *name, PyObject *real)
+{
+    PyObject *found = PyDict_SetDefault(names, name, real);
+
+    if (found && PyTuple_CheckExact(found))
+        return PySet_Add(closed, name);
+    return found ? 0 : -1;
+}
+
+static int add(PyObject *names, PyObject *closed, const struct entry *entry, PyObject *real)
+{
+    PyObject *name = PyBytes_FromString(entry->name);
+    int result = name ? PySet_Contains(closed, name) : -1;
+
+    if (result == 0 && entry->type == DT_WHT)
+        result = PySet_Add(closed, name);
+    else if (result == 0 && entry->type == DT_DIR)
+        result = add_directory(names, name, real);
+    else if (result == 0)
+        result = add_file(names, closed, name, real);
+    Py_XDECREF(name);
+    return result;
+}
+
+static bool is_dot(const char *name)
+{
+    return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
+}
+
+/* Number of entries, -1: something special, or an exception. */
+static Py_ssize_t add_all(PyObject *names, PyObject *closed, PyObject *real, PyObject *descriptors)
+{
+    char buffer[ROOM] __attribute__((aligned(8)));
+    int fd = open_real(real, descriptors, O_RDONLY | O_NOATIME);
+    const struct entry *entry;
+    Py_ssize_t count = 0;
+    ssize_t size;
+
+    if (fd < 0)
+        return -1;
+    size = scan_directory(fd, buffer, sizeof(buffer));
+    close(fd);
+    for (char *at = buffer; at < buffer + size; at += entry->length, count++) {
+        entry = (struct entry *)at;
+        if (!is_dot(entry->name) && add(names, closed, entry, real) < 0)
+            return -1;
+    }
+    return size < 0 ? -1 : count;
+}
+
+PyDoc_STRVAR(merge_doc,
+    "merge(names, closed, reals, position, descriptors, limit) -> (position, full)\n\n"
+    "Add what the directories from `position` on hold to what those above them show, as\n"
+    "`merge.Merged.add` does: the first one that was not added holds whiteouts other than\n"
+    "devices, or marks, or is large or cannot be read, and is the overlay's to look at. Full:\n"
+    "it is not, but there were more than `limit` entries.");
+static PyObject *merge(PyObject *self, PyObject *args)
+{
+    PyObject *names, *closed, *reals, *descriptors;
+    Py_ssize_t position, limit, count = 0;
+
+    if (!PyArg_ParseTuple(args, "O!O!O!nOn", &PyDict_Type, &names, &PySet_Type, &closed,
+                          &PyTuple_Type, &reals, &position, &descriptors, &limit))
+        return NULL;
+    while (position < PyTuple_GET_SIZE(reals) && limit >= 0) {
+        count = add_all(names, closed, PyTuple_GET_ITEM(reals, position), descriptors);
+        if (count < 0)
+            break;
+        limit -= count;
+        position++;
+    }
+    if (PyErr_Occurred())
+        return NULL;
+    return Py_BuildValue("nO", position, count >= 0 && limit < 0 ? Py_True : Py_False);
+}
+
+PyMethodDef merge_methods[] = {{"merge", merge, METH_VARARGS, merge_doc}, {NULL, NULL, 0, NULL}};

@@ -1,0 +1,111 @@
+/* Real directories of layers, `layers.RealDir`: the way to them, opening them. */
+#include "native.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+
+static PyObject *layer_name, *name_name, *parent_name, *root_fd_name;
+
+/* An attribute of an object, which keeps it alive. */
+static PyObject *borrowed(PyObject *object, PyObject *name)
+{
+    PyObject *value = PyObject_GetAttr(object, name);
+
+    Py_XDECREF(value);
+    return value;
+}
+
+static int root_of(PyObject *real)
+{
+    PyObject *layer = borrowed(real, layer_name);
+    PyObject *fd = layer ? borrowed(layer, root_fd_name) : NULL;
+
+    return fd ? PyLong_AsLong(fd) : -1;
+}
+
+/* Put a name before a path, which ends with its room; false: there is too little of that. */
+static bool prepend(char **path, const char *room, PyObject *name)
+{
+    Py_ssize_t length = PyBytes_GET_SIZE(name);
+
+    if (*path - room < length + 1)
+        return false;
+    if (**path)
+        *--*path = '/';
+    *path -= length;
+    memcpy(*path, PyBytes_AS_STRING(name), length);
+    return true;
+}
+
+/* The nearest open directory above or at `real`; *path is the way from there. -1: that is too
+ * long, or an exception. */
+static int nearest(PyObject *real, PyObject *descriptors, char room[PATH_MAX], const char **path)
+{
+    PyObject *fd, *parent, *name;
+    char *way = room + PATH_MAX - 1;
+
+    *way = 0;
+    while (!(fd = PyDict_GetItemWithError(descriptors, real))) {
+        if (PyErr_Occurred() || !(parent = borrowed(real, parent_name)))
+            return -1;
+        if (parent == Py_None)
+            break;
+        name = borrowed(real, name_name);
+        if (!name || !PyBytes_Check(name) || !prepend(&way, room, name))
+            return -1;
+        real = parent;
+    }
+    *path = *way ? way : ".";
+    return fd ? PyLong_AsLong(fd) : root_of(real);
+}
+
+int open_real(PyObject *real, PyObject *descriptors, int flags)
+{
+    struct open_how how = {
+        .flags = flags | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+    char room[PATH_MAX];
+    const char *path;
+    int dir_fd = nearest(real, descriptors, room, &path), fd;
+
+    if (dir_fd < 0)
+        return -1;
+    fd = syscall(SYS_openat2, dir_fd, path, &how, sizeof(how));
+    if (fd < 0 && errno == EPERM && flags & O_NOATIME) {
+        /* Only its owner may keep an access time from moving. */
+        how.flags &= ~O_NOATIME;
+        fd = syscall(SYS_openat2, dir_fd, path, &how, sizeof(how));
+    }
+    return fd;
+}
+
+PyDoc_STRVAR(open_real_doc,
+    "open_real(real, descriptors, flags) -> int\n\n"
+    "Open a real directory, from the nearest one that is open; -1: an error.");
+static PyObject *py_open_real(PyObject *self, PyObject *args)
+{
+    PyObject *real, *descriptors;
+    int flags, fd;
+
+    if (!PyArg_ParseTuple(args, "OOi", &real, &descriptors, &flags))
+        return NULL;
+    fd = open_real(real, descriptors, flags);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong(fd);
+}
+
+static PyMethodDef methods[] = {
+    {"open_real", py_open_real, METH_VARARGS, open_real_doc}, {NULL, NULL, 0, NULL}};
+
+int add_real(PyObject *module)
+{
+    layer_name = PyUnicode_InternFromString("layer");
+    name_name = PyUnicode_InternFromString("name");
+    parent_name = PyUnicode_InternFromString("parent");
+    root_fd_name = PyUnicode_InternFromString("root_fd");
+    if (!layer_name || !name_name || !parent_name || !root_fd_name)
+        return -1;
+    return PyModule_AddFunctions(module, methods);
+}
