@@ -24,6 +24,7 @@ from benchmarks.requests import Requests
 from benchmarks.session import Bench
 from benchmarks.trees import FULL, QUICK, Layers, Sizes
 from benchmarks.workloads import WORKLOADS, Workload
+from fuseoverlay.workdir import keeps_order
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -133,7 +134,7 @@ def about(options: argparse.Namespace, base: Path, found: list[Contender]) -> di
         "kernel": platform.release(),
         "python": platform.python_version(),
         "machine": f"{len(os.sched_getaffinity(0))} CPUs, {memory} GiB",
-        "filesystem": _output("stat", "-f", "-c", "%T", str(base)),
+        "filesystem": _filesystem(base),
         "fuse-overlayfs": _version("fuse-overlayfs"),
         "unionfs-fuse": _version("unionfs-fuse"),
         "mode": options.mode,
@@ -141,6 +142,16 @@ def about(options: argparse.Namespace, base: Path, found: list[Contender]) -> di
         "sizes": "quick" if options.quick else "full",
         "contenders": [one.name for one in found],
     }
+
+
+def _filesystem(base: Path) -> str:
+    """Its type, and what a copy-up waits for there."""
+    fd = os.open(base, os.O_RDONLY)
+    try:
+        waits = "data" if keeps_order(fd) else "fsync"
+    finally:
+        os.close(fd)
+    return f"{_output('stat', '-f', '-c', '%T', str(base))}, a copy-up waits for {waits}"
 
 
 def _output(*command: str) -> str:
