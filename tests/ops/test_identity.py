@@ -31,7 +31,7 @@ from tests.helpers.mounts import (
     scratch,
 )
 from tests.ops.conftest import make_socket
-from tests.ops.test_attributes import getfacl, setfacl
+from tests.ops.test_attributes import getfacl, setfacl, without_dont_mask
 from tests.ops.test_users import may, may_not, run_as
 
 pytestmark = fuse_only
@@ -418,15 +418,21 @@ def _acl(user: int) -> bytes:
 
 
 @root_only
-def test_default_acl(mapped: Space) -> None:
+@pytest.mark.parametrize("umask", [0o000, pytest.param(0o022, marks=without_dont_mask)])
+def test_default_acl(mapped: Space, umask: int) -> None:
     """What is made inherits the stored ids."""
     directory = mapped.mnt / "d5-6"
     os.chmod(directory, 0o777)
     setfacl("-d", "-m", f"u:{FIRST + 30}:rwx", directory)
     assert "default:user:30:rwx" in getfacl(mapped.upper / "d5-6")
     assert f"default:user:{FIRST + 30}:rwx" in getfacl(directory)
-    may(FIRST + 7, (directory / "file").touch)
-    may(FIRST + 7, lambda: os.mkdir(directory / "dir"))
+
+    def make() -> None:
+        os.umask(umask)
+        (directory / "file").touch()
+        os.mkdir(directory / "dir")
+
+    may(FIRST + 7, make)
     for name in ("file", "dir"):
         assert f"user:{FIRST + 30}:rwx" in " ".join(getfacl(directory / name))
         assert "user:30:rwx" in " ".join(getfacl(mapped.upper / "d5-6" / name))
