@@ -33,6 +33,7 @@ _STORAGE = """\
 [storage]
 driver = "{driver}"
 graphroot = "{base}/graph"
+rootless_storage_path = "{base}/graph"
 runroot = "/run/containers"
 [storage.options.overlay]
 {overlay}
@@ -72,12 +73,7 @@ echo ready
 wait $!
 """
 
-_REMOVE = """\
-for graph in "$1/graph" "$1/.local/share/containers/storage"; do
-    umount -l "$graph/overlay"
-    rm -rf "$graph"
-done
-"""
+_REMOVE = 'umount -l "$1/overlay"; rm -rf "$1"'
 
 
 def missing() -> str | None:
@@ -169,9 +165,8 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         try:
-            # What subordinate ids own, only "root" of the user namespace can remove. A plain
-            # user's podman does not heed `graphroot`.
-            self.run("sh", "-c", _REMOVE, "sh", self.base, check=False)
+            # What subordinate ids own, only "root" of the user namespace can remove.
+            self.run("sh", "-c", _REMOVE, "sh", self.base / "graph", check=False)
         finally:
             self._end()
 
