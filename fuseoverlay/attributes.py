@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from fuseoverlay import acl, files, ownership, protection, syscalls, xattrs
 from fuseoverlay.copyup import copy_up
+from fuseoverlay.idmap import IdMap
 from fuseoverlay.inodes import Directory, File, Inode
 from fuseoverlay.lookup import Real, index_of, real_of, shown_of
 from fuseoverlay.overlay import Overlay
@@ -138,13 +139,21 @@ def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
     return 2 + directory.index.subdirectories() if directory.index is not None else 1
 
 
+def _given(ids: IdMap, shown: int | None, top: bool) -> int | None:
+    """What to store for a new owner; EOVERFLOW. The top directory is given to root also where root
+    has no id in there: podman does that to all that it finds mounted."""
+    if shown is None:
+        return None
+    return ids.maker(shown) if top else ids.stored(shown)
+
+
 async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:
     """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
     truncation. No changes: a chown(2) to nobody, which ends setuid all the same. Errors of
     chmod(2), chown(2), truncate(2), utimensat(2); EOVERFLOW: nothing is shown as the new owner."""
     protection.check_change(ov, inode, touch=changes.touch)
-    uid = None if changes.uid is None else ov.identity.uids.stored(changes.uid)
-    gid = None if changes.gid is None else ov.identity.gids.stored(changes.gid)
+    uid = _given(ov.identity.uids, changes.uid, inode is ov.inodes.root)
+    gid = _given(ov.identity.gids, changes.gid, inode is ov.inodes.root)
     await copy_up(ov, inode, size=changes.size, data=changes.size is not None)
     if changes.size is not None and isinstance(inode, File):
         files.truncate(ov, inode, changes.size)

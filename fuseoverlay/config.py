@@ -39,12 +39,14 @@ _FUSE_VALUES: Final = ("fsname", "subtype")
 _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
 # Fields of `MountConfig` that an option of the same name turns on.
 _SWITCHES: Final = ("volatile", "userxattr", "static_nlink", "noacl", "debug")
-# What mount(8) and /etc/fstab may leave in the list and no filesystem acts on.
-_FSTAB: Final = re.compile(
+# What mount(8) and /etc/fstab may leave in the list and no filesystem acts on, and how
+# fuse-overlayfs divides its work, which changes nothing that is seen.
+_NO_EFFECT: Final = re.compile(
     r"(defaults|auto|noauto|user|user=.*|nouser|users|owner|group|_netdev|nofail|private|shared"
     r"|slave|unbindable|rprivate|rshared|rslave|runbindable|diratime|nodiratime|relatime"
     r"|norelatime|strictatime|lazytime|nolazytime|iversion|noiversion|mand|nomand|silent|loud"
-    r"|symfollow|default_permissions|(x-|X-|comment=|helper=|uhelper=).*)\Z"
+    r"|symfollow|default_permissions|clone_fd|(max_idle_threads|max_threads|threaded|fast_ino"
+    r"|writeback)=[0-9]+|(x-|X-|comment=|helper=|uhelper=).*)\Z"
 )
 #: The kernel's least `max_write`, bytes.
 _LEAST_WRITE: Final = 4096
@@ -171,7 +173,7 @@ def parse(options: bytes) -> MountConfig:
         elif name in _CONTEXTS and value.isascii():
             # In quotes, in which the kernel takes commas for part of the label.
             contexts[name] = f'{name}="{value}"'
-        elif not _FSTAB.match(text):
+        elif not _NO_EFFECT.match(text):
             ignored.append(text)
     fuse_options = (*(f for f in flags.values() if f not in ("rw", "async")), *values.values())
     return replace(

@@ -76,9 +76,15 @@ class LayerStack:
     """
 
     def __init__(
-        self, upper: bytes | None, lowers: Sequence[bytes], data_only: Sequence[bytes] = ()
+        self,
+        upper: bytes | None,
+        lowers: Sequence[bytes],
+        data_only: Sequence[bytes] = (),
+        *,
+        as_stored: bool = False,
     ) -> None:
-        """Open every root. Raises `UpperError` or `LayerError`; then nothing stays open."""
+        """Open every root; with `as_stored` none through a mount that maps ids. Raises
+        `UpperError` or `LayerError`; then nothing stays open."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._open: OrderedDict[RealDir, int] = OrderedDict()
@@ -100,6 +106,8 @@ class LayerStack:
                 layer = Layer(number, path, _open_root(path, LayerError, "lowerdir"))
                 (self.lowers if number <= len(lowers) else self.data_only).append(layer)
                 _refuse_twice(layer, seen)
+                if as_stored:
+                    _see_stored_ids(layer, self.upper)
             undo.pop_all()
         for layer in self.lowers + self.data_only:
             _make_private(layer)
@@ -305,6 +313,32 @@ def _refuse_twice(layer: Layer, seen: dict[tuple[int, int], bytes]) -> None:
             hint="name each layer once",
         )
     seen[key] = layer.path
+
+
+def _see_stored_ids(layer: Layer, upper: Layer | None) -> None:
+    """Go around an idmapped mount that the lower was named by, through the mount of the upper or
+    of the working directory. podman maps the lowers so and asks us to map them, too; once is
+    meant. `LayerError` where there is no way around it."""
+    if not syscalls.is_idmapped(layer.root_fd):
+        return
+    with contextlib.ExitStack() as undo:
+        here = os.open(b".", DIR_FLAGS)
+        undo.callback(os.close, here)
+        for fd in (upper.root_fd, here) if upper else (here,):
+            if os.fstat(fd).st_dev != layer.device or syscalls.is_idmapped(fd):
+                continue
+            with contextlib.suppress(OSError):
+                found = syscalls.open_by_handle(fd, *syscalls.file_handle(layer.root_fd, b""))
+                undo.callback(os.close, found)
+                root_fd = os.open(b".", DIR_FLAGS, dir_fd=found)
+                os.close(layer.root_fd)
+                layer.root_fd = root_fd
+                return
+    raise LayerError(
+        "is on a mount that maps ids already",
+        where=layer.path,
+        hint="name it by a path that does not, or leave uidmapping= and gidmapping= out",
+    )
 
 
 def _make_private(layer: Layer) -> None:

@@ -59,7 +59,12 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
     `FuseOverlayError`."""
     with contextlib.ExitStack() as owners:
         stack = owners.enter_context(
-            LayerStack(config.upperdir, config.lowerdirs, config.data_only)
+            LayerStack(
+                config.upperdir,
+                config.lowerdirs,
+                config.data_only,
+                as_stored=bool(config.uids.ranges or config.gids.ranges),
+            )
         )
         stack.follow_redirects = config.redirect_dir != "nofollow"
         workdir = None

@@ -297,6 +297,15 @@ def filesystem_uuid(fd: int) -> bytes:
     return bytes(reply[1:17])
 
 
+def is_idmapped(fd: int) -> bool:
+    """Whether `fd` was opened through a mount that maps ids, mount_setattr(2)."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+        number = next(line.split()[1] for line in lines if line.startswith(b"mnt_id:"))
+    with open("/proc/self/mountinfo", "rb") as lines:
+        options = [fields[5] for fields in map(bytes.split, lines) if fields[0] == number]
+    return any(b"idmapped" in shown.split(b",") for shown in options)
+
+
 def private_clone(path: bytes) -> int:
     """A descriptor of a detached copy of the mount at `path`, without access times.
 

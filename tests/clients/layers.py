@@ -37,13 +37,13 @@ _DELETED, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 def layers(store: Store, image: str) -> list[Layer]:
-    """The layers of an image in the store, the lowest first, as `buildah push` writes them.
+    """The layers of an image in the store, the lowest first, as `skopeo copy` writes them.
 
     A deletion is one name, whether the archive has an entry for each that a directory lost, or
     an opaque mark: the kernel's driver writes those, podman's comparison of trees does not.
     """
     place = store.base / "tmp" / f"pushed{next(_NUMBERS)}"
-    store.run("buildah", "push", "--quiet", image, f"oci:{place}:it")
+    store.run("skopeo", "copy", "--quiet", f"containers-storage:{image}", f"oci:{place}:it")
     found: list[Layer] = []
     present: set[str] = set()
     for blob in layer_blobs(place):

@@ -1,9 +1,9 @@
 """A container store of the test's own, for real podman, buildah and skopeo.
 
-Everything is in one temporary directory. What the clients start (containers, mount programs,
-monitors) lives in mount, pid and cgroup namespaces of the store's own, a plain user's in a user
-namespace with his subordinate ids, as rootless podman makes one. They end with the store, and all
-mounts with them, also when the test is killed.
+Everything is in one temporary directory, and in a /run of the store's own. What the clients start
+(containers, mount programs, monitors) lives in mount, pid and cgroup namespaces of the store's own,
+a plain user's in a user namespace with his subordinate ids, as rootless podman makes one. They end
+with the store, and all mounts with them, also when the test is killed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _STORAGE = """\
 [storage]
 driver = "{driver}"
 graphroot = "{base}/graph"
-runroot = "{base}/run"
+rootless_storage_path = "{base}/graph"
+runroot = "/run/containers"
 [storage.options.overlay]
 {overlay}
 """
@@ -51,7 +52,7 @@ network_config_dir = "{base}/networks"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "crun"
-tmp_dir = "{base}/xdg/libpod"
+tmp_dir = "/run/libpod"
 volume_path = "{base}/volumes"
 image_copy_tmp_dir = "{base}/tmp"
 """
@@ -60,21 +61,19 @@ _POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 
 # The first process of the namespaces: it reaps, and ends all when our end of its stdin closes.
 # A container wants the second version of control groups, whatever the machine has; podman keeps
-# locks of all stores of a user in /dev/shm.
+# locks of all stores of a user in /dev/shm; crun notes all containers of root in /run. And podman
+# refuses a `runroot` of more than 50 characters, but only where it cleans up after a container, and
+# says so to nobody: `podman run` then waits for 20 seconds, and the container stays mounted.
 _INIT = """\
-mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /dev/shm || exit 1
+mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /dev/shm &&
+    mount -t tmpfs -o mode=700 none /run || exit 1
 exec 3<&0
 cat <&3 &
 echo ready
 wait $!
 """
 
-_REMOVE = """\
-for graph in "$1/graph" "$1/.local/share/containers/storage"; do
-    umount -l "$graph/overlay"
-    rm -rf "$graph"
-done
-"""
+_REMOVE = 'umount -l "$1/overlay"; rm -rf "$1"'
 
 
 def missing() -> str | None:
@@ -104,7 +103,7 @@ class Store:
         self.base, self.driver = base, driver
         #: When it was made, seconds, as times in archives are.
         self.born = int(time.time())
-        for name in ("run", "xdg", "tmp", "networks"):
+        for name in ("tmp", "networks"):
             (base / name).mkdir(mode=0o700)
         overlay = ""
         if driver == "fuseoverlay":
@@ -125,7 +124,7 @@ class Store:
             "LANG": "C.UTF-8",
             "HOME": str(base),
             "TMPDIR": str(base / "tmp"),
-            "XDG_RUNTIME_DIR": str(base / "xdg"),
+            "XDG_RUNTIME_DIR": "/run",
             "CONTAINERS_STORAGE_CONF": str(base / "storage.conf"),
             "CONTAINERS_CONF": str(base / "containers.conf"),
             "CONTAINERS_REGISTRIES_CONF": str(base / "registries.conf"),
@@ -166,17 +165,19 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         try:
-            # What subordinate ids own, only "root" of the user namespace can remove. A plain
-            # user's podman does not heed `graphroot`.
-            self.run("sh", "-c", _REMOVE, "sh", self.base, check=False)
+            # What subordinate ids own, only "root" of the user namespace can remove.
+            self.run("sh", "-c", _REMOVE, "sh", self.base / "graph", check=False)
         finally:
             self._end()
 
     def _end(self) -> None:
         """End all that is in the namespaces."""
-        self._unshare.communicate(timeout=TIMEOUT)
+        assert self._unshare.stdin is not None and self._unshare.stdout is not None
+        self._unshare.stdin.close()
+        self._unshare.stdout.close()
         if not ends(self._unshare, TIMEOUT):
             self._unshare.kill()
+            self._unshare.wait()
 
     def _child(self) -> int:
         pid = self._unshare.pid

@@ -128,7 +128,7 @@ def test_tree_of_the_kernel(context: Path, ours: Store, kernel: Store) -> None:
 
 @pytest.mark.parametrize("built", ["one-layer"], indirect=True)
 def test_saved(built: tuple[Store, Store, str]) -> None:
-    """An archive, loaded into either store, has the same tree."""
+    """An archive, loaded into either store, has the same tree, and runs."""
     reference, ours, name = built
     before = ours.mounted(name)
     archive = ours.base / "tmp" / "saved.tar"
@@ -139,4 +139,7 @@ def test_saved(built: tuple[Store, Store, str]) -> None:
         store.podman("load", "--quiet", "--input", archive)
         lines = compare(before, store.mounted(name))
         assert not lines, "\n".join(lines)
+        script = "cat /etc/host.conf /usr/share/doc/again; rm -r /srv; ls /srv 2>&1 || true"
+        said = store.podman("run", "--rm", name, "sh", "-c", script)
+        assert said.startswith("file\nagain\n") and "No such file" in said
     archive.unlink()

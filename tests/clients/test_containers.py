@@ -17,6 +17,7 @@ import pytest
 from tests.clients.conftest import BASE
 from tests.clients.layers import Layer, differences, layers
 from tests.clients.store import Store
+from tests.helpers.mounts import MODE
 from tests.helpers.tree import Tree, compare, record
 
 pytestmark = pytest.mark.timeout(300)
@@ -95,22 +96,26 @@ def shell(store: Store, name: str, script: str, *, check: bool = True) -> str:
     return store.podman("exec", name, "sh", "-c", script, check=check)
 
 
+def outcome(store: Store, name: str, said: str, image: str) -> Outcome:
+    """Stop a container, and record all that podman says of it; it becomes an image."""
+    store.podman("stop", "--time=0", name)
+    tree = store.tree(store.podman("mount", name))
+    store.podman("umount", name)
+    # See `Store.mounted`.
+    tree[b"."].mode = 0o755
+    diff = set(store.podman("diff", name).splitlines())
+    store.podman("commit", "--quiet", name, image)
+    return Outcome(said, tree, diff, store.mounted(image), layers(store, image)[-1])
+
+
 def work(store: Store, image: Path) -> Outcome:
-    """Do the work in a container, and record all that podman says of it."""
+    """Do the work in a container."""
     with container(store, "--name=work", f"--volume={image}:/extra:ro") as name:
         said = shell(store, name, _WORK)
         root = store.podman("mount", name)
         store.run(sys.executable, "-c", _REWRITE, f"{root}/var/lib/dpkg/status")
         said += shell(store, name, "dpkg --list extra; id somebody; find /usr/share/doc")
-        store.podman("stop", "--time=0", name)
-        tree = store.tree(store.podman("mount", name))
-        store.podman("umount", name)
-        # See `Store.mounted`.
-        tree[b"."].mode = 0o755
-        diff = set(store.podman("diff", name).splitlines())
-        store.podman("commit", "--quiet", name, "localhost/worked")
-    committed = store.mounted("localhost/worked")
-    return Outcome(said, tree, diff, committed, layers(store, "localhost/worked")[-1])
+        return outcome(store, name, said, "localhost/worked")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,65 @@ def test_commit(worked: tuple[Outcome, Outcome]) -> None:
     check_same(reference.committed, ours.committed)
     lines = differences(reference.layer, ours.layer)
     assert not lines, "\n".join(lines)
+
+
+# Ids are the first, the first on the host (or in the user's own namespace), and how many.
+_MAPS = {
+    "root": ("--uidmap=0:100000:65536", "--gidmap=0:200000:65536"),
+    "user": ("--uidmap=0:1:5000", "--gidmap=0:2001:5000"),
+}
+_MAPPED = """\
+set -e
+useradd --create-home --uid 4000 somebody
+rm -rf /usr/share/doc
+chown -R 33:34 /usr/share/common-licenses
+ln /etc/debian_version /etc/version
+echo changed >> /etc/version
+mkdir -m 1777 /srv/all
+cd /srv/all
+setpriv --reuid=4000 --regid=4000 --clear-groups sh -c 'mkdir dir; echo >dir/file; ln -s x link'
+touch setuid
+chown 4000:8 setuid
+chmod 4755 setuid
+rm -rf /var/log/*
+stat -c '%u %g' /
+stat -c '%u %g %a %n' /etc/shadow /etc/passwd /usr/bin/passwd /usr/bin/chage . * dir/file
+cat /proc/self/uid_map /proc/self/gid_map
+"""
+
+
+def test_user_namespace(ours: Store, reference: Store) -> None:
+    """A container with other ids than the host: in it, on the host, and in the image that is made
+    of it everything belongs to whom it should."""
+    found = []
+    for store in (ours, reference):
+        with container(store, *_MAPS[MODE]) as name:
+            said = shell(store, name, _MAPPED)
+            found.append(outcome(store, name, said, "localhost/mapped"))
+            # What podman leaves mounted when root stops such a container, and may not remove then.
+            shm = store.podman("inspect", "--format={{.StaticDir}}/shm", name)
+            store.run("umount", shm, check=False)
+    one, other = found
+    assert one.said == other.said
+    first = int(_MAPS[MODE][0].split(":")[1])
+    assert one.tree[b"srv/all/dir/file"].uid == first + 4000
+    assert one.layer["srv/all/dir/file"].uid == 4000
+    # Where names of one file are, vfs makes them anew when it gives files away.
+    other.tree[b"usr/bin"].mtime_ns = one.tree[b"usr/bin"].mtime_ns
+    check_same(other.tree, one.tree)
+    assert one.diff == other.diff
+    check_same(other.committed, one.committed)
+    lines = differences(other.layer, one.layer)
+    assert not lines, "\n".join(lines)
+
+
+def test_user_namespace_while_it_runs(ours: Store) -> None:
+    """podman takes the mount that is there for one without a mapping, and its top directory for
+    root: that has to succeed, and may not take it away from the container's root."""
+    with container(ours, *_MAPS[MODE]) as name:
+        shell(ours, name, "echo new >/srv/new; chown 5:6 /srv/new")
+        assert "A /srv/new" in ours.podman("diff", name).splitlines()
+        assert shell(ours, name, "stat -c '%u %g' / /srv/new; cat /srv/new") == "0 0\n5 6\nnew"
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -27,6 +27,8 @@ FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 #: _IOR('f', 1, long), linux/fs.h
 FS_IOC_GETFLAGS = 0x80086601
 STATX_BTIME = 0x800
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _MOUNT_ATTR_IDMAP = 1, 4, 0x100000
 _SYS_GETDENTS64 = {"x86_64": 217}.get(os.uname().machine, 61)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -233,3 +235,19 @@ class Stream:
     def close(self) -> None:
         """closedir(3)."""
         _libc.closedir(self._stream)
+
+
+def map_ids(path: Path, user_namespace: Path) -> None:
+    """Mount a directory on itself with the ids of a user namespace, mount_setattr(2)."""
+    cwd, empty = c_int(AT_FDCWD), c_char_p(b"")
+    flags = c_int(_OPEN_TREE_CLONE | os.O_CLOEXEC)
+    tree = _checked(_libc.syscall(c_long(_SYS_OPEN_TREE), cwd, c_char_p(_bytes(path)), flags))
+    with open(user_namespace) as ids:
+        attr = struct.pack("QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, ids.fileno())
+        flags = c_int(AT_EMPTY_PATH)
+        size = c_size_t(len(attr))
+        number = c_long(_SYS_MOUNT_SETATTR)
+        _checked(_libc.syscall(number, c_int(tree), empty, flags, c_char_p(attr), size))
+    number, flags = c_long(_SYS_MOVE_MOUNT), c_int(_MOVE_MOUNT_F_EMPTY_PATH)
+    _checked(_libc.syscall(number, c_int(tree), empty, cwd, c_char_p(_bytes(path)), flags))
+    os.close(tree)

@@ -257,6 +257,7 @@ QUIET = (
     "user=somebody,users,noauto,nofail,_netdev,x-systemd.automount,x-gvfs-show,X-mount.mkdir",
     "comment=from the installer,private,,defaults,",
     'fsname="overlay"',
+    "clone_fd,max_idle_threads=10,max_threads=4,threaded=1,fast_ino=1,writeback=0",
 )
 
 
@@ -273,9 +274,7 @@ def test_known_options_bring_no_warning(cli: Cli, options: str) -> None:
 UNKNOWN = (
     "plugins=/usr/lib/some.so",
     "max_read=131072",
-    "max_idle_threads=10",
-    "clone_fd",
-    "threaded=1",
+    "threaded=maybe",
     "noxattrs=1",
     "volatile=1",
     "static_nlink=maybe",

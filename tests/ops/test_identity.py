@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.helpers.libc import AT_SYMLINK_FOLLOW, linkat
+from tests.helpers.libc import AT_SYMLINK_FOLLOW, linkat, map_ids
 from tests.helpers.mounts import (
     MODE,
     NATIVE,
@@ -29,9 +29,10 @@ from tests.helpers.mounts import (
     mounts_at,
     root_only,
     scratch,
+    unmount,
 )
 from tests.ops.conftest import make_socket
-from tests.ops.test_attributes import getfacl, setfacl
+from tests.ops.test_attributes import getfacl, setfacl, without_dont_mask
 from tests.ops.test_users import may, may_not, run_as
 
 pytestmark = fuse_only
@@ -265,6 +266,18 @@ def test_root_prepares_a_container(mapped: Space) -> None:
 
 
 @root_only
+def test_root_takes_the_mount(mapped: Space) -> None:
+    """podman gives the top directory to root, whoever it shows ids to, before it compares what it
+    finds mounted: it then belongs to root inside."""
+    os.chown(mapped.mnt, FIRST + 3, FIRST + 4)
+    assert owner(mapped.upper) == (3, 4)
+    os.chown(mapped.mnt, 0, 0)
+    assert (owner(mapped.mnt), owner(mapped.upper)) == ((FIRST, FIRST), (0, 0))
+    with fails(errno.EOVERFLOW):
+        os.chown(mapped.mnt, 1, 0)
+
+
+@root_only
 def test_root_with_an_id(space: Space) -> None:
     """Where root outside has an id inside, that is his."""
     mnt = mount(space, "uidmapping=0:100:10:100:0:10,gidmapping=0:100:10:100:0:10")
@@ -418,15 +431,21 @@ def _acl(user: int) -> bytes:
 
 
 @root_only
-def test_default_acl(mapped: Space) -> None:
+@pytest.mark.parametrize("umask", [0o000, pytest.param(0o022, marks=without_dont_mask)])
+def test_default_acl(mapped: Space, umask: int) -> None:
     """What is made inherits the stored ids."""
     directory = mapped.mnt / "d5-6"
     os.chmod(directory, 0o777)
     setfacl("-d", "-m", f"u:{FIRST + 30}:rwx", directory)
     assert "default:user:30:rwx" in getfacl(mapped.upper / "d5-6")
     assert f"default:user:{FIRST + 30}:rwx" in getfacl(directory)
-    may(FIRST + 7, (directory / "file").touch)
-    may(FIRST + 7, lambda: os.mkdir(directory / "dir"))
+
+    def make() -> None:
+        os.umask(umask)
+        (directory / "file").touch()
+        os.mkdir(directory / "dir")
+
+    may(FIRST + 7, make)
     for name in ("file", "dir"):
         assert f"user:{FIRST + 30}:rwx" in " ".join(getfacl(directory / name))
         assert "user:30:rwx" in " ".join(getfacl(mapped.upper / "d5-6" / name))
@@ -636,6 +655,63 @@ def test_mounted_by_a_container(space: Space) -> None:
                 assert owner(space.upper / name) == (FIRST, FIRST)
             finally:
                 run([*enter, "umount", space.mnt])
+
+
+@contextlib.contextmanager
+def mapped_twice(space: Space) -> Iterator[None]:
+    """The kernel maps the lower's ids, too: so podman names it, if root runs it."""
+    populate(space.lower)
+    setfacl("-m", "u:5:r", space.lower / "f5-6")
+    os.setxattr(space.lower / "f0-0", "security.capability", NET_RAW)
+    with user_namespace() as enter:
+        (pid,) = (word.partition("=")[2] for word in enter if word.startswith("--target="))
+        map_ids(space.lower, Path(f"/proc/{pid}/ns/user"))
+    try:
+        assert owner(space.lower / "f5-6") == (FIRST + 5, FIRST + 6)
+        yield
+    finally:
+        space.drop()
+        subprocess.run(["umount", "-l", space.lower], check=True, timeout=30)
+
+
+@root_only
+def test_lower_that_the_kernel_maps(space: Space) -> None:
+    """Its ids are mapped once, and copied up as its files have them."""
+    with mapped_twice(space):
+        mnt = mount(space, PODMAN)
+        for uid, gid in OWNERS:
+            for kind in "fds":
+                assert owner(mnt / f"{kind}{uid}-{gid}") == _podman(uid, gid)
+        assert owner(mnt) == (FIRST, FIRST)
+        assert f"user:{FIRST + 5}:r--" in getfacl(mnt / "f5-6")
+        assert os.getxattr(mnt / "f0-0", "security.capability") == _rooted(FIRST)
+        for name in ("f0-0", "f5-6", "d12-0", "s9-10"):
+            os.utime(mnt / name, ns=(1, 1), follow_symlinks=False)
+        may(FIRST + 5, lambda: os.chmod(mnt / "d5-6", 0o700))
+        assert owner(space.upper / "f5-6") == owner(space.upper / "d5-6") == (5, 6)
+        assert (owner(space.upper / "d12-0"), owner(space.upper / "s9-10")) == ((12, 0), (9, 10))
+        assert "user:5:r--" in getfacl(space.upper / "f5-6")
+        assert os.getxattr(space.upper / "f0-0", "security.capability") == NET_RAW
+
+
+@root_only
+@pytest.mark.parametrize("where", [".", "/proc"])
+def test_lower_that_the_kernel_maps_without_an_upper(space: Space, where: str) -> None:
+    """The way around that mount is the working directory's; without one nothing is mounted."""
+    with mapped_twice(space):
+        options = f"lowerdir={space.lower},{PODMAN}"
+        argv = command("mount", "-o", options, space.mnt)
+        done = subprocess.run(
+            argv, cwd=space.base / where, capture_output=True, text=True, timeout=60,
+            env=daemon_env(), check=False,
+        )  # fmt: skip
+        if where == ".":
+            assert done.returncode == 0, done.stderr
+            assert owner(space.mnt / "f5-6") == (FIRST + 5, FIRST + 6)
+            unmount(space.mnt)
+        else:
+            assert done.returncode == 3
+            assert "is on a mount that maps ids already" in done.stderr
 
 
 # Against fuse-overlayfs

@@ -48,7 +48,7 @@ OPTIONS = _options()
 
 def _for_fstab(option: str) -> bool:
     """Whether it is accepted without effect."""
-    return bool(config._FSTAB.match(option) or config._FSTAB.match(f"{option}="))
+    return bool(config._NO_EFFECT.match(option) or config._NO_EFFECT.match(f"{option}=1"))
 
 
 def test_options_are_found() -> None:
