@@ -218,8 +218,10 @@ def has_native() -> bool:
 
 
 def ours(kind: type[Overlay], name: str, base: Path, **env: str) -> Overlay:
-    """This checkout; its compiled Python code is kept below `base`."""
-    environment = {"PYTHONPATH": str(PROJECT), "PYTHONPYCACHEPREFIX": str(base / "pycache"), **env}
+    """This checkout; its compiled Python code is kept below `base`, as an installation keeps it,
+    whatever the caller's environment says."""
+    compiled = {"PYTHONPYCACHEPREFIX": str(base / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
+    environment = {"PYTHONPATH": str(PROJECT), **compiled, **env}
     contender = kind(name, [sys.executable, "-m", "fuseoverlay", "mount"], environment)
     contender.knows_metacopy = True
     return contender
