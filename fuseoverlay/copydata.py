@@ -15,22 +15,24 @@ _NO_COPY_RANGE: Final = (
 )  # fmt: skip
 
 
-def copy_data(source: int, target: int, length: int) -> None:
+def copy_data(source: int, target: int, length: int) -> bool:
     """Copy the first `length` bytes, sharing blocks where possible, keeping holes.
 
-    `target` is empty. May block for long. Errors of copy_file_range(2) and write(2).
+    `target` is empty. True: all blocks are shared, and so on disk already. May block for long.
+    Errors of copy_file_range(2) and write(2).
     """
     st = os.fstat(source)
     if length and length == st.st_size:
         with contextlib.suppress(OSError):
             syscalls.clone_file(source, target)
-            return
+            return True
     if st.st_blocks * 512 >= st.st_size:
         end = _copy_range(source, target, 0, length)
     else:
         end = _copy_around_holes(source, target, length)
     if end < length:
         os.ftruncate(target, length)
+    return False
 
 
 def _copy_around_holes(source: int, target: int, length: int) -> int:

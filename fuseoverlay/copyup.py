@@ -189,12 +189,12 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
         source = ov.data.acquire(file)
         try:
             length = before.st_size if size is None else min(size, before.st_size)
-            await ov.threads.run(copy_data, source.fd, target, length)
+            shared = await ov.threads.run(copy_data, source.fd, target, length)
         finally:
             ov.data.release(source)
         if size is None:
             os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
-        await _secure(ov, target)
+        await _secure(ov, target, shared)
         _forget_metacopy(target)
         file.data = None
         ov.data.drop(file.ino)
@@ -237,36 +237,37 @@ async def _copy_regular(
             length = before.st_size if file.data is None else os.fstat(source.fd).st_size
             length = length if size is None else min(size, length)
             if length <= _INLINE:
-                copy_data(source.fd, target, length)
-                _begin_to_secure(ov, target)
+                shared = copy_data(source.fd, target, length)
+                _begin_to_secure(ov, target, shared)
             else:
-                await ov.threads.run(copy_data, source.fd, target, length)
+                shared = await ov.threads.run(copy_data, source.fd, target, length)
                 # Times as they were: reading may have moved the access time.
                 real = real_of(ov, file)._replace(st=before)
             own = source.fd if file.data is None else None
             _copy_metadata(ov, file, real, staged, origin, own)
         finally:
             ov.data.release(source)
-        await _secure(ov, target)
+        await _secure(ov, target, shared)
     finally:
         os.close(target)
 
 
-def _begin_to_secure(ov: Overlay, target: int) -> None:
+def _begin_to_secure(ov: Overlay, target: int, shared: bool) -> None:
     """Have a small copy's data written while its metadata is being set: often nobody has to wait
     for it then."""
-    if ov.config.durable and ov.writable().keeps_order:
+    if not shared and ov.config.durable and ov.writable().keeps_order:
         syscalls.start_writing(target)
 
 
-async def _secure(ov: Overlay, target: int) -> None:
+async def _secure(ov: Overlay, target: int, shared: bool = False) -> None:
     """Before a copy counts: see to it that after a crash it either has its data
     or does not count.
 
     Where the filesystem keeps the order of changes, writing the data is enough for that, and
-    nobody waits for the journal and the disk's cache.
+    nobody waits for the journal and the disk's cache. `shared` blocks are on disk: filesystems
+    that share blocks keep the order, on which the kernel's overlay relies as well.
     """
-    if not ov.config.durable:
+    if shared or not ov.config.durable:
         return
     if not ov.writable().keeps_order:
         await ov.threads.run(os.fsync, target)
