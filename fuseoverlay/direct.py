@@ -38,6 +38,9 @@ _XATTR_SIZE: Final = struct.Struct("=I4x")
 # attr_valid, attr_valid_nsec, dummy
 _ATTR_OUT: Final = struct.Struct("=QI4x")
 
+# Room for an entry of a listing with the longest name.
+_ONE_ENTRY: Final = 512
+
 #: Seconds and nanoseconds for which the kernel may keep what has no name.
 _NEVER: Final = (0, 0)
 
@@ -101,6 +104,22 @@ class Direct:
             return NotImplemented
         if name not in index:
             return wire.entry(0, 0, self._valid, _NEVER) + bytes(wire.ATTR_SIZE)
+        return self._listed(parent, index, name) or self._looked_up(parent, index, name)
+
+    def _listed(self, parent: Directory, index: merge.Index, name: bytes) -> bytes | None:
+        """The entry of a plain file of a lower, as a listing would have it; None: it is none."""
+        lower = index.plain_lower(name)
+        base = self._base(lower)
+        if base is None:
+            return None
+        listing = native.listing(_ONE_ENTRY)
+        if not listing.add_lower(name, 0, parent, lower, *base):
+            return None
+        # An entry of a listing, struct fuse_direntplus, begins with struct fuse_entry_out.
+        payload: bytes = listing.payload()
+        return payload[: wire.ENTRY_SIZE]
+
+    def _looked_up(self, parent: Directory, index: merge.Index, name: bytes) -> Answer:
         inode, real = lookup.entry(self._ov, parent, index, name)
         if not self._is_countable(inode, real):
             self._ov.inodes.drop_unused(inode)

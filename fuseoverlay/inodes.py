@@ -148,8 +148,8 @@ class Directory(Inode):
         return self.upper if self.upper is not None else self.lowers[0]
 
 
-#: A plain file of a lower that the kernel knows from a listing, and of which nothing else is
-#: known: (directory, name, real directory, look-up count, type, whether it has attributes).
+#: A plain file of a lower that the kernel knows from a listing or a look-up, and of which nothing
+#: else is known: (directory, name, real directory, look-up count, type, whether it has attributes).
 #: Made and read by the extension, too.
 Listed = tuple[Directory, bytes, RealDir, int, int, bool]
 

@@ -34,6 +34,8 @@ _NUMBER_OUT: Final = struct.Struct("=Q")
 _ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")
 _ENTRY_OUT: Final = struct.Struct("=QQQQII")
 ATTR_SIZE: Final = _ATTR.size
+#: Of a struct fuse_entry_out, bytes.
+ENTRY_SIZE: Final = _ENTRY_OUT.size + ATTR_SIZE
 _OPEN_OUT: Final = struct.Struct("=QI4x")
 _ATTR_VALID: Final = struct.Struct("=QI20x")
 _STATX: Final = struct.Struct("=IIQIIIH2xQQQQ")
