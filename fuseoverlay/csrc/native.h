@@ -84,7 +84,7 @@ struct prepared {
 };
 extern struct prepared prepared;
 
-/* A file of a lower that the kernel was told of in a listing, and of which nothing else is
+/* A file of a lower that the kernel knows from a listing or a look-up, and of which nothing else is
  * known: (directory, name, real directory, look-up count, type, whether it has attributes). */
 enum { LISTED_PARENT, LISTED_NAME, LISTED_REAL, LISTED_COUNT, LISTED_KIND, LISTED_XATTRS };
 
