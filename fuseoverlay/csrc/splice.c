@@ -15,10 +15,8 @@
 #define __NR_cachestat 451
 #endif
 
-/* What anybody may have; a page each for the reply's header and for data that begins or ends
- * within a page. */
+/* What anybody may have. */
 #define PIPE_SIZE (1 << 20)
-#define PIPE_ROOM (PIPE_SIZE - 3 * 4096)
 
 static int pipe_read = -1, pipe_write = -1;
 
@@ -47,17 +45,24 @@ static bool open_pipe(void)
     return !refused;
 }
 
+static size_t page_size(void)
+{
+    static size_t size;
+
+    if (!size)
+        size = sysconf(_SC_PAGESIZE);
+    return size;
+}
+
 /* Whether all pages are there and the last one is up to date: splice(2) would wait for the rest.
  * Of files that belong to others the kernel does not tell. */
 static bool in_page_cache(int fd, off_t offset, size_t size)
 {
-    static size_t page;
     /* linux/mman.h: struct cachestat_range, struct cachestat */
     uint64_t range[2] = {offset, size}, found[5];
     struct iovec last = {&(char){0}, 1};
+    size_t page = page_size();
 
-    if (!page)
-        page = sysconf(_SC_PAGESIZE);
     return syscall(__NR_cachestat, fd, range, found, 0) == 0 &&
            found[0] >= (offset + size - 1) / page - offset / page + 1 &&
            preadv2(fd, &last, 1, offset + size - 1, RWF_NOWAIT) == 1;
@@ -79,16 +84,19 @@ static bool fill_pipe(const struct fuse_out_header *out, int fd, off_t offset, s
 bool splice_reply(uint64_t unique, int fd, off_t offset, size_t size)
 {
     struct fuse_out_header out = {.len = sizeof(out) + size, .unique = unique};
+    ssize_t sent;
 
-    if (size > PIPE_ROOM || !in_page_cache(fd, offset, size) || !open_pipe())
+    /* Of the pipe's pages the header takes one, and data may begin and end within one. */
+    if (size > PIPE_SIZE - 3 * page_size() || !in_page_cache(fd, offset, size) || !open_pipe())
         return false;
     if (!fill_pipe(&out, fd, offset, size)) {
         drop_pipe();
         return false;
     }
-    /* ENOENT: the caller was interrupted and waits no more. */
-    if (splice(pipe_read, NULL, filter.fd, NULL, out.len, 0) != out.len) {
-        bool gone = errno == ENOENT;
+    sent = splice(pipe_read, NULL, filter.fd, NULL, out.len, 0);
+    if (sent != out.len) {
+        /* ENOENT: the caller was interrupted and waits no more. */
+        bool gone = sent < 0 && errno == ENOENT;
         drop_pipe();
         return gone;
     }
