@@ -219,7 +219,7 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
     if not stat.S_ISDIR(st.st_mode):
         raise MountpointError("mount point is not a directory", where=mountpoint)
     path = os.path.realpath(mountpoint)
-    if _fuse_mounted(path):
+    if _fuse_mount(path):
         raise MountpointError(
             "mount point is busy: a FUSE filesystem is mounted on it",
             where=mountpoint,
@@ -228,7 +228,7 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
     return path
 
 
-def _fuse_mounted(path: bytes) -> str | None:
+def _fuse_mount(path: bytes) -> str | None:
     """The device number, as `major:minor`, of the last thing mounted at `path` if that is a FUSE
     filesystem; proc(5), mountinfo."""
     device = None
@@ -246,7 +246,7 @@ def _read_further_ahead(mountpoint: bytes) -> None:
     """Have the kernel, once it has the reply to INIT, ask for more at a time of a file that is read
     in order. The protocol cannot say so, and here only root may;
     Documentation/ABI/testing/sysfs-class-bdi."""
-    device = _fuse_mounted(mountpoint)
+    device = _fuse_mount(mountpoint)
     setting = f"/sys/class/bdi/{device}/read_ahead_kb"
     with contextlib.suppress(OSError), open(setting, "w", encoding="ascii") as kib:
         kib.write(str(_READ_AHEAD_KIB))
@@ -332,7 +332,7 @@ async def _end_on_signal(
 def unmount(mountpoint: bytes) -> None:
     """Unmount; the daemon then ends by itself. Raises `MountpointError`, `FuseError`."""
     path = os.path.realpath(mountpoint)
-    if _fuse_mounted(path) is None:
+    if _fuse_mount(path) is None:
         raise MountpointError("no FUSE filesystem is mounted here", where=mountpoint)
     if os.geteuid() == 0:
         try:
