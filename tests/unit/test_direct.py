@@ -1,4 +1,4 @@
-"""Listings that the extension and the overlay fill together."""
+"""Listings that the extension and the overlay fill together, and look-ups of what they know."""
 
 from __future__ import annotations
 
@@ -57,3 +57,23 @@ def test_descriptors_that_are_closed_meanwhile(tmp_path: Path) -> None:
         listed = {os.fsdecode(name): node for name, node in _entries(reply)}
     expected = {name: (top / name).stat().st_ino for name in names}
     assert {name: listed[name] for name in names} == expected
+
+
+def test_looking_up_makes_no_inode(tmp_path: Path) -> None:
+    """A plain file of a lower is known like a listed one, however often it is looked up; one with
+    another name is an inode."""
+    (tmp_path / "plain").write_bytes(b"data")
+    (tmp_path / "linked").touch()
+    os.link(tmp_path / "linked", tmp_path / "other")
+    with opened(check(parse(os.fsencode(f"ro,lowerdir={tmp_path}")))) as ov:
+        native.prepare(ov.inodes.entries, ov.stack.descriptors, read_listed=True, acls=False)
+        direct = Direct(ov, 1, lambda ino, count: None, acls=False)
+        for name in ("plain", "linked"):
+            first, second = (direct.lookup(ROOT, 0, 0, 0, name.encode() + b"\0") for _ in range(2))
+            assert first == second
+            assert len(first) == _ENTRY_OUT
+            ino = (tmp_path / name).stat().st_ino
+            assert _NODE.unpack_from(first) == (ino,)
+            known = ov.inodes.entries[ino]
+            assert isinstance(known, tuple) == (name == "plain")
+            assert (known[3] if isinstance(known, tuple) else known.nlookup) == 2
