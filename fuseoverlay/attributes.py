@@ -18,8 +18,9 @@ from fuseoverlay import acl, files, ownership, protection, syscalls, xattrs
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.inodes import Directory, File, Inode
-from fuseoverlay.lookup import Real, index_of, real_of, shown_of
+from fuseoverlay.lookup import Real, index_of, real_of, shown_of, upper_of
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.transaction import tidy
 
 
 class Attr(NamedTuple):
@@ -124,7 +125,9 @@ def _blocks(ov: Overlay, inode: Inode, st: os.stat_result) -> int:
 def _file_links(file: File, real: Real) -> int:
     if file.links:
         return file.links
-    return max(0, real.st.st_nlink - (0 if file.in_upper else file.hidden))
+    if file.in_upper:
+        return file.links_of(real.st)
+    return max(0, real.st.st_nlink - file.hidden)
 
 
 def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
@@ -154,21 +157,36 @@ async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bo
     protection.check_change(ov, inode, touch=changes.touch)
     uid = _given(ov.identity.uids, changes.uid, inode is ov.inodes.root)
     gid = _given(ov.identity.gids, changes.gid, inode is ov.inodes.root)
-    await copy_up(ov, inode, size=changes.size, data=changes.size is not None)
     if changes.size is not None and isinstance(inode, File):
-        files.truncate(ov, inode, changes.size)
-        if not privileged:
-            ownership.drop_privileges(ov, inode)
+        await _truncate(ov, inode, changes.size, privileged=privileged)
+    else:
+        await copy_up(ov, inode, data=False)
     if uid is not None or gid is not None or changes.mode is not None:
         ownership.change(ov, inode, uid=uid, gid=gid, mode=changes.mode)
-    if changes.atime_ns is not None or changes.mtime_ns is not None:
+    if changes.size is not None:
+        # The size has changed, and with it the times already: to these, or as good as these.
+        tidy(_set_times, ov, inode, changes)
+    else:
         _set_times(ov, inode, changes)
     if changes == Changes():
         ownership.drop_privileges(ov, inode)
 
 
+async def _truncate(ov: Overlay, file: File, size: int, *, privileged: bool) -> None:
+    """A copy of the right size is a truncation already, unless more changes with the size."""
+    if privileged or not ownership.has_privileges(ov, file):
+        if not await copy_up(ov, file, size=size):
+            files.truncate(ov, file, size)
+        return
+    await copy_up(ov, file)
+    ownership.drop_privileges(ov, file)
+    files.truncate(ov, file, size)
+
+
 def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:
-    real = real_of(ov, inode)
+    if changes.atime_ns is None and changes.mtime_ns is None:
+        return
+    real = upper_of(ov, inode)
     atime = real.st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
     mtime = real.st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
     os.utime(real.path, ns=(atime, mtime), follow_symlinks=real.follow)
@@ -222,7 +240,7 @@ async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None
     await copy_up(ov, inode, data=False)
     # That it has no attributes is known with the descriptor.
     ov.data.drop(inode.ino)
-    real = real_of(ov, inode)
+    real = upper_of(ov, inode)
     os.setxattr(real.path, real_name, value, follow_symlinks=real.follow)
 
 
@@ -246,7 +264,7 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
             return
         raise
     await copy_up(ov, inode, data=False)
-    real = real_of(ov, inode)
+    real = upper_of(ov, inode)
     os.removexattr(real.path, xattrs.to_real(name), follow_symlinks=real.follow)
 
 

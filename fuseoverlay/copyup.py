@@ -15,26 +15,38 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
-from fuseoverlay import hardlinks, protection, redirect, staging, syscalls, xattrs
+from fuseoverlay import (
+    hardlinks,
+    linkindex,
+    protection,
+    redirect,
+    staging,
+    syscalls,
+    transaction,
+    xattrs,
+)
 from fuseoverlay.copydata import copy_data
-from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.descriptors import open_file
+from fuseoverlay.inodes import Directory, File, Held, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
-from fuseoverlay.lookup import Real, no_entry, path_below, real_of, stored_of
+from fuseoverlay.lookup import Real, no_entry, path_below, real_of, stored_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
+from fuseoverlay.transaction import Transaction, tidy
 
 # Less is copied faster than a thread is woken.
 _INLINE: Final = 64 << 10
 
 
-async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: bool = True) -> None:
+async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: bool = True) -> bool:
     """Make sure that the object counts in the upper. May suspend.
 
-    `size`: the caller is about to truncate to that many bytes, more need not be copied.
+    `size`: bytes that the file shall have; no more are copied. True: that is done, with the
+    times of a truncation; else the caller has to see to it.
     `data`: false if the caller changes only metadata; with `metacopy=on` the data then
     stays where it is. EROFS; ENOSPC, EDQUOT, EIO of the copy; then nothing is left behind.
     """
@@ -49,8 +61,11 @@ async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: b
         async with _held(inode.lock):
             if not inode.in_upper:
                 await _copy_up_file(ov, inode, size, data)
+                return size is not None
             if not _is_up(inode, data):
                 await _copy_up_data(ov, inode, size)
+                return size is not None
+    return False
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +112,8 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
     parent = directory.parent
     if parent is None or parent.upper is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    with staging.discarded_on_error(ov) as staged:
+    with transaction.begin() as change:
+        staged = staging.stage(ov, change)
         stage_directory(ov, directory, staged)
         _publish(ov, staged, parent, directory.name)
     directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
@@ -107,14 +123,13 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
 
 def _copy_up_removed(ov: Overlay, directory: Directory) -> None:
     """Of a directory that somebody still has open: its copy has no name either."""
-    if directory.pinned >= 0:
+    if directory.held is not None:
         return
-    workdir = ov.writable()
-    with staging.discarded_on_error(ov) as staged:
+    with transaction.begin() as change:
+        staged = staging.stage(ov, change)
         stage_directory(ov, directory, staged)
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        ov.inodes.pin(directory, os.open(staged, flags, dir_fd=workdir.fd))
-        os.rmdir(staged, dir_fd=workdir.fd)
+        held = staging.hold(ov, staged, is_dir=True)
+    ov.inodes.hold(directory, held)
 
 
 def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
@@ -135,7 +150,8 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
         break
     real = real_of(ov, file)
     origin = _origin(ov, file)
-    with staging.discarded_on_error(ov) as staged:
+    with transaction.begin() as change:
+        staged = staging.stage(ov, change)
         metacopy = None if data else _metacopy_redirect(ov, file, real.st)
         if metacopy is not None:
             await _copy_only_metadata(ov, file, real, staged, origin, metacopy)
@@ -144,11 +160,8 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
         else:
             staging.make(ov, staged, stored_of(ov, real), _target(ov, file))
             _copy_metadata(ov, file, real, staged, origin)
-        _publish_file(ov, file, staged, origin, real.st.st_nlink)
-        if metacopy is None:
-            file.data = None
-        elif file.data is None:
-            file.data = file.lower
+        copy = _publish_file(ov, change, file, staged, origin, real.st.st_nlink)
+    _moved_up(ov, file, copy, metacopy is not None)
 
 
 def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | None:
@@ -169,7 +182,7 @@ async def _copy_only_metadata(
     """Stage a file of the right size without data; `path` leads to that in the lowers."""
     workdir = ov.writable()
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    target = os.open(staged, flags, 0o600, dir_fd=workdir.fd)
+    target = open_file(staged, flags, 0o600, dir_fd=workdir.fd)
     try:
         os.ftruncate(target, real.st.st_size)
         os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
@@ -182,20 +195,26 @@ async def _copy_only_metadata(
 
 async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
     """Bring the data of a metacopy file up. Until the last step the attribute says that what
-    is there does not count."""
+    is there does not count; its size and times do."""
     target = ov.data.open_for_copy(file)
     try:
         before = os.fstat(target)
-        source = ov.data.acquire(file)
-        try:
-            length = before.st_size if size is None else min(size, before.st_size)
-            shared = await ov.threads.run(copy_data, source.fd, target, length)
-        finally:
-            ov.data.release(source)
-        if size is None:
-            os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
-        await _secure(ov, target, shared)
-        _forget_metacopy(target)
+        times = before.st_atime_ns, before.st_mtime_ns
+        with transaction.begin() as change:
+            change.on_error(os.utime, target, ns=times)
+            source = ov.data.acquire(file)
+            try:
+                length = before.st_size if size is None else min(size, before.st_size)
+                shared = await ov.threads.run(copy_data, source.fd, target, length)
+            finally:
+                ov.data.release(source)
+            if size is None:
+                os.utime(target, ns=times)
+            else:
+                change.on_error(os.ftruncate, target, before.st_size)
+                os.ftruncate(target, size)
+            await _secure(ov, target, shared)
+            _forget_metacopy(target)
         file.data = None
         ov.data.drop(file.ino)
     finally:
@@ -203,14 +222,15 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
 
 
 def _forget_metacopy(fd: int) -> None:
-    """From now on the file's own data counts. EIO where an attribute stays: the next mount
-    would show old data."""
-    for namespace in xattrs.NAMESPACES:
-        for what in (xattrs.METACOPY, xattrs.REDIRECT):
-            with contextlib.suppress(OSError):
-                xattrs.drop(fd, namespace + what)
-    if xattrs.get_overlay(fd, xattrs.METACOPY) is not None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    """From now on the file's own data counts. Where a mark stays, the next mount would show
+    old data."""
+    present = xattrs.names(fd)
+    for name in (namespace + xattrs.METACOPY for namespace in xattrs.NAMESPACES):
+        if name in present:
+            xattrs.drop(fd, name)
+    for name in (namespace + xattrs.REDIRECT for namespace in xattrs.NAMESPACES):
+        if name in present:
+            tidy(xattrs.drop, fd, name)
 
 
 def _target(ov: Overlay, file: File) -> bytes:
@@ -230,7 +250,7 @@ async def _copy_regular(
     published under a name that needs another."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     before = real.st
-    target = os.open(staged, flags, 0o600, dir_fd=ov.writable().fd)
+    target = open_file(staged, flags, 0o600, dir_fd=ov.writable().fd)
     try:
         source = ov.data.acquire(file)
         try:
@@ -245,6 +265,9 @@ async def _copy_regular(
                 real = real_of(ov, file)._replace(st=before)
             own = source.fd if file.data is None else None
             _copy_metadata(ov, file, real, staged, origin, own)
+            if size is not None:
+                # The last change to it, for this sets the time of a truncation.
+                os.ftruncate(target, size)
         finally:
             ov.data.release(source)
         await _secure(ov, target, shared)
@@ -293,38 +316,70 @@ def _copy_metadata(
     copy_xattrs(ov, real, target)
     protection.keep(ov, file, target, source)
     if origin is not None:
-        with contextlib.suppress(OSError):
+        try:
             xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
+        except OSError as exc:
+            # Symbolic links take no `user.` attributes, some filesystems none at all.
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
     _copy_times(real.st, workdir.fd, staged)
 
 
+class _Copy(NamedTuple):
+    """A file that has just been published."""
+
+    key: tuple[int, int]
+    #: Where it is, or how it is reached if its name is gone by now.
+    place: Place | Held
+    #: See `File.links`.
+    links: int
+
+
 def _publish_file(
-    ov: Overlay, file: File, staged: bytes, origin: bytes | None, lower_links: int
-) -> None:
-    """Commit: nothing in here suspends. The name that was there before the copy may be
-    gone or moved by now; a file without a name goes on without one."""
+    ov: Overlay,
+    change: Transaction,
+    file: File,
+    staged: bytes,
+    origin: bytes | None,
+    lower_links: int,
+) -> _Copy:
+    """Commit: nothing in here suspends, and nothing in memory changes. The name that was there
+    before the copy may be gone or moved by now; a file without a name goes on without one."""
     workdir = ov.writable()
+    key = stat_key(os.stat(staged, dir_fd=workdir.fd, follow_symlinks=False))
     links = lower_links - file.hidden
+    entered = False
+    # Also of what has one name left, which need not be the one that is open.
+    if origin is not None and lower_links > 1 and links > 0 and file.lower is not None:
+        entered = linkindex.enter(ov, change, file.lower, staged, origin, links)
     names = ov.inodes.live_names(file)
-    if origin is not None and links > 1:
-        file.links = links
-        if not hardlinks.enter(ov, file, staged, origin):
-            file.links = 0
-    new = os.stat(staged, dir_fd=workdir.fd, follow_symlinks=False)
+    place: Place | Held
     if names:
-        parent, name = names[0]
-        file.upper = _publish(ov, staged, parent, name)
-        if parent.index is not None:
-            parent.index.put(name, False)
-    else:
-        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-        ov.inodes.pin(file, os.open(staged, flags, dir_fd=workdir.fd))
+        place = _publish(ov, staged, *names[0])
+    elif entered and origin is not None:
+        place = linkindex.entry(ov, origin)
         os.unlink(staged, dir_fd=workdir.fd)
-    ov.inodes.bind(file, stat_key(new))
+    else:
+        place = staging.hold(ov, staged)
+    return _Copy(key, place, links if entered else 0)
+
+
+def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None:
+    """After a file was copied up: from now on the copy counts."""
+    if isinstance(copy.place, Held):
+        ov.inodes.hold(file, copy.place)
+    else:
+        file.upper = copy.place
+        for parent, name in ov.inodes.live_names(file)[:1]:
+            if parent.index is not None:
+                parent.index.put(name, False)
+    ov.inodes.bind(file, copy.key)
+    if not only_metadata:
+        file.data = None
+    elif file.data is None:
+        file.data = file.lower
     ov.data.drop(file.ino)
-    if file.links:
-        real = real_of(ov, file)
-        hardlinks.changed(ov, file, real.path, follow=real.follow, by=0)
+    linkindex.set_links(ov, file, copy.links)
 
 
 def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
@@ -335,14 +390,16 @@ def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
     if index is None or found is None or found.in_upper:
         return
     copy_up_directory(ov, parent)
-    real = real_of(ov, file)
-    hardlinks.hold_count(ov, file, real.path, follow=real.follow)
-    with staging.discarded_on_error(ov) as staged:
+    real = upper_of(ov, file)
+    linkindex.hold_count(ov, file, real)
+    with transaction.begin() as change:
+        staged = staging.stage(ov, change)
         os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
-        file.upper = _publish(ov, staged, parent, name)
+        place = _publish(ov, staged, parent, name)
+    file.upper = place
+    ov.inodes.let_go(file)
     index.put(name, False)
-    ov.inodes.unpin(file)
-    hardlinks.changed(ov, file, at(ov.stack.fd(file.upper.real), name), follow=False, by=0)
+    linkindex.set_links(ov, file, file.links)
 
 
 def _publish(ov: Overlay, staged: bytes, parent: Directory, name: bytes) -> Place:
@@ -378,7 +435,8 @@ def times_kept(dir_fd: int) -> Iterator[None]:
     """Put the directory's access and modification time back afterwards, on disk too."""
     before = os.stat(dir_fd)
     yield
-    os.utime(syscalls.fd_path(dir_fd), ns=(before.st_atime_ns, before.st_mtime_ns))
+    # In the kernel's overlay that is an attempt, too: the copy is there.
+    tidy(os.utime, syscalls.fd_path(dir_fd), ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:

@@ -165,7 +165,7 @@ class Direct:
         """From now on the extension answers for a directory that only the upper has: making
         something in it has the kernel ask again."""
         real = directory.upper
-        if real is None or directory.lowers or directory.pinned >= 0:
+        if real is None or directory.lowers or directory.held is not None:
             return
         if not self._ov.identity.translates(real.layer) and not self._ov.config.static_nlink:
             native.plain[directory.ino] = real

@@ -7,6 +7,7 @@ bracket every use, so that a descriptor never closes under a thread that reads f
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections import OrderedDict
 from types import TracebackType
@@ -93,12 +94,14 @@ class FileData:
             fd,
             write=writable and self.may_bind_writers and not file.protection,
             attributes=self._shows_real_status(file),
-            no_xattrs=writable and self._real_status and not _attributes(fd),
+            no_xattrs=writable and self._real_status and not _may_have_attributes(fd),
         )
         return descriptor
 
     def _shows_real_status(self, file: File) -> bool:
-        return self._real_status and file.in_upper and not file.links and file.data is None
+        if not self._real_status or not file.in_upper or file.links or file.data is not None:
+            return False
+        return file.held is None or not file.held.parked
 
     def drop(self, ino: int) -> None:
         """Close the inode's descriptor, at once or when its last use ends."""
@@ -120,10 +123,8 @@ class FileData:
             if write:
                 raise AssertionError("data that is in a lower is never written")
             return self._open_lower(file.data)
-        if file.pinned >= 0:
-            return self._open_upper(fd_path(file.pinned), write, None)
-        if file.upper is not None:
-            return self._open_upper(file.upper.name, write, self._stack.fd(file.upper.real))
+        if file.in_upper:
+            return self._open_upper(file, write)
         if file.lower is None or write:
             raise AssertionError("a lower file is never opened for writing")
         return self._open_lower(file.lower)
@@ -132,24 +133,28 @@ class FileData:
         flags = os.O_RDONLY | os.O_NOFOLLOW | _FLAGS
         return open_noatime(place.name, flags, self._stack.fd(place.real))
 
-    def _open_upper(self, path: bytes, write: bool, dir_fd: int | None) -> int:
+    def _open_upper(self, file: File, write: bool) -> int:
         flags = (os.O_RDWR if write else os.O_RDONLY) | _FLAGS
-        # Without a directory the path is a link in /proc, to be followed.
-        return open_own(path, flags if dir_fd is None else flags | os.O_NOFOLLOW, dir_fd)
+        if file.held is not None and not file.held.name:
+            # A link in /proc, to be followed.
+            return open_own(fd_path(file.held.fd), flags)
+        if file.held is not None:
+            name, dir_fd = file.held.name, file.held.fd
+        elif file.upper is not None:
+            name, dir_fd = file.upper.name, self._stack.fd(file.upper.real)
+        else:
+            raise AssertionError("not in the upper")
+        return open_own(name, flags | os.O_NOFOLLOW, dir_fd)
 
     def open_for_copy(self, file: File) -> int:
         """A writable descriptor, the caller's own, of an upper file whose data is still in a
         lower."""
-        if file.pinned >= 0:
-            return self._open_upper(fd_path(file.pinned), True, None)
-        if file.upper is None:
-            raise AssertionError("not in the upper")
-        return self._open_upper(file.upper.name, True, self._stack.fd(file.upper.real))
+        return self._open_upper(file, True)
 
 
-def _attributes(fd: int) -> list[str]:
-    """Names of the file's attributes; none where the filesystem has no such thing."""
+def _may_have_attributes(fd: int) -> bool:
+    """Not where the filesystem has no such thing."""
     try:
-        return os.listxattr(fd)
-    except OSError:
-        return []
+        return bool(os.listxattr(fd))
+    except OSError as exc:
+        return exc.errno != errno.EOPNOTSUPP

@@ -84,9 +84,14 @@ async def _acquire_to_change(ov: Overlay, file: File, *, privileged: bool) -> De
     """A writable descriptor, for `FileData.release`, after copy-up; `privileged`: setuid bits
     stay."""
     await copy_up(ov, file)
-    if not privileged:
-        ownership.drop_privileges(ov, file)
-    return ov.data.acquire(file, write=True)
+    descriptor = ov.data.acquire(file, write=True)
+    try:
+        if not privileged:
+            ownership.drop_privileges(ov, file)
+    except BaseException:
+        ov.data.release(descriptor)
+        raise
+    return descriptor
 
 
 async def allocate(

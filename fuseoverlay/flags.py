@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from fuseoverlay import protection, syscalls
+from fuseoverlay import protection, syscalls, transaction
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Inode
 from fuseoverlay.layers import open_own
@@ -79,9 +79,11 @@ async def put(ov: Overlay, inode: Inode, form: Form, value: bytes) -> None:
     """Set them, after copy-up. The kernel has checked who may. EOPNOTSUPP for flags that the
     upper does not know; EROFS."""
     await copy_up(ov, inode, data=False)
-    with _opened(ov, inode) as fd:
+    with _opened(ov, inode) as fd, transaction.begin() as change:
+        old = fcntl.ioctl(fd, form.get, bytes(form.size))
         fcntl.ioctl(fd, form.set, form.with_letters(value, b""))
-    protection.note(ov, inode, form.letters(*_WORD.unpack_from(value)))
+        change.on_error(fcntl.ioctl, fd, form.set, old)
+        protection.note(ov, inode, form.letters(*_WORD.unpack_from(value)))
     # It may have been bound for writes that ask nobody.
     ov.data.drop(inode.ino)
 

@@ -7,11 +7,13 @@ filesystem, and which file in it, by a name that survives renames.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from typing import Final, NamedTuple
 
 from fuseoverlay import syscalls
+from fuseoverlay.descriptors import open_file, with_room
 
 #: The handle is of the upper, not of a lower.
 UPPER: Final = 4
@@ -21,6 +23,8 @@ _HEADER: Final = struct.Struct("BBBBB16s")
 _MAGIC: Final = 0xFB
 _BIG_ENDIAN: Final = 1
 _ANY_ENDIAN: Final = 2
+# What name_to_handle_at(2) answers where there are none, or none that it may tell.
+_NO_HANDLES: Final = (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM)
 
 
 class Handle(NamedTuple):
@@ -38,7 +42,9 @@ def encode(dir_fd: int, name: bytes, uuid: bytes, flags: int = 0) -> bytes | Non
     """
     try:
         kind, opaque = syscalls.file_handle(dir_fd, name)
-    except OSError:
+    except OSError as exc:
+        if exc.errno not in _NO_HANDLES:
+            raise
         return None
     return _HEADER.pack(0, _MAGIC, _HEADER.size + len(opaque), flags, kind, uuid) + opaque
 
@@ -60,9 +66,9 @@ def status(root_fd: int, handle: Handle) -> os.stat_result:
     ESTALE: there is none. EPERM: only the superuser of the machine may ask.
     """
     # The call takes no O_PATH descriptor.
-    mount_fd = os.open(b".", syscalls.DIR_FLAGS, dir_fd=root_fd)
+    mount_fd = open_file(b".", syscalls.DIR_FLAGS, dir_fd=root_fd)
     try:
-        fd = syscalls.open_by_handle(mount_fd, handle.kind, handle.opaque)
+        fd = with_room(syscalls.open_by_handle, mount_fd, handle.kind, handle.opaque)
     finally:
         os.close(mount_fd)
     try:

@@ -9,7 +9,6 @@ overlayfs.rst, "Inode properties" and "index"; fs/overlayfs).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import logging
@@ -19,17 +18,17 @@ import stat
 from typing import Final
 
 from fuseoverlay import handles, xattrs
-from fuseoverlay.inodes import File, Place
+from fuseoverlay.inodes import Held, Place
 from fuseoverlay.layers import stat_key
 from fuseoverlay.overlay import Overlay
-from fuseoverlay.removal import remove_tree
 from fuseoverlay.syscalls import at
 
 log = logging.getLogger("fuseoverlay")
 
-_MOST_HIDDEN: Final = 4000
 _NLINK: Final = re.compile(rb"([UL])([+-]\d{1,10})\Z")
 _MOST_LINKS: Final = 2**31
+# What open_by_handle_at(2) answers of a file that is gone, to who may not ask, and to nonsense.
+_NOT_FOUND: Final = (errno.ESTALE, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
 
 
 def origin_of(ov: Overlay, place: Place) -> bytes | None:
@@ -44,8 +43,11 @@ def find_origin(ov: Overlay, origin: bytes) -> os.stat_result | None:
     handle = handles.decode(origin)
     for layer in ov.stack.lowers:
         if handle is not None and layer.uuid == handle.uuid:
-            with contextlib.suppress(OSError):
+            try:
                 return handles.status(layer.root_fd, handle)
+            except OSError as exc:
+                if exc.errno not in _NOT_FOUND:
+                    raise
     return None
 
 
@@ -54,9 +56,9 @@ def may_be_indexed(st: os.stat_result) -> bool:
     return st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
 
 
-def open_copy(ov: Overlay, place: Place, st: os.stat_result) -> int | None:
-    """An O_PATH descriptor, the caller's own, of the copy that another name of the lower
-    file at `place` caused; None: it was not copied up. `st` is the lower file's status.
+def find_copy(ov: Overlay, place: Place, st: os.stat_result) -> Held | None:
+    """The entry of the index for the copy that another name of the lower file at `place`
+    caused; None: it was not copied up. `st` is the lower file's status.
 
     An entry of the index that is no copy of this file is ignored with a warning.
     """
@@ -69,15 +71,14 @@ def open_copy(ov: Overlay, place: Place, st: os.stat_result) -> int | None:
         return None
     name = index_name(origin)
     try:
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=index_fd)
+        found = os.stat(name, dir_fd=index_fd, follow_symlinks=False)
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
         raise
-    same_type = stat.S_IFMT(os.stat(fd).st_mode) == stat.S_IFMT(st.st_mode)
+    same_type = stat.S_IFMT(found.st_mode) == stat.S_IFMT(st.st_mode)
     if same_type and xattrs.get_overlay(at(index_fd, name), xattrs.ORIGIN, upper=True) == origin:
-        return fd
-    os.close(fd)
+        return Held(index_fd, name)
     _warn_foreign(workdir.path, name)
     return None
 
@@ -100,94 +101,35 @@ def hidden_names(ov: Overlay, place: Place, st: os.stat_result) -> int:
         return 0
     try:
         hidden = len(os.readlink(index_name(origin), dir_fd=links_fd))
-    except OSError:
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL):
+            raise
         return 0
     return hidden if hidden < st.st_nlink else 0
 
 
-def hide_name(ov: Overlay, file: File) -> None:
-    """A whiteout has hidden one of several names of a lower file: note it on disk.
-
-    The note is a symbolic link with a target of as many letters, because it can be
-    replaced by one rename and needs no attributes. The kernel copies the file up instead.
-    """
-    file.hidden += 1
-    if file.lower is None:
-        return
-    fd = ov.stack.fd(file.lower.real)
-    st = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)
-    origin = origin_of(ov, file.lower) if may_be_indexed(st) else None
-    if origin is None:
-        return
-    workdir = ov.writable()
-    staged = workdir.new_name()
-    with contextlib.suppress(OSError):
-        os.symlink(b"x" * min(file.hidden, _MOST_HIDDEN), staged, dir_fd=workdir.fd)
-        os.rename(
-            staged,
-            index_name(origin),
-            src_dir_fd=workdir.fd,
-            dst_dir_fd=workdir.links_fd(create=True),
-        )
-
-
-def enter(ov: Overlay, file: File, staged: bytes, origin: bytes) -> bool:
-    """Put a staged copy of a lower file, which `file.links` names lead to, into the index.
-
-    False: the filesystem keeps no attributes or links, so the names will part. `changed`
-    must be called once it is published.
-    """
-    workdir = ov.writable()
-    index_fd = workdir.index_fd(create=True)
-    name = index_name(origin)
+def entry_of(ov: Overlay, path: bytes, st: os.stat_result, *, follow: bool) -> Held | None:
+    """The entry of the index for the upper file at `path`; None: there is none."""
+    index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
+    linked = st.st_nlink > 1 and index_fd is not None
+    origin = xattrs.get_overlay(path, xattrs.ORIGIN, follow=follow, upper=True) if linked else None
+    if index_fd is None or origin is None:
+        return None
     try:
-        _count_from_lower(ov, file, at(workdir.fd, staged), follow=False)
-        with contextlib.suppress(FileNotFoundError):
-            # Left by a copy that a crash kept from being published, or not ours.
-            if index_fd is not None:
-                remove_tree(index_fd, name)
-        os.link(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=index_fd, follow_symlinks=False)
+        found = os.stat(index_name(origin), dir_fd=index_fd, follow_symlinks=False)
     except OSError as exc:
-        if exc.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENAMETOOLONG):
-            return False
-        raise
-    return True
+        if exc.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
+        return None
+    return Held(index_fd, index_name(origin)) if stat_key(found) == stat_key(st) else None
 
 
 def indexed_links(ov: Overlay, path: bytes, st: os.stat_result, lower_links: int) -> int:
-    """`stored_links` of the upper file at `path` if the index has it too; else 0, for then its
-    attributes say nothing about other names."""
-    index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
-    linked = st.st_nlink > 1
-    origin = xattrs.get_overlay(path, xattrs.ORIGIN, upper=True) if linked else None
-    if index_fd is None or origin is None:
+    """`stored_links` of an upper file if the index has it too; else 0, for then its attributes
+    say nothing about other names."""
+    if entry_of(ov, path, st, follow=False) is None:
         return 0
-    try:
-        entry = os.stat(index_name(origin), dir_fd=index_fd, follow_symlinks=False)
-    except OSError:
-        return 0
-    same = stat_key(entry) == stat_key(st)
-    return stored_links(path, st, lower_links, follow=False) if same else 0
-
-
-def hold_count(ov: Overlay, file: File, path: bytes, *, follow: bool) -> None:
-    """Before an indexed file gets a real name for one that the index stands for: the count
-    must be right before and after that. `changed` must be called then.
-
-    `path` leads to the copy.
-    """
-    if file.links:
-        with contextlib.suppress(OSError):
-            _count_from_lower(ov, file, path, follow=follow)
-
-
-def _count_from_lower(ov: Overlay, file: File, path: bytes, *, follow: bool) -> None:
-    if file.lower is None:
-        return
-    fd = ov.stack.fd(file.lower.real)
-    lower = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)
-    value = b"L%+d" % (file.links - lower.st_nlink)
-    xattrs.put(path, ov.writable().namespace + xattrs.NLINK, value, follow=follow)
+    return stored_links(path, st, lower_links, follow=False)
 
 
 def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: bool) -> int:
@@ -196,49 +138,18 @@ def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: b
     The attribute holds the difference to the count of the upper (`U`) or the lower (`L`).
     One that leads to an impossible count is ignored.
     """
-    for namespace in xattrs.NAMESPACES:
-        try:
-            value = os.getxattr(path, namespace + xattrs.NLINK, follow_symlinks=follow)
-        except OSError:
-            continue
-        difference = parse_nlink(value)
-        if difference is not None:
-            count = difference[1] + (st.st_nlink if difference[0] == b"U" else lower_links)
-            return count if 0 < count < _MOST_LINKS else 0
-    return 0
+    value = xattrs.get_overlay(path, xattrs.NLINK, follow=follow, upper=True)
+    difference = parse_nlink(value) if value is not None else None
+    if difference is None:
+        return 0
+    count = difference[1] + (st.st_nlink if difference[0] == b"U" else lower_links)
+    return count if 0 < count < _MOST_LINKS else 0
 
 
 def parse_nlink(value: bytes) -> tuple[bytes, int] | None:
     """The count that `overlay.nlink` starts from, `U` or `L`, and the difference to it."""
     match = _NLINK.match(value)
     return (match[1], int(match[2])) if match is not None else None
-
-
-def changed(ov: Overlay, file: File, path: bytes, *, follow: bool, by: int) -> None:
-    """An indexed file has got or lost a name, or only a real one (`by` 0): keep the count.
-
-    `path` leads to the copy. Without any name left, the index lets go of it.
-    """
-    if not file.links:
-        return
-    file.links += by
-    if file.links <= 0:
-        _leave(ov, path, follow=follow)
-        return
-    real = os.stat(path, follow_symlinks=follow).st_nlink
-    value = b"U%+d" % (file.links - real)
-    with contextlib.suppress(OSError):
-        xattrs.put(path, ov.writable().namespace + xattrs.NLINK, value, follow=follow)
-
-
-def _leave(ov: Overlay, path: bytes, *, follow: bool) -> None:
-    index_fd = ov.writable().index_fd()
-    if index_fd is None:
-        return
-    for namespace in xattrs.NAMESPACES:
-        with contextlib.suppress(OSError):
-            origin = os.getxattr(path, namespace + xattrs.ORIGIN, follow_symlinks=follow)
-            os.unlink(index_name(origin), dir_fd=index_fd)
 
 
 def index_name(origin: bytes) -> bytes:

@@ -113,7 +113,10 @@ class Identity:
         """What to show for it."""
         if not self.translates(layer):
             return Status(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
-        status = self.stored(layer, path, st, follow=follow)
+        return self.shown_for(layer, self.stored(layer, path, st, follow=follow))
+
+    def shown_for(self, layer: Layer, status: Status) -> Status:
+        """The same for what is known to be stored."""
         uid, gid = self.uids.owner(status.uid), self.gids.owner(status.gid)
         if layer.override is not None:
             uid, gid = self._uid_ranges.show(uid), self._gid_ranges.show(gid)

@@ -6,8 +6,8 @@ also the `st_ino`: it is never given to another file while the kernel holds it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import logging
 import os
 import stat
 from types import TracebackType
@@ -18,6 +18,9 @@ import trio
 from fuseoverlay import native
 from fuseoverlay.layers import RealDir
 from fuseoverlay.merge import Index
+from fuseoverlay.transaction import tidy
+
+log = logging.getLogger("fuseoverlay")
 
 ROOT: Final = 1
 # Real inode numbers use the low 56 bits, the filesystem's number the bits above.
@@ -42,17 +45,28 @@ class Place(NamedTuple):
     name: bytes
 
 
+class Held(NamedTuple):
+    """How an upper object is reached that has no name we know."""
+
+    #: An O_PATH descriptor of it, the holder's own; or of a directory that somebody else owns.
+    fd: int
+    #: Its name in that directory; empty: the descriptor is of the object itself.
+    name: bytes = b""
+    #: Whether the name is there for the holder alone, and goes with it.
+    parked: bool = False
+
+
 class Inode:
     """What files and directories share. `kind` is the shown type, `S_IFREG` and so on."""
 
-    __slots__ = ("ino", "kind", "nlookup", "pinned", "protection")
+    __slots__ = ("held", "ino", "kind", "nlookup", "protection")
 
     def __init__(self, ino: int, kind: int) -> None:
         self.ino = ino
         self.kind = kind
         self.nlookup = 0
-        #: O_PATH descriptor of an upper object that has no name we know; -1: none.
-        self.pinned = -1
+        #: The way to an upper object that has no name we know; the table's to set.
+        self.held: Held | None = None
         #: See `fuseoverlay.protection`; None: not asked yet.
         self.protection: bytes | None = None
 
@@ -98,7 +112,11 @@ class File(Inode):
     @property
     def in_upper(self) -> bool:
         """Whether what counts is in the upper, with a name or without."""
-        return self.upper is not None or self.pinned >= 0
+        return self.upper is not None or self.held is not None
+
+    def links_of(self, st: os.stat_result) -> int:
+        """Link count of the upper object with this status, but for a name that only holds it."""
+        return st.st_nlink - (self.held is not None and self.held.parked)
 
 
 class Directory(Inode):
@@ -140,8 +158,8 @@ class Directory(Inode):
 
     @property
     def in_upper(self) -> bool:
-        """Whether the upper has it."""
-        return self.upper is not None
+        """Whether the upper has it, with a name or without."""
+        return self.upper is not None or self.held is not None
 
     def real(self) -> RealDir:
         """The topmost real directory."""
@@ -161,9 +179,17 @@ class InodeTable:
     """
 
     def __init__(
-        self, devices: list[int], upper: RealDir | None, lowers: tuple[RealDir, ...]
+        self,
+        devices: list[int],
+        upper: RealDir | None,
+        lowers: tuple[RealDir, ...],
+        *,
+        most_held: int = 64,
     ) -> None:
-        """`devices` are the `st_dev` of the layers, to tell their inode numbers apart."""
+        """`devices` are the `st_dev` of the layers, to tell their inode numbers apart.
+        `most_held`: how many descriptors may be held of objects without a name."""
+        self._most_held = most_held
+        self._held = 0
         self._filesystems: dict[int, int] = {}
         self._devices: list[int] = []
         for device in devices:
@@ -182,7 +208,7 @@ class InodeTable:
     ) -> None:
         for inode in self._by_ino.values():
             if not isinstance(inode, tuple):
-                _unpin(inode)
+                self.let_go(inode)
         self._by_ino.clear()
         self._by_key.clear()
 
@@ -312,7 +338,7 @@ class InodeTable:
         if inode.nlookup > 0 or inode is self.root or not self.knows(inode):
             return False
         del self._by_ino[inode.ino]
-        _unpin(inode)
+        self.let_go(inode)
         if isinstance(inode, File):
             for key in list(inode.keys):
                 self.unbind(key)
@@ -325,14 +351,23 @@ class InodeTable:
                 del siblings[inode.name]
         return True
 
-    def pin(self, inode: Inode, fd: int) -> None:
-        """Take over an O_PATH descriptor as the way to an upper object without a name."""
-        self.unpin(inode)
-        inode.pinned = fd
+    @property
+    def may_hold(self) -> bool:
+        """Whether one more descriptor may be held; else a name in the work directory has to do."""
+        return self._held < self._most_held
 
-    def unpin(self, inode: Inode) -> None:
-        """The object has a name again, or is not needed: close its descriptor."""
-        _unpin(inode)
+    def hold(self, inode: Inode, held: Held) -> None:
+        """Take over the way to an upper object without a name."""
+        self.let_go(inode)
+        inode.held = held
+        self._held += not held.name
+
+    def let_go(self, inode: Inode) -> None:
+        """The object has a name again, or is not needed."""
+        if inode.held is not None:
+            held, inode.held = inode.held, None
+            self._held -= not held.name
+            release(held)
 
     def live_names(self, file: File) -> list[tuple[Directory, bytes]]:
         """Names of the file in directories that still exist for the kernel."""
@@ -340,8 +375,15 @@ class InodeTable:
         return file.names
 
 
-def _unpin(inode: Inode) -> None:
-    if inode.pinned >= 0:
-        with contextlib.suppress(OSError):
-            os.close(inode.pinned)
-        inode.pinned = -1
+def release(held: Held) -> None:
+    """End what a holder has for itself: a descriptor, or a name of an object that is no directory
+    or an empty one."""
+    if not held.name:
+        os.close(held.fd)
+    elif held.parked:
+        try:
+            os.unlink(held.name, dir_fd=held.fd)
+        except IsADirectoryError:
+            tidy(os.rmdir, held.name, dir_fd=held.fd)
+        except OSError as exc:
+            log.warning("a name in the work directory stays until the next mount: %s", exc)

@@ -18,12 +18,16 @@ from typing import Final, Self
 from weakref import WeakValueDictionary
 
 from fuseoverlay import native, syscalls, xattrs
+from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import LayerError, UpperError, describe, printable
 from fuseoverlay.overridestat import accessible
 from fuseoverlay.syscalls import DIR_FLAGS, open_noatime
+from fuseoverlay.transaction import tidy
 
 #: Directories kept open at the end of a path that had to be walked.
 _KEPT_STEPS: Final = 4
+#: More than any function asks for before it suspends, with the ends of their paths.
+_IN_USE: Final = 16
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -184,7 +188,7 @@ class LayerStack:
         passing = -1
         for left in range(len(missing) - 1, -1, -1):
             try:
-                fd = os.open(missing[left].name, _DIR_FLAGS, dir_fd=fd)
+                fd = open_file(missing[left].name, _DIR_FLAGS, dir_fd=fd)
             finally:
                 if passing >= 0:
                     os.close(passing)
@@ -196,8 +200,9 @@ class LayerStack:
         return fd
 
     def shrink(self) -> None:
-        """Close all directories: their descriptors are needed for something else."""
-        self._close_oldest(0)
+        """Close all directories but those that a caller may just have asked for: their
+        descriptors are needed for something else."""
+        self._close_oldest(_IN_USE)
 
     def _close_oldest(self, keep: int) -> None:
         while len(self._open) > keep:
@@ -261,14 +266,14 @@ def open_own(path: bytes, flags: int, dir_fd: int | None = None) -> int:
     owner, to open it, the mode is widened for the moment of the call.
     """
     try:
-        return os.open(path, flags, dir_fd=dir_fd)
+        return open_file(path, flags, dir_fd=dir_fd)
     except PermissionError:
         mode = os.stat(path, dir_fd=dir_fd).st_mode
         os.chmod(path, stat.S_IMODE(accessible(mode) | mode), dir_fd=dir_fd)
         try:
-            return os.open(path, flags, dir_fd=dir_fd)
+            return open_file(path, flags, dir_fd=dir_fd)
         finally:
-            os.chmod(path, stat.S_IMODE(mode), dir_fd=dir_fd)
+            tidy(os.chmod, path, stat.S_IMODE(mode), dir_fd=dir_fd)
 
 
 def _open_root(path: bytes, error: type[LayerError | UpperError], option: str) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fuseoverlay import hardlinks, native, redirect, xattrs
 from fuseoverlay.identity import Status
-from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.inodes import Directory, File, Held, Inode, Place
 from fuseoverlay.layers import Layer, RealDir, stat_key
 from fuseoverlay.merge import Found, Index, Listing, at_once, scan, scan_soon
 from fuseoverlay.overlay import Overlay
@@ -34,6 +34,8 @@ class Real(NamedTuple):
     path: bytes
     follow: bool
     st: os.stat_result
+    #: What is stored, where that is known without asking.
+    stored: Status | None = None
 
 
 def no_entry(name: bytes) -> OSError:
@@ -106,24 +108,28 @@ def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[In
     return directory, real_of(ov, directory)
 
 
-def made(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Inode, Real]:
-    """The same for an object that we have just made, which has no attributes of an overlay."""
-    found = index.find(name)
-    if found is None or found.is_dir or parent.upper is None:
-        return entry(ov, parent, index, name)
-    place = Place(parent.upper, name)
-    fd = ov.stack.fd(place.real)
-    real = Real(
-        place.real.layer, at(fd, name), False, os.stat(name, dir_fd=fd, follow_symlinks=False)
-    )
-    key = stat_key(real.st)
-    file = File(ov.inodes.number(key), _kind(ov, place, real.st))
-    file.upper = place
-    file.names.append((parent, name))
-    file.protection = b""
-    ov.inodes.add(file)
-    ov.inodes.bind(file, key)
-    return file, real
+def made(
+    ov: Overlay, parent: Directory, place: Place, fd: int, st: os.stat_result, stored: Status
+) -> tuple[Inode, Real]:
+    """The same for an object that we have just made, with this status, at the place in the
+    upper directory `fd` of the parent: nothing in here can fail."""
+    key, kind = stat_key(st), stat.S_IFMT(stored.mode)
+    number = ov.inodes.number(key)
+    inode: Inode
+    if kind == stat.S_IFDIR:
+        inode = directory = Directory(number, parent, place.name, ov.stack.upper_dir(*place), ())
+        parent.children[place.name] = directory
+        _merged(directory, Index(Listing(), {}), 0)
+    else:
+        inode = file = File(number, kind)
+        file.upper = place
+        file.names.append((parent, place.name))
+        ov.inodes.bind(file, key)
+    inode.protection = b""
+    ov.inodes.add(inode)
+    layer = place.real.layer
+    kept = stored if layer.override is not None else None
+    return inode, Real(layer, at(fd, place.name), False, st, kept)
 
 
 def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
@@ -166,7 +172,7 @@ def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> tuple[Fi
             _find_data(ov, parent, file, Place(real, name), st)
     if found.in_upper and file.upper is None:
         file.upper = Place(real, name)
-        ov.inodes.unpin(file)
+        ov.inodes.let_go(file)
     if (parent, name) not in file.names:
         file.names.append((parent, name))
     if file.in_upper and not found.in_upper:
@@ -194,11 +200,12 @@ def _find_data(
 def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) -> None:
     """The same for a copy that the lower file at `place` leads to by the index: if it has no
     data, that of the lower file counts."""
-    if file.data is not None or file.pinned < 0 or not stat.S_ISREG(file.kind):
-        return
-    if xattrs.get_overlay(file.pinned, xattrs.METACOPY) is None:
+    if file.data is not None or file.held is None or not stat.S_ISREG(file.kind):
         return
     try:
+        copy = real_of(ov, file)
+        if xattrs.get_overlay(copy.path, xattrs.METACOPY, follow=copy.follow) is None:
+            return
         _need_metacopy(ov, place)
         if redirect.is_metacopy(ov.stack, place):
             file.data = redirect.data_of(ov.stack, parent.lowers, place)
@@ -232,7 +239,7 @@ def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> 
 def _lower_file(ov: Overlay, place: Place, st: os.stat_result) -> File:
     key = stat_key(st)
     linked = hardlinks.may_be_indexed(st)
-    copy = hardlinks.open_copy(ov, place, st) if linked else None
+    copy = hardlinks.find_copy(ov, place, st) if linked else None
     if copy is None:
         file = File(ov.inodes.number(key), _kind(ov, place, st))
         if linked:
@@ -245,16 +252,16 @@ def _lower_file(ov: Overlay, place: Place, st: os.stat_result) -> File:
     return file
 
 
-def _indexed_file(ov: Overlay, place: Place, st: os.stat_result, copy: int) -> File:
-    """The file that another name of a lower file was copied up to; takes over `copy`."""
-    copy_st = os.stat(copy)
+def _indexed_file(ov: Overlay, place: Place, st: os.stat_result, copy: Held) -> File:
+    """The file that another name of a lower file was copied up to."""
+    copy_st = os.stat(copy.name, dir_fd=copy.fd, follow_symlinks=False)
     known = ov.inodes.find(stat_key(copy_st))
     if known is not None:
-        os.close(copy)
         return known
     file = File(ov.inodes.number(stat_key(st)), _kind(ov, place, st))
-    file.pinned = copy
-    file.links = hardlinks.stored_links(fd_path(copy), copy_st, st.st_nlink, follow=True)
+    path = at(copy.fd, copy.name)
+    file.links = hardlinks.stored_links(path, copy_st, st.st_nlink, follow=False)
+    ov.inodes.hold(file, copy)
     ov.inodes.add(file)
     ov.inodes.bind(file, stat_key(copy_st))
     return file
@@ -301,10 +308,8 @@ def path_below(directory: Directory) -> bytes:
 
 def real_of(ov: Overlay, inode: Inode) -> Real:
     """The real object behind an inode. Does not suspend."""
-    if inode.pinned >= 0:
-        upper = ov.stack.upper
-        layer = upper if upper is not None else ov.stack.lowers[0]
-        return Real(layer, fd_path(inode.pinned), True, os.stat(inode.pinned))
+    if inode.held is not None:
+        return _held(ov, inode.held)
     if isinstance(inode, Directory):
         real = metadata_dir(ov, inode)
         fd = ov.stack.fd(real)
@@ -318,6 +323,23 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     fd = ov.stack.fd(place.real)
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
     return Real(place.real.layer, at(fd, place.name), False, st)
+
+
+def _held(ov: Overlay, held: Held) -> Real:
+    layer = ov.writable().upper
+    if not held.name:
+        return Real(layer, fd_path(held.fd), True, os.stat(held.fd))
+    st = os.stat(held.name, dir_fd=held.fd, follow_symlinks=False)
+    return Real(layer, at(held.fd, held.name), False, st)
+
+
+def upper_of(ov: Overlay, inode: Inode) -> Real:
+    """The real object of an inode that is in the upper, to be changed: nothing is ever changed
+    by a path into a lower. Does not suspend."""
+    real = real_of(ov, inode)
+    if real.layer is not ov.stack.upper or not inode.in_upper:
+        raise AssertionError("what is in a lower is never changed")
+    return real
 
 
 def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
@@ -336,6 +358,8 @@ def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
 
 def shown_of(ov: Overlay, real: Real) -> Status:
     """Owner, mode and device number to show for a real object."""
+    if real.stored is not None:
+        return ov.identity.shown_for(real.layer, real.stored)
     return ov.identity.shown(real.layer, real.path, real.st, follow=real.follow)
 
 

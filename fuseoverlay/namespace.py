@@ -10,14 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 from typing import Final, NamedTuple
 
-from fuseoverlay import acl, hardlinks, protection, staging, syscalls, whiteout, xattrs
+from fuseoverlay import (
+    acl,
+    hardlinks,
+    linkindex,
+    protection,
+    staging,
+    syscalls,
+    transaction,
+    whiteout,
+    xattrs,
+)
 from fuseoverlay.copyup import copy_up, copy_up_directory, give_name, has_origin, mark_impure
+from fuseoverlay.descriptors import open_file
 from fuseoverlay.identity import Status
-from fuseoverlay.inodes import Directory, File, Inode, Place
+from fuseoverlay.inodes import Directory, File, Held, Inode, Place, release
 from fuseoverlay.layers import RealDir, stat_key
 from fuseoverlay.lookup import (
     Real,
@@ -28,12 +40,16 @@ from fuseoverlay.lookup import (
     no_entry,
     real_of,
     stored_of,
+    upper_of,
 )
 from fuseoverlay.merge import Index
 from fuseoverlay.overlay import Overlay
-from fuseoverlay.removal import remove_tree
+from fuseoverlay.removal import empty_tree, remove_tree
 from fuseoverlay.syscalls import at
+from fuseoverlay.transaction import Transaction, tidy
 from fuseoverlay.whiteout import Dialect
+
+log = logging.getLogger("fuseoverlay")
 
 # So many whiteouts are a thread's work: fewer are gone before it is awake.
 _MANY: Final = 32
@@ -88,16 +104,30 @@ def make_now(
     status, acls = _inherit(ov, parent, caller, mode, rdev)
     # With noacl a default ACL of the real directory would have a say.
     if not acls and not ov.config.noacl and _is_free(index, name):
-        fd = staging.make_in_place(ov, upper_place(parent, name), status)
+        place = upper_place(parent, name)
+        fd = staging.make_in_place(ov, place, status)
         if fd is not None:
-            return _opened(ov, parent, index, name, fd)
-    with staging.discarded_on_error(ov) as staged:
+            return _opened(ov, parent, index, place, fd, status)
+    work, is_dir = ov.writable().fd, stat.S_ISDIR(mode)
+    place = upper_place(parent, name)
+    fd = ov.stack.fd(place.real)
+    with transaction.begin() as change:
+        staged = staging.stage(ov, change)
         staging.make(ov, staged, status, target)
         for attribute, value in acls:
-            path = at(ov.writable().fd, staged)
-            os.setxattr(path, attribute, value, follow_symlinks=False)
-        publish(ov, parent, index, name, staged, is_dir=stat.S_ISDIR(mode))
-    return made(ov, parent, index, name)
+            os.setxattr(at(work, staged), attribute, value, follow_symlinks=False)
+        st = os.stat(staged, dir_fd=work, follow_symlinks=False)
+        publish(ov, change, parent, index, name, staged, is_dir=is_dir)
+    return made(ov, parent, place, fd, status_after(fd, name, st), status)
+
+
+def status_after(dir_fd: int, name: bytes, before: os.stat_result) -> os.stat_result:
+    """Status of what has just been published; the one from before that if it cannot be had:
+    only the change time differs, and nobody may be told that nothing happened."""
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return before
 
 
 def _is_free(index: Index, name: bytes) -> bool:
@@ -106,16 +136,17 @@ def _is_free(index: Index, name: bytes) -> bool:
 
 
 def _opened(
-    ov: Overlay, parent: Directory, index: Index, name: bytes, fd: int
+    ov: Overlay, parent: Directory, index: Index, place: Place, fd: int, status: Status
 ) -> tuple[Inode, Real]:
     """A file that was made in place; takes over its descriptor."""
-    try:
-        index.put(name, False)
-        inode, real = made(ov, parent, index, name)
-        ov.data.adopt(ov.inodes.file(inode.ino), fd)
-    except BaseException:
-        os.close(fd)
-        raise
+    dir_fd = ov.stack.fd(place.real)
+    with transaction.begin() as change:
+        change.on_error(os.unlink, place.name, dir_fd=dir_fd)
+        change.on_error(os.close, fd)
+        st = os.fstat(fd)
+    index.put(place.name, False)
+    inode, real = made(ov, parent, place, dir_fd, st, status)
+    ov.data.adopt(ov.inodes.file(inode.ino), fd)
     return inode, real
 
 
@@ -130,15 +161,18 @@ async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Calle
     copy_up_directory(ov, parent)
     status, acls = _inherit(ov, parent, caller, mode)
     fd = staging.make_nameless(ov, status)
-    try:
+    held = Held(fd)
+    with transaction.begin() as change:
+        change.on_error(os.close, fd)
         for attribute, value in acls:
             os.setxattr(syscalls.fd_path(fd), attribute, value)
         key = stat_key(os.stat(fd))
-    except BaseException:
+        if not ov.inodes.may_hold:
+            held = park(ov, change, syscalls.fd_path(fd), follow=True)
+    if held.parked:
         os.close(fd)
-        raise
     file = File(ov.inodes.number(key), stat.S_IFREG)
-    ov.inodes.pin(file, fd)
+    ov.inodes.hold(file, held)
     ov.inodes.add(file)
     ov.inodes.bind(file, key)
     return file
@@ -183,10 +217,18 @@ def _inherit(
 
 
 def publish(
-    ov: Overlay, parent: Directory, index: Index, name: bytes, staged: bytes, *, is_dir: bool
+    ov: Overlay,
+    change: Transaction,
+    parent: Directory,
+    index: Index,
+    name: bytes,
+    staged: bytes,
+    *,
+    is_dir: bool,
 ) -> None:
     """Move a staged object to a name that is not visible, in place of its whiteout if there
-    is one. `parent` is in the upper. EEXIST: somebody else wrote to the upper."""
+    is one: the last step of a change. `parent` is in the upper. EEXIST: somebody else wrote to
+    the upper."""
     workdir = ov.writable()
     place = upper_place(parent, name)
     target = ov.stack.fd(place.real)
@@ -198,12 +240,20 @@ def publish(
         os.rename(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=target)
     elif workdir.can_exchange:
         staging.move(workdir.fd, staged, target, name, syscalls.RENAME_EXCHANGE)
-        workdir.discard(staged)
+        tidy(workdir.discard, staged)
     else:
-        os.unlink(name, dir_fd=target)
+        whiteout_away(ov, change, place)
         staging.move(workdir.fd, staged, target, name)
     remove_oci_whiteout(ov, parent, index, name)
     index.put(name, is_dir)
+
+
+def whiteout_away(ov: Overlay, change: Transaction, place: Place) -> None:
+    """Where nothing can be exchanged: move a whiteout out of the way of a directory."""
+    workdir, fd = ov.writable(), ov.stack.fd(place.real)
+    staged = workdir.new_name()
+    os.rename(place.name, staged, src_dir_fd=fd, dst_dir_fd=workdir.fd)
+    change.on_error(os.rename, staged, place.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
 
 
 def upper_place(parent: Directory, name: bytes) -> Place:
@@ -216,8 +266,7 @@ def upper_place(parent: Directory, name: bytes) -> Place:
 def remove_oci_whiteout(ov: Overlay, parent: Directory, index: Index, name: bytes) -> None:
     """Remove a `.wh.NAME` that the object now at NAME makes needless."""
     if name in index.wh and parent.upper is not None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(whiteout.WH_PREFIX + name, dir_fd=ov.stack.fd(parent.upper))
+        tidy(os.unlink, whiteout.WH_PREFIX + name, dir_fd=ov.stack.fd(parent.upper))
 
 
 async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple[File, Real]:
@@ -232,19 +281,24 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
     if name in index:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     copy_up_directory(ov, parent)
-    real = real_of(ov, file)
+    place = upper_place(parent, name)
+    fd = ov.stack.fd(place.real)
+    real = upper_of(ov, file)
     if has_origin(file, real):
         mark_impure(ov, parent)
-    with staging.discarded_on_error(ov) as staged:
-        os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
-        publish(ov, parent, index, name, staged, is_dir=False)
+    work = ov.writable().fd
+    with transaction.begin() as change:
+        staged = staging.stage(ov, change)
+        os.link(real.path, staged, dst_dir_fd=work, follow_symlinks=real.follow)
+        st = os.stat(staged, dir_fd=work, follow_symlinks=False)
+        publish(ov, change, parent, index, name, staged, is_dir=False)
     file.names.append((parent, name))
     if file.upper is None:
-        file.upper = upper_place(parent, name)
-        ov.inodes.unpin(file)
-    real = real_of(ov, file)
-    hardlinks.changed(ov, file, real.path, follow=real.follow, by=1)
-    return file, real_of(ov, file)
+        file.upper = place
+        ov.inodes.let_go(file)
+    if file.links:
+        linkindex.set_links(ov, file, file.links + 1)
+    return file, Real(place.real.layer, at(fd, name), False, status_after(fd, name, st))
 
 
 async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
@@ -260,69 +314,89 @@ async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
     if file.links:
         # Real and shown count then go down by the same call.
         give_name(ov, file, parent, name)
-    held = hold(ov, file, parent, name)
-    try:
+    with transaction.begin() as change:
+        goes = hold(ov, change, file, parent, name)
         if index.covers(name):
-            whiteout_over(ov, parent, index, name)
+            whiteout_over(ov, change, parent, index, name)
         else:
             os.unlink(name, dir_fd=ov.stack.fd(upper_place(parent, name).real))
             index.remove(name)
-    except BaseException:
-        let_go(held)
-        raise
-    lose_name(ov, file, parent, name, held)
+    lose_name(ov, file, parent, name, goes)
 
 
-def hold(ov: Overlay, file: File, parent: Directory, name: bytes) -> int:
-    """Before a name of an upper file goes: a descriptor that keeps the file within reach.
+class Goes(NamedTuple):
+    """What has to be known of a file before one of its names goes."""
 
-    -1: the file is reached in another way.
-    """
+    #: How it is reached afterwards; None: as before.
+    held: Held | None
+    #: Of a lower file with several names: the origin to note that one is hidden.
+    origin: bytes | None
+    #: Whether nothing is left on disk but what is held.
+    was_last: bool
+
+
+def hold(ov: Overlay, change: Transaction, file: File, parent: Directory, name: bytes) -> Goes:
+    """Before a name of a file goes: keep the file within reach, and ask what `lose_name` will
+    need."""
     if file.upper is None or (file.upper.real, file.upper.name) != (parent.upper, name):
-        return -1
-    return _open_held(ov, file.upper.real, name)
+        return Goes(None, linkindex.note_origin(ov, file), False)
+    real = upper_of(ov, file)
+    if file.links > 1:
+        held = hardlinks.entry_of(ov, real.path, real.st, follow=real.follow)
+        if held is not None:
+            return Goes(held, None, False)
+    elif file.links:
+        linkindex.leave(ov, change, real)
+        real = upper_of(ov, file)
+    if ov.inodes.may_hold:
+        held = _open_held(ov, file.upper.real, name)
+        change.on_error(release, held)
+    else:
+        held = park(ov, change, real.path, follow=real.follow)
+    return Goes(held, None, real.st.st_nlink == 1)
 
 
-def _open_held(ov: Overlay, real: RealDir, name: bytes) -> int:
-    """An O_PATH descriptor; makes room where the limit of open files is reached."""
+def _open_held(ov: Overlay, real: RealDir, name: bytes) -> Held:
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(name, flags, dir_fd=ov.stack.fd(real))
-    except OSError as exc:
-        if exc.errno != errno.EMFILE:
-            raise
-        ov.data.shrink()
-        ov.stack.shrink()
-        return os.open(name, flags, dir_fd=ov.stack.fd(real))
+    return Held(open_file(name, flags, dir_fd=ov.stack.fd(real)))
 
 
-def let_go(held: int) -> None:
-    """The name did not go after all."""
-    if held >= 0:
-        os.close(held)
+def park(ov: Overlay, change: Transaction, path: bytes, *, follow: bool) -> Held:
+    """Hold a file by another name, in the work directory: so many are held without a name that
+    there is no descriptor for it."""
+    work = ov.writable().fd
+    staged = staging.stage(ov, change)
+    os.link(path, staged, dst_dir_fd=work, follow_symlinks=follow)
+    return Held(work, staged, parked=True)
 
 
-def lose_name(ov: Overlay, file: File, parent: Directory, name: bytes, held: int) -> None:
-    """After a name went: account for it. `held` is what `hold` returned.
+def lose_name(ov: Overlay, file: File, parent: Directory, name: bytes, goes: Goes) -> None:
+    """After a name went: account for it. `goes` is what `hold` returned.
 
     The keys of a file without any link are dropped: its real number may come back.
     """
     if (parent, name) in file.names:
         file.names.remove((parent, name))
-    if held >= 0:
-        ov.inodes.pin(file, held)
+    if goes.held is not None:
+        ov.inodes.hold(file, goes.held)
         file.upper = None
+        if goes.held.name:
+            # The extension would tell of links that only hold it.
+            ov.data.drop(file.ino)
     if not file.in_upper:
-        hardlinks.hide_name(ov, file)
-        return
-    real = real_of(ov, file)
-    hardlinks.changed(ov, file, real.path, follow=real.follow, by=-1)
-    if not os.stat(real.path, follow_symlinks=real.follow).st_nlink:
+        file.hidden += 1
+        if goes.origin is not None:
+            tidy(linkindex.note_hidden, ov, goes.origin, file.hidden)
+    elif file.links:
+        linkindex.set_links(ov, file, file.links - 1)
+    if goes.was_last:
         for key in list(file.keys):
             ov.inodes.unbind(key)
 
 
-def whiteout_over(ov: Overlay, parent: Directory, index: Index, name: bytes) -> None:
+def whiteout_over(
+    ov: Overlay, change: Transaction, parent: Directory, index: Index, name: bytes
+) -> None:
     """Put a whiteout in the place of a visible file, or of a name that only lowers have.
 
     One rename, or for `.wh.NAME` its creation before the removal: a crash leaves the old
@@ -331,7 +405,7 @@ def whiteout_over(ov: Overlay, parent: Directory, index: Index, name: bytes) -> 
     place = upper_place(parent, name)
     dialect = whiteout.dialect_for(name, ov.writable().dialect)
     if dialect is Dialect.OCI:
-        make_oci_whiteout(ov, place)
+        make_oci_whiteout(ov, change, place)
         if name in index.upper:
             os.unlink(name, dir_fd=ov.stack.fd(place.real))
     else:
@@ -344,23 +418,31 @@ def put_whiteout(
 ) -> None:
     """Rename a whiteout to the place, over a file if one is there, or with `over_whiteout` over
     another whiteout. Not for `Dialect.OCI`."""
-    workdir, fd = ov.writable(), ov.stack.fd(place.real)
-    if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
-    with staging.discarded_on_error(ov) as staged:
-        workdir.make_whiteout(staged, dialect, shared=not over_whiteout)
+    workdir = ov.writable()
+    with transaction.begin() as change:
+        staged = stage_whiteout(ov, change, place, dialect, shared=not over_whiteout)
+        fd = ov.stack.fd(place.real)
         os.rename(staged, place.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
 
 
-def make_oci_whiteout(ov: Overlay, place: Place) -> None:
+def stage_whiteout(
+    ov: Overlay, change: Transaction, place: Place, dialect: Dialect, *, shared: bool = True
+) -> bytes:
+    """A whiteout ready to be renamed to the place, see `WorkDir.make_whiteout`."""
+    workdir = ov.writable()
+    if dialect is Dialect.XATTR:
+        whiteout.mark_xattr_whiteouts(ov.stack.fd(place.real), workdir.namespace)
+    staged = staging.stage(ov, change)
+    workdir.make_whiteout(staged, dialect, shared=shared)
+    return staged
+
+
+def make_oci_whiteout(ov: Overlay, change: Transaction, place: Place) -> None:
     """Make `.wh.NAME` beside the place."""
+    fd, name = ov.stack.fd(place.real), whiteout.WH_PREFIX + place.name
     with contextlib.suppress(FileExistsError):
-        whiteout.make(
-            Dialect.OCI,
-            ov.stack.fd(place.real),
-            whiteout.WH_PREFIX + place.name,
-            ov.writable().namespace,
-        )
+        whiteout.make(Dialect.OCI, fd, name, ov.writable().namespace)
+        change.on_error(os.unlink, name, dir_fd=fd)
 
 
 async def rmdir(ov: Overlay, parent: Directory, name: bytes) -> None:
@@ -377,7 +459,7 @@ async def rmdir(ov: Overlay, parent: Directory, name: bytes) -> None:
         copy_up_directory(ov, parent)
     old = _remove_directory(ov, parent, index, directory)
     if old is not None:
-        await remove_staged(ov, old, len(inside.masks) + len(inside.wh))
+        await clear_away(ov, directory, old, len(inside.masks) + len(inside.wh))
 
 
 def check_empty(index: Index) -> None:
@@ -386,15 +468,26 @@ def check_empty(index: Index) -> None:
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
-async def remove_staged(ov: Overlay, staged: bytes, whiteouts: int = _MANY) -> None:
+async def clear_away(
+    ov: Overlay, directory: Directory, staged: bytes, whiteouts: int = _MANY
+) -> None:
     """Remove a directory that was moved to the work directory, with so many whiteouts in it; in
-    a thread where that may take long."""
-    if ov.writable().discard(staged):
-        return
+    a thread where that may take long. What is held by its name there is emptied. Nobody is told
+    of errors: the directory is gone already."""
+    work = ov.writable().fd
+    parked = directory.held is not None and directory.held.name == staged
+    if not parked:
+        with contextlib.suppress(OSError):
+            if ov.writable().discard(staged):
+                return
+    call = empty_tree if parked else remove_tree
     if whiteouts < _MANY:
-        remove_tree(ov.writable().fd, staged)
-    else:
-        await ov.threads.run(remove_tree, ov.writable().fd, staged)
+        tidy(call, work, staged)
+        return
+    try:
+        await ov.threads.run(call, work, staged)
+    except OSError as exc:
+        log.warning("a removed directory stays in the work directory until the next mount: %s", exc)
 
 
 def _remove_directory(
@@ -404,34 +497,46 @@ def _remove_directory(
     that is not gone yet: it may hold whiteouts."""
     workdir = ov.writable()
     name = directory.name
-    hold_directory(ov, directory)
     dialect = whiteout.dialect_for(name, workdir.dialect)
     old: bytes | None = None
-    if not index.covers(name):
-        old = _move_away(ov, upper_place(parent, name))
-        index.remove(name)
-    elif name not in index.upper:
-        whiteout_over(ov, parent, index, name)
-    elif dialect is Dialect.OCI or not workdir.can_exchange:
-        make_oci_whiteout(ov, upper_place(parent, name))
-        old = _move_away(ov, upper_place(parent, name))
-        index.hide(name, oci=True)
-    else:
-        old = _exchange_for_whiteout(ov, upper_place(parent, name), dialect)
-        index.hide(name, oci=False)
-    lose_directory(ov, parent, directory)
+    with transaction.begin() as change:
+        held = hold_directory(ov, change, directory)
+        place = upper_place(parent, name) if directory.upper is not None else None
+        if place is None:
+            whiteout_over(ov, change, parent, index, name)
+        elif not index.covers(name):
+            old = _move_away(ov, place)
+            index.remove(name)
+        elif dialect is Dialect.OCI or not workdir.can_exchange:
+            make_oci_whiteout(ov, change, place)
+            old = _move_away(ov, place)
+            index.hide(name, oci=True)
+        else:
+            old = _exchange_for_whiteout(ov, place, dialect)
+            index.hide(name, oci=False)
+    lose_directory(ov, parent, directory, held, old)
     return old
 
 
-def hold_directory(ov: Overlay, directory: Directory) -> None:
-    """Before an upper directory goes: keep it within reach of whoever stands in it."""
+def hold_directory(ov: Overlay, change: Transaction, directory: Directory) -> Held | None:
+    """Before an upper directory goes: what keeps it within reach of whoever stands in it. None:
+    it is no upper directory, or is to be held by its name in the work directory."""
     upper = directory.upper
-    if upper is not None and upper.parent is not None and directory.pinned < 0:
-        ov.inodes.pin(directory, _open_held(ov, upper.parent, upper.name))
+    if upper is None or upper.parent is None or not ov.inodes.may_hold:
+        return None
+    held = _open_held(ov, upper.parent, upper.name)
+    change.on_error(release, held)
+    return held
 
 
-def lose_directory(ov: Overlay, parent: Directory, directory: Directory) -> None:
-    """After a directory went."""
+def lose_directory(
+    ov: Overlay, parent: Directory, directory: Directory, held: Held | None, old: bytes | None
+) -> None:
+    """After a directory went; `old`: where to in the work directory."""
+    if held is not None:
+        ov.inodes.hold(directory, held)
+    elif old is not None:
+        ov.inodes.hold(directory, Held(ov.writable().fd, old, parked=True))
     if directory.upper is not None:
         ov.stack.forget(directory.upper)
     directory.removed = True
@@ -447,10 +552,8 @@ def _move_away(ov: Overlay, place: Place) -> bytes:
 
 def _exchange_for_whiteout(ov: Overlay, place: Place, dialect: Dialect) -> bytes:
     workdir = ov.writable()
-    fd = ov.stack.fd(place.real)
-    if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
-    with staging.discarded_on_error(ov) as staged:
-        workdir.make_whiteout(staged, dialect)
+    with transaction.begin() as change:
+        staged = stage_whiteout(ov, change, place, dialect)
+        fd = ov.stack.fd(place.real)
         staging.move(workdir.fd, staged, fd, place.name, syscalls.RENAME_EXCHANGE)
     return staged

@@ -369,7 +369,11 @@ class Operations(pyfuse3.Operations):
         target = self._ov.inodes.get(inode)
         privileged = not native.kills_privileges() if self._handleless else ctx.uid == 0
         await attributes.setattr(self._ov, target, changes, privileged=privileged)
-        return await self._status(target)
+        try:
+            return await self._status(target)
+        except OSError:
+            # To answer that would say that nothing was changed.
+            return await self._status(target)
 
     @handler
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:

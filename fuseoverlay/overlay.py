@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from fuseoverlay import syscalls
+from fuseoverlay import descriptors, syscalls
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import LayerError, UsageError, printable
 from fuseoverlay.filedata import FileData
@@ -90,8 +90,14 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
         devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
         upper_root = upper.root if upper is not None else None
         inodes = owners.enter_context(
-            InodeTable(devices, upper_root, tuple(layer.root for layer in stack.lowers))
+            InodeTable(
+                devices,
+                upper_root,
+                tuple(layer.root for layer in stack.lowers),
+                most_held=budget // 8,
+            )
         )
+        owners.enter_context(descriptors.shed_by(data.shrink, stack.shrink))
         yield Overlay(
             config=config,
             stack=stack,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 
+from fuseoverlay import transaction
 from fuseoverlay.identity import Status, write_override
 from fuseoverlay.inodes import Inode
-from fuseoverlay.lookup import Real, real_of, stored_of
+from fuseoverlay.lookup import Real, real_of, stored_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.overridestat import accessible
 
@@ -22,19 +23,28 @@ def change(
 ) -> None:
     """Set what is not None; ids as stored, `mode` is permission bits. A change of owner ends
     setuid."""
-    real = real_of(ov, inode)
+    real = upper_of(ov, inode)
     if ov.identity.override is not None:
         _change_override(ov, real, ov.identity.override, uid, gid, mode)
         return
-    if uid is not None or gid is not None:
-        ov.identity.give(
-            real.path,
-            -1 if uid is None else uid,
-            -1 if gid is None else gid,
-            follow=real.follow,
-        )
-    if mode is not None and inode.kind != stat.S_IFLNK:
-        os.chmod(real.path, stat.S_IMODE(mode))
+    with transaction.begin() as change:
+        if uid is not None or gid is not None:
+            ov.identity.give(
+                real.path,
+                -1 if uid is None else uid,
+                -1 if gid is None else gid,
+                follow=real.follow,
+            )
+            change.on_error(_restore, real)
+        if mode is not None and inode.kind != stat.S_IFLNK:
+            os.chmod(real.path, stat.S_IMODE(mode))
+
+
+def _restore(real: Real) -> None:
+    """Owner and mode of an upper object as they were."""
+    os.chown(real.path, real.st.st_uid, real.st.st_gid, follow_symlinks=real.follow)
+    if not stat.S_ISLNK(real.st.st_mode):
+        os.chmod(real.path, stat.S_IMODE(real.st.st_mode))
 
 
 def _change_override(
@@ -51,15 +61,24 @@ def _change_override(
         new_mode,
         old.rdev,
     )
-    write_override(real.path, attribute, new, follow=real.follow)
-    os.chmod(real.path, accessible(new_mode))
+    with transaction.begin() as change:
+        # Whoever looks sees what the attribute says: that is changed last.
+        os.chmod(real.path, accessible(new_mode))
+        change.on_error(os.chmod, real.path, stat.S_IMODE(real.st.st_mode))
+        write_override(real.path, attribute, new, follow=real.follow)
 
 
 def drop_privileges(ov: Overlay, inode: Inode) -> None:
     """Take setuid and setgid away, as a write by somebody else does."""
-    mode = stored_of(ov, real_of(ov, inode)).mode
-    if without_privileges(mode) != mode:
+    if has_privileges(ov, inode):
+        mode = stored_of(ov, real_of(ov, inode)).mode
         change(ov, inode, mode=without_privileges(mode))
+
+
+def has_privileges(ov: Overlay, inode: Inode) -> bool:
+    """Whether there are any to take away."""
+    mode = stored_of(ov, real_of(ov, inode)).mode
+    return without_privileges(mode) != mode
 
 
 def without_privileges(mode: int) -> int:

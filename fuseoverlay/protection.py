@@ -18,7 +18,7 @@ from typing import Final
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.inodes import Directory, File, Inode
 from fuseoverlay.layers import open_own
-from fuseoverlay.lookup import Real, real_of
+from fuseoverlay.lookup import Real, real_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import file_flags
 
@@ -80,14 +80,15 @@ def _copy_flags(flags: int, copy: bytes) -> None:
 
 def note(ov: Overlay, inode: Inode, flags: bytes) -> None:
     """Change the flags of an object in the upper."""
-    real = real_of(ov, inode)
+    real = upper_of(ov, inode)
     mine = ov.writable().namespace
+    present = xattrs.names(real.path, follow=real.follow)
     if flags:
         xattrs.put(real.path, mine + xattrs.PROTATTR, flags, follow=real.follow)
     for namespace in xattrs.NAMESPACES:
-        if not flags or namespace != mine:
-            with contextlib.suppress(OSError):
-                xattrs.drop(real.path, namespace + xattrs.PROTATTR, follow=real.follow)
+        name = namespace + xattrs.PROTATTR
+        if name in present and not (flags and namespace == mine):
+            xattrs.drop(real.path, name, follow=real.follow)
     inode.protection = flags
 
 

@@ -34,6 +34,12 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
         # EPERM is what POSIX has for unlink of a directory.
         if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
             raise
+    empty_tree(dir_fd, name)
+    os.rmdir(name, dir_fd=dir_fd)
+
+
+def empty_tree(dir_fd: int, name: bytes) -> None:
+    """Remove all that is in the directory `name` in `dir_fd`, in the same way."""
     todo = [name]
     found: list[bytes] = []
     while todo:
@@ -41,11 +47,8 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
         found.append(path)
         with _opened(dir_fd, path) as fd:
             todo.extend(path + b"/" + child for child in _unlink_children(fd))
-    for path in reversed(found):
+    for path in reversed(found[1:]):
         above, _, last = path.rpartition(b"/")
-        if not above:
-            os.rmdir(last, dir_fd=dir_fd)
-            continue
         fd = syscalls.open_beneath(dir_fd, above, os.O_PATH | os.O_DIRECTORY)
         try:
             os.rmdir(last, dir_fd=fd)

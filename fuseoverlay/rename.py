@@ -7,12 +7,20 @@ overlayfs.rst, "Renaming directories"; rename(2).
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import logging
 import os
 from dataclasses import dataclass
 
-from fuseoverlay import protection, redirect, staging, syscalls, whiteout, xattrs
+from fuseoverlay import (
+    protection,
+    redirect,
+    staging,
+    syscalls,
+    transaction,
+    whiteout,
+    xattrs,
+)
 from fuseoverlay.copyup import (
     copy_up,
     copy_up_directory,
@@ -27,20 +35,24 @@ from fuseoverlay.merge import Index
 from fuseoverlay.namespace import (
     check_empty,
     check_new_name,
+    clear_away,
     hold,
     hold_directory,
-    let_go,
     lose_directory,
     lose_name,
     make_oci_whiteout,
     put_whiteout,
     remove_oci_whiteout,
-    remove_staged,
+    stage_whiteout,
     upper_place,
+    whiteout_away,
 )
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
+from fuseoverlay.transaction import Transaction, tidy
 from fuseoverlay.whiteout import Dialect
+
+log = logging.getLogger("fuseoverlay")
 
 _KNOWN = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
 
@@ -97,8 +109,8 @@ async def rename(
         _exchange(ov, src, dst)
         return
     emptied = _replace(ov, src, dst)
-    if emptied is not None:
-        await remove_staged(ov, emptied)
+    if emptied is not None and isinstance(dst.inode, Directory):
+        await clear_away(ov, dst.inode, emptied)
 
 
 async def _prepare(
@@ -165,38 +177,38 @@ async def _check_replaceable(ov: Overlay, src: Inode, dst: Inode) -> None:
 
 def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
     """Commit of RENAME_EXCHANGE: both are in the upper."""
-    _mark(ov, src, dst)
-    _mark(ov, dst, src)
-    syscalls.renameat2(
-        ov.stack.fd(src.place.real),
-        src.name,
-        ov.stack.fd(dst.place.real),
-        dst.name,
-        syscalls.RENAME_EXCHANGE,
-    )
+    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
+    with transaction.begin() as change:
+        redirects = [_mark(ov, change, src, dst), _mark(ov, change, dst, src)]
+        syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
     first, second = src.inode, dst.inode
-    _arrived(ov, src, dst, first)
-    _arrived(ov, dst, src, second)
+    _arrived(ov, src, dst, first, redirects[0])
+    _arrived(ov, dst, src, second, redirects[1])
     for side, inode in ((src, second), (dst, first)):
         side.index.put(side.name, isinstance(inode, Directory))
 
 
-def _mark(ov: Overlay, src: Side, dst: Side) -> None:
+def _mark(ov: Overlay, change: Transaction, src: Side, dst: Side) -> bytes | None:
     """A directory must go on in the lowers where it did before, and merge with nothing that
-    is in its new place."""
+    is in its new place. Returns its redirect from then on."""
     if src.inode is not None and has_origin(src.inode, real_of(ov, src.inode)):
         mark_impure(ov, dst.parent)
     if not isinstance(src.inode, Directory):
-        return
+        return None
     if src.inode.lowers:
-        _set_redirect(ov, src, dst, src.inode)
-    elif dst.covered or dst.name in dst.index.masks:
+        return _set_redirect(ov, change, src, dst, src.inode)
+    if dst.covered or dst.name in dst.index.masks:
+        # Nothing is below where it is now, either: nobody sees the mark if the change fails.
         whiteout.set_opaque(ov.stack.fd(src.place.real), src.name, ov.writable().namespace)
+    return src.inode.redirect
 
 
-def _set_redirect(ov: Overlay, src: Side, dst: Side, directory: Directory) -> None:
+def _set_redirect(
+    ov: Overlay, change: Transaction, src: Side, dst: Side, directory: Directory
+) -> bytes:
     """Note where a directory goes on in the lowers; EXDEV where that is too long a path."""
-    value = directory.redirect
+    old = directory.redirect
+    value = old
     if src.parent is not dst.parent and not (value or b"").startswith(b"/"):
         value = path_below(directory)
     elif value is None:
@@ -206,7 +218,11 @@ def _set_redirect(ov: Overlay, src: Side, dst: Side, directory: Directory) -> No
     path = at(ov.stack.fd(src.place.real), src.name)
     name = ov.writable().namespace + xattrs.REDIRECT
     xattrs.put(path, name, value)
-    directory.redirect = value
+    if old is None:
+        change.on_error(xattrs.drop, path, name)
+    else:
+        change.on_error(xattrs.put, path, name, old)
+    return value
 
 
 def _replace(ov: Overlay, src: Side, dst: Side) -> bytes | None:
@@ -214,52 +230,53 @@ def _replace(ov: Overlay, src: Side, dst: Side) -> bytes | None:
 
     Returns the staging name of a directory full of whiteouts that is to be removed.
     """
-    _mark(ov, src, dst)
     old = dst.inode
-    held, emptied = -1, None
+    held, goes, emptied = None, None, None
+    with transaction.begin() as change:
+        redirected = _mark(ov, change, src, dst)
+        if isinstance(old, Directory):
+            held = hold_directory(ov, change, old)
+            keep = held is None or _takes_two_steps(ov, src)
+            emptied = _empty_for_real(ov, change, dst, old, keep=keep)
+        elif isinstance(old, File):
+            goes = hold(ov, change, old, dst.parent, dst.name)
+        left = _move(ov, change, src, dst)
     if isinstance(old, Directory):
-        hold_directory(ov, old)
-        emptied = _empty_for_real(ov, dst, old)
-    elif isinstance(old, File):
-        held = hold(ov, old, dst.parent, dst.name)
-    try:
-        whiteout_left = _move(ov, src, dst)
-    except BaseException:
-        let_go(held)
-        if emptied is not None:
-            _exchange_staged(ov, emptied, dst)
-        raise
-    if isinstance(old, Directory):
-        lose_directory(ov, dst.parent, old)
-    elif isinstance(old, File):
-        lose_name(ov, old, dst.parent, dst.name, held)
-    _arrived(ov, src, dst, src.inode)
+        lose_directory(ov, dst.parent, old, held, emptied)
+    elif isinstance(old, File) and goes is not None:
+        lose_name(ov, old, dst.parent, dst.name, goes)
+    _arrived(ov, src, dst, src.inode, redirected)
     remove_oci_whiteout(ov, dst.parent, dst.index, dst.name)
     dst.index.put(dst.name, isinstance(src.inode, Directory))
-    if whiteout_left is None:
+    if left is None:
         src.index.remove(src.name)
     else:
-        src.index.hide(src.name, oci=whiteout_left is Dialect.OCI)
+        src.index.hide(src.name, oci=left is Dialect.OCI)
     return emptied
 
 
-def _empty_for_real(ov: Overlay, dst: Side, directory: Directory) -> bytes | None:
+def _empty_for_real(
+    ov: Overlay, change: Transaction, dst: Side, directory: Directory, *, keep: bool
+) -> bytes | None:
     """An upper directory that only holds whiteouts is exchanged with an empty one, so that a
-    rename can replace it. Returns the staging name of the old one, if there was any need.
+    rename can replace it; with `keep` an empty one, too. Returns the staging name of the old
+    one, if there was any need.
 
     The new one is opaque: no crash may let what the whiteouts hide come back.
     """
     if dst.name not in dst.index.upper or directory.upper is None:
         return None
     with ov.stack.listing_fd(directory.upper) as inside:
-        if not os.listdir(inside):
+        if not keep and not os.listdir(inside):
             return None
     workdir = ov.writable()
-    with staging.discarded_on_error(ov) as staged:
+    with transaction.begin() as staging_it:
+        staged = staging.stage(ov, staging_it)
         stage_directory(ov, directory, staged)
         if dst.covered:
             whiteout.set_opaque(workdir.fd, staged, workdir.namespace)
         _exchange_staged(ov, staged, dst)
+    change.on_error(_put_back, ov, staged, dst)
     return staged
 
 
@@ -270,62 +287,111 @@ def _exchange_staged(ov: Overlay, staged: bytes, dst: Side) -> None:
         staging.move(workdir.fd, staged, fd, dst.name, syscalls.RENAME_EXCHANGE)
         return
     spare = workdir.new_name()
-    staging.move(fd, dst.name, workdir.fd, spare)
-    staging.move(workdir.fd, staged, fd, dst.name)
+    with transaction.begin() as change:
+        staging.move(fd, dst.name, workdir.fd, spare)
+        change.on_error(staging.move, workdir.fd, spare, fd, dst.name)
+        staging.move(workdir.fd, staged, fd, dst.name)
     staging.move(workdir.fd, spare, workdir.fd, staged)
 
 
-def _move(ov: Overlay, src: Side, dst: Side) -> Dialect | None:
+def _put_back(ov: Overlay, staged: bytes, dst: Side) -> None:
+    """Undo `_empty_for_real`, whether or not something is at the name."""
+    workdir, fd = ov.writable(), ov.stack.fd(dst.place.real)
+    if os.path.lexists(at(fd, dst.name)):
+        _exchange_staged(ov, staged, dst)
+        workdir.discard(staged)
+    else:
+        staging.move(workdir.fd, staged, fd, dst.name)
+
+
+def _move(ov: Overlay, change: Transaction, src: Side, dst: Side) -> Dialect | None:
     """The rename itself. Returns the dialect of the whiteout left at the old name, if any."""
     workdir = ov.writable()
     dialect = whiteout.dialect_for(src.name, workdir.dialect) if src.covered else None
-    in_place = dialect is Dialect.CHAR and workdir.can_whiteout
+    takes_two_steps = _takes_two_steps(ov, src)
     masked = dst.name in dst.index.masks
     masked_directory = masked and isinstance(src.inode, Directory)
-    takes_two_steps = dialect not in (None, Dialect.OCI) and not in_place
-    if dst.inode is None and workdir.can_exchange and (takes_two_steps or masked_directory):
-        _swap_with_whiteout(ov, src, dst, dialect)
-        return dialect
-    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     if dialect is Dialect.OCI:
-        make_oci_whiteout(ov, src.place)
-    if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(src_fd, workdir.namespace)
+        make_oci_whiteout(ov, change, src.place)
+    if dst.inode is None and workdir.can_exchange and (takes_two_steps or masked_directory):
+        return _swap_with_whiteout(ov, change, src, dst, dialect)
+    src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     if masked_directory:
-        os.unlink(dst.name, dir_fd=dst_fd)
+        whiteout_away(ov, change, dst.place)
+    left, spare = None, None
+    if takes_two_steps and dialect is not None:
+        left = stage_whiteout(ov, change, src.place, dialect)
+    if takes_two_steps and isinstance(dst.inode, File) and dst.name in dst.index.upper:
+        spare = _keep_replaced(ov, change, dst)
+    in_place = dialect is Dialect.CHAR and not takes_two_steps
     flags = syscalls.RENAME_WHITEOUT if in_place else 0
-    if masked or dst.name in dst.index.upper:
+    if (masked and not masked_directory) or dst.name in dst.index.upper:
         syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, flags)
     else:
         staging.move_to_free(src_fd, src.name, dst_fd, dst.name, flags)
-    if dialect is not None and takes_two_steps:
-        put_whiteout(ov, src.place, dialect)
+    if left is not None:
+        change.on_error(staging.move, dst_fd, dst.name, src_fd, src.name)
+        os.rename(left, src.name, src_dir_fd=workdir.fd, dst_dir_fd=src_fd)
+    if spare is not None:
+        tidy(workdir.discard, spare)
     return dialect
 
 
-def _swap_with_whiteout(ov: Overlay, src: Side, dst: Side, dialect: Dialect | None) -> None:
+def _takes_two_steps(ov: Overlay, src: Side) -> bool:
+    """Whether a whiteout has to be put at the old name after the rename, which cannot leave it."""
+    workdir = ov.writable()
+    dialect = whiteout.dialect_for(src.name, workdir.dialect) if src.covered else None
+    if dialect is Dialect.CHAR:
+        return not workdir.can_whiteout
+    return dialect is Dialect.XATTR
+
+
+def _keep_replaced(ov: Overlay, change: Transaction, dst: Side) -> bytes:
+    """Where the rename is not the last step: keep a link to the file that it replaces, to put
+    that back. Returns the link's staging name."""
+    workdir, fd = ov.writable(), ov.stack.fd(dst.place.real)
+    spare = staging.stage(ov, change)
+    os.link(dst.name, spare, src_dir_fd=fd, dst_dir_fd=workdir.fd, follow_symlinks=False)
+    # Where nothing was replaced both are one file, and nothing happens.
+    change.on_error(os.rename, spare, dst.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
+    return spare
+
+
+def _swap_with_whiteout(
+    ov: Overlay, change: Transaction, src: Side, dst: Side, dialect: Dialect | None
+) -> Dialect | None:
     """A whiteout that is where nothing is visible, and what moves there, change places: one
-    step for whoever looks."""
-    if dialect is Dialect.OCI:
-        make_oci_whiteout(ov, src.place)
-    elif dialect is not None:
-        put_whiteout(ov, dst.place, dialect, over_whiteout=dst.name in dst.index.masks)
+    step for whoever looks. Returns the dialect of the whiteout left at the old name."""
+    masked = dst.name in dst.index.masks
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
+    if dialect not in (None, Dialect.OCI):
+        put_whiteout(ov, dst.place, dialect, over_whiteout=masked)
+        if not masked:
+            change.on_error(os.unlink, dst.name, dir_fd=dst_fd)
     if dialect is Dialect.XATTR:
         whiteout.mark_xattr_whiteouts(src_fd, ov.writable().namespace)
     syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
-    if dialect in (None, Dialect.OCI):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(src.name, dir_fd=src_fd)
+    if dialect not in (None, Dialect.OCI):
+        return dialect
+    try:
+        os.unlink(src.name, dir_fd=src_fd)
+    except OSError as exc:
+        # It hides nothing; but it is there.
+        log.warning("a needless whiteout stays: %s", exc)
+        return Dialect.CHAR
+    return dialect
 
 
-def _arrived(ov: Overlay, src: Side, dst: Side, inode: Inode | None) -> None:
-    """Tell the inode its new name."""
+def _arrived(
+    ov: Overlay, src: Side, dst: Side, inode: Inode | None, redirected: bytes | None
+) -> None:
+    """Tell the inode its new name; `redirected`: the redirect that a directory has now."""
     if isinstance(inode, Directory):
         if src.parent.children.get(src.name) is inode:
             del src.parent.children[src.name]
         dst.parent.children[dst.name] = inode
         inode.parent, inode.name = dst.parent, dst.name
+        inode.redirect = redirected
         if inode.upper is not None:
             ov.stack.moved(inode.upper, dst.place.real, dst.name)
     elif isinstance(inode, File):

@@ -10,28 +10,25 @@ import stat
 from collections.abc import Iterator
 
 from fuseoverlay import syscalls
+from fuseoverlay.descriptors import open_file
 from fuseoverlay.identity import Status
-from fuseoverlay.inodes import Place
+from fuseoverlay.inodes import Held, Place
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import open_noatime
+from fuseoverlay.transaction import Transaction, tidy
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK
 # PATH_MAX without the final NUL.
 _TARGET_MAX = 4095
 
 
-@contextlib.contextmanager
-def discarded_on_error(ov: Overlay) -> Iterator[bytes]:
-    """A fresh staging name; whatever is there when an exception leaves is removed."""
+def stage(ov: Overlay, change: Transaction) -> bytes:
+    """A fresh name in the work directory; if the change fails, whatever is there is removed."""
     workdir = ov.writable()
     staged = workdir.new_name()
-    try:
-        yield staged
-    except BaseException:
-        with contextlib.suppress(OSError):
-            workdir.discard(staged)
-        raise
+    change.on_error(workdir.discard, staged)
+    return staged
 
 
 def move(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
@@ -64,7 +61,7 @@ def _writable(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.chmod(path, mode)
+        tidy(os.chmod, path, mode)
 
 
 @contextlib.contextmanager
@@ -72,7 +69,7 @@ def _directory(dir_fd: int, name: bytes) -> Iterator[int | None]:
     """A descriptor that stays with the directory when it moves; None: it is none."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(name, flags, dir_fd=dir_fd)
+        fd = open_file(name, flags, dir_fd=dir_fd)
     except (FileNotFoundError, NotADirectoryError):
         yield None
         return
@@ -107,7 +104,7 @@ def make(ov: Overlay, staged: bytes, status: Status, target: bytes = b"") -> Non
     if kind == stat.S_IFDIR:
         os.mkdir(staged, 0o700, dir_fd=work)
     elif kind == stat.S_IFREG or ov.identity.override is not None:
-        fd = os.open(staged, _NEW_FILE, 0o600, dir_fd=work)
+        fd = open_file(staged, _NEW_FILE, 0o600, dir_fd=work)
         try:
             if target:
                 os.write(fd, target)
@@ -130,7 +127,7 @@ def make_in_place(ov: Overlay, place: Place, status: Status) -> int | None:
         return None
     try:
         mode = stat.S_IMODE(status.mode)
-        return os.open(place.name, _NEW_FILE, mode, dir_fd=ov.stack.fd(place.real))
+        return open_file(place.name, _NEW_FILE, mode, dir_fd=ov.stack.fd(place.real))
     except PermissionError:
         return None
 
@@ -138,12 +135,28 @@ def make_in_place(ov: Overlay, place: Place, status: Status) -> int | None:
 def make_nameless(ov: Overlay, status: Status) -> int:
     """Make a regular file without a name; an O_PATH descriptor, the caller's own. EOPNOTSUPP
     of filesystems without O_TMPFILE."""
-    fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=ov.writable().fd)
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    fd = open_file(b".", flags, 0o600, dir_fd=ov.writable().fd)
     try:
         ov.identity.dress_open(fd, status)
-        return os.open(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC)
+        return open_file(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC)
     finally:
         os.close(fd)
+
+
+def hold(ov: Overlay, staged: bytes, *, is_dir: bool = False) -> Held:
+    """Take the name of a staged object away, and hold the object; if many are held already, by
+    that very name."""
+    work = ov.writable().fd
+    if not ov.inodes.may_hold:
+        return Held(work, staged, parked=True)
+    fd = open_file(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
+    try:
+        (os.rmdir if is_dir else os.unlink)(staged, dir_fd=work)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Held(fd)
 
 
 def read_link(ov: Overlay, real: Real) -> bytes:
@@ -153,7 +166,7 @@ def read_link(ov: Overlay, real: Real) -> bytes:
         if not real.follow:
             return os.readlink(real.path)
         # The path is itself a link, in /proc: open what it leads to.
-        fd = os.open(real.path, os.O_PATH | os.O_CLOEXEC)
+        fd = open_file(real.path, os.O_PATH | os.O_CLOEXEC)
         try:
             return os.readlink(b"", dir_fd=fd)
         finally:

@@ -15,6 +15,8 @@ import sys
 from ctypes import c_int, c_long, c_size_t, c_uint, c_void_p
 from typing import Final
 
+from fuseoverlay.descriptors import open_file
+
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -164,9 +166,9 @@ def fd_path(fd: int) -> bytes:
 def open_noatime(name: bytes, flags: int, dir_fd: int | None = None) -> int:
     """Open for reading without moving the access time, where that is allowed to us."""
     try:
-        return os.open(name, flags | os.O_NOATIME, dir_fd=dir_fd)
+        return open_file(name, flags | os.O_NOATIME, dir_fd=dir_fd)
     except PermissionError:
-        return os.open(name, flags, dir_fd=dir_fd)
+        return open_file(name, flags, dir_fd=dir_fd)
 
 
 def clone_file(src_fd: int, dst_fd: int) -> None:

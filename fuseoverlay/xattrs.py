@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from fuseoverlay.syscalls import fd_path
+from fuseoverlay.transaction import tidy
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ def _whatever_mode(path: bytes, call: Callable[[], T]) -> T:
         try:
             return call()
         finally:
-            os.chmod(path, mode)
+            tidy(os.chmod, path, mode)
 
 
 def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:

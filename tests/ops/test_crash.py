@@ -17,25 +17,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
-from tests.helpers import libc
+from tests.helpers.changes import BEFORE, CHANGES, FEATURES, REMOVALS, Change, make_layers
 from tests.helpers.mounts import (
     IMPL,
     MODE,
-    NATIVE,
     STOP_TIMEOUT,
     Daemon,
     Space,
     detach,
     fuse_only,
-    make_whiteout,
     mounts_at,
     scratch,
-    set_overlay_xattr,
     unmount,
 )
 from tests.helpers.tree import Tree, compare, record
@@ -87,118 +82,6 @@ CHAR, ON = ("whiteout=char",), ("redirect_dir=on", "metacopy=on")
 CLOCK = {"mtime_ns"}
 
 
-def _layers(space: Space) -> None:
-    """`lower` files and directories, `up` ones in the upper, `gone` behind whiteouts."""
-    bottom = space.add_lower()
-    for layer, text in ((space.lower, b"top"), (bottom, b"bottom")):
-        for name in ("dir", "empty", "emptied"):
-            (layer / name).mkdir()
-        (layer / "dir" / "inside").write_bytes(text)
-        (layer / "dir" / text.decode()).write_bytes(text)
-    (bottom / "emptied" / "gone").write_bytes(b"old")
-    for name in ("file", "other", "gone", "copied"):
-        (bottom / name).write_bytes(b"lower " + name.encode())
-        os.utime(bottom / name, ns=(10**18, 10**18))
-    (bottom / "big").write_bytes(b"big" * 100_000)
-    (bottom / "linked").write_bytes(b"linked")
-    os.link(bottom / "linked", bottom / "alias")
-    os.symlink("file", bottom / "symlink")
-    make_whiteout(space.lower / "gone")
-    (bottom / "gone-dir").mkdir()
-    (bottom / "gone-dir" / "child").write_bytes(b"must not come back")
-    (space.upper / "up").write_bytes(b"up")
-    (space.upper / "up-dir").mkdir()
-    (space.upper / "up-dir" / "x").write_bytes(b"x")
-    (space.upper / "copied").write_bytes(b"changed")
-    (space.upper / "emptied").mkdir()
-    make_whiteout(space.upper / "emptied" / "gone")
-    make_whiteout(space.upper / "gone-dir")
-    (space.upper / "own").mkdir()
-    set_overlay_xattr(space.upper / "own", "opaque", b"y")
-
-
-def _append(path: Path) -> None:
-    with open(path, "ab", buffering=0) as stream:
-        stream.write(b"!")
-
-
-def _exchange(one: Path, two: Path) -> None:
-    renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
-
-
-def _name_nameless(path: Path) -> None:
-    """Without the extension: a file with a name at once."""
-    fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o640) if NATIVE else -1
-    if fd < 0:
-        os.mknod(path, 0o640)
-        return
-    try:
-        libc.linkat(f"/proc/self/fd/{fd}".encode(), path, libc.AT_SYMLINK_FOLLOW)
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-
-
-Change = Callable[[Path], object]
-
-#: Copy-ups and what else is the same in every dialect of whiteouts.
-CHANGES: dict[str, Change] = {
-    "append": lambda mnt: _append(mnt / "file"),
-    "append deeper": lambda mnt: _append(mnt / "dir" / "bottom"),
-    "append to big": lambda mnt: _append(mnt / "big"),
-    "append to linked": lambda mnt: _append(mnt / "linked"),
-    "truncate": lambda mnt: os.truncate(mnt / "file", 3),
-    "chmod": lambda mnt: os.chmod(mnt / "file", 0o600),
-    "chmod directory": lambda mnt: os.chmod(mnt / "dir", 0o700),
-    "utime of symlink": lambda mnt: os.utime(mnt / "symlink", (5, 5), follow_symlinks=False),
-    "setxattr": lambda mnt: os.setxattr(mnt / "file", "user.x", b"y"),
-    "link": lambda mnt: os.link(mnt / "file", mnt / "new"),
-    "link of linked": lambda mnt: os.link(mnt / "linked", mnt / "new"),
-    "create": lambda mnt: os.mknod(mnt / "new", 0o640),
-    "create deeper": lambda mnt: os.mknod(mnt / "dir" / "new", 0o640),
-    "name a nameless file": lambda mnt: _name_nameless(mnt / "dir" / "new"),
-    "symlink": lambda mnt: os.symlink("target", mnt / "new"),
-    "create over whiteout": lambda mnt: os.mknod(mnt / "gone", 0o640),
-    "mkdir over whiteout": lambda mnt: os.mkdir(mnt / "gone-dir"),
-    "unlink in upper": lambda mnt: os.unlink(mnt / "up"),
-    "rename in upper": lambda mnt: os.rename(mnt / "up", mnt / "new"),
-    "rename upper directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "new"),
-    "rename upper directory over whiteout": lambda mnt: os.rename(
-        mnt / "up-dir", mnt / "gone-dir"),
-    "rename over emptied directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "emptied"),
-    "rename over lower directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "empty"),
-    "exchange files": lambda mnt: _exchange(mnt / "file", mnt / "up"),
-    "exchange file and directory": lambda mnt: _exchange(mnt / "file", mnt / "up-dir"),
-}  # fmt: skip
-#: What leaves whiteouts.
-REMOVALS: dict[str, Change] = {
-    "unlink": lambda mnt: os.unlink(mnt / "file"),
-    "unlink copied": lambda mnt: os.unlink(mnt / "copied"),
-    "unlink deeper": lambda mnt: os.unlink(mnt / "dir" / "bottom"),
-    "unlink linked": lambda mnt: os.unlink(mnt / "linked"),
-    "rmdir": lambda mnt: os.rmdir(mnt / "empty"),
-    "rmdir emptied": lambda mnt: os.rmdir(mnt / "emptied"),
-    "rename": lambda mnt: os.rename(mnt / "file", mnt / "new"),
-    "rename over file": lambda mnt: os.rename(mnt / "file", mnt / "other"),
-    "rename over copied": lambda mnt: os.rename(mnt / "file", mnt / "copied"),
-    "rename over whiteout": lambda mnt: os.rename(mnt / "file", mnt / "gone"),
-    "rename linked": lambda mnt: os.rename(mnt / "linked", mnt / "new"),
-    "rename deeper": lambda mnt: os.rename(mnt / "file", mnt / "dir" / "new"),
-}
-#: With redirect_dir=on and metacopy=on.
-FEATURES: dict[str, Change] = {
-    "rename merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "new"),
-    "move merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "own" / "new"),
-    "rename merged over emptied": lambda mnt: os.rename(mnt / "dir", mnt / "emptied"),
-    "exchange merged directories": lambda mnt: _exchange(mnt / "dir", mnt / "empty"),
-    "metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
-    "rename metadata": lambda mnt: os.rename(mnt / "big", mnt / "own" / "new"),
-    "data after metadata": lambda mnt: _append(mnt / "big"),
-}
-#: What happens before that is safe.
-BEFORE: dict[str, Change] = {"data after metadata": lambda mnt: os.chmod(mnt / "big", 0o600)}
-
-
 def _states(change: str, extra: tuple[str, ...], before: Tree, after: Tree) -> list[Tree]:
     """What may be left: the state before, the one after, and what is documented otherwise."""
     states = [before, after]
@@ -220,7 +103,7 @@ def fresh() -> Iterator[Callable[[], Space]]:
         def make() -> Space:
             space = Space(spaces.enter_context(scratch()))
             spaces.callback(space.drop)
-            _layers(space)
+            make_layers(space.lower, space.add_lower(), space.upper)
             return space
 
         yield make

@@ -1,0 +1,197 @@
+"""Changes to make through a mount, each alone, and layers on which all of them can be made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from tests.helpers import libc
+from tests.helpers.mounts import MODE, NATIVE, make_whiteout, set_overlay_xattr
+
+
+def make_layers(top: Path, bottom: Path, upper: Path) -> None:
+    """In two lower directories and an upper one: `lower` files and directories, `up` ones in the
+    upper, `gone` behind whiteouts."""
+    for layer, text in ((top, b"top"), (bottom, b"bottom")):
+        for name in ("dir", "empty", "emptied"):
+            (layer / name).mkdir()
+        (layer / "dir" / "inside").write_bytes(text)
+        (layer / "dir" / text.decode()).write_bytes(text)
+    (bottom / "emptied" / "gone").write_bytes(b"old")
+    for name in ("file", "other", "gone", "copied"):
+        (bottom / name).write_bytes(b"lower " + name.encode())
+        os.setxattr(bottom / name, "user.colour", name.encode())
+        os.utime(bottom / name, ns=(10**18, 10**18))
+    (bottom / "big").write_bytes(b"big" * 100_000)
+    (bottom / "linked").write_bytes(b"linked")
+    os.link(bottom / "linked", bottom / "alias")
+    os.symlink("file", bottom / "symlink")
+    make_whiteout(top / "gone")
+    (bottom / "gone-dir").mkdir()
+    (bottom / "gone-dir" / "child").write_bytes(b"must not come back")
+    (upper / "up").write_bytes(b"up")
+    (upper / "up-dir").mkdir()
+    (upper / "up-dir" / "x").write_bytes(b"x")
+    (upper / "copied").write_bytes(b"changed")
+    (upper / "emptied").mkdir()
+    make_whiteout(upper / "emptied" / "gone")
+    make_whiteout(upper / "gone-dir")
+    (upper / "own").mkdir()
+    set_overlay_xattr(upper / "own", "opaque", b"y")
+
+
+def _append(path: Path) -> None:
+    with open(path, "ab", buffering=0) as stream:
+        stream.write(b"!")
+
+
+def _exchange(one: Path, two: Path) -> None:
+    renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
+
+
+def _name_nameless(path: Path) -> None:
+    """Without the extension: a file with a name at once."""
+    fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o640) if NATIVE else -1
+    if fd < 0:
+        os.mknod(path, 0o640)
+        return
+    try:
+        libc.linkat(f"/proc/self/fd/{fd}".encode(), path, libc.AT_SYMLINK_FOLLOW)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def _allocate(path: Path) -> None:
+    """Without the extension there is no fallocate(2)."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        if NATIVE:
+            libc.fallocate(fd, 0, 0, 100)
+        else:
+            os.pwrite(fd, b"!", 99)
+    finally:
+        os.close(fd)
+
+
+def _copy_range(source: Path, target: Path) -> None:
+    with open(source, "rb") as one, open(target, "r+b") as other:
+        os.copy_file_range(one.fileno(), other.fileno(), 4, 0, 2)
+
+
+def _sync(path: Path) -> None:
+    """What is on disk then is not seen here; that the error is told, is."""
+    with open(path, "r+b", buffering=0) as stream:
+        stream.write(b"!")
+        os.fsync(stream.fileno())
+
+
+#: Another owner where he may be given.
+_SOMEBODY = (1, 1) if MODE != "user" else (os.getuid(), os.getgid())
+
+Change = Callable[[Path], object]
+
+#: Copy-ups and what else is the same in every dialect of whiteouts.
+CHANGES: dict[str, Change] = {
+    "append": lambda mnt: _append(mnt / "file"),
+    "append deeper": lambda mnt: _append(mnt / "dir" / "bottom"),
+    "append to big": lambda mnt: _append(mnt / "big"),
+    "append to linked": lambda mnt: _append(mnt / "linked"),
+    "truncate": lambda mnt: os.truncate(mnt / "file", 3),
+    "chmod": lambda mnt: os.chmod(mnt / "file", 0o600),
+    "chmod directory": lambda mnt: os.chmod(mnt / "dir", 0o700),
+    "utime of symlink": lambda mnt: os.utime(mnt / "symlink", (5, 5), follow_symlinks=False),
+    "setxattr": lambda mnt: os.setxattr(mnt / "file", "user.x", b"y"),
+    "link": lambda mnt: os.link(mnt / "file", mnt / "new"),
+    "link of linked": lambda mnt: os.link(mnt / "linked", mnt / "new"),
+    "create": lambda mnt: os.mknod(mnt / "new", 0o640),
+    "create deeper": lambda mnt: os.mknod(mnt / "dir" / "new", 0o640),
+    "name a nameless file": lambda mnt: _name_nameless(mnt / "dir" / "new"),
+    "symlink": lambda mnt: os.symlink("target", mnt / "new"),
+    "create over whiteout": lambda mnt: os.mknod(mnt / "gone", 0o640),
+    "mkdir over whiteout": lambda mnt: os.mkdir(mnt / "gone-dir"),
+    "unlink in upper": lambda mnt: os.unlink(mnt / "up"),
+    "rename in upper": lambda mnt: os.rename(mnt / "up", mnt / "new"),
+    "rename upper directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "new"),
+    "rename upper directory over whiteout": lambda mnt: os.rename(
+        mnt / "up-dir", mnt / "gone-dir"),
+    "rename over emptied directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "emptied"),
+    "rename over lower directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "empty"),
+    "exchange files": lambda mnt: _exchange(mnt / "file", mnt / "up"),
+    "exchange file and directory": lambda mnt: _exchange(mnt / "file", mnt / "up-dir"),
+}  # fmt: skip
+#: What leaves whiteouts.
+REMOVALS: dict[str, Change] = {
+    "unlink": lambda mnt: os.unlink(mnt / "file"),
+    "unlink copied": lambda mnt: os.unlink(mnt / "copied"),
+    "unlink deeper": lambda mnt: os.unlink(mnt / "dir" / "bottom"),
+    "unlink linked": lambda mnt: os.unlink(mnt / "linked"),
+    "rmdir": lambda mnt: os.rmdir(mnt / "empty"),
+    "rmdir emptied": lambda mnt: os.rmdir(mnt / "emptied"),
+    "rename": lambda mnt: os.rename(mnt / "file", mnt / "new"),
+    "rename over file": lambda mnt: os.rename(mnt / "file", mnt / "other"),
+    "rename over copied": lambda mnt: os.rename(mnt / "file", mnt / "copied"),
+    "rename over whiteout": lambda mnt: os.rename(mnt / "file", mnt / "gone"),
+    "rename linked": lambda mnt: os.rename(mnt / "linked", mnt / "new"),
+    "rename deeper": lambda mnt: os.rename(mnt / "file", mnt / "dir" / "new"),
+}
+#: With redirect_dir=on and metacopy=on.
+FEATURES: dict[str, Change] = {
+    "rename merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "new"),
+    "move merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "own" / "new"),
+    "rename merged over emptied": lambda mnt: os.rename(mnt / "dir", mnt / "emptied"),
+    "exchange merged directories": lambda mnt: _exchange(mnt / "dir", mnt / "empty"),
+    "metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
+    "rename metadata": lambda mnt: os.rename(mnt / "big", mnt / "own" / "new"),
+    "data after metadata": lambda mnt: _append(mnt / "big"),
+}
+#: More of all sorts.
+MORE: dict[str, Change] = {
+    "append in upper": lambda mnt: _append(mnt / "up"),
+    "truncate linked": lambda mnt: os.truncate(mnt / "linked", 0),
+    "truncate big": lambda mnt: os.truncate(mnt / "big", 70_000),
+    "extend": lambda mnt: os.truncate(mnt / "file", 100),
+    "open to truncate": lambda mnt: os.close(os.open(mnt / "file", os.O_WRONLY | os.O_TRUNC)),
+    "open linked to truncate": lambda mnt: os.close(
+        os.open(mnt / "linked", os.O_WRONLY | os.O_TRUNC)
+    ),
+    "truncate in upper": lambda mnt: os.truncate(mnt / "up", 1),
+    "chmod linked": lambda mnt: os.chmod(mnt / "linked", 0o600),
+    "chmod in upper": lambda mnt: os.chmod(mnt / "up", 0o600),
+    "chown": lambda mnt: os.chown(mnt / "file", *_SOMEBODY),
+    "utime": lambda mnt: os.utime(mnt / "file", (5, 5)),
+    "setxattr in upper": lambda mnt: os.setxattr(mnt / "up", "user.x", b"y"),
+    "removexattr": lambda mnt: os.removexattr(mnt / "other", "user.colour"),
+    "allocate": lambda mnt: _allocate(mnt / "file"),
+    "copy a range": lambda mnt: _copy_range(mnt / "other", mnt / "file"),
+    "sync": lambda mnt: _sync(mnt / "file"),
+    "mkdir": lambda mnt: os.mkdir(mnt / "new", 0o750),
+    "mkdir deeper": lambda mnt: os.mkdir(mnt / "dir" / "new", 0o750),
+    "make a fifo": lambda mnt: os.mkfifo(mnt / "new", 0o640),
+    "symlink over whiteout": lambda mnt: os.symlink("target", mnt / "gone"),
+    "link over whiteout": lambda mnt: os.link(mnt / "file", mnt / "gone"),
+    "link in upper": lambda mnt: os.link(mnt / "up", mnt / "new"),
+    "rmdir in upper": lambda mnt: os.rmdir(mnt / "own"),
+    "rename in upper over upper": lambda mnt: os.rename(mnt / "up", mnt / "copied"),
+    "rename symlink": lambda mnt: os.rename(mnt / "symlink", mnt / "new"),
+    "unlink second name": lambda mnt: os.unlink(mnt / "alias"),
+    "unlink second name of a copy": lambda mnt: os.unlink(mnt / "alias"),
+    "unlink last name of a copy": lambda mnt: os.unlink(mnt / "linked"),
+    "append to what has lost a name": lambda mnt: _append(mnt / "linked"),
+    "rename over last name of a copy": lambda mnt: os.rename(mnt / "up", mnt / "linked"),
+}
+#: What happens before that is safe.
+BEFORE: dict[str, Change] = {
+    "data after metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
+    "unlink second name": lambda mnt: os.unlink(mnt / "linked"),
+    "unlink second name of a copy": lambda mnt: _append(mnt / "linked"),
+    "unlink last name of a copy": lambda mnt: (_append(mnt / "linked"), os.unlink(mnt / "alias")),
+    "append to what has lost a name": lambda mnt: os.unlink(mnt / "alias"),
+    "rename over last name of a copy": lambda mnt: (
+        _append(mnt / "linked"),
+        os.unlink(mnt / "alias"),
+    ),
+}

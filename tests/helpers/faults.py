@@ -1,0 +1,71 @@
+"""Let one call of a daemon fail, see faults.c."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.helpers.mounts import Daemon, Space
+
+_SOURCE = Path(__file__).with_name("faults.c")
+# armed, left, error, full, fired; name
+_CONTROL = struct.Struct("=5i44s")
+#: More calls than any change makes.
+MANY = 1 << 20
+
+
+@functools.cache
+def _library() -> str:
+    """Compile it once a run."""
+    path = os.path.join(tempfile.mkdtemp(prefix="fuseoverlay-test-faults-"), "faults.so")
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-builtin"]
+    subprocess.run(["gcc", *flags, "-o", path, str(_SOURCE)], check=True, timeout=60)
+    os.chmod(os.path.dirname(path), 0o755)
+    return path
+
+
+class Faults:
+    """The file by which a daemon is told what shall fail."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.write_bytes(bytes(4096))
+        with path.open("r+b") as file:
+            self._control = mmap.mmap(file.fileno(), 4096)
+
+    def mount(self, space: Space) -> Path:
+        """Mount with a daemon that obeys; returns the mount point."""
+        argv = ["env", f"LD_PRELOAD={_library()}", f"FUSEOVERLAY_FAULTS={self._path}"]
+        argv += [sys.executable, "-m", "fuseoverlay", "-f", "-o", space.options(), str(space.mnt)]
+        space.daemon = Daemon(argv, space.mnt, space.log)
+        space.daemon.wait_until_mounted(1)
+        return space.mnt
+
+    @contextlib.contextmanager
+    def armed(self, left: int, error: int, *, full: bool = False) -> Iterator[None]:
+        """In the block the call that `left` counts fails; with `full` every one that takes room
+        on the disk from there on, and only those count."""
+        self._control[: _CONTROL.size] = _CONTROL.pack(1, left, error, full, 0, b"")
+        try:
+            yield
+        finally:
+            self._control[:4] = bytes(4)
+
+    @property
+    def left(self) -> int:
+        """How many more calls were to go when it was disarmed."""
+        return int(_CONTROL.unpack_from(self._control)[1])
+
+    @property
+    def failed(self) -> str:
+        """The call that failed; empty: none."""
+        fields = _CONTROL.unpack_from(self._control)
+        return fields[5].rstrip(b"\0").decode() if fields[4] else ""

@@ -1,0 +1,260 @@
+"""A change of which any one system call fails has happened, or has changed nothing.
+
+Each change is repeated in a directory of its own for each call that the daemon makes, which then
+fails; in the short run with one errno, in the long one with each. Whoever asked gets that errno
+and finds the tree as before, or gets success and finds the change made. The same change works
+afterwards; descriptors that were open all the time lead to the right files; the tree is the same
+after a remount and, where it can read the upper, for the kernel; fsck finds nothing; and the
+lowers are as they were. A second pass fills the disk: all calls that take room fail from there on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.changes import BEFORE, CHANGES, FEATURES, MORE, REMOVALS, Change, make_layers
+from tests.helpers.faults import MANY, Faults
+from tests.helpers.mounts import MODE, Space, command, daemon_env, fuse_only, scratch
+from tests.helpers.tree import Tree, compare, record
+
+LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
+pytestmark = [
+    fuse_only,
+    pytest.mark.timeout(600 if LONG else 120),
+    pytest.mark.skipif(MODE != "root" and not LONG, reason="long"),
+]
+
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EINTR)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CHAR, ON = ("whiteout=char",), ("redirect_dir=on", "metacopy=on")
+#: The changed objects' times tell when they were changed.
+CLOCK = {"mtime_ns"}
+#: Calls for which there is room if a change makes some more than when they were counted.
+SPARE = 2
+#: What hides one of several names of a lower file.
+HIDDEN = {"unlink linked", "rename linked", "unlink second name", "append to what has lost a name"}
+#: What becomes of a directory in which something failed: it is left alone; the change is made
+#: again; or all names are removed, and the descriptors that were open before go on. In the short
+#: run one of them for each call.
+FATES = ("left", "again", "removed")
+
+
+@dataclass
+class Trial:
+    """One call that shall fail."""
+
+    call: int
+    error: int
+    full: bool
+    fate: str
+
+    def __str__(self) -> str:
+        """Also the name of a directory for it."""
+        how = "-full" if self.full else ""
+        return f"{self.call}-{errno.errorcode[self.error]}{how}-{self.fate}"
+
+
+@contextlib.contextmanager
+def _space(extra: tuple[str, ...], directories: list[str]) -> Iterator[Space]:
+    """With layers on which changes can be made in each of the directories."""
+    with scratch() as base:
+        space = Space(base)
+        space.extra = extra
+        bottom = space.add_lower()
+        for name in directories:
+            parts = [layer / name for layer in (space.lower, bottom, space.upper)]
+            for part in parts:
+                part.mkdir()
+            make_layers(*parts)
+        try:
+            yield space
+        finally:
+            space.drop()
+
+
+def _counted(change: Change, before: Change, extra: tuple[str, ...], full: bool) -> tuple:
+    """How many calls the change makes, and the tree before and after it."""
+    with _space(extra, ["warm", "counted"]) as space:
+        faults = Faults(space.base / "faults")
+        mnt = faults.mount(space)
+        for name in ("warm", "counted"):
+            before(mnt / name)
+            was = _tree(mnt / name)
+            with faults.armed(MANY, errno.EIO, full=full):
+                change(mnt / name)
+        after = _tree(mnt / "counted")
+        space.unmount()
+        return MANY - faults.left, was, after
+
+
+def _tree(path: Path) -> Tree:
+    """Directories' times tell of what was tried in them, too."""
+    return {
+        name: replace(entry, mtime_ns=0) if entry.kind == "dir" else entry
+        for name, entry in record(str(path)).items()
+    }
+
+
+def _check(name: str, change: Change, extra: tuple[str, ...], *, full: bool = False) -> None:
+    """`extra` are options of the mount."""
+    before = BEFORE.get(name, lambda mnt: None)
+    count, _, after = _counted(change, before, extra, full)
+    errors = FULL if full else ERRORS
+    first = zlib.crc32(name.encode())
+    trials = [
+        Trial(call, error, full, fate)
+        for call in range(1, count + SPARE + 1)
+        for error in (errors if LONG else (errors[(first + call) % len(errors)],))
+        for fate in (FATES if LONG else (FATES[(first + call) % len(FATES)],))
+    ]
+    with _space(extra, ["warm", *map(str, trials)]) as space:
+        lowers = space.evidence()
+        faults = Faults(space.base / "faults")
+        mnt = faults.mount(space)
+        before(mnt / "warm")
+        change(mnt / "warm")
+        wrong = [
+            f"{trial} ({faults.failed}): {line}"
+            for trial in trials
+            for line in _try(faults, mnt, change, before, after, trial)
+        ]
+        wrong += _aftermath(name, space, lowers)
+        assert not wrong, "\n".join(wrong[:40] + [f"{len(wrong)} in all"] * (len(wrong) > 40))
+
+
+def _try(
+    faults: Faults, mnt: Path, change: Change, before: Change, after: Tree, trial: Trial
+) -> Iterator[str]:
+    """Lines that say what is wrong."""
+    base = mnt / str(trial)
+    before(base)
+    was = _tree(base)
+    with contextlib.ExitStack() as opened:
+        descriptors = []
+        for path, entry in was.items():
+            if entry.kind == "file":
+                descriptors.append(os.open(base / os.fsdecode(path), os.O_RDWR))
+                opened.callback(os.close, descriptors[-1])
+        code = 0
+        with faults.armed(trial.call, trial.error, full=trial.full):
+            try:
+                change(base)
+            except OSError as exc:
+                code = exc.errno or -1
+        failed = faults.failed
+        if code and (code != trial.error or not failed):
+            yield f"answered {errno.errorcode.get(code, code)} (failed: {failed or 'nothing'})"
+        difference = compare(was, _tree(base)) if code else _compare(after, _tree(base))
+        yield from (f"{'not as before' if code else 'not as after'}: {line}" for line in difference)
+        if trial.fate == "again" and code:
+            try:
+                change(base)
+            except OSError as exc:
+                yield f"the second try answered {errno.errorcode.get(exc.errno or 0)}"
+            yield from (f"after the second try: {line}" for line in _compare(after, _tree(base)))
+        if trial.fate == "removed":
+            yield from _remove_files(base)
+        if trial.fate != "left":
+            for fd in descriptors:
+                try:
+                    os.pwrite(fd, b"OVERWRITTEN", 0)
+                except OSError as exc:
+                    yield f"writing to what was open answered {errno.errorcode.get(exc.errno or 0)}"
+
+
+def _compare(expected: Tree, found: Tree) -> list[str]:
+    return compare(expected, found, ignore=CLOCK)
+
+
+def _remove_files(base: Path) -> Iterator[str]:
+    for path, entry in _tree(base).items():
+        if entry.kind != "dir":
+            try:
+                os.unlink(base / os.fsdecode(path))
+            except OSError as exc:
+                yield f"unlink {path!r} answered {errno.errorcode.get(exc.errno or 0)}"
+
+
+def _aftermath(name: str, space: Space, lowers: list[Tree]) -> Iterator[str]:
+    """The same after a remount, and for the kernel; nothing for fsck to find; lowers untouched."""
+    space.daemon.check_log()
+    was = record(str(space.mnt))
+    space.unmount()
+    yield from (f"left in the work directory: {name}" for name in os.listdir(space.work / "work"))
+    # How many names of a lower file are hidden is noted last, and may be missing afterwards.
+    ignore = {"nlink", "same_as"} if name in HIDDEN else set()
+    yield from (
+        f"after a remount: {line}" for line in compare(was, _remounted(space), ignore=ignore)
+    )
+    if MODE == "root" and space.extra in ((), CHAR, ON):
+        space.features = ("redirect_dir=on", "metacopy=on", "index=on")
+        kernel = _remounted(space, "kernel")
+        yield from (f"for the kernel: {line}" for line in compare(was, kernel, ignore=ignore))
+        space.features = ()
+    done = subprocess.run(
+        command("fsck", space.upper, "-o", _read_only_options(space)),
+        env=daemon_env(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    found = [line for line in done.stdout.splitlines() if "several dialects" not in line]
+    # The layers hold devices from the beginning.
+    several = space.extra not in ((), CHAR, ON)
+    if found != (["1 problem, 0 repaired"] if several else ["clean"]) or done.stderr:
+        yield f"fsck: {done.stdout}{done.stderr}"
+    for path, old, new in zip(space.lowers, lowers, space.evidence(), strict=True):
+        yield from (f"{path.name} was touched: {line}" for line in compare(old, new))
+
+
+def _remounted(space: Space, impl: str = "fuse") -> Tree:
+    space.mount(impl=impl)
+    tree = record(str(space.mnt))
+    space.unmount()
+    return tree
+
+
+def _read_only_options(space: Space) -> str:
+    lowers = ":".join(map(str, space.lowers))
+    return f"lowerdir={lowers},workdir={space.work}"
+
+
+ALL = {**CHANGES, **MORE}
+
+
+@pytest.mark.parametrize("change", ALL)
+def test_change(change: str) -> None:
+    _check(change, ALL[change], ())
+
+
+@pytest.mark.parametrize("dialect", ["char", "xattr", "oci"])
+@pytest.mark.parametrize("change", REMOVALS)
+def test_removal(change: str, dialect: str) -> None:
+    _check(change, REMOVALS[change], (f"whiteout={dialect}",))
+
+
+@pytest.mark.parametrize("change", FEATURES)
+def test_features(change: str) -> None:
+    _check(change, FEATURES[change], ON)
+
+
+@pytest.mark.parametrize("change", ALL)
+def test_full_disk(change: str) -> None:
+    _check(change, ALL[change], (), full=True)
+
+
+@pytest.mark.parametrize("dialect", ["char", "xattr", "oci"])
+@pytest.mark.parametrize("change", REMOVALS)
+def test_removal_on_a_full_disk(change: str, dialect: str) -> None:
+    _check(change, REMOVALS[change], (f"whiteout={dialect}",), full=True)
+
+
+@pytest.mark.parametrize("change", FEATURES)
+def test_features_on_a_full_disk(change: str) -> None:
+    _check(change, FEATURES[change], ON, full=True)
