@@ -209,7 +209,7 @@ def _forget_metacopy(fd: int) -> None:
         for what in (xattrs.METACOPY, xattrs.REDIRECT):
             with contextlib.suppress(OSError):
                 xattrs.drop(fd, namespace + what)
-    if xattrs.get_overlay(fd, xattrs.METACOPY) is not None:
+    if xattrs.get_overlay(fd, xattrs.METACOPY, xattrs.NAMESPACES) is not None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
@@ -370,7 +370,10 @@ def has_origin(inode: Inode, real: Real) -> bool:
     """Whether the upper object `real` of the inode shows the number of a lower object."""
     if isinstance(inode, Directory):
         return bool(inode.lowers)
-    return xattrs.get_overlay(real.path, xattrs.ORIGIN, follow=real.follow, upper=True) is not None
+    origin = xattrs.get_overlay(
+        real.path, xattrs.ORIGIN, real.layer.namespaces, follow=real.follow, upper=True
+    )
+    return origin is not None
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay import handles, xattrs
@@ -75,7 +76,8 @@ def open_copy(ov: Overlay, place: Place, st: os.stat_result) -> int | None:
             return None
         raise
     same_type = stat.S_IFMT(os.stat(fd).st_mode) == stat.S_IFMT(st.st_mode)
-    if same_type and xattrs.get_overlay(at(index_fd, name), xattrs.ORIGIN, upper=True) == origin:
+    path, counted = at(index_fd, name), workdir.upper.namespaces
+    if same_type and xattrs.get_overlay(path, xattrs.ORIGIN, counted, upper=True) == origin:
         return fd
     os.close(fd)
     _warn_foreign(workdir.path, name)
@@ -159,15 +161,18 @@ def indexed_links(ov: Overlay, path: bytes, st: os.stat_result, lower_links: int
     attributes say nothing about other names."""
     index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
     linked = st.st_nlink > 1
-    origin = xattrs.get_overlay(path, xattrs.ORIGIN, upper=True) if linked else None
-    if index_fd is None or origin is None:
+    if ov.workdir is None or index_fd is None or not linked:
+        return 0
+    counted = ov.workdir.upper.namespaces
+    origin = xattrs.get_overlay(path, xattrs.ORIGIN, counted, upper=True)
+    if origin is None:
         return 0
     try:
         entry = os.stat(index_name(origin), dir_fd=index_fd, follow_symlinks=False)
     except OSError:
         return 0
     same = stat_key(entry) == stat_key(st)
-    return stored_links(path, st, lower_links, follow=False) if same else 0
+    return stored_links(path, st, lower_links, counted, follow=False) if same else 0
 
 
 def hold_count(ov: Overlay, file: File, path: bytes, *, follow: bool) -> None:
@@ -190,13 +195,15 @@ def _count_from_lower(ov: Overlay, file: File, path: bytes, *, follow: bool) -> 
     xattrs.put(path, ov.writable().namespace + xattrs.NLINK, value, follow=follow)
 
 
-def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: bool) -> int:
+def stored_links(
+    path: bytes, st: os.stat_result, lower_links: int, counted: Sequence[bytes], *, follow: bool
+) -> int:
     """Link count that `overlay.nlink` of an upper file tells; 0: the real count is right.
 
     The attribute holds the difference to the count of the upper (`U`) or the lower (`L`).
-    One that leads to an impossible count is ignored.
+    One that leads to an impossible count is ignored. `counted`: the upper's namespaces.
     """
-    for namespace in xattrs.NAMESPACES:
+    for namespace in counted:
         try:
             value = os.getxattr(path, namespace + xattrs.NLINK, follow_symlinks=follow)
         except OSError:
@@ -232,10 +239,11 @@ def changed(ov: Overlay, file: File, path: bytes, *, follow: bool, by: int) -> N
 
 
 def _leave(ov: Overlay, path: bytes, *, follow: bool) -> None:
-    index_fd = ov.writable().index_fd()
+    workdir = ov.writable()
+    index_fd = workdir.index_fd()
     if index_fd is None:
         return
-    for namespace in xattrs.NAMESPACES:
+    for namespace in workdir.upper.namespaces:
         with contextlib.suppress(OSError):
             origin = os.getxattr(path, namespace + xattrs.ORIGIN, follow_symlinks=follow)
             os.unlink(index_name(origin), dir_fd=index_fd)

@@ -196,7 +196,8 @@ def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) 
     data, that of the lower file counts."""
     if file.data is not None or file.pinned < 0 or not stat.S_ISREG(file.kind):
         return
-    if xattrs.get_overlay(file.pinned, xattrs.METACOPY) is None:
+    counted = ov.writable().upper.namespaces
+    if xattrs.get_overlay(file.pinned, xattrs.METACOPY, counted) is None:
         return
     try:
         _need_metacopy(ov, place)
@@ -254,7 +255,9 @@ def _indexed_file(ov: Overlay, place: Place, st: os.stat_result, copy: int) -> F
         return known
     file = File(ov.inodes.number(stat_key(st)), _kind(ov, place, st))
     file.pinned = copy
-    file.links = hardlinks.stored_links(fd_path(copy), copy_st, st.st_nlink, follow=True)
+    file.links = hardlinks.stored_links(
+        fd_path(copy), copy_st, st.st_nlink, ov.writable().upper.namespaces, follow=True
+    )
     ov.inodes.add(file)
     ov.inodes.bind(file, stat_key(copy_st))
     return file
@@ -267,7 +270,7 @@ def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.s
     right below; one that was renamed is found by its handle, where we may open that.
     """
     path = at(ov.stack.fd(place.real), place.name)
-    stored = xattrs.get_overlay(path, xattrs.ORIGIN, upper=True)
+    stored = xattrs.get_overlay(path, xattrs.ORIGIN, place.real.layer.namespaces, upper=True)
     if stored is None:
         return None
     below = Place(found.lower_file, place.name) if found.lower_file is not None else None

@@ -24,7 +24,7 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 import trio
 
-from fuseoverlay import overlay, syscalls, turns
+from fuseoverlay import overlay, syscalls, trust, turns
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import FuseError, MountpointError, UsageError, describe
 from fuseoverlay.extended import ExtendedOperations
@@ -176,7 +176,7 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     options.update(ov.config.fuse_options)
     if ov.workdir is None:
         options.add("ro")
-    initial = root and ov.identity.has_all_ids()
+    initial = trust.is_superuser()
     options.update(_labels(ov.config, initial=initial))
     if initial:
         for name in ("suid", "dev"):

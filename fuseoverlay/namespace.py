@@ -346,7 +346,7 @@ def put_whiteout(
     another whiteout. Not for `Dialect.OCI`."""
     workdir, fd = ov.writable(), ov.stack.fd(place.real)
     if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
+        whiteout.mark_xattr_whiteouts(fd, workdir.namespace, workdir.upper.namespaces)
     with staging.discarded_on_error(ov) as staged:
         workdir.make_whiteout(staged, dialect, shared=not over_whiteout)
         os.rename(staged, place.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
@@ -449,7 +449,7 @@ def _exchange_for_whiteout(ov: Overlay, place: Place, dialect: Dialect) -> bytes
     workdir = ov.writable()
     fd = ov.stack.fd(place.real)
     if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(fd, workdir.namespace)
+        whiteout.mark_xattr_whiteouts(fd, workdir.namespace, workdir.upper.namespaces)
     with staging.discarded_on_error(ov) as staged:
         workdir.make_whiteout(staged, dialect)
         staging.move(workdir.fd, staged, fd, place.name, syscalls.RENAME_EXCHANGE)

@@ -290,7 +290,7 @@ def _move(ov: Overlay, src: Side, dst: Side) -> Dialect | None:
     if dialect is Dialect.OCI:
         make_oci_whiteout(ov, src.place)
     if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(src_fd, workdir.namespace)
+        whiteout.mark_xattr_whiteouts(src_fd, workdir.namespace, workdir.upper.namespaces)
     if masked_directory:
         os.unlink(dst.name, dir_fd=dst_fd)
     flags = syscalls.RENAME_WHITEOUT if in_place else 0
@@ -312,7 +312,8 @@ def _swap_with_whiteout(ov: Overlay, src: Side, dst: Side, dialect: Dialect | No
         put_whiteout(ov, dst.place, dialect, over_whiteout=dst.name in dst.index.masks)
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(src_fd, ov.writable().namespace)
+        workdir = ov.writable()
+        whiteout.mark_xattr_whiteouts(src_fd, workdir.namespace, workdir.upper.namespaces)
     syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
     if dialect in (None, Dialect.OCI):
         with contextlib.suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from fuseoverlay.syscalls import fd_path
@@ -24,7 +24,7 @@ TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
 FUSE_OVERLAYFS: Final = b"user.fuseoverlayfs."
 
-#: Namespaces read, in order of precedence.
+#: Namespaces that can be read, in order of precedence; which count, `fuseoverlay.trust` says.
 NAMESPACES: Final = (TRUSTED, USER, FUSE_OVERLAYFS)
 
 #: Owner, mode and type that a plain user could not set: `uid:gid:0mode:type`.
@@ -157,16 +157,22 @@ def _target(path: bytes | int, follow: bool) -> tuple[bytes, bool]:
 
 
 def get_overlay(
-    path: bytes | int, what: bytes, *, follow: bool = False, upper: bool = False
+    path: bytes | int,
+    what: bytes,
+    counted: Sequence[bytes],
+    *,
+    follow: bool = False,
+    upper: bool = False,
 ) -> bytes | None:
-    """Value of the overlay attribute `what` (`OPAQUE` ...), whatever its namespace.
+    """Value of the overlay attribute `what` (`OPAQUE` ...) in the first namespace that has it.
 
-    `upper`: the object is of the upper and read whatever its mode, as with `put`.
+    `counted` are the layer's, see `fuseoverlay.trust`. `upper`: the object is of the upper and
+    read whatever its mode, as with `put`.
     """
     present = names(path, follow=follow)
     if not present:
         return None
-    for namespace in NAMESPACES:
+    for namespace in counted:
         if namespace + what in present:
             read = functools.partial(get, path, namespace + what, follow=follow)
             value = _whatever_mode(_target(path, follow)[0], read) if upper else read()

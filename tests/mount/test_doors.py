@@ -20,7 +20,6 @@ from tests.helpers.mounts import (
     Daemon,
     Space,
     command,
-    daemon_env,
     fuse_only,
     mounts_at,
     root_only,
@@ -33,6 +32,7 @@ pytestmark = [root_only, fuse_only]
 #: namespace is known outside.
 MOUNTER, OTHER, FIRST = pwd.getpwnam("daemon").pw_uid, 4002, 300_000
 CONTAINERS = "user.containers.override_stat"
+MAPPING = "uidmapping=0:5000:4900,gidmapping=0:5000:4900"
 AS = "setpriv --reuid={0} --regid={0} --clear-groups --"
 
 
@@ -126,7 +126,7 @@ SIDES = pytest.mark.parametrize("side", ["root", "user", "userns"], indirect=Tru
 @SIDES
 @pytest.mark.parametrize("allow", ["", "allow_other"])
 @pytest.mark.parametrize("kept", ["", "xattr_permissions=1", "xattr_permissions=2"])
-@pytest.mark.parametrize("ids", ["", "squash_to_root", "uidmapping=0:5000:4900,gidmapping=0:5000:4900"])
+@pytest.mark.parametrize("ids", ["", "squash_to_root", MAPPING])
 def test_second_user(
     request: pytest.FixtureRequest, space: Space, side: Side, allow: str, kept: str, ids: str
 ) -> None:
