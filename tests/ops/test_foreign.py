@@ -320,6 +320,29 @@ def test_override_stat(space: Space) -> None:
     space.unmount()
 
 
+@root_only
+@pytest.mark.parametrize("value", [b"1" * 5000 + b":0:0644:file", b"0:0:0644:char-1-" + b"1" * 5000])
+@pytest.mark.parametrize("where", ["f", "."])
+def test_override_stat_with_very_long_numbers(space: Space, value: bytes, where: str) -> None:
+    """It costs the object its owner, not the directory its listing, nor the mount its root."""
+    # Only some filesystems have room for them.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", space.lower], check=True, timeout=30)
+    try:
+        os.chmod(space.lower, 0o755)
+        for name in ("f", "g"):
+            (space.lower / name).write_bytes(b"x")
+        os.setxattr(space.lower, "user.containers.override_stat", b"0:0:0755:dir")
+        os.setxattr(space.lower / where, "user.containers.override_stat", value)
+        mnt = space.mount(read_only=True)
+        with os.scandir(mnt) as entries:
+            assert sorted((e.name, e.stat().st_size) for e in entries) == [("f", 1), ("g", 1)]
+        assert os.stat(mnt / "f").st_uid == 0
+        space.unmount()
+    finally:
+        space.drop()
+        subprocess.run(["umount", "-l", space.lower], check=True, timeout=30)
+
+
 @pytest.mark.parametrize("value", [b"", b"y", b"garbage", b"\0" * 100])
 def test_implied(space: Space, value: bytes) -> None:
     """The mark says that a directory's own metadata mean nothing; all else is as ever."""
