@@ -45,8 +45,8 @@ def marks_of(stack: LayerStack, real: RealDir) -> Marks:
         return NONE
     fd = stack.fd(real)
     counted = real.layer.namespaces
-    present = [n for n in xattrs.names(fd) if n.startswith(counted)]
-    if not present:
+    wanted = [name + what for name in counted for what in (xattrs.OPAQUE, xattrs.REDIRECT)]
+    if not xattrs.present(fd, wanted):
         return NONE
     if whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE, counted)):
         return Marks(True, None)

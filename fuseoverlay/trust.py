@@ -14,7 +14,6 @@ import os
 from typing import Final
 
 from fuseoverlay import xattrs
-from fuseoverlay.syscalls import fd_path
 
 _EVERY_ID: Final = ["0", "0", str(2**32 - 1)]
 _WRITABLE_FOR_OTHERS: Final = 0o022
@@ -50,6 +49,5 @@ def _is_roots_own(root_fd: int) -> bool:
 def override(root_fd: int, counted: tuple[bytes, ...]) -> bytes | None:
     """The attribute that owners, modes and types of the layer are kept in; None: where they
     belong. `counted`: see `namespaces`."""
-    present = xattrs.names(fd_path(root_fd), follow=True)
     wanted = xattrs.OVERRIDES if xattrs.USER in counted else (xattrs.PRIVILEGED_OVERRIDE_STAT,)
-    return next((name for name in wanted if name in present), None)
+    return next(iter(xattrs.present(root_fd, wanted)), None)

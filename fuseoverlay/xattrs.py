@@ -13,7 +13,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final, TypeVar
 
 from fuseoverlay.syscalls import fd_path
@@ -152,6 +152,18 @@ def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:
     return [os.fsencode(name) for name in found]
 
 
+def present(path: bytes | int, wanted: Sequence[bytes], *, follow: bool = False) -> list[bytes]:
+    """Those of the `wanted` attributes that are there, also where all names are too many to be
+    listed (E2BIG): whoever fills a file so must not keep others from its directory."""
+    try:
+        found: Container[bytes] = names(path, follow=follow)
+    except OSError as exc:
+        if exc.errno != errno.E2BIG:
+            raise
+        found = [name for name in wanted if get(path, name, follow=follow) is not None]
+    return [name for name in wanted if name in found]
+
+
 def _target(path: bytes | int, follow: bool) -> tuple[bytes, bool]:
     return (fd_path(path), True) if isinstance(path, int) else (path, follow)
 
@@ -169,13 +181,9 @@ def get_overlay(
     `counted` are the layer's, see `fuseoverlay.trust`. `upper`: the object is of the upper and
     read whatever its mode, as with `put`.
     """
-    present = names(path, follow=follow)
-    if not present:
-        return None
-    for namespace in counted:
-        if namespace + what in present:
-            read = functools.partial(get, path, namespace + what, follow=follow)
-            value = _whatever_mode(_target(path, follow)[0], read) if upper else read()
-            if value is not None:
-                return value
+    for name in present(path, [namespace + what for namespace in counted], follow=follow):
+        read = functools.partial(get, path, name, follow=follow)
+        value = _whatever_mode(_target(path, follow)[0], read) if upper else read()
+        if value is not None:
+            return value
     return None
