@@ -147,24 +147,43 @@ def _given(ids: IdMap, shown: int | None, top: bool) -> int | None:
     return ids.maker(shown) if top else ids.stored(shown)
 
 
-async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:
-    """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
-    truncation. No changes: a chown(2) to nobody, which ends setuid all the same. Errors of
-    chmod(2), chown(2), truncate(2), utimensat(2); EOVERFLOW: nothing is shown as the new owner."""
+async def setattr(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Changer) -> None:
+    """Change attributes, after copy-up. No changes: a chown(2) to nobody, by which an owner ends
+    setuid all the same. Errors of chmod(2), chown(2), truncate(2), utimensat(2); EOVERFLOW:
+    nothing is shown as the new owner."""
+    if changes == Changes() and not _is_owner(ov, inode, who):
+        # The kernel asks this, too, before somebody writes or allocates, and lets that go on.
+        return
     protection.check_change(ov, inode, touch=changes.touch)
     uid = _given(ov.identity.uids, changes.uid, inode is ov.inodes.root)
     gid = _given(ov.identity.gids, changes.gid, inode is ov.inodes.root)
     await copy_up(ov, inode, size=changes.size, data=changes.size is not None)
+    mode = _mode_after(ov, inode, changes, who)
     if changes.size is not None and isinstance(inode, File):
         files.truncate(ov, inode, changes.size)
-        if not privileged:
-            ownership.drop_privileges(ov, inode)
-    if uid is not None or gid is not None or changes.mode is not None:
-        ownership.change(ov, inode, uid=uid, gid=gid, mode=changes.mode)
+        if not who.privileged:
+            ownership.drop_privileges(ov, inode, who)
+    if uid is not None or gid is not None or mode is not None:
+        ownership.change(ov, inode, uid=uid, gid=gid, mode=mode)
     if changes.atime_ns is not None or changes.mtime_ns is not None:
         _set_times(ov, inode, changes)
     if changes == Changes():
-        ownership.drop_privileges(ov, inode)
+        ownership.drop_privileges(ov, inode, who)
+
+
+def _mode_after(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Changer) -> int | None:
+    """The mode to set: without setgid where the other changes end that. The kernel then asks for
+    no mode, or for one without what it ends whoever the caller is."""
+    given = changes.uid is not None or changes.gid is not None
+    ending = given or (changes.size is not None and not who.privileged)
+    if not ending or not ownership.is_stranger(ov, inode, who):
+        return changes.mode
+    mode = shown_of(ov, real_of(ov, inode)).mode if changes.mode is None else changes.mode
+    return stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID)
+
+
+def _is_owner(ov: Overlay, inode: Inode, who: ownership.Changer) -> bool:
+    return who.uid == 0 or who.uid == shown_of(ov, real_of(ov, inode)).uid
 
 
 def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:

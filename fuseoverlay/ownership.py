@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from fuseoverlay.identity import Status, write_override
 from fuseoverlay.inodes import Inode
-from fuseoverlay.lookup import Real, real_of, stored_of
+from fuseoverlay.lookup import Real, real_of, shown_of, stored_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.overridestat import accessible
+
+
+class Changer(NamedTuple):
+    """Who changes a file, as far as setuid and setgid are concerned."""
+
+    uid: int
+    #: His groups; asked for only where they matter.
+    groups: Callable[[], Collection[int]]
+    #: Writing and truncating ends neither.
+    privileged: bool
+    #: Called when they have ended though the kernel did not ask for that.
+    ended: Callable[[], None]
 
 
 def change(
@@ -55,11 +69,26 @@ def _change_override(
     os.chmod(real.path, accessible(new_mode))
 
 
-def drop_privileges(ov: Overlay, inode: Inode) -> None:
+def drop_privileges(ov: Overlay, inode: Inode, who: Changer) -> None:
     """Take setuid and setgid away, as a write by somebody else does."""
     mode = stored_of(ov, real_of(ov, inode)).mode
-    if without_privileges(mode) != mode:
-        change(ov, inode, mode=without_privileges(mode))
+    kept = without_privileges(mode)
+    if is_stranger(ov, inode, who):
+        kept &= ~stat.S_ISGID
+    if kept != mode:
+        change(ov, inode, mode=kept)
+        who.ended()
+
+
+def is_stranger(ov: Overlay, inode: Inode, who: Changer) -> bool:
+    """Whether his change ends setgid without group-execute, which members of the group keep;
+    fs/attr.c, setattr_should_drop_sgid()."""
+    if who.uid == 0 and who.privileged:
+        return False
+    shown = shown_of(ov, real_of(ov, inode))
+    if stat.S_ISDIR(shown.mode) or shown.mode & (stat.S_ISGID | stat.S_IXGRP) != stat.S_ISGID:
+        return False
+    return shown.gid not in who.groups()
 
 
 def without_privileges(mode: int) -> int:
