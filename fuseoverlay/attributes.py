@@ -207,11 +207,11 @@ def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> by
 
 
 def _stored_xattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
+    real = real_of(ov, inode)
     try:
-        real_name = xattrs.to_real(name)
+        real_name = real.layer.stored_name(name)
     except PermissionError:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
-    real = real_of(ov, inode)
     return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
 
 
@@ -228,21 +228,21 @@ def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]
         if exc.errno == errno.EOPNOTSUPP:
             return []
         raise
-    shown = (xattrs.to_user(os.fsencode(name)) for name in names)
+    shown = (real.layer.shown_name(os.fsencode(name)) for name in names)
     return [name for name in shown if name is not None and not name.startswith(hidden)]
 
 
 async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
     """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself;
     EOVERFLOW: nothing is shown as an id in the value."""
-    real_name = xattrs.to_real(name)
+    xattrs.to_real(name)
     protection.check_change(ov, inode)
     value = ov.identity.stored_attribute(name, value)
     await copy_up(ov, inode, data=False)
     # That it has no attributes is known with the descriptor.
     ov.data.drop(inode.ino)
     real = real_of(ov, inode)
-    os.setxattr(real.path, real_name, value, follow_symlinks=real.follow)
+    os.setxattr(real.path, real.layer.stored_name(name), value, follow_symlinks=real.follow)
 
 
 def leave_group(ov: Overlay, inode: Inode, groups: Container[int]) -> None:
@@ -266,7 +266,7 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
         raise
     await copy_up(ov, inode, data=False)
     real = real_of(ov, inode)
-    os.removexattr(real.path, xattrs.to_real(name), follow_symlinks=real.follow)
+    os.removexattr(real.path, real.layer.stored_name(name), follow_symlinks=real.follow)
 
 
 def statfs(ov: Overlay) -> os.statvfs_result:

@@ -115,7 +115,7 @@ class Identity:
         capabilities count for. Nothing in there is squashed, so that it can be given back."""
         if self._maps and name.startswith(acl.PREFIX):
             return acl.with_ids(value, self.uids.shown, self.gids.shown)
-        if self._maps and name == capability.NAME:
+        if self._maps and name == xattrs.CAPABILITY:
             return capability.shown(value, self.uids)
         return value
 
@@ -123,7 +123,7 @@ class Identity:
         """The same for one that a process gives. EOVERFLOW: nothing is shown as an id in it."""
         if self._maps and name.startswith(acl.PREFIX):
             return acl.with_ids(value, self.uids.stored, self.gids.stored)
-        if self._maps and name == capability.NAME:
+        if self._maps and name == xattrs.CAPABILITY:
             return capability.stored(value, self.uids)
         return value
 

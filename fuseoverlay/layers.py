@@ -74,6 +74,23 @@ class Layer:
                 printable(self.path),
             )
 
+    @property
+    def keeps_capabilities(self) -> bool:
+        """Whether file capabilities are kept in an attribute that a plain user can set."""
+        return self.override is not None and self.override.startswith(b"user.")
+
+    def stored_name(self, name: bytes) -> bytes:
+        """The name under which an attribute of a user's is stored; errors of `xattrs.to_real`."""
+        if name == xattrs.CAPABILITY and self.keeps_capabilities:
+            return xattrs.OVERRIDE_CAPABILITY
+        return xattrs.to_real(name)
+
+    def shown_name(self, name: bytes) -> bytes | None:
+        """The name that a user sees for a stored attribute; None: it is private."""
+        if self.keeps_capabilities and name in (xattrs.CAPABILITY, xattrs.OVERRIDE_CAPABILITY):
+            return xattrs.CAPABILITY if name == xattrs.OVERRIDE_CAPABILITY else None
+        return xattrs.to_user(name)
+
 
 class RealDir:
     """One directory of one layer. In a lower it never moves; in the upper it follows renames."""

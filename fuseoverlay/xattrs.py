@@ -38,6 +38,10 @@ OVERRIDES: Final = (
     b"user.fuseoverlayfs.override_stat",
 )
 
+CAPABILITY: Final = b"security.capability"
+#: File capabilities, where owners are kept in a `user.` attribute.
+OVERRIDE_CAPABILITY: Final = b"user.containers.override_security.capability"
+
 #: On a directory that a layer archive needed but did not list: its own metadata
 #: mean nothing, those of the directory below count. Also on the root of every
 #: layer that holds such directories, so that others need not be asked.
