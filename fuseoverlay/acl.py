@@ -7,6 +7,8 @@ of acl(5), "Object creation and default ACLs".
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -30,10 +32,10 @@ def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
     """(mode, access ACL) of an object made with `mode` in a directory with this default ACL.
 
     The ACL is None where the mode says it all. Only permission bits of `mode` change.
-    Raises `ValueError` for an attribute that is not an ACL.
+    EINVAL for an attribute that is not an ACL, as by the kernel.
     """
-    if len(default) < _HEADER.size or _HEADER.unpack_from(default)[0] != _VERSION:
-        raise ValueError("not an ACL")
+    if not _is_acl(default):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     entries = [list(entry) for entry in _ENTRY.iter_unpack(default[_HEADER.size :])]
     tags = {entry[0] for entry in entries}
     group_class = _MASK if _MASK in tags else _GROUP_OBJ
@@ -48,10 +50,16 @@ def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
     return mode, _HEADER.pack(_VERSION) + b"".join(_ENTRY.pack(*entry) for entry in entries)
 
 
+def _is_acl(value: bytes) -> bool:
+    """Whether the value has the form of one: a header and whole entries."""
+    whole = len(value) >= _HEADER.size and not (len(value) - _HEADER.size) % _ENTRY.size
+    return whole and _HEADER.unpack_from(value)[0] == _VERSION
+
+
 def with_ids(value: bytes, user: Callable[[int], int], group: Callable[[int], int]) -> bytes:
     """The ACL with the ids of named users and groups replaced; what is none is left as it is.
     Errors of the functions."""
-    if (len(value) - _HEADER.size) % _ENTRY.size:
+    if not _is_acl(value):
         return value
     ids = {_USER: user, _GROUP: group}
     entries = (

@@ -150,36 +150,55 @@ def _given(ids: IdMap, shown: int | None, top: bool) -> int | None:
     return ids.maker(shown) if top else ids.stored(shown)
 
 
-async def setattr(ov: Overlay, inode: Inode, changes: Changes, *, privileged: bool) -> None:
-    """Change attributes, after copy-up. `privileged`: the caller keeps setuid bits on
-    truncation. No changes: a chown(2) to nobody, which ends setuid all the same. Errors of
-    chmod(2), chown(2), truncate(2), utimensat(2); EOVERFLOW: nothing is shown as the new owner."""
+async def setattr(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Changer) -> None:
+    """Change attributes, after copy-up. No changes: a chown(2) to nobody, by which an owner ends
+    setuid all the same. Errors of chmod(2), chown(2), truncate(2), utimensat(2); EOVERFLOW:
+    nothing is shown as the new owner."""
+    if changes == Changes() and not _is_owner(ov, inode, who):
+        # The kernel asks this, too, before somebody writes or allocates, and lets that go on.
+        return
     protection.check_change(ov, inode, touch=changes.touch)
     uid = _given(ov.identity.uids, changes.uid, inode is ov.inodes.root)
     gid = _given(ov.identity.gids, changes.gid, inode is ov.inodes.root)
     if changes.size is not None and isinstance(inode, File):
-        await _truncate(ov, inode, changes.size, privileged=privileged)
+        await _truncate(ov, inode, changes.size, who)
     else:
         await copy_up(ov, inode, data=False)
-    if uid is not None or gid is not None or changes.mode is not None:
-        ownership.change(ov, inode, uid=uid, gid=gid, mode=changes.mode)
+    mode = _mode_after(ov, inode, changes, who)
+    if uid is not None or gid is not None or mode is not None:
+        ownership.change(ov, inode, uid=uid, gid=gid, mode=mode)
     if changes.size is not None:
         # The size has changed, and with it the times already: to these, or as good as these.
         tidy(_set_times, ov, inode, changes)
     else:
         _set_times(ov, inode, changes)
     if changes == Changes():
-        ownership.drop_privileges(ov, inode)
+        ownership.drop_privileges(ov, inode, who)
 
 
-async def _truncate(ov: Overlay, file: File, size: int, *, privileged: bool) -> None:
+def _mode_after(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Changer) -> int | None:
+    """The mode to set: without setgid where the other changes end that. The kernel then asks for
+    no mode, or for one without what it ends whoever the caller is."""
+    given = changes.uid is not None or changes.gid is not None
+    ending = given or (changes.size is not None and not who.privileged)
+    if not ending or not ownership.is_stranger(ov, inode, who):
+        return changes.mode
+    mode = shown_of(ov, real_of(ov, inode)).mode if changes.mode is None else changes.mode
+    return stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID)
+
+
+def _is_owner(ov: Overlay, inode: Inode, who: ownership.Changer) -> bool:
+    return who.uid == 0 or who.uid == shown_of(ov, real_of(ov, inode)).uid
+
+
+async def _truncate(ov: Overlay, file: File, size: int, who: ownership.Changer) -> None:
     """A copy of the right size is a truncation already, unless more changes with the size."""
-    if privileged or not ownership.has_privileges(ov, file):
+    if who.privileged or not ownership.loses_privileges(ov, file, who):
         if not await copy_up(ov, file, size=size):
             files.truncate(ov, file, size)
         return
     await copy_up(ov, file)
-    ownership.drop_privileges(ov, file)
+    ownership.drop_privileges(ov, file, who)
     files.truncate(ov, file, size)
 
 
@@ -206,11 +225,11 @@ def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> by
 
 
 def _stored_xattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
+    real = real_of(ov, inode)
     try:
-        real_name = xattrs.to_real(name)
+        real_name = real.layer.stored_name(name)
     except PermissionError:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
-    real = real_of(ov, inode)
     return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
 
 
@@ -227,21 +246,21 @@ def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]
         if exc.errno == errno.EOPNOTSUPP:
             return []
         raise
-    shown = (xattrs.to_user(os.fsencode(name)) for name in names)
+    shown = (real.layer.shown_name(os.fsencode(name)) for name in names)
     return [name for name in shown if name is not None and not name.startswith(hidden)]
 
 
 async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
     """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself;
     EOVERFLOW: nothing is shown as an id in the value."""
-    real_name = xattrs.to_real(name)
+    xattrs.to_real(name)
     protection.check_change(ov, inode)
     value = ov.identity.stored_attribute(name, value)
     await copy_up(ov, inode, data=False)
     # That it has no attributes is known with the descriptor.
     ov.data.drop(inode.ino)
     real = upper_of(ov, inode)
-    os.setxattr(real.path, real_name, value, follow_symlinks=real.follow)
+    os.setxattr(real.path, real.layer.stored_name(name), value, follow_symlinks=real.follow)
 
 
 def leave_group(ov: Overlay, inode: Inode, groups: Container[int]) -> None:
@@ -265,7 +284,7 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
         raise
     await copy_up(ov, inode, data=False)
     real = upper_of(ov, inode)
-    os.removexattr(real.path, xattrs.to_real(name), follow_symlinks=real.follow)
+    os.removexattr(real.path, real.layer.stored_name(name), follow_symlinks=real.follow)
 
 
 def statfs(ov: Overlay) -> os.statvfs_result:

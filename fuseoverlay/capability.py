@@ -15,8 +15,6 @@ from typing import Final
 
 from fuseoverlay.idmap import IdMap
 
-NAME: Final = b"security.capability"
-
 _WORD: Final = struct.Struct("<I")
 _REVISION: Final = 0xFF000000
 _REVISION_2, _REVISION_3 = 0x02000000, 0x03000000

@@ -98,7 +98,7 @@ class MountConfig:
     volatile: bool = False
     #: Small files ahead of their reader, on mounts without an upper: `auto` where that pays.
     readahead: str = "auto"
-    #: Write `user.overlay.*` even where `trusted.overlay.*` could be written.
+    #: Write `user.overlay.*` even where `trusted.overlay.*` could be written, and read it.
     userxattr: bool = False
     #: Show 1 as the link count of every directory, instead of counting.
     static_nlink: bool = False
@@ -125,6 +125,11 @@ class MountConfig:
     def read_only(self) -> bool:
         """Whether nothing can change: there is no upper directory, or `ro` was asked for."""
         return self.upperdir is None or "ro" in self.fuse_options
+
+    @property
+    def user_attributes(self) -> bool:
+        """Whether `user.` attributes of the layers count whoever can set them."""
+        return self.userxattr or self.xattr_permissions == 2
 
     @property
     def private(self) -> bool:

@@ -427,7 +427,10 @@ def has_origin(inode: Inode, real: Real) -> bool:
     """Whether the upper object `real` of the inode shows the number of a lower object."""
     if isinstance(inode, Directory):
         return bool(inode.lowers)
-    return xattrs.get_overlay(real.path, xattrs.ORIGIN, follow=real.follow, upper=True) is not None
+    origin = xattrs.get_overlay(
+        real.path, xattrs.ORIGIN, real.layer.namespaces, follow=real.follow, upper=True
+    )
+    return origin is not None
 
 
 @contextlib.contextmanager
@@ -451,16 +454,17 @@ def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
     it has none, likewise.
     """
     for name in xattrs.names(source.path, follow=source.follow):
-        if name.startswith(xattrs.RESERVED) and xattrs.to_user(name) is None:
+        shown = source.layer.shown_name(name)
+        if shown is None:
             continue
         value = xattrs.get(source.path, name, follow=source.follow)
         if value is None:
             continue
         try:
-            xattrs.put(target, name, value)
+            xattrs.put(target, ov.writable().upper.stored_name(shown), value)
         except OSError as exc:
             privileged = name.startswith((b"system.posix_acl_", b"security."))
-            if exc.errno == errno.EPERM and name == b"security.capability":
+            if exc.errno == errno.EPERM and name == xattrs.CAPABILITY:
                 # Not ours to give: the copy has fewer privileges, never more.
                 continue
             if exc.errno == errno.EOPNOTSUPP and not ov.writable().has_attributes:

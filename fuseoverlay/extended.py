@@ -17,7 +17,7 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 import trio
 
-from fuseoverlay import attributes, files, flags, lookup, namespace, wire
+from fuseoverlay import attributes, files, flags, lookup, namespace, trust, wire
 from fuseoverlay.inodes import File
 from fuseoverlay.namespace import Caller
 from fuseoverlay.operations import Operations, handler
@@ -27,6 +27,11 @@ from fuseoverlay.wire import Request
 
 # What the kernel may copy by one call.
 _MOST: Final = 0x7FFFF000
+
+
+def _may_keep(request: Request) -> bool:
+    """Whether the caller has CAP_FSETID, as far as can be known."""
+    return request.uid == 0 and trust.is_superuser()
 
 
 class ExtendedOperations(Operations):
@@ -68,8 +73,8 @@ class ExtendedOperations(Operations):
     @handler
     async def fallocate(self, request: Request, body: bytes) -> bytes:
         file = self._ov.inodes.file(request.ino)
-        privileged = request.uid == 0
-        await files.allocate(self._ov, file, *wire.fallocate(body), privileged=privileged)
+        who = self._changer(request.ino, request, privileged=_may_keep(request))
+        await files.allocate(self._ov, file, *wire.fallocate(body), who)
         return b""
 
     @handler
@@ -109,7 +114,7 @@ class ExtendedOperations(Operations):
             self._ov.inodes.file(target),
             target_offset,
             min(length, _MOST),
-            privileged=request.uid == 0,
+            self._changer(target, request, privileged=_may_keep(request)),
         )
 
     @handler

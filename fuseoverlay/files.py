@@ -15,19 +15,21 @@ from fuseoverlay.copyup import copy_up
 from fuseoverlay.filedata import Descriptor
 from fuseoverlay.inodes import Directory, File
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.ownership import Changer
 
 # A larger write is worth a thread: the page cache may make it wait for the disk.
 _INLINE_WRITE: Final = 128 << 10
 
 
-def opened(ov: Overlay, file: File, flags: int, *, privileged: bool) -> None:
+def opened(ov: Overlay, file: File, flags: int, who: Changer) -> None:
     """Note who opens the file, for setuid bits; for writers EROFS of a read-only overlay,
     EPERM of a file that may not be written."""
     if flags & os.O_ACCMODE != os.O_RDONLY:
         ov.writable()
         protection.check_open(ov, file, flags)
-        if not privileged:
-            file.written_by_others = True
+        if not who.privileged:
+            groups = frozenset(who.groups())
+            file.writers = groups if file.writers is None else file.writers & groups
 
 
 async def read(ov: Overlay, file: File, offset: int, size: int) -> bytes | memoryview:
@@ -67,11 +69,10 @@ def _read_all(fd: int, buffer: memoryview, offset: int) -> int:
     return done
 
 
-async def write(ov: Overlay, file: File, offset: int, data: bytes, *, privileged: bool) -> int:
-    """Write after copy-up; bytes written. `privileged`: setuid bits stay. EPERM; ENOSPC,
-    EDQUOT, EFBIG, EIO of pwrite(2)."""
+async def write(ov: Overlay, file: File, offset: int, data: bytes, who: Changer) -> int:
+    """Write after copy-up; bytes written. EPERM; ENOSPC, EDQUOT, EFBIG, EIO of pwrite(2)."""
     protection.check_write(ov, file, offset)
-    descriptor = await _acquire_to_change(ov, file, privileged=privileged)
+    descriptor = await _acquire_to_change(ov, file, who)
     try:
         if len(data) < _INLINE_WRITE:
             return os.pwrite(descriptor.fd, data, offset)
@@ -80,14 +81,13 @@ async def write(ov: Overlay, file: File, offset: int, data: bytes, *, privileged
         ov.data.release(descriptor)
 
 
-async def _acquire_to_change(ov: Overlay, file: File, *, privileged: bool) -> Descriptor:
-    """A writable descriptor, for `FileData.release`, after copy-up; `privileged`: setuid bits
-    stay."""
+async def _acquire_to_change(ov: Overlay, file: File, who: Changer) -> Descriptor:
+    """A writable descriptor, for `FileData.release`, after copy-up; setuid bits may end."""
     await copy_up(ov, file)
     descriptor = ov.data.acquire(file, write=True)
     try:
-        if not privileged:
-            ownership.drop_privileges(ov, file)
+        if not who.privileged:
+            ownership.drop_privileges(ov, file, who)
     except BaseException:
         ov.data.release(descriptor)
         raise
@@ -95,12 +95,11 @@ async def _acquire_to_change(ov: Overlay, file: File, *, privileged: bool) -> De
 
 
 async def allocate(
-    ov: Overlay, file: File, mode: int, offset: int, length: int, *, privileged: bool
+    ov: Overlay, file: File, mode: int, offset: int, length: int, who: Changer
 ) -> None:
-    """fallocate(2) after copy-up, with the modes that the upper takes. `privileged` as with
-    `write`."""
+    """fallocate(2) after copy-up, with the modes that the upper takes."""
     protection.check_allocation(ov, file, mode)
-    descriptor = await _acquire_to_change(ov, file, privileged=privileged)
+    descriptor = await _acquire_to_change(ov, file, who)
     try:
         await ov.threads.run(syscalls.fallocate, descriptor.fd, mode, offset, length)
     finally:
@@ -123,13 +122,12 @@ async def copy_range(
     target: File,
     target_offset: int,
     length: int,
-    *,
-    privileged: bool,
+    who: Changer,
 ) -> int:
     """copy_file_range(2) between the real files, sharing blocks where they can; bytes copied.
-    Only the target is copied up. `privileged` as with `write`."""
+    Only the target is copied up."""
     protection.check_write(ov, target, target_offset)
-    sink = await _acquire_to_change(ov, target, privileged=privileged)
+    sink = await _acquire_to_change(ov, target, who)
     try:
         origin = ov.data.acquire(source)
         try:

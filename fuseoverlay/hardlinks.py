@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay import handles, xattrs
@@ -77,7 +78,8 @@ def find_copy(ov: Overlay, place: Place, st: os.stat_result) -> Held | None:
             return None
         raise
     same_type = stat.S_IFMT(found.st_mode) == stat.S_IFMT(st.st_mode)
-    if same_type and xattrs.get_overlay(at(index_fd, name), xattrs.ORIGIN, upper=True) == origin:
+    path, counted = at(index_fd, name), workdir.upper.namespaces
+    if same_type and xattrs.get_overlay(path, xattrs.ORIGIN, counted, upper=True) == origin:
         return Held(index_fd, name)
     _warn_foreign(workdir.path, name)
     return None
@@ -111,9 +113,11 @@ def hidden_names(ov: Overlay, place: Place, st: os.stat_result) -> int:
 def entry_of(ov: Overlay, path: bytes, st: os.stat_result, *, follow: bool) -> Held | None:
     """The entry of the index for the upper file at `path`; None: there is none."""
     index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
-    linked = st.st_nlink > 1 and index_fd is not None
-    origin = xattrs.get_overlay(path, xattrs.ORIGIN, follow=follow, upper=True) if linked else None
-    if index_fd is None or origin is None:
+    if ov.workdir is None or index_fd is None or st.st_nlink < 2:
+        return None
+    counted = ov.workdir.upper.namespaces
+    origin = xattrs.get_overlay(path, xattrs.ORIGIN, counted, follow=follow, upper=True)
+    if origin is None:
         return None
     try:
         found = os.stat(index_name(origin), dir_fd=index_fd, follow_symlinks=False)
@@ -127,18 +131,20 @@ def entry_of(ov: Overlay, path: bytes, st: os.stat_result, *, follow: bool) -> H
 def indexed_links(ov: Overlay, path: bytes, st: os.stat_result, lower_links: int) -> int:
     """`stored_links` of an upper file if the index has it too; else 0, for then its attributes
     say nothing about other names."""
-    if entry_of(ov, path, st, follow=False) is None:
+    if ov.workdir is None or entry_of(ov, path, st, follow=False) is None:
         return 0
-    return stored_links(path, st, lower_links, follow=False)
+    return stored_links(path, st, lower_links, ov.workdir.upper.namespaces, follow=False)
 
 
-def stored_links(path: bytes, st: os.stat_result, lower_links: int, *, follow: bool) -> int:
+def stored_links(
+    path: bytes, st: os.stat_result, lower_links: int, counted: Sequence[bytes], *, follow: bool
+) -> int:
     """Link count that `overlay.nlink` of an upper file tells; 0: the real count is right.
 
     The attribute holds the difference to the count of the upper (`U`) or the lower (`L`).
-    One that leads to an impossible count is ignored.
+    One that leads to an impossible count is ignored. `counted`: the upper's namespaces.
     """
-    value = xattrs.get_overlay(path, xattrs.NLINK, follow=follow, upper=True)
+    value = xattrs.get_overlay(path, xattrs.NLINK, counted, follow=follow, upper=True)
     difference = parse_nlink(value) if value is not None else None
     if difference is None:
         return 0

@@ -21,7 +21,6 @@ from fuseoverlay.idmap import IdMap
 from fuseoverlay.layers import Layer
 from fuseoverlay.overridestat import OverrideStat, accessible
 
-_FULL_RANGE: Final = 2**32 - 1
 _HOLDERS: Final = (stat.S_IFREG, stat.S_IFDIR)
 _OVERRIDES: Final = {1: xattrs.PRIVILEGED_OVERRIDE_STAT, 2: xattrs.OVERRIDE_STAT}
 # What chown(2) says to who may not, or of an id that the user namespace does not map.
@@ -50,10 +49,6 @@ class IdRanges:
             fields = [line.split() for line in lines]
         return cls(tuple((int(f[0]), int(f[2])) for f in fields))
 
-    def is_full(self) -> bool:
-        """Whether every id is mapped: the initial user namespace, or as good as that."""
-        return self.ranges == ((0, _FULL_RANGE),)
-
     def show(self, number: int) -> int:
         """The id itself where it is mapped, else 0: an id that nobody could have would make
         the file one that nobody may change or delete."""
@@ -74,10 +69,6 @@ class Identity:
         self._maps = bool(uids) or bool(gids)
         self._uid_ranges = IdRanges.of("uid_map")
         self._gid_ranges = IdRanges.of("gid_map")
-
-    def has_all_ids(self) -> bool:
-        """Whether this process may give things to everybody: its user namespace is the first."""
-        return self._uid_ranges.is_full()
 
     def translates(self, layer: Layer) -> bool:
         """Whether what is shown of the layer is not what its files' real status says."""
@@ -127,7 +118,7 @@ class Identity:
         capabilities count for. Nothing in there is squashed, so that it can be given back."""
         if self._maps and name.startswith(acl.PREFIX):
             return acl.with_ids(value, self.uids.shown, self.gids.shown)
-        if self._maps and name == capability.NAME:
+        if self._maps and name == xattrs.CAPABILITY:
             return capability.shown(value, self.uids)
         return value
 
@@ -135,7 +126,7 @@ class Identity:
         """The same for one that a process gives. EOVERFLOW: nothing is shown as an id in it."""
         if self._maps and name.startswith(acl.PREFIX):
             return acl.with_ids(value, self.uids.stored, self.gids.stored)
-        if self._maps and name == capability.NAME:
+        if self._maps and name == xattrs.CAPABILITY:
             return capability.stored(value, self.uids)
         return value
 

@@ -8,10 +8,11 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from fuseoverlay import xattrs
+from fuseoverlay import trust, xattrs
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import UpperError, UsageError, describe
 from fuseoverlay.oci.store import ProgressCallback, Store, default_root
+from fuseoverlay.syscalls import DIR_FLAGS
 
 
 def layers(
@@ -43,10 +44,10 @@ def changes(
     elif "ro" in config.fuse_options:
         yield None
     elif keep_in is not None:
-        yield _prepared(pathlib.Path(keep_in), _listed_root(lowers))
+        yield _prepared(pathlib.Path(keep_in), _listed_root(lowers), config)
     else:
         with Store(default_root()).workspace() as scratch:
-            yield _prepared(scratch, _listed_root(lowers))
+            yield _prepared(scratch, _listed_root(lowers), config)
 
 
 def configure(
@@ -56,8 +57,7 @@ def configure(
     if upper is not None:
         diff, work = os.fsencode(upper / "diff"), os.fsencode(upper / "work")
         config = replace(config, upperdir=diff, workdir=work)
-    override = xattrs.get(os.fsencode(lowers[0]) + b"/.", xattrs.OVERRIDE_STAT) is not None
-    permissions = config.xattr_permissions or (2 if override else 0)
+    permissions = config.xattr_permissions or (2 if _keeps_owners(lowers[0], config) else 0)
     return replace(
         config,
         lowerdirs=tuple(os.fsencode(layer) for layer in lowers),
@@ -65,13 +65,24 @@ def configure(
     )
 
 
-def _prepared(directory: pathlib.Path, top: pathlib.Path) -> pathlib.Path:
+def _keeps_owners(layer: pathlib.Path, config: MountConfig) -> bool:
+    """Whether the layer keeps owners in an attribute, and that counts."""
+    root_fd = os.open(layer, DIR_FLAGS)
+    try:
+        counted = trust.namespaces(root_fd, asked=config.user_attributes)
+        return trust.override(root_fd, counted) == xattrs.OVERRIDE_STAT
+    finally:
+        os.close(root_fd)
+
+
+def _prepared(directory: pathlib.Path, top: pathlib.Path, config: MountConfig) -> pathlib.Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "work").mkdir(exist_ok=True)
         with contextlib.suppress(FileExistsError):
             (directory / "diff").mkdir()
-            _copy_root(os.fsencode(top), os.fsencode(directory / "diff"))
+            keeps = _keeps_owners(top, config)
+            _copy_root(os.fsencode(top), os.fsencode(directory / "diff"), keeps=keeps)
     except OSError as exc:
         raise UpperError(
             f"changes cannot be kept here: {describe(exc)}",
@@ -89,14 +100,15 @@ def _listed_root(lowers: Sequence[pathlib.Path]) -> pathlib.Path:
     return lowers[-1]
 
 
-def _copy_root(source: bytes, target: bytes) -> None:
-    """Let a new upper show the image's root as it is: owner, mode, attributes, times."""
+def _copy_root(source: bytes, target: bytes, *, keeps: bool) -> None:
+    """Let a new upper show the image's root as it is: owner, mode, attributes, times. `keeps`:
+    the attribute that keeps owners counts."""
     st = os.stat(source)
     with contextlib.suppress(PermissionError):
         os.chown(target, st.st_uid, st.st_gid)
     os.chmod(target, st.st_mode & 0o7777)
     for name in xattrs.names(source):
-        if name == xattrs.OVERRIDE_STAT or xattrs.to_user(name) == name:
+        if (keeps and name == xattrs.OVERRIDE_STAT) or xattrs.to_user(name) == name:
             value = xattrs.get(source, name)
             if value is not None:
                 os.setxattr(target, name, value)

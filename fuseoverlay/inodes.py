@@ -88,7 +88,7 @@ class File(Inode):
         "lower",
         "names",
         "upper",
-        "written_by_others",
+        "writers",
     )
 
     def __init__(self, ino: int, kind: int) -> None:
@@ -106,8 +106,9 @@ class File(Inode):
         #: Link count of a file copied up from one of several names; 0: the real one counts.
         self.links = 0
         self.lock: trio.Lock | None = None
-        #: Opened for writing by someone without CAP_FSETID: a write ends setuid.
-        self.written_by_others = False
+        #: The groups that all have who opened it for writing without CAP_FSETID; None: nobody
+        #: did. A write ends setuid then.
+        self.writers: frozenset[int] | None = None
 
     @property
     def in_upper(self) -> bool:

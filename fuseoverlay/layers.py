@@ -9,6 +9,7 @@ meets PATH_MAX.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from collections import OrderedDict
@@ -17,12 +18,14 @@ from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
 
-from fuseoverlay import native, syscalls, xattrs
+from fuseoverlay import native, syscalls, trust, xattrs
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import LayerError, UpperError, describe, printable
 from fuseoverlay.overridestat import accessible
 from fuseoverlay.syscalls import DIR_FLAGS, open_noatime
 from fuseoverlay.transaction import tidy
+
+log = logging.getLogger("fuseoverlay")
 
 #: Directories kept open at the end of a path that had to be walked.
 _KEPT_STEPS: Final = 4
@@ -34,7 +37,17 @@ _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Layer:
     """One layer. `number` 0 is the upper; lowers are counted from 1, top to bottom."""
 
-    __slots__ = ("device", "implied", "number", "override", "path", "root", "root_fd", "uuid")
+    __slots__ = (
+        "device",
+        "implied",
+        "namespaces",
+        "number",
+        "override",
+        "path",
+        "root",
+        "root_fd",
+        "uuid",
+    )
 
     def __init__(self, number: int, path: bytes, root_fd: int) -> None:
         self.number = number
@@ -45,11 +58,42 @@ class Layer:
         self.device = os.stat(root_fd).st_dev
         #: UUID of the filesystem, 16 bytes.
         self.uuid = syscalls.filesystem_uuid(root_fd)
-        root_path = syscalls.at(root_fd, b".")
+        #: The namespaces of overlay attributes that count, see `fuseoverlay.trust`.
+        self.namespaces: tuple[bytes, ...] = (xattrs.TRUSTED,)
         #: The attribute that owners, modes and types are kept in; None: where they belong.
-        self.override = override_name(root_path)
-        #: Whether some directories only exist because something inside them does.
-        self.implied = xattrs.get(root_path, xattrs.IMPLIED) is not None
+        self.override: bytes | None = None
+        #: Whether some directories only exist because something inside them does. Whoever owns
+        #: the layer gains nothing by saying so: what is below counts then.
+        self.implied = xattrs.get(syscalls.at(root_fd, b"."), xattrs.IMPLIED) is not None
+
+    def settle(self, *, user_attributes: bool) -> None:
+        """Decide which of its attributes count, once its root is the one to stay;
+        `user_attributes`: the mount asks for `user.` ones."""
+        self.namespaces = trust.namespaces(self.root_fd, asked=user_attributes)
+        self.override = trust.override(self.root_fd, self.namespaces)
+        if self.override is None and trust.override(self.root_fd, xattrs.NAMESPACES) is not None:
+            log.warning(
+                "%s: user. attributes that keep owners and modes are ignored, since others than "
+                "root can set them; with userxattr they count",
+                printable(self.path),
+            )
+
+    @property
+    def keeps_capabilities(self) -> bool:
+        """Whether file capabilities are kept in an attribute that a plain user can set."""
+        return self.override is not None and self.override.startswith(b"user.")
+
+    def stored_name(self, name: bytes) -> bytes:
+        """The name under which an attribute of a user's is stored; errors of `xattrs.to_real`."""
+        if name == xattrs.CAPABILITY and self.keeps_capabilities:
+            return xattrs.OVERRIDE_CAPABILITY
+        return xattrs.to_real(name)
+
+    def shown_name(self, name: bytes) -> bytes | None:
+        """The name that a user sees for a stored attribute; None: it is private."""
+        if self.keeps_capabilities and name in (xattrs.CAPABILITY, xattrs.OVERRIDE_CAPABILITY):
+            return xattrs.CAPABILITY if name == xattrs.OVERRIDE_CAPABILITY else None
+        return xattrs.to_user(name)
 
 
 class RealDir:
@@ -86,9 +130,10 @@ class LayerStack:
         data_only: Sequence[bytes] = (),
         *,
         as_stored: bool = False,
+        user_attributes: bool = False,
     ) -> None:
-        """Open every root; with `as_stored` none through a mount that maps ids. Raises
-        `UpperError` or `LayerError`; then nothing stays open."""
+        """Open every root; with `as_stored` none through a mount that maps ids. `user_attributes`
+        is for `Layer.settle`. Raises `UpperError` or `LayerError`; then nothing stays open."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._open: OrderedDict[RealDir, int] = OrderedDict()
@@ -112,6 +157,8 @@ class LayerStack:
                 _refuse_twice(layer, seen)
                 if as_stored:
                     _see_stored_ids(layer, self.upper)
+            for layer in self.all():
+                layer.settle(user_attributes=user_attributes)
             undo.pop_all()
         for layer in self.lowers + self.data_only:
             _make_private(layer)
@@ -247,12 +294,6 @@ class LayerStack:
             yield fd
         finally:
             os.close(fd)
-
-
-def override_name(root: bytes) -> bytes | None:
-    """The attribute of `xattrs.OVERRIDES` that a layer's root has."""
-    names = xattrs.names(root, follow=True)
-    return next((name for name in xattrs.OVERRIDES if name in names), None)
 
 
 def _path(steps: Sequence[RealDir]) -> bytes:

@@ -204,7 +204,8 @@ def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) 
         return
     try:
         copy = real_of(ov, file)
-        if xattrs.get_overlay(copy.path, xattrs.METACOPY, follow=copy.follow) is None:
+        counted = copy.layer.namespaces
+        if xattrs.get_overlay(copy.path, xattrs.METACOPY, counted, follow=copy.follow) is None:
             return
         _need_metacopy(ov, place)
         if redirect.is_metacopy(ov.stack, place):
@@ -259,8 +260,8 @@ def _indexed_file(ov: Overlay, place: Place, st: os.stat_result, copy: Held) -> 
     if known is not None:
         return known
     file = File(ov.inodes.number(stat_key(st)), _kind(ov, place, st))
-    path = at(copy.fd, copy.name)
-    file.links = hardlinks.stored_links(path, copy_st, st.st_nlink, follow=False)
+    path, counted = at(copy.fd, copy.name), ov.writable().upper.namespaces
+    file.links = hardlinks.stored_links(path, copy_st, st.st_nlink, counted, follow=False)
     ov.inodes.hold(file, copy)
     ov.inodes.add(file)
     ov.inodes.bind(file, stat_key(copy_st))
@@ -274,7 +275,7 @@ def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.s
     right below; one that was renamed is found by its handle, where we may open that.
     """
     path = at(ov.stack.fd(place.real), place.name)
-    stored = xattrs.get_overlay(path, xattrs.ORIGIN, upper=True)
+    stored = xattrs.get_overlay(path, xattrs.ORIGIN, place.real.layer.namespaces, upper=True)
     if stored is None:
         return None
     below = Place(found.lower_file, place.name) if found.lower_file is not None else None

@@ -313,7 +313,7 @@ def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Itera
     special: list[bytes] = []
     files: list[bytes] = []
     with stack.listing_fd(real) as fd:
-        mark = whiteout.opaque_value(fd)
+        mark = whiteout.opaque_value(fd, real.layer.namespaces)
         listing.opaque = whiteout.is_opaque_value(mark)
         seen = 0
         with os.scandir(fd) as entries:
@@ -329,7 +329,7 @@ def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Itera
                 listing.masks.add(name)
         if mark == whiteout.OPAQUE_XATTR_WHITEOUTS:
             for name in files:
-                if whiteout.is_xattr_whiteout(fd, name):
+                if whiteout.is_xattr_whiteout(fd, name, real.layer.namespaces):
                     del listing.entries[name]
                     listing.masks.add(name)
 

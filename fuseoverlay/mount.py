@@ -24,9 +24,9 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 import trio
 
-from fuseoverlay import overlay, syscalls, turns
+from fuseoverlay import overlay, syscalls, trust, turns
 from fuseoverlay.config import MountConfig
-from fuseoverlay.errors import FuseError, MountpointError, describe
+from fuseoverlay.errors import FuseError, MountpointError, UsageError, describe
 from fuseoverlay.extended import ExtendedOperations
 from fuseoverlay.layers import enclosing, stat_key
 from fuseoverlay.overlay import Overlay
@@ -52,6 +52,11 @@ def run(
     `FuseOverlayError` before anything is mounted.
     """
     os.umask(0)
+    if "allow_root" in config.fuse_options and os.geteuid() != 0:
+        raise UsageError(
+            "allow_root takes root: the kernel lets in everybody or the mounting user alone",
+            hint="leave it out, or use allow_other: others may then do what permissions allow",
+        )
     mountpoint = _check_mountpoint(mountpoint)
     with contextlib.ExitStack() as undo:
         waits = turns.Trio()
@@ -155,8 +160,11 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
 
     The kernel checks permissions by what is shown, as on any filesystem. The exception: a
     plain user who mounted with fusermount3 where owners are kept in
-    `user.containers.override_stat`. Nothing shown belongs to him, yet all of it is his, and
-    nobody else can get in: there every access is granted.
+    `user.containers.override_stat`. Nothing shown belongs to him, yet all of it is his: unless
+    others can get in, every access is granted.
+
+    `allow_root` the kernel does not know: it would let everybody in, and give them what it has
+    been told before libfuse could refuse them. Who is root need only keep the others out.
 
     ACLs are off wherever modes are kept in that attribute: an ACL would change the real mode.
     So they are with `noacl`.
@@ -168,16 +176,18 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     options.update(ov.config.fuse_options)
     if ov.workdir is None:
         options.add("ro")
-    initial = root and ov.identity.has_all_ids()
+    initial = trust.is_superuser()
     options.update(_labels(ov.config, initial=initial))
     if initial:
         for name in ("suid", "dev"):
             if f"no{name}" not in options:
                 options.add(name)
-    if root and not names & {"allow_other", "allow_root"}:
+    if "allow_root" in options:
+        options -= {"allow_root", "allow_other"}
+    elif root:
         options.add("allow_other")
     override = any(layer.override is not None for layer in ov.stack.all())
-    if root or not override:
+    if root or not override or "allow_other" in options:
         options.add("default_permissions")
     # libfuse takes an unescaped comma for the end of the option.
     escaped = {option.replace("\\", "\\\\").replace(",", "\\,") for option in options}

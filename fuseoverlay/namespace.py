@@ -431,7 +431,8 @@ def stage_whiteout(
     """A whiteout ready to be renamed to the place, see `WorkDir.make_whiteout`."""
     workdir = ov.writable()
     if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(ov.stack.fd(place.real), workdir.namespace)
+        fd = ov.stack.fd(place.real)
+        whiteout.mark_xattr_whiteouts(fd, workdir.namespace, workdir.upper.namespaces)
     staged = staging.stage(ov, change)
     workdir.make_whiteout(staged, dialect, shared=shared)
     return staged

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _OPEN, _RELEASE, _FLUSH, _OPENDIR, _RELEASEDIR, _ACCESS = 14, 18, 25, 27, 29, 34
 
@@ -212,6 +212,20 @@ def kills_privileges() -> bool:
     """Whether the write or truncation that has just arrived ends setuid, setgid and
     capabilities. To be asked before anything suspends."""
     return _extension is not None and bool(_extension.last_flags() & _KILL_SUIDGID)
+
+
+class Caller(NamedTuple):
+    """Filesystem ids and process of who asks."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+def caller() -> Caller:
+    """Whose the write or truncation is that has just arrived. To be asked before anything
+    suspends."""
+    return Caller(*_extension.last_caller()) if _extension is not None else Caller(0, 0, 0)
 
 
 def is_touch() -> bool:

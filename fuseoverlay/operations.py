@@ -7,13 +7,14 @@ a bug, logged and answered EIO: an exception that pyfuse3 does not know ends the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import stat
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 # Before pyfuse3: the extension has to be found first.
 from fuseoverlay import native  # isort: skip
@@ -21,18 +22,21 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
 
-from fuseoverlay import acl, attributes, directory, files, lookup, namespace, rename, staging
+from fuseoverlay import acl, attributes, directory, files, lookup, namespace, rename, staging, trust
 from fuseoverlay.attributes import Attr, Changes
 from fuseoverlay.direct import Direct
 from fuseoverlay.inodes import Inode, generation_of
 from fuseoverlay.namespace import Caller
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.ownership import Changer
 from fuseoverlay.readahead import ReadAhead
 
 log = logging.getLogger("fuseoverlay")
 
 # Taken over from the real filesystem as they are.
 _STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
+
+_ALL_GROUPS: Final = range(2**32)
 
 S = TypeVar("S", bound="Operations")
 P = ParamSpec("P")
@@ -89,6 +93,17 @@ def _answer(answer: object) -> str:
     if isinstance(answer, tuple):
         return _readable(answer)
     return _argument(answer) if answer is not None else "ok"
+
+
+class Asker(Protocol):
+    """Whoever a request is from."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
 
 
 class Operations(pyfuse3.Operations):
@@ -150,6 +165,17 @@ class Operations(pyfuse3.Operations):
         entry.st_ctime_ns = attr.ctime_ns
         entry.attr_timeout = entry.entry_timeout = self._timeout if attr.nlink else 0
         return entry
+
+    def _changer(self, ino: int, asker: Asker, *, privileged: bool | None = None) -> Changer:
+        """Who asks for a change; `privileged`: what the kernel says about him, if it does."""
+        if privileged is None:
+            privileged = asker.uid == 0
+        return Changer(asker.uid, lambda: _groups(asker), privileged, lambda: self._ended(ino))
+
+    def _ended(self, ino: int) -> None:
+        """setuid has ended: the kernel must not go on with the mode that it knows."""
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
     async def _status(self, inode: Inode) -> EntryAttributes:
         return self._attributes(await attributes.getattr(self._ov, inode))
@@ -236,7 +262,7 @@ class Operations(pyfuse3.Operations):
         if self._handleless:
             self._ov.data.expect_writes(file)
         else:
-            files.opened(self._ov, file, flags, privileged=ctx.uid == 0)
+            files.opened(self._ov, file, flags, self._changer(file.ino, ctx))
         return _handle(entry.st_ino), entry
 
     @handler
@@ -302,10 +328,10 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:
         """The handle is the inode. O_TRUNC arrives here and not as a setattr."""
         file = self._ov.inodes.file(inode)
-        privileged = ctx.uid == 0
-        files.opened(self._ov, file, flags, privileged=privileged)
+        who = self._changer(inode, ctx)
+        files.opened(self._ov, file, flags, who)
         if flags & os.O_TRUNC:
-            await attributes.setattr(self._ov, file, Changes(size=0), privileged=privileged)
+            await attributes.setattr(self._ov, file, Changes(size=0), who)
         return _handle(inode)
 
     @handler
@@ -321,8 +347,12 @@ class Operations(pyfuse3.Operations):
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._ov.inodes.file(fh)
-        unprivileged = native.kills_privileges() if self._handleless else file.written_by_others
-        return await files.write(self._ov, file, off, buf, privileged=not unprivileged)
+        if self._handleless:
+            who = self._changer(fh, native.caller(), privileged=not native.kills_privileges())
+        else:
+            writers = file.writers
+            who = Changer(0, lambda: writers or (), writers is None, lambda: self._ended(fh))
+        return await files.write(self._ov, file, off, buf, who)
 
     @handler
     async def flush(self, fh: int) -> None:
@@ -367,8 +397,11 @@ class Operations(pyfuse3.Operations):
             touch=native.is_touch(),
         )
         target = self._ov.inodes.get(inode)
-        privileged = not native.kills_privileges() if self._handleless else ctx.uid == 0
-        await attributes.setattr(self._ov, target, changes, privileged=privileged)
+        # What the kernel says about chown(2) is the same for all callers.
+        is_told = self._handleless and fields.update_size
+        privileged = not native.kills_privileges() if is_told else None
+        who = self._changer(inode, ctx, privileged=privileged)
+        await attributes.setattr(self._ov, target, changes, who)
         try:
             return await self._status(target)
         except OSError:
@@ -418,8 +451,11 @@ class Operations(pyfuse3.Operations):
         return shown
 
 
-def _groups(ctx: RequestContext) -> set[int]:
-    """The caller's groups; where it cannot be asked for more, the primary one."""
+def _groups(ctx: Asker) -> Collection[int]:
+    """The caller's groups; where it cannot be asked for more, the primary one. Root of a user
+    namespace may do what members of all its groups may."""
+    if ctx.uid == 0 and not trust.is_superuser():
+        return _ALL_GROUPS
     try:
         return {ctx.gid, *pyfuse3.get_sup_groups(ctx.pid)}
     except (OSError, RuntimeError):

@@ -64,6 +64,7 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
                 config.lowerdirs,
                 config.data_only,
                 as_stored=bool(config.uids.ranges or config.gids.ranges),
+                user_attributes=config.user_attributes,
             )
         )
         stack.follow_redirects = config.redirect_dir != "nofollow"

@@ -26,7 +26,11 @@ _TYPES: Final = {
     "char": stat.S_IFCHR,
 }
 _NAMES: Final = {kind: name for name, kind in _TYPES.items()}
-_FORM: Final = re.compile(r"(\d+):(\d+):([0-7]+)(?::([a-z]+)(?:-(\d+)-(\d+))?)?\Z", re.ASCII)
+# As many digits as what fits can have, with a zero before an octal number: Python refuses to
+# convert very long ones.
+_FORM: Final = re.compile(
+    rb"(\d{1,10}):(\d{1,10}):([0-7]{1,7})(?::([a-z]{1,9})(?:-(\d{1,7})-(\d{1,7}))?)?\Z"
+)
 # The kernel's: 32 bits, the last of which means "none", and 12 and 20 bits.
 _MOST_ID: Final = 2**32 - 2
 _MOST_MAJOR: Final = 2**12 - 1
@@ -46,12 +50,13 @@ class OverrideStat:
     def parse(cls, value: bytes, real_mode: int) -> OverrideStat | None:
         """Read the attribute; None where it is malformed, or tells a directory from what is
         none, or the other way round. No type: that of `real_mode`."""
-        match = _FORM.match(value.decode("ascii", "replace"))
+        match = _FORM.match(value)
         if match is None:
             return None
         uid, gid, mode = int(match[1]), int(match[2]), int(match[3], 8) & 0o7777
-        kind, major, minor = match[4], int(match[5] or 0), int(match[6] or 0)
-        file_type = stat.S_IFMT(real_mode) if kind is None else _TYPES.get(kind, 0)
+        major, minor = int(match[5] or 0), int(match[6] or 0)
+        kind = match[4]
+        file_type = stat.S_IFMT(real_mode) if kind is None else _TYPES.get(kind.decode(), 0)
         has_number = match[5] is not None
         if (
             max(uid, gid) > _MOST_ID

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from fuseoverlay import transaction
 from fuseoverlay.identity import Status, write_override
 from fuseoverlay.inodes import Inode
-from fuseoverlay.lookup import Real, real_of, stored_of, upper_of
+from fuseoverlay.lookup import Real, real_of, shown_of, stored_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.overridestat import accessible
+
+
+class Changer(NamedTuple):
+    """Who changes a file, as far as setuid and setgid are concerned."""
+
+    uid: int
+    #: His groups; asked for only where they matter.
+    groups: Callable[[], Collection[int]]
+    #: Writing and truncating ends neither.
+    privileged: bool
+    #: Called when they have ended though the kernel did not ask for that.
+    ended: Callable[[], None]
 
 
 def change(
@@ -68,17 +82,35 @@ def _change_override(
         write_override(real.path, attribute, new, follow=real.follow)
 
 
-def drop_privileges(ov: Overlay, inode: Inode) -> None:
+def drop_privileges(ov: Overlay, inode: Inode, who: Changer) -> None:
     """Take setuid and setgid away, as a write by somebody else does."""
-    if has_privileges(ov, inode):
-        mode = stored_of(ov, real_of(ov, inode)).mode
-        change(ov, inode, mode=without_privileges(mode))
-
-
-def has_privileges(ov: Overlay, inode: Inode) -> bool:
-    """Whether there are any to take away."""
     mode = stored_of(ov, real_of(ov, inode)).mode
-    return without_privileges(mode) != mode
+    kept = _kept(ov, inode, mode, who)
+    if kept != mode:
+        change(ov, inode, mode=kept)
+        who.ended()
+
+
+def loses_privileges(ov: Overlay, inode: Inode, who: Changer) -> bool:
+    """Whether `drop_privileges` would take anything away."""
+    mode = stored_of(ov, real_of(ov, inode)).mode
+    return _kept(ov, inode, mode, who) != mode
+
+
+def _kept(ov: Overlay, inode: Inode, mode: int, who: Changer) -> int:
+    kept = without_privileges(mode)
+    return kept & ~stat.S_ISGID if is_stranger(ov, inode, who) else kept
+
+
+def is_stranger(ov: Overlay, inode: Inode, who: Changer) -> bool:
+    """Whether his change ends setgid without group-execute, which members of the group keep;
+    fs/attr.c, setattr_should_drop_sgid()."""
+    if who.uid == 0 and who.privileged:
+        return False
+    shown = shown_of(ov, real_of(ov, inode))
+    if stat.S_ISDIR(shown.mode) or shown.mode & (stat.S_ISGID | stat.S_IXGRP) != stat.S_ISGID:
+        return False
+    return shown.gid not in who.groups()
 
 
 def without_privileges(mode: int) -> int:

@@ -34,7 +34,9 @@ def flags_of(ov: Overlay, inode: Inode) -> bytes:
         real = real_of(ov, inode)
         stored = b""
         if real.layer.number == 0:
-            found = xattrs.get_overlay(real.path, xattrs.PROTATTR, follow=real.follow, upper=True)
+            found = xattrs.get_overlay(
+                real.path, xattrs.PROTATTR, real.layer.namespaces, follow=real.follow, upper=True
+            )
             stored = found or b""
         flags = syscalls.inode_flags(real.path, follow=real.follow)
         inode.protection = b"".join(

@@ -44,12 +44,13 @@ def marks_of(stack: LayerStack, real: RealDir) -> Marks:
     if real.layer.number >= len(stack.lowers):
         return NONE
     fd = stack.fd(real)
-    present = [n for n in xattrs.names(fd) if n.startswith(xattrs.NAMESPACES)]
-    if not present:
+    counted = real.layer.namespaces
+    wanted = [name + what for name in counted for what in (xattrs.OPAQUE, xattrs.REDIRECT)]
+    if not xattrs.present(fd, wanted):
         return NONE
-    if whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE)):
+    if whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE, counted)):
         return Marks(True, None)
-    redirect = xattrs.get_overlay(fd, xattrs.REDIRECT)
+    redirect = xattrs.get_overlay(fd, xattrs.REDIRECT, counted)
     return Marks(False, None if redirect is None else _checked(stack, real, b"", redirect))
 
 
@@ -184,14 +185,16 @@ def is_metacopy(stack: LayerStack, place: Place) -> bool:
     """Whether the regular file at `place` has its data in a layer below. EIO for a mark that
     is neither empty nor as long as the kernel's."""
     path = at(stack.fd(place.real), place.name)
-    mark = xattrs.get_overlay(path, xattrs.METACOPY, upper=place.real.layer.number == 0)
+    layer = place.real.layer
+    mark = xattrs.get_overlay(path, xattrs.METACOPY, layer.namespaces, upper=layer.number == 0)
     if mark is not None and 0 < len(mark) < _METACOPY_HEADER:
         raise refused(place.real, place.name, errno.EIO, "its metacopy mark is invalid")
     return mark is not None
 
 
 def _redirect_at(stack: LayerStack, place: Place) -> bytes | None:
-    redirect = xattrs.get_overlay(at(stack.fd(place.real), place.name), xattrs.REDIRECT)
+    path = at(stack.fd(place.real), place.name)
+    redirect = xattrs.get_overlay(path, xattrs.REDIRECT, place.real.layer.namespaces)
     return None if redirect is None else _checked(stack, place.real, place.name, redirect)
 
 

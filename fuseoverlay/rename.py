@@ -369,7 +369,8 @@ def _swap_with_whiteout(
         if not masked:
             change.on_error(os.unlink, dst.name, dir_fd=dst_fd)
     if dialect is Dialect.XATTR:
-        whiteout.mark_xattr_whiteouts(src_fd, ov.writable().namespace)
+        workdir = ov.writable()
+        whiteout.mark_xattr_whiteouts(src_fd, workdir.namespace, workdir.upper.namespaces)
     syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
     if dialect not in (None, Dialect.OCI):
         return dialect

@@ -20,6 +20,7 @@ import enum
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay import syscalls, xattrs
@@ -58,12 +59,13 @@ def is_char_whiteout(st: os.stat_result) -> bool:
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
-def is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:
-    """Whether `name` is an empty regular file with an `overlay.whiteout` attribute."""
+def is_xattr_whiteout(dir_fd: int, name: bytes, counted: Sequence[bytes]) -> bool:
+    """Whether `name` is an empty regular file with an `overlay.whiteout` attribute; `counted`
+    as for `xattrs.get_overlay`."""
     st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     if not stat.S_ISREG(st.st_mode) or st.st_size:
         return False
-    return xattrs.get_overlay(syscalls.at(dir_fd, name), xattrs.WHITEOUT) is not None
+    return xattrs.get_overlay(syscalls.at(dir_fd, name), xattrs.WHITEOUT, counted) is not None
 
 
 def make(dialect: Dialect, dir_fd: int, name: bytes, namespace: bytes) -> None:
@@ -110,19 +112,19 @@ def set_opaque(dir_fd: int, name: bytes, namespace: bytes) -> None:
             os.close(fd)
 
 
-def mark_xattr_whiteouts(dir_fd: int, namespace: bytes) -> None:
+def mark_xattr_whiteouts(dir_fd: int, namespace: bytes, counted: Sequence[bytes]) -> None:
     """Note on the directory that xattr whiteouts are inside; leaves an opaque one opaque."""
-    if is_opaque_value(opaque_value(dir_fd)):
+    if is_opaque_value(opaque_value(dir_fd, counted)):
         return
     xattrs.put(dir_fd, namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)
 
 
-def opaque_value(path: bytes | int) -> bytes | None:
-    """Value of the directory's `overlay.opaque` in any namespace; None: not set.
+def opaque_value(path: bytes | int, counted: Sequence[bytes]) -> bytes | None:
+    """Value of the directory's `overlay.opaque`, as `xattrs.get_overlay`; None: not set.
 
     `path` must not end in a symbolic link that may be followed, or is a descriptor.
     """
-    return xattrs.get_overlay(path, xattrs.OPAQUE)
+    return xattrs.get_overlay(path, xattrs.OPAQUE, counted)
 
 
 def is_opaque_value(value: bytes | None) -> bool:

@@ -68,6 +68,9 @@ class WorkDir:
                 undo.callback(os.close, self.fd)
                 # Attributes of the probe go to the staging directory, never to the upper.
                 self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
+                if self.namespace not in upper.namespaces:
+                    # A filesystem without `trusted.` attributes: what is written is read.
+                    upper.namespaces = xattrs.NAMESPACES
                 #: Whether the filesystem keeps the overlay's attributes.
                 self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
                 self._subdirectories = {n: self._open_subdirectory(n) for n in (INDEX, LINKS)}
@@ -133,7 +136,7 @@ class WorkDir:
         Refuse those about another upper: they would lead to its files.
         """
         mine = mark_of(self.upper)
-        stored = xattrs.get_overlay(fd, xattrs.UPPER)
+        stored = xattrs.get_overlay(fd, xattrs.UPPER, self.upper.namespaces)
         if mine is None or stored == mine:
             return
         if stored is not None and os.listdir(fd):

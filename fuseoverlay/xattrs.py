@@ -13,7 +13,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import Final, TypeVar
 
 from fuseoverlay.syscalls import fd_path
@@ -25,7 +25,7 @@ TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
 FUSE_OVERLAYFS: Final = b"user.fuseoverlayfs."
 
-#: Namespaces read, in order of precedence.
+#: Namespaces that can be read, in order of precedence; which count, `fuseoverlay.trust` says.
 NAMESPACES: Final = (TRUSTED, USER, FUSE_OVERLAYFS)
 
 #: Owner, mode and type that a plain user could not set: `uid:gid:0mode:type`.
@@ -38,6 +38,10 @@ OVERRIDES: Final = (
     OVERRIDE_STAT,
     b"user.fuseoverlayfs.override_stat",
 )
+
+CAPABILITY: Final = b"security.capability"
+#: File capabilities, where owners are kept in a `user.` attribute.
+OVERRIDE_CAPABILITY: Final = b"user.containers.override_security.capability"
 
 #: On a directory that a layer archive needed but did not list: its own metadata
 #: mean nothing, those of the directory below count. Also on the root of every
@@ -153,24 +157,38 @@ def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:
     return [os.fsencode(name) for name in found]
 
 
+def present(path: bytes | int, wanted: Sequence[bytes], *, follow: bool = False) -> list[bytes]:
+    """Those of the `wanted` attributes that are there, also where all names are too many to be
+    listed (E2BIG): whoever fills a file so must not keep others from its directory."""
+    try:
+        found: Container[bytes] = names(path, follow=follow)
+    except OSError as exc:
+        if exc.errno != errno.E2BIG:
+            raise
+        found = [name for name in wanted if get(path, name, follow=follow) is not None]
+    return [name for name in wanted if name in found]
+
+
 def _target(path: bytes | int, follow: bool) -> tuple[bytes, bool]:
     return (fd_path(path), True) if isinstance(path, int) else (path, follow)
 
 
 def get_overlay(
-    path: bytes | int, what: bytes, *, follow: bool = False, upper: bool = False
+    path: bytes | int,
+    what: bytes,
+    counted: Sequence[bytes],
+    *,
+    follow: bool = False,
+    upper: bool = False,
 ) -> bytes | None:
-    """Value of the overlay attribute `what` (`OPAQUE` ...), whatever its namespace.
+    """Value of the overlay attribute `what` (`OPAQUE` ...) in the first namespace that has it.
 
-    `upper`: the object is of the upper and read whatever its mode, as with `put`.
+    `counted` are the layer's, see `fuseoverlay.trust`. `upper`: the object is of the upper and
+    read whatever its mode, as with `put`.
     """
-    present = names(path, follow=follow)
-    if not present:
-        return None
-    for namespace in NAMESPACES:
-        if namespace + what in present:
-            read = functools.partial(get, path, namespace + what, follow=follow)
-            value = _whatever_mode(_target(path, follow)[0], read) if upper else read()
-            if value is not None:
-                return value
+    for name in present(path, [namespace + what for namespace in counted], follow=follow):
+        read = functools.partial(get, path, name, follow=follow)
+        value = _whatever_mode(_target(path, follow)[0], read) if upper else read()
+        if value is not None:
+            return value
     return None

@@ -148,8 +148,12 @@ static bool reply_changed(const struct fuse_in_header *in, int fd)
         new_time(valid & FATTR_MTIME, valid & FATTR_MTIME_NOW, arg->mtime, arg->mtimensec)};
     struct stat st;
 
-    if (valid & (FATTR_UID | FATTR_GID))
-        valid &= ~FATTR_KILL_SUIDGID; /* which chown(2) does */
+    if (valid & (FATTR_UID | FATTR_GID)) {
+        valid &= ~FATTR_KILL_SUIDGID; /* which chown(2) does, but not by somebody's groups */
+        if (in->uid != 0 &&
+            (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID))
+            return false;
+    }
     if (!(valid & SETTABLE) || valid & ~(SETTABLE | MEANINGLESS))
         return false;
     if ((valid & (FATTR_UID | FATTR_GID) &&

@@ -53,6 +53,9 @@ static void note_flags(const struct fuse_in_header *in)
     const void *arg = in + 1;
 
     filter.last_flags = 0;
+    filter.last_uid = in->uid;
+    filter.last_gid = in->gid;
+    filter.last_pid = in->pid;
     if (in->opcode == FUSE_WRITE)
         filter.last_flags = ((const struct fuse_write_in *)arg)->write_flags;
     else if (in->opcode == FUSE_SETATTR)

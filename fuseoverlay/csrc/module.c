@@ -151,6 +151,13 @@ static PyObject *py_last_flags(PyObject *self, PyObject *unused)
     return PyLong_FromUnsignedLong(filter.last_flags);
 }
 
+PyDoc_STRVAR(last_caller_doc,
+    "last_caller() -> (uid, gid, pid)\n\nWhose request pyfuse3 was given last.");
+static PyObject *py_last_caller(PyObject *self, PyObject *unused)
+{
+    return Py_BuildValue("III", filter.last_uid, filter.last_gid, filter.last_pid);
+}
+
 static PyMethodDef methods[] = {
     {"setup", py_setup, METH_VARARGS, setup_doc},
     {"prepare", py_prepare, METH_VARARGS, prepare_doc},
@@ -163,6 +170,7 @@ static PyMethodDef methods[] = {
     {"attached", py_attached, METH_NOARGS, attached_doc},
     {"protocol", py_protocol, METH_NOARGS, protocol_doc},
     {"last_flags", py_last_flags, METH_NOARGS, last_flags_doc},
+    {"last_caller", py_last_caller, METH_NOARGS, last_caller_doc},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef definition = {

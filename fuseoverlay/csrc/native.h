@@ -49,6 +49,7 @@ struct filter {
     uint32_t max_write; /* bytes, at most; 0: whatever libfuse takes */
     /* Flags of the WRITE, `valid` of the SETATTR that was passed on last. */
     uint32_t last_flags;
+    uint32_t last_uid, last_gid, last_pid; /* and whose that was */
 };
 extern struct filter filter;
 

@@ -82,7 +82,7 @@ def _to_char(upper: UpperCheck, place: Place) -> bool:
 def _to_mark(upper: UpperCheck, real: RealDir, namespace: bytes) -> bool:
     """False: the directory has another mark in the same place."""
     fd = upper.stack.fd(real)
-    if whiteout.opaque_value(fd) not in (None, whiteout.OPAQUE_YES):
+    if whiteout.opaque_value(fd, real.layer.namespaces) not in (None, whiteout.OPAQUE_YES):
         return False
     with times_kept(fd):
         os.setxattr(fd_path(fd), namespace + xattrs.OPAQUE, whiteout.OPAQUE_YES)

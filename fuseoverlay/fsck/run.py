@@ -65,7 +65,12 @@ def opened(config: MountConfig) -> Iterator[Check]:
     """
     with contextlib.ExitStack() as owners:
         stack = owners.enter_context(
-            LayerStack(config.upperdir, config.lowerdirs, config.data_only)
+            LayerStack(
+                config.upperdir,
+                config.lowerdirs,
+                config.data_only,
+                user_attributes=config.user_attributes,
+            )
         )
         if stack.upper is None:
             raise ValueError("there is no upper to check")

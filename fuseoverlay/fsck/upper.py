@@ -284,7 +284,8 @@ class UpperCheck:
         names = [name for name in own if name.endswith(b"." + xattrs.REDIRECT)]
 
         def close() -> None:
-            if upper.parent is None or whiteout.opaque_value(self.stack.fd(upper)) is not None:
+            fd, counted = self.stack.fd(upper), upper.layer.namespaces
+            if upper.parent is None or whiteout.opaque_value(fd, counted) is not None:
                 raise Kept("it is marked for xattr whiteouts")
             namespace = names[0].removesuffix(xattrs.REDIRECT)
             whiteout.set_opaque(self.stack.fd(upper.parent), upper.name, namespace)
@@ -330,7 +331,7 @@ class UpperCheck:
         own = [
             attribute
             for attribute in xattrs.names(self._target(real, name))
-            if attribute.startswith(xattrs.NAMESPACES) and xattrs.to_user(attribute) is None
+            if attribute.startswith(real.layer.namespaces) and xattrs.to_user(attribute) is None
         ]
         for namespace in xattrs.NAMESPACES:
             if any(namespace + what in own for what in _SHOWN):

@@ -101,7 +101,7 @@ class WorkCheck:
         except OSError:
             return
         try:
-            stored = xattrs.get_overlay(fd, xattrs.UPPER)
+            stored = xattrs.get_overlay(fd, xattrs.UPPER, upper.root.layer.namespaces)
             if mine is None or stored in (None, mine) or not os.listdir(fd):
                 return
             copies = self.indexed()
@@ -232,7 +232,8 @@ class _Copy:
         self.upper_names = upper.upper_names[stat_key(st)]
         self.lower_names = upper.lower_names[name]
         self.path = at(fd, name)
-        self.origin_attribute = xattrs.get_overlay(self.path, xattrs.ORIGIN)
+        self._counted = upper.root.layer.namespaces
+        self.origin_attribute = xattrs.get_overlay(self.path, xattrs.ORIGIN, self._counted)
         self._fd = fd
 
     @property
@@ -240,7 +241,7 @@ class _Copy:
         """A malformed `overlay.nlink`, if there is one; the count that another tells, if it is
         of the usual form `U`."""
         malformed = None
-        for namespace in xattrs.NAMESPACES:
+        for namespace in self._counted:
             value = xattrs.get(self.path, namespace + xattrs.NLINK)
             difference = hardlinks.parse_nlink(value) if value is not None else None
             if difference is not None:
@@ -271,7 +272,7 @@ class _Copy:
 
     def forget_nlink(self) -> None:
         """Remove malformed counts; none is shown for them."""
-        for namespace in xattrs.NAMESPACES:
+        for namespace in self._counted:
             value = xattrs.get(self.path, namespace + xattrs.NLINK)
             if value is not None and hardlinks.parse_nlink(value) is None:
                 os.removexattr(self.path, namespace + xattrs.NLINK, follow_symlinks=False)

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final
 
-from fuseoverlay import syscalls, whiteout
+from fuseoverlay import syscalls, whiteout, xattrs
 from fuseoverlay.oci.entries import Path
 from fuseoverlay.syscalls import DIR_FLAGS
 
@@ -103,13 +103,15 @@ def _kind(fd: int, name: bytes) -> int:
 
 
 def _is_whiteout(fd: int, name: bytes, st: os.stat_result) -> bool:
-    return whiteout.is_char_whiteout(st) or (
-        stat.S_ISREG(st.st_mode) and not st.st_size and whiteout.is_xattr_whiteout(fd, name)
-    )
+    if whiteout.is_char_whiteout(st):
+        return True
+    empty = stat.S_ISREG(st.st_mode) and not st.st_size
+    return empty and whiteout.is_xattr_whiteout(fd, name, xattrs.NAMESPACES)
 
 
 def _is_opaque(fd: int) -> bool:
-    return whiteout.is_opaque_value(whiteout.opaque_value(fd)) or _exists(fd, whiteout.WH_OPAQUE)
+    marked = whiteout.is_opaque_value(whiteout.opaque_value(fd, xattrs.NAMESPACES))
+    return marked or _exists(fd, whiteout.WH_OPAQUE)
 
 
 def _exists(fd: int, name: bytes) -> bool:

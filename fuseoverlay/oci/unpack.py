@@ -374,7 +374,7 @@ class _Layer:
         on_disk = whiteout.WH_PREFIX + name if dialect is Dialect.OCI else name
         whiteout.make(dialect, fd, on_disk, self._namespace)
         if dialect is Dialect.XATTR:
-            whiteout.mark_xattr_whiteouts(fd, self._namespace)
+            whiteout.mark_xattr_whiteouts(fd, self._namespace, xattrs.NAMESPACES)
 
     def _finish_directories(self) -> None:
         """Set the metadata of the directories, those below before those above."""

@@ -126,13 +126,14 @@ def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "fuseoverlay", *(str(arg) for arg in args)]
 
 
-def mounts_at(path: Path) -> list[str]:
-    """Filesystem types mounted at exactly `path`, from mountinfo: asks no filesystem."""
+def mounts_at(path: Path, process: int | str = "self") -> list[str]:
+    """Filesystem types mounted at exactly `path`, where that process is, from mountinfo: asks no
+    filesystem."""
     wanted = os.fsencode(path)
     for char in b"\\ \t\n":
         wanted = wanted.replace(b"%c" % char, b"\\%03o" % char)
     found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path(f"/proc/{process}/mountinfo").read_bytes().splitlines():
         left, _, right = line.partition(b" - ")
         if left.split()[4] == wanted:
             found.append(right.split()[0].decode())

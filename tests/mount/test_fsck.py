@@ -254,6 +254,8 @@ def _three_dialects(dirty: Dirty) -> None:
 
 
 def _two_namespaces(dirty: Dirty) -> None:
+    # Else only one of them counts where root mounts.
+    dirty.options.append("userxattr")
     (dirty.upper / "d").mkdir()
     set_overlay_xattr(dirty.upper / "d", "opaque", b"y")
     (dirty.upper / "e").mkdir()

@@ -132,14 +132,16 @@ def is_whiteout(path: Path) -> bool:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except FileNotFoundError:
             return os.path.lexists(path.parent / f".wh.{path.name}")
-        return whiteout.is_char_whiteout(st) or whiteout.is_xattr_whiteout(fd, name)
+        return whiteout.is_char_whiteout(st) or whiteout.is_xattr_whiteout(
+            fd, name, xattrs.NAMESPACES
+        )
     finally:
         os.close(fd)
 
 
 def is_opaque(path: Path) -> bool:
     """Whether the directory hides all below it."""
-    value = xattrs.get_overlay(os.fsencode(path), xattrs.OPAQUE)
+    value = xattrs.get_overlay(os.fsencode(path), xattrs.OPAQUE, xattrs.NAMESPACES)
     return whiteout.is_opaque_value(value) or (path / ".wh..wh..opq").exists()
 
 

@@ -189,6 +189,7 @@ def test_in_an_opaque_directory(layers: Space, hide: Callable) -> None:
 @differs("namespaces")
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_opaque_directories_of_every_namespace(layers: Space, namespace: str) -> None:
+    layers.extra = ("userxattr",)
     (layers.lower / "d").mkdir()
     (layers.lower / "d" / "new").touch()
     os.setxattr(layers.lower / "d", namespace + "opaque", b"y")
@@ -204,6 +205,7 @@ def test_opaque_directories_of_every_namespace(layers: Space, namespace: str) ->
 @differs("namespaces")
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_xattr_whiteouts_of_every_namespace(layers: Space, namespace: str) -> None:
+    layers.extra = ("userxattr",)
     (layers.lower / "d").mkdir()
     (layers.lower / "d" / "child").touch()
     os.setxattr(layers.lower / "d" / "child", namespace + "whiteout", b"y")

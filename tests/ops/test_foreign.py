@@ -320,6 +320,54 @@ def test_override_stat(space: Space) -> None:
     space.unmount()
 
 
+@root_only
+def test_more_attributes_than_can_be_listed(space: Space) -> None:
+    """They cost the object what nobody can tell of it, not the directory its listing."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", space.lower], check=True, timeout=30)
+    try:
+        for name in ("f", "d", "."):
+            path = space.lower / name
+            path.touch() if name == "f" else path.mkdir(exist_ok=True)
+            for number in range(400):
+                os.setxattr(path, "user." + f"{number:03}" * 80, b"")
+        (space.lower / "d" / "in").touch()
+        os.setxattr(space.lower, "trusted.overlay.opaque", b"x")
+        (space.add_lower() / "below").touch()
+        mnt = space.mount(read_only=True)
+        assert sorted(os.listdir(mnt)) == ["below", "d", "f"]
+        assert os.listdir(mnt / "d") == ["in"]
+        assert os.stat(mnt / "f").st_size == 0
+        with fails(errno.E2BIG):
+            os.listxattr(mnt / "f")
+        space.unmount()
+    finally:
+        space.drop()
+        subprocess.run(["umount", "-l", space.lower], check=True, timeout=30)
+
+
+@root_only
+@pytest.mark.parametrize("value", [b"1" * 5000 + b":0:0:file", b"0:0:0644:char-1-" + b"1" * 5000])
+@pytest.mark.parametrize("where", ["f", "."])
+def test_override_stat_with_very_long_numbers(space: Space, value: bytes, where: str) -> None:
+    """It costs the object its owner, not the directory its listing, nor the mount its root."""
+    # Only some filesystems have room for them.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", space.lower], check=True, timeout=30)
+    try:
+        os.chmod(space.lower, 0o755)
+        for name in ("f", "g"):
+            (space.lower / name).write_bytes(b"x")
+        os.setxattr(space.lower, "user.containers.override_stat", b"0:0:0755:dir")
+        os.setxattr(space.lower / where, "user.containers.override_stat", value)
+        mnt = space.mount(read_only=True)
+        with os.scandir(mnt) as entries:
+            assert sorted((e.name, e.stat().st_size) for e in entries) == [("f", 1), ("g", 1)]
+        assert os.stat(mnt / "f").st_uid == 0
+        space.unmount()
+    finally:
+        space.drop()
+        subprocess.run(["umount", "-l", space.lower], check=True, timeout=30)
+
+
 @pytest.mark.parametrize("value", [b"", b"y", b"garbage", b"\0" * 100])
 def test_implied(space: Space, value: bytes) -> None:
     """The mark says that a directory's own metadata mean nothing; all else is as ever."""

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,73 @@ def test_we_read_an_upper_of_fuse_overlayfs(space: Space, permissions: str) -> N
     os.chmod(mnt / "dir" / "file", 0o600)
     used = PRIVILEGED if permissions == "1" else USER
     check_stored(space.upper / "dir" / "file", used, "5:6:0600:file")
+
+
+CAPABILITY, KEPT = "security.capability", "user.containers.override_security.capability"
+NET_RAW = b"\1\0\0\2" + bytes.fromhex("0020000000000000") + bytes(8)
+
+
+@pytest.mark.skipif(MODE != "user", reason="of a plain user's mount")
+def test_capabilities_of_a_plain_user(space: Space) -> None:
+    """He may give them in a user namespace of his own; they are kept, and end with a write."""
+    (space.lower / "f").write_bytes(b"x")
+    mnt = mount(space, "xattr_permissions=2")
+    subprocess.run(["unshare", "-r", "setcap", "cap_net_raw+ep", mnt / "f"], check=True, timeout=30)
+    for _ in range(2):
+        assert CAPABILITY not in os.listxattr(space.upper / "f")
+        assert os.getxattr(mnt / "f", CAPABILITY) == os.getxattr(space.upper / "f", KEPT)
+        assert os.listxattr(mnt / "f") == [CAPABILITY]
+        with fails(errno.ENODATA):
+            os.getxattr(mnt / "f", KEPT)
+        space.remount()
+    with open(mnt / "f", "ab") as file:
+        file.write(b"y")
+    assert os.listxattr(mnt / "f") == []
+    assert KEPT not in os.listxattr(space.upper / "f")
+    space.unmount()
+
+
+@pytest.mark.skipif(MODE != "user", reason="of a plain user's mount")
+def test_groups_of_a_user_namespace(space: Space) -> None:
+    """A file may be given to any group that is mapped."""
+    (space.lower / "f").write_bytes(b"x")
+    mnt = mount(space, "xattr_permissions=2")
+    script = f"chgrp 5 {mnt}/f && stat -c %g {mnt}/f"
+    argv = ["unshare", "-r", "--map-auto", "sh", "-c", script]
+    done = subprocess.run(argv, capture_output=True, timeout=30)
+    assert done.stdout == b"5\n", done.stderr
+    space.unmount()
+
+
+@root_only
+@pytest.mark.parametrize("name", [CONTAINERS, USER])
+def test_capabilities_in_layers(space: Space, name: str) -> None:
+    """Those kept in the attribute count, real ones beside it do not; a copy has them where its own
+    layer keeps them."""
+    os.setxattr(space.lower, name, b"0:0:0755:dir")
+    for what in ("kept", "real"):
+        (space.lower / what).write_bytes(b"x")
+        os.setxattr(space.lower / what, name, b"0:0:0755:file")
+    os.setxattr(space.lower / "kept", KEPT, NET_RAW)
+    os.setxattr(space.lower / "real", CAPABILITY, NET_RAW)
+    for options, where in (("index=on", CAPABILITY), ("xattr_permissions=2", KEPT)):
+        mnt = mount(space, options)
+        for _ in range(2):
+            assert os.getxattr(mnt / "kept", CAPABILITY) == NET_RAW
+            assert os.listxattr(mnt / "kept") == [CAPABILITY]
+            assert os.listxattr(mnt / "real") == []
+            with fails(errno.ENODATA):
+                os.getxattr(mnt / "real", CAPABILITY)
+            for what in ("kept", "real"):
+                os.utime(mnt / what, ns=(1, 1))
+        assert os.getxattr(space.upper / "kept", where) == NET_RAW
+        assert CAPABILITY in os.listxattr(space.upper / "kept") or where == KEPT
+        os.chown(mnt / "kept", 5, 6)
+        assert os.listxattr(mnt / "kept") == []
+        os.setxattr(mnt / "kept", CAPABILITY, NET_RAW)
+        os.truncate(mnt / "kept", 0)
+        assert os.listxattr(mnt / "kept") == []
+        space.unmount()
+        for path in (space.upper, space.work):
+            shutil.rmtree(path)
+            path.mkdir()

@@ -14,6 +14,9 @@ import trio.testing
 from fuseoverlay import attributes, copyup, lookup, overlay
 from fuseoverlay.attributes import Changes
 from fuseoverlay.config import MountConfig
+from fuseoverlay.ownership import Changer
+
+ROOT = Changer(0, lambda: (), True, lambda: None)
 
 
 def test_times_set_while_the_data_of_a_metacopy_is_copied(
@@ -42,12 +45,12 @@ def test_times_set_while_the_data_of_a_metacopy_is_copied(
         with overlay.opened(config) as ov, trio.fail_after(60):
             file = await lookup.child(ov, ov.inodes.root, b"f")
             file.nlookup = 1
-            await attributes.setattr(ov, file, Changes(mode=0o600), privileged=True)
+            await attributes.setattr(ov, file, Changes(mode=0o600), ROOT)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(copyup.copy_up, ov, file)
                 await trio.to_thread.run_sync(copying.wait)
                 times = Changes(atime_ns=5, mtime_ns=7)
-                nursery.start_soon(lambda: attributes.setattr(ov, file, times, privileged=True))
+                nursery.start_soon(lambda: attributes.setattr(ov, file, times, ROOT))
                 await trio.testing.wait_all_tasks_blocked()
                 go_on.set()
             st = os.stat(tmp_path / "upper" / "f")

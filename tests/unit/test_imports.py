@@ -13,7 +13,9 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "fuseoverlay"
 #: The modules that images share with the overlay.
-LEAVES = {"errors", "syscalls", "xattrs", "whiteout", "overridestat", "removal", "copydata"}
+LEAVES = {
+    *("errors", "syscalls", "xattrs", "whiteout", "overridestat", "removal", "copydata", "trust"),
+}
 
 
 def _name(path: Path) -> str:
