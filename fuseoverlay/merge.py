@@ -79,6 +79,7 @@ class Index:
         "_position_of",
         "_positions",
         "_skip",
+        "_subdirectories",
         "lower",
         "masks",
         "upper",
@@ -100,6 +101,8 @@ class Index:
         # Positions in the lists from which everything is gone up to another position: who
         # deletes and starts again meets what is gone once.
         self._skip: dict[int, int] = {}
+        # How many visible names are directories; None: nobody has asked yet.
+        self._subdirectories: int | None = None
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._position_of
@@ -138,17 +141,24 @@ class Index:
         return name in self.lower
 
     def subdirectories(self) -> int:
-        """Number of visible directories."""
-        upper = self.upper
-        lower = self.lower
-        count = 0
-        for name in self._position_of:
-            is_dir = upper.get(name)
-            count += isinstance(lower[name], tuple) if is_dir is None else is_dir
-        return count
+        """Number of visible directories: counted once, then kept true by every change."""
+        if self._subdirectories is None:
+            self._subdirectories = sum(map(self._is_directory, self._position_of))
+        return self._subdirectories
+
+    def _is_directory(self, name: bytes) -> bool:
+        is_dir = self.upper.get(name)
+        return isinstance(self.lower[name], tuple) if is_dir is None else is_dir
+
+    def _recount(self, name: bytes, is_dir: bool) -> None:
+        """Before a change: `name` will be a directory, or not, or be gone."""
+        if self._subdirectories is not None:
+            was_dir = name in self._position_of and self._is_directory(name)
+            self._subdirectories += is_dir - was_dir
 
     def put(self, name: bytes, is_dir: bool) -> None:
         """The upper now holds `name`, and no whiteout of it."""
+        self._recount(name, is_dir)
         self.upper[name] = is_dir
         self.masks.discard(name)
         self.wh.discard(name)
@@ -162,6 +172,7 @@ class Index:
 
     def remove(self, name: bytes) -> None:
         """The upper no longer holds `name`, and nothing shows through."""
+        self._recount(name, False)
         self.upper.pop(name, None)
         if self._position_of.pop(name, None) is not None and len(self._names) > 64 + 2 * len(self):
             self._compact()

@@ -165,7 +165,7 @@ class ReadAhead:
             pass
 
     async def _read(self, file: File) -> None:
-        directory, name = file.names[-1]
+        directory, name = next(reversed(file.names))
         index = directory.index
         found = index.position(name) if index is not None else None
         if index is None or found is None or not self._ov.inodes.knows(directory):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import cast
 
 import pytest
 
-from fuseoverlay.merge import Index, Listing
+from fuseoverlay.layers import RealDir
+from fuseoverlay.merge import Index, Listing, LowerEntry
 
 MANY = 100_000
 
@@ -135,3 +137,36 @@ def test_cookies_are_positive_numbers_of_64_bits_for_ever() -> None:
         assert names == [b"0", b"1", b"2", b"3", b"4", *(b"new%d" % n for n in range(number + 1))]
         assert index.visible.keys() == set(names)
     assert index._next < 100
+
+
+def test_a_change_costs_the_same_in_a_large_directory() -> None:
+    """The directories are counted once, not after each change."""
+    index = _index(MANY)
+    assert index.subdirectories() == 0
+    index._position_of = counting = Counting(index._position_of)
+    index.upper = asked = Counting(index.upper)
+    for number in range(100):
+        index.put(b"new%d" % number, True)
+        assert index.subdirectories() == 1
+        index.remove(b"new%d" % number)
+        assert index.subdirectories() == 0
+    assert counting.asked + asked.asked < 1000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_directories_are_counted_through_every_change(seed: int) -> None:
+    rng = random.Random(seed)
+    real = cast("RealDir", object())
+    lower: dict[bytes, LowerEntry] = {b"%d" % n: (real,) if n % 2 else real for n in range(20)}
+    index = Index(Listing({b"%d" % n: n % 3 == 0 for n in range(10, 30)}), lower)
+    index.subdirectories()
+    for _ in range(300):
+        name = b"%d" % rng.randrange(40)
+        if rng.random() < 0.5:
+            index.put(name, rng.random() < 0.5)
+        elif index.covers(name):
+            index.hide(name, oci=rng.random() < 0.5)
+        else:
+            index.remove(name)
+        found = [index.find(visible) for visible in index.visible]
+        assert index.subdirectories() == sum(one.is_dir for one in found if one is not None)
