@@ -224,13 +224,14 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
 def _forget_metacopy(fd: int) -> None:
     """From now on the file's own data counts. Where a mark stays, the next mount would show
     old data."""
-    present = xattrs.names(fd)
-    for name in (namespace + xattrs.METACOPY for namespace in xattrs.NAMESPACES):
-        if name in present:
-            xattrs.drop(fd, name)
-    for name in (namespace + xattrs.REDIRECT for namespace in xattrs.NAMESPACES):
-        if name in present:
-            tidy(xattrs.drop, fd, name)
+    marks, redirects = (
+        [namespace + what for namespace in xattrs.NAMESPACES]
+        for what in (xattrs.METACOPY, xattrs.REDIRECT)
+    )
+    for name in xattrs.present(fd, marks):
+        xattrs.drop(fd, name)
+    for name in xattrs.present(fd, redirects):
+        tidy(xattrs.drop, fd, name)
 
 
 def _target(ov: Overlay, file: File) -> bytes:

@@ -123,7 +123,7 @@ def made(
     else:
         inode = file = File(number, kind)
         file.upper = place
-        file.names.append((parent, place.name))
+        file.names[parent, place.name] = None
         ov.inodes.bind(file, key)
     inode.protection = b""
     ov.inodes.add(inode)
@@ -173,8 +173,7 @@ def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> tuple[Fi
     if found.in_upper and file.upper is None:
         file.upper = Place(real, name)
         ov.inodes.let_go(file)
-    if (parent, name) not in file.names:
-        file.names.append((parent, name))
+    file.names[parent, name] = None
     if file.in_upper and not found.in_upper:
         # The copy counts, which the index of hard links leads to.
         return file, real_of(ov, file)

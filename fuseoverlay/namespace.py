@@ -292,7 +292,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
         os.link(real.path, staged, dst_dir_fd=work, follow_symlinks=real.follow)
         st = os.stat(staged, dir_fd=work, follow_symlinks=False)
         publish(ov, change, parent, index, name, staged, is_dir=False)
-    file.names.append((parent, name))
+    file.names[parent, name] = None
     if file.upper is None:
         file.upper = place
         ov.inodes.let_go(file)
@@ -375,8 +375,7 @@ def lose_name(ov: Overlay, file: File, parent: Directory, name: bytes, goes: Goe
 
     The keys of a file without any link are dropped: its real number may come back.
     """
-    if (parent, name) in file.names:
-        file.names.remove((parent, name))
+    file.names.pop((parent, name), None)
     if goes.held is not None:
         ov.inodes.hold(file, goes.held)
         file.upper = None

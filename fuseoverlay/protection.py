@@ -84,12 +84,11 @@ def note(ov: Overlay, inode: Inode, flags: bytes) -> None:
     """Change the flags of an object in the upper."""
     real = upper_of(ov, inode)
     mine = ov.writable().namespace
-    present = xattrs.names(real.path, follow=real.follow)
     if flags:
         xattrs.put(real.path, mine + xattrs.PROTATTR, flags, follow=real.follow)
-    for namespace in xattrs.NAMESPACES:
-        name = namespace + xattrs.PROTATTR
-        if name in present and not (flags and namespace == mine):
+    names = [namespace + xattrs.PROTATTR for namespace in xattrs.NAMESPACES]
+    for name in xattrs.present(real.path, names, follow=real.follow):
+        if not flags or name != mine + xattrs.PROTATTR:
             xattrs.drop(real.path, name, follow=real.follow)
     inode.protection = flags
 
