@@ -23,14 +23,14 @@ import pytest
 
 from tests.helpers.changes import BEFORE, CHANGES, FEATURES, MORE, REMOVALS, Change, make_layers
 from tests.helpers.faults import MANY, Faults
-from tests.helpers.mounts import MODE, Space, command, daemon_env, fuse_only, scratch
+from tests.helpers.mounts import MODE, NATIVE, Space, command, daemon_env, fuse_only, scratch
 from tests.helpers.tree import Tree, compare, record
 
 LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
 pytestmark = [
     fuse_only,
     pytest.mark.timeout(600 if LONG else 120),
-    pytest.mark.skipif(MODE != "root" and not LONG, reason="long"),
+    pytest.mark.skipif(not (MODE == "root" and NATIVE) and not LONG, reason="long"),
 ]
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EINTR)
@@ -42,6 +42,9 @@ CLOCK = {"mtime_ns"}
 SPARE = 2
 #: What hides one of several names of a lower file.
 HIDDEN = {"unlink linked", "rename linked", "unlink second name", "append to what has lost a name"}
+#: What fsck may find afterwards: an exchange takes a whiteout to where it hides nothing, and that
+#: may stay.
+EXPECTED = {"rename upper directory over whiteout": ("whiteout that hides nothing",)}
 #: What becomes of a directory in which something failed: it is left alone; the change is made
 #: again; or all names are removed, and the descriptors that were open before go on. In the short
 #: run one of them for each call.
@@ -204,10 +207,13 @@ def _aftermath(name: str, space: Space, lowers: list[Tree]) -> Iterator[str]:
         command("fsck", space.upper, "-o", _read_only_options(space)),
         env=daemon_env(), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    found = [line for line in done.stdout.splitlines() if "several dialects" not in line]
+    *found, last = done.stdout.splitlines()
+    expected = EXPECTED.get(name, ())
     # The layers hold devices from the beginning.
-    several = space.extra not in ((), CHAR, ON)
-    if found != (["1 problem, 0 repaired"] if several else ["clean"]) or done.stderr:
+    if space.extra not in ((), CHAR, ON):
+        expected += ("whiteouts in several dialects",)
+    wrong = [line for line in found if not any(what in line for what in expected)]
+    if wrong or done.stderr or not (last == "clean" or expected):
         yield f"fsck: {done.stdout}{done.stderr}"
     for path, old, new in zip(space.lowers, lowers, space.evidence(), strict=True):
         yield from (f"{path.name} was touched: {line}" for line in compare(old, new))

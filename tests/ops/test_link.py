@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import Space, differs, fails, file_handles
+from tests.helpers.mounts import MODE, Space, detach, differs, fails, file_handles
 from tests.ops.conftest import CONTENT, Case
 
 
@@ -318,3 +320,74 @@ def test_metacopy_of_a_file_with_two_names(space: Space) -> None:
         assert (mnt / "a").read_bytes() == b"data more"
     with space.mounted() as mnt:
         assert (mnt / "a").read_bytes() == (mnt / "b").read_bytes() == b"data more"
+
+
+def test_name_of_an_open_file_goes_before_it_is_written(linked: Space) -> None:
+    """The other names show what is written through the descriptor; also if one is left."""
+    linked.features = ("index=on",)
+    os.unlink(linked.lower / "dir" / "c")
+    with linked.mounted(settle=False) as mnt:
+        fd = os.open(mnt / "a", os.O_RDWR)
+        assert (mnt / "b").read_bytes() == b"shared content"
+        os.unlink(mnt / "a")
+        os.pwrite(fd, b"WRITTEN", 0)
+        assert (mnt / "b").read_bytes() == b"WRITTENcontent"
+        assert os.fstat(fd).st_nlink == os.stat(mnt / "b").st_nlink == 1
+        os.close(fd)
+        linked.remount()
+        assert (mnt / "b").read_bytes() == b"WRITTENcontent"
+        assert os.stat(mnt / "b").st_nlink == 1
+        os.unlink(mnt / "b")
+        assert sorted(os.listdir(mnt)) == ["dir", "other"]
+
+
+@differs("hard-links")
+def test_change_that_finds_no_room_leaves_links_alone(space: Space) -> None:
+    """What is written through a descriptor never reaches a lower, whatever failed before."""
+    space.mnt.rmdir()
+    if MODE == "user":
+        pytest.skip("a plain user cannot mount a tmpfs")
+    small = space.base / "small"
+    small.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "nr_inodes=100,size=4m", "small", str(small)],
+        check=True, timeout=30,
+    )  # fmt: skip
+    try:
+        _fill_up(space, small)
+    finally:
+        detach(space.mnt)
+        detach(small)
+
+
+def _fill_up(space: Space, small: Path) -> None:
+    space.lowers = [small / "lower"]
+    space.upper, space.work, space.mnt = small / "upper", small / "work", space.base / "mnt"
+    for path in (space.lower, space.upper, space.work, space.mnt):
+        path.mkdir()
+    (space.lower / "a").write_bytes(b"shared content")
+    os.link(space.lower / "a", space.lower / "b")
+    mnt = space.mount()
+    fd = os.open(mnt / "a", os.O_RDWR)
+    made = []
+    while os.statvfs(small).f_ffree > 2:
+        made.append(mnt / f"filler{len(made)}")
+        made[-1].touch()
+    # One for the index's directory, one for the entry of the copy.
+    taken = []
+    while os.statvfs(small).f_ffree:
+        taken.append(small / f"taken{len(taken)}")
+        taken[-1].touch()
+    with fails(errno.ENOSPC):
+        os.chmod(mnt / "a", 0o600)
+    for path in [*taken, *made]:
+        path.unlink()
+    os.unlink(mnt / "a")
+    os.pwrite(fd, b"OVERWRITTEN", 0)
+    os.close(fd)
+    assert (space.lower / "b").read_bytes() == b"shared content"
+    assert (mnt / "b").read_bytes() == b"OVERWRITTENent"
+    assert [name for name in os.listxattr(space.lower / "b") if "overlay" in name] == []
+    assert os.stat(mnt / "b").st_nlink == 1
+    os.unlink(mnt / "b")
+    space.unmount()

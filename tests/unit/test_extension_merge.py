@@ -150,7 +150,11 @@ def test_a_path_that_is_too_long_is_pythons(tmp_path: Path) -> None:
             fd = stack.fd(real)
             os.mkdir(b"d" * 255, dir_fd=fd)
             real = RealDir(real.layer, real, b"d" * 255)
-        stack.shrink()
+    # One that has none of them open.
+    with LayerStack(None, [os.fsencode(tmp_path)]) as stack:
+        real = stack.lowers[0].root
+        for _ in range(20):
+            real = RealDir(real.layer, real, b"d" * 255)
         assert at_once(stack, None, (real,)) is None
         index, _ = scan_nowait(stack, None, (real,))
         assert len(index) == 0

@@ -1,0 +1,174 @@
+"""More files and directories without a name than the daemon may hold descriptors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import libc
+from tests.helpers.mounts import NATIVE, Daemon, Space, command, fails, fuse_only
+
+pytestmark = fuse_only
+
+#: Descriptors of the daemon, and objects, of which each would take one.
+LIMIT, MANY = 96, 300
+
+
+@pytest.fixture
+def few(space: Space) -> Space:
+    """A mount whose daemon may hold few descriptors."""
+    bottom = space.lower
+    for number in range(MANY):
+        (bottom / f"file{number}").write_bytes(b"lower %d" % number)
+        (bottom / f"linked{number}").write_bytes(b"linked %d" % number)
+        os.link(bottom / f"linked{number}", bottom / f"other{number}")
+        (bottom / f"dir{number}").mkdir()
+    argv = ["prlimit", f"--nofile={LIMIT}:{LIMIT}", *command("mount", "-f")]
+    argv += ["-o", space.options(), str(space.mnt)]
+    space.daemon = Daemon(argv, space.mnt, space.log)
+    space.daemon.wait_until_mounted(1)
+    return space
+
+
+def _everything_works(mnt: Path) -> None:
+    (mnt / "made").mkdir()
+    (mnt / "made" / "new").write_bytes(b"new")
+    os.rename(mnt / "made" / "new", mnt / "made" / "renamed")
+    assert (mnt / "made" / "renamed").read_bytes() == b"new"
+    assert sorted(os.listdir(mnt / "made")) == ["renamed"]
+    os.unlink(mnt / "made" / "renamed")
+    os.rmdir(mnt / "made")
+
+
+def _ends_empty(space: Space) -> None:
+    """Unmount; nothing is left in the work directory, and the lower is as it was."""
+    space.unmount()
+    assert os.listdir(space.work / "work") == []
+    for number in range(MANY):
+        assert (space.lower / f"file{number}").read_bytes() == b"lower %d" % number
+        assert (space.lower / f"linked{number}").read_bytes() == b"linked %d" % number
+
+
+@pytest.mark.parametrize("origin", ["new", "copied"])
+def test_files_unlinked_while_open(few: Space, origin: str) -> None:
+    mnt = few.mnt
+    descriptors = []
+    for number in range(MANY):
+        path = mnt / (f"new{number}" if origin == "new" else f"file{number}")
+        fd = os.open(path, os.O_RDWR | (os.O_CREAT if origin == "new" else 0))
+        os.pwrite(fd, b"mine %d" % number, 0)
+        os.unlink(path)
+        descriptors.append(fd)
+    _everything_works(mnt)
+    for number, fd in enumerate(descriptors):
+        text = b"mine %d" % number
+        assert os.pread(fd, len(text), 0) == text
+        assert os.fstat(fd).st_nlink == 0
+        os.pwrite(fd, b"more", 100)
+        os.ftruncate(fd, 4)
+        assert os.fstat(fd).st_size == 4
+    before = len(os.listdir(few.work / "work"))
+    assert before > 50
+    for fd in descriptors:
+        os.close(fd)
+    # The kernel forgets them soon, and one more request sees to it that it has said so.
+    _everything_works(mnt)
+    assert len(os.listdir(few.work / "work")) < before
+    _ends_empty(few)
+
+
+def test_files_of_the_lower_unlinked_while_open(few: Space) -> None:
+    """Copied up only when they have no name any more."""
+    descriptors = []
+    for number in range(MANY):
+        descriptors.append(os.open(few.mnt / f"file{number}", os.O_RDWR))
+        os.unlink(few.mnt / f"file{number}")
+    for number, fd in enumerate(descriptors):
+        os.pwrite(fd, b"L", 0)
+        assert os.pread(fd, 100, 0) == b"Lower %d" % number
+        assert os.fstat(fd).st_nlink == 0
+    _everything_works(few.mnt)
+    for fd in descriptors:
+        os.close(fd)
+    _ends_empty(few)
+
+
+def test_files_replaced_while_open(few: Space) -> None:
+    descriptors = []
+    for number in range(MANY):
+        path = few.mnt / f"file{number}"
+        fd = os.open(path, os.O_RDWR)
+        os.pwrite(fd, b"old", 0)
+        descriptors.append(fd)
+        (few.mnt / "replacement").write_bytes(b"replacement")
+        os.rename(few.mnt / "replacement", path)
+    for number, fd in enumerate(descriptors):
+        assert os.pread(fd, 3, 0) == b"old"
+        assert (few.mnt / f"file{number}").read_bytes() == b"replacement"
+        os.close(fd)
+    _ends_empty(few)
+
+
+@pytest.mark.parametrize("origin", ["new", "lower", "copied", "replaced"])
+def test_directories_removed_while_open(few: Space, origin: str) -> None:
+    mnt = few.mnt
+    descriptors = []
+    for number in range(MANY):
+        path = mnt / (f"new{number}" if origin == "new" else f"dir{number}")
+        if origin == "new":
+            path.mkdir()
+        if origin == "copied":
+            path.chmod(0o711)
+        descriptors.append(os.open(path, os.O_RDONLY))
+        if origin == "replaced":
+            path.chmod(0o711)
+            (mnt / "replacement").mkdir()
+            os.rename(mnt / "replacement", path)
+        else:
+            path.rmdir()
+    _everything_works(mnt)
+    for fd in descriptors:
+        os.fchmod(fd, 0o750)
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o750
+        assert os.listdir(fd) == []
+        with fails(errno.ENOENT):
+            os.open("new", os.O_CREAT, dir_fd=fd)
+        os.close(fd)
+    _ends_empty(few)
+
+
+@pytest.mark.skipif(not NATIVE, reason="O_TMPFILE takes the extension")
+def test_files_made_without_a_name(few: Space) -> None:
+    descriptors = []
+    for number in range(MANY):
+        fd = os.open(few.mnt, os.O_TMPFILE | os.O_RDWR, 0o600)
+        os.pwrite(fd, b"%d" % number, 0)
+        assert os.fstat(fd).st_nlink == 0
+        descriptors.append(fd)
+    _everything_works(few.mnt)
+    for number, fd in enumerate(descriptors):
+        assert os.pread(fd, 10, 0) == b"%d" % number
+        path = few.mnt / f"named{number}"
+        libc.linkat(f"/proc/self/fd/{fd}".encode(), path, libc.AT_SYMLINK_FOLLOW)
+        assert os.fstat(fd).st_nlink == 1
+        os.close(fd)
+        assert path.read_bytes() == b"%d" % number
+        assert path.stat().st_nlink == 1
+    _ends_empty(few)
+
+
+def test_names_that_lead_to_copies_by_the_index(few: Space) -> None:
+    for number in range(MANY):
+        with open(few.mnt / f"linked{number}", "r+b") as stream:
+            stream.write(b"LINKED")
+    few.unmount()
+    few.mount()
+    for number in range(MANY):
+        assert (few.mnt / f"other{number}").read_bytes() == b"LINKED %d" % number
+        assert os.stat(few.mnt / f"other{number}").st_nlink == 2
+    _everything_works(few.mnt)
+    few.unmount()
