@@ -230,7 +230,13 @@ def _stored_xattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
         real_name = real.layer.stored_name(name)
     except PermissionError:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
-    return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
+    try:
+        return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
+    except OSError as exc:
+        # The kernel itself asks, before it writes or executes, and takes other errors amiss.
+        if exc.errno in xattrs.NONE and exc.errno != errno.EOPNOTSUPP and not inode.in_upper:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+        raise
 
 
 def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]:
@@ -240,13 +246,8 @@ def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]
     if not acls:
         hidden += (acl.PREFIX,)
     real = real_of(ov, inode)
-    try:
-        names = os.listxattr(real.path, follow_symlinks=real.follow)
-    except OSError as exc:
-        if exc.errno == errno.EOPNOTSUPP:
-            return []
-        raise
-    shown = (real.layer.shown_name(os.fsencode(name)) for name in names)
+    names = xattrs.names(real.path, follow=real.follow)
+    shown = map(real.layer.shown_name, names)
     return [name for name in shown if name is not None and not name.startswith(hidden)]
 
 
@@ -288,5 +289,9 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
 
 
 def statfs(ov: Overlay) -> os.statvfs_result:
-    """The upper's filesystem, or the topmost lower's."""
-    return os.fstatvfs(ov.stack.all()[0].root_fd)
+    """The upper's filesystem, or the topmost lower's that has an answer."""
+    *others, last = ov.stack.all()
+    for layer in others:
+        with contextlib.suppress(OSError):
+            return os.fstatvfs(layer.root_fd)
+    return os.fstatvfs(last.root_fd)

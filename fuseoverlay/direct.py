@@ -252,7 +252,8 @@ class Direct:
         if real is None or self._ov.identity.translates(real.layer):
             return None
         device = real.layer.device
-        return self._ov.stack.fd(real), self._ov.inodes.base(device), device
+        base = self._ov.inodes.base(device)
+        return None if base is None else (self._ov.stack.fd(real), base, device)
 
     def _add(
         self, directory: Directory, index: merge.Index, name: bytes, cookie: int, emit: Emit

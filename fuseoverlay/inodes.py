@@ -257,8 +257,8 @@ class InodeTable:
     def find(self, key: tuple[int, int]) -> File | None:
         """The file that a real (device, inode) pair belongs to, if the kernel knows it."""
         file = self._by_key.get(key)
-        if file is None:
-            number = self.base(key[0]) | key[1]
+        number = self._real_number(key) if file is None else None
+        if number is not None:
             listed = self._by_ino.get(number)
             if isinstance(listed, tuple):
                 return self._learn(number, listed)
@@ -270,26 +270,29 @@ class InodeTable:
         file = self._by_key.get(key)
         if file is not None:
             return file.ino if file.kind == stat.S_IFREG and file.data is None else None
-        number = self.base(key[0]) | key[1]
-        listed = self._by_ino.get(number)
+        number = self._real_number(key)
+        listed = self._by_ino.get(number) if number is not None else None
         return number if isinstance(listed, tuple) and listed[4] == stat.S_IFREG else None
 
-    def base(self, device: int) -> int:
-        """What is added to the real numbers of files on this device."""
+    def base(self, device: int) -> int | None:
+        """What is added to the real numbers of files on this device; None: there are so many
+        devices that all its files get numbers of our own."""
         filesystem = self._filesystems.get(device)
         if filesystem is None:
             filesystem = self._filesystems[device] = len(self._devices)
             self._devices.append(device)
-        return filesystem << _INO_BITS
+        return filesystem << _INO_BITS if filesystem < _DYNAMIC else None
+
+    def _real_number(self, key: tuple[int, int]) -> int | None:
+        """The number of a real file that nothing but its own number keeps from having it."""
+        device, ino = key
+        base = self.base(device)
+        return base | ino if base is not None and 0 < ino < 1 << _INO_BITS else None
 
     def number(self, key: tuple[int, int]) -> int:
         """A free number: the real one where nobody has it, else one of our own."""
-        device, ino = key
-        base = self.base(device)
-        number = base | ino
-        if ino >> _INO_BITS or base >> _INO_BITS >= _DYNAMIC or ino == 0 or number in self._by_ino:
-            return self.own_number()
-        return number
+        number = self._real_number(key)
+        return self.own_number() if number is None or number in self._by_ino else number
 
     def own_number(self) -> int:
         """A number that no file has, had or will have."""

@@ -9,6 +9,7 @@ meets PATH_MAX.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -155,6 +156,7 @@ class LayerStack:
                 layer = Layer(number, path, _open_root(path, LayerError, "lowerdir"))
                 (self.lowers if number <= len(lowers) else self.data_only).append(layer)
                 _refuse_twice(layer, seen)
+                _warn_of_attributes(layer)
                 if as_stored:
                     _see_stored_ids(layer, self.upper)
             for layer in self.all():
@@ -359,6 +361,19 @@ def _refuse_twice(layer: Layer, seen: dict[tuple[int, int], bytes]) -> None:
             hint="name each layer once",
         )
     seen[key] = layer.path
+
+
+def _warn_of_attributes(layer: Layer) -> None:
+    """Say so where a lower's filesystem will not tell whether an overlay has marked anything."""
+    try:
+        os.listxattr(layer.root_fd)
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            log.warning(
+                "%s: extended attributes cannot be listed (%s): none of this layer count",
+                printable(layer.path),
+                describe(exc),
+            )
 
 
 def _see_stored_ids(layer: Layer, upper: Layer | None) -> None:

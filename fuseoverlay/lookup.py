@@ -12,7 +12,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from fuseoverlay import hardlinks, native, redirect, xattrs
+from fuseoverlay import hardlinks, native, redirect, whiteout, xattrs
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Held, Inode, Place
 from fuseoverlay.layers import Layer, RealDir, stat_key
@@ -94,7 +94,7 @@ def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> I
         raise no_entry(name)
     if found.is_dir:
         return parent.children.get(name) or _new_directory(ov, parent, name, found)
-    return _file(ov, parent, name, found)[0]
+    return _file(ov, parent, index, name, found)[0]
 
 
 def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Inode, Real]:
@@ -103,7 +103,7 @@ def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[In
     if found is None:
         raise no_entry(name)
     if not found.is_dir:
-        return _file(ov, parent, name, found)
+        return _file(ov, parent, index, name, found)
     directory = parent.children.get(name) or _new_directory(ov, parent, name, found)
     return directory, real_of(ov, directory)
 
@@ -154,11 +154,18 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     return directory
 
 
-def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> tuple[File, Real]:
+def _file(
+    ov: Overlay, parent: Directory, index: Index, name: bytes, found: Found
+) -> tuple[File, Real]:
     real = parent.upper if found.in_upper else found.lower_file
     if real is None:
         raise no_entry(name)
-    st = os.stat(name, dir_fd=ov.stack.fd(real), follow_symlinks=False)
+    fd = ov.stack.fd(real)
+    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    # Looked for also where nothing says that there are any: the kernel does so, too.
+    if whiteout.is_xattr_whiteout(fd, name, real.layer.namespaces, st):
+        index.conceal(name)
+        raise no_entry(name)
     key = stat_key(st)
     file = ov.inodes.find(key)
     if file is None and found.in_upper:

@@ -182,6 +182,15 @@ class Index:
         self.remove(name)
         (self.wh if oci else self.masks).add(name)
 
+    def conceal(self, name: bytes) -> None:
+        """A visible file has turned out to be a whiteout, in a directory that is not marked for
+        such. No position moves: somebody may just be listing."""
+        if self.upper.pop(name, None) is None:
+            del self.lower[name]
+        else:
+            self.masks.add(name)
+        del self._position_of[name]
+
     def _compact(self) -> None:
         kept = [
             (c, n)

@@ -59,10 +59,13 @@ def is_char_whiteout(st: os.stat_result) -> bool:
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
-def is_xattr_whiteout(dir_fd: int, name: bytes, counted: Sequence[bytes]) -> bool:
+def is_xattr_whiteout(
+    dir_fd: int, name: bytes, counted: Sequence[bytes], st: os.stat_result | None = None
+) -> bool:
     """Whether `name` is an empty regular file with an `overlay.whiteout` attribute; `counted`
-    as for `xattrs.get_overlay`."""
-    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    as for `xattrs.get_overlay`, `st`: its status, if that is known."""
+    if st is None:
+        st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     if not stat.S_ISREG(st.st_mode) or st.st_size:
         return False
     return xattrs.get_overlay(syscalls.at(dir_fd, name), xattrs.WHITEOUT, counted) is not None

@@ -71,7 +71,8 @@ UPPER: Final = b"upper"
 PROTATTR: Final = b"protattr"
 
 _ESCAPED: Final = b"overlay."
-_NO_SUCH: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)
+#: What filesystems answer that have no attributes: not all say so in the proper way.
+NONE: Final = (errno.EOPNOTSUPP, errno.ENODATA, errno.EINVAL, errno.EPERM, errno.ENOSYS)
 
 
 def to_real(name: bytes) -> bytes:
@@ -109,7 +110,7 @@ def get(path: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None
     try:
         return os.getxattr(path, name, follow_symlinks=follow)
     except OSError as exc:
-        if exc.errno in _NO_SUCH:
+        if exc.errno in NONE:
             return None
         raise
 
@@ -151,7 +152,7 @@ def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:
     try:
         found = os.listxattr(path, follow_symlinks=follow)
     except OSError as exc:
-        if exc.errno == errno.EOPNOTSUPP:
+        if exc.errno in NONE:
             return []
         raise
     return [os.fsencode(name) for name in found]

@@ -200,8 +200,8 @@ class UpperCheck:
         if not st.st_size and _has(own, xattrs.WHITEOUT):
             yield Problem(
                 Kind.UNMARKED, self.path(*place),
-                "whiteout attribute without effect: the directory is not marked for such whiteouts",
-                why="it is shown as an empty file, and may be one",
+                "whiteout attribute, and the directory is not marked for such whiteouts",
+                why="nothing is found at its name, but kernel overlayfs lists it",
             )  # fmt: skip
         if _has(own, xattrs.METACOPY):
             try:

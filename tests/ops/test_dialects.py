@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, differs, fails, make_whiteout, set_overlay_xattr
+from tests.helpers.mounts import (
+    IMPL,
+    MODE,
+    Space,
+    differs,
+    fails,
+    make_whiteout,
+    set_overlay_xattr,
+)
 
 NAMESPACES = ["user.overlay.", "user.fuseoverlayfs."] + ["trusted.overlay."] * (MODE == "root")
 
@@ -180,7 +188,7 @@ def test_in_an_opaque_directory(layers: Space, hide: Callable) -> None:
     (layers.lower / "d" / "kept").touch()
     with layers.mounted() as mnt:
         listed = os.listdir(mnt / "d")
-        # "opaque=y" leaves no place to say "xattr whiteouts inside": there it is an empty file.
+        # "opaque=y" leaves no place to say "xattr whiteouts inside": there the kernel lists it.
         assert [name for name in listed if name != "child"] == ["kept"]
         if hide is not xattr_whiteout:
             assert listed == ["kept"]
@@ -357,3 +365,41 @@ def test_device_other_than_0_0_is_no_whiteout(layers: Space) -> None:
     os.mknod(layers.lower / "f", stat.S_IFCHR | 0o600, os.makedev(0, 1))
     with layers.mounted() as mnt:
         assert stat.S_ISCHR(os.lstat(mnt / "f").st_mode)
+
+
+@pytest.mark.parametrize("where", ["upper", "lower"])
+def test_attribute_whiteout_where_nothing_says_so(space: Space, where: str) -> None:
+    """The kernel lists it, and finds nothing at its name."""
+    bottom = space.add_lower()
+    top = space.upper if where == "upper" else space.lower
+    for layer in (top, bottom):
+        (layer / "d").mkdir()
+    for name in ("hidden", "again", "listed"):
+        (bottom / "d" / name).write_bytes(b"below")
+        (top / "d" / name).touch()
+        set_overlay_xattr(top / "d" / name, "whiteout", b"y")
+    (top / "d" / "alone").touch()
+    set_overlay_xattr(top / "d" / "alone", "whiteout", b"y")
+    (top / "d" / "empty").touch()
+    with space.mounted(settle=False) as mnt:
+        for name in ("hidden", "again", "alone"):
+            with fails(errno.ENOENT):
+                os.stat(mnt / "d" / name)
+        with fails(errno.ENOENT):
+            os.unlink(mnt / "d" / "hidden")
+        assert os.stat(mnt / "d" / "empty").st_size == 0
+        with open(mnt / "d" / "again", "x") as stream:
+            stream.write("new")
+        os.mkdir(mnt / "d" / "alone")
+        if IMPL == "fuse":
+            assert sorted(os.listdir(mnt / "d")) == ["again", "alone", "empty"]
+        space.remount()
+        assert (mnt / "d" / "again").read_text() == "new"
+        with fails(errno.ENOENT):
+            os.stat(mnt / "d" / "hidden")
+        os.unlink(mnt / "d" / "again")
+        os.rmdir(mnt / "d" / "alone")
+        space.remount()
+        for name in ("hidden", "again", "listed", "alone"):
+            with fails(errno.ENOENT):
+                os.stat(mnt / "d" / name)

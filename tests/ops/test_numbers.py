@@ -14,7 +14,9 @@ from tests.helpers.mounts import (
     IMPL,
     MODE,
     Space,
+    detach,
     file_handles,
+    fuse_only,
     make_whiteout,
     overlay_xattr,
     root_only,
@@ -259,3 +261,35 @@ def test_copied_work_directory_of_another_upper(space: Space) -> None:
     space.work.mkdir()
     space.mount()
     assert (mnt / "b").read_bytes() == b"lower"
+
+
+@fuse_only
+@pytest.mark.skipif(MODE == "user", reason="a plain user cannot mount filesystems")
+def test_more_filesystems_than_numbers_for_them(space: Space) -> None:
+    """Each file keeps its own content and a number that no other has."""
+    many = 300
+    try:
+        for number in range(many):
+            layer = space.add_lower() if number else space.lower
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(layer)], check=True, timeout=30)
+            (layer / f"file{number}").write_bytes(b"%d" % number)
+            (layer / f"dir{number}").mkdir()
+            (layer / "merged").mkdir()
+            (layer / "merged" / f"inner{number}").write_bytes(b"inner %d" % number)
+        mnt = space.mount()
+        for _ in range(2):
+            seen = set()
+            for number in range(many):
+                assert (mnt / f"file{number}").read_bytes() == b"%d" % number
+                assert (mnt / "merged" / f"inner{number}").read_bytes() == b"inner %d" % number
+                for name in (f"file{number}", f"dir{number}", f"merged/inner{number}"):
+                    seen.add(os.stat(mnt / name).st_ino)
+            assert len(seen) == 3 * many
+            assert len(os.listdir(mnt)) == 2 * many + 1
+        (mnt / "file299").write_bytes(b"changed")
+        assert (mnt / "file298").read_bytes() == b"298"
+        space.unmount()
+    finally:
+        space.drop()
+        for layer in space.lowers:
+            detach(layer)

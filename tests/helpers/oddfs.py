@@ -1,0 +1,95 @@
+"""A FUSE filesystem that lacks what others have: `python oddfs.py MOUNTPOINT ERRNO...`.
+
+It holds `file`, `dir/inside` and `link`, and answers every question about extended attributes
+with the first errno and statfs(2) with the second, if that is not 0. For the tests of layers on
+filesystems that are not like ext4.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+import pyfuse3
+import trio
+
+ROOT, FILE, DIR, INSIDE, LINK = 1, 2, 3, 4, 5
+MODES = {
+    ROOT: stat.S_IFDIR | 0o755,
+    FILE: stat.S_IFREG | 0o644,
+    DIR: stat.S_IFDIR | 0o755,
+    INSIDE: stat.S_IFREG | 0o644,
+    LINK: stat.S_IFLNK | 0o777,
+}
+CONTENTS = {FILE: b"content of file\n", INSIDE: b"inside\n", LINK: b"file"}
+NAMES = {ROOT: {b"file": FILE, b"dir": DIR, b"link": LINK}, DIR: {b"inside": INSIDE}}
+
+
+class Odd(pyfuse3.Operations):
+    """Read only."""
+
+    def __init__(self, attributes: int, statfs: int) -> None:
+        super().__init__()
+        self._attributes, self._statfs = attributes, statfs
+
+    def _entry(self, ino: int) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino, entry.st_mode, entry.st_nlink = ino, MODES[ino], 1
+        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
+        entry.st_size = len(CONTENTS.get(ino, b""))
+        return entry
+
+    async def getattr(self, inode, ctx):
+        return self._entry(inode)
+
+    async def lookup(self, parent_inode, name, ctx):
+        if name not in NAMES.get(parent_inode, {}):
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._entry(NAMES[parent_inode][name])
+
+    async def opendir(self, inode, ctx):
+        return inode
+
+    async def readdir(self, fh, start_id, token):
+        for position, (name, ino) in enumerate(NAMES[fh].items(), 1):
+            later = position > start_id
+            if later and not pyfuse3.readdir_reply(token, name, self._entry(ino), position):
+                return
+
+    async def open(self, inode, flags, ctx):
+        if flags & os.O_NOATIME:
+            raise pyfuse3.FUSEError(errno.EPERM)
+        return pyfuse3.FileInfo(fh=inode)
+
+    async def read(self, fh, off, size):
+        return CONTENTS[fh][off : off + size]
+
+    async def readlink(self, inode, ctx):
+        return CONTENTS[inode]
+
+    async def listxattr(self, inode, ctx):
+        raise pyfuse3.FUSEError(self._attributes)
+
+    async def getxattr(self, inode, name, ctx):
+        raise pyfuse3.FUSEError(self._attributes)
+
+    async def statfs(self, ctx):
+        if self._statfs:
+            raise pyfuse3.FUSEError(self._statfs)
+        return pyfuse3.StatvfsData()
+
+
+def main() -> None:
+    """Serve until unmounted."""
+    mountpoint, attributes, statfs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    pyfuse3.init(Odd(attributes, statfs), mountpoint, {"fsname=oddfs", "default_permissions"})
+    try:
+        trio.run(pyfuse3.main)
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Lowers on filesystems that lack extended attributes, or what else others have."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers import oddfs
+from tests.helpers.mounts import Daemon, Space, detach, fuse_only, unmount
+
+pytestmark = fuse_only
+
+ATTRIBUTES = [errno.ENODATA, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS]
+
+
+@pytest.fixture(params=ATTRIBUTES, ids=lambda code: errno.errorcode[code])
+def odd(request: pytest.FixtureRequest, space: Space) -> Iterator[Space]:
+    """A space whose top lower is such a filesystem."""
+    argv = [sys.executable, oddfs.__file__, str(space.lower), str(request.param)]
+    bottom = space.add_lower()
+    (bottom / "dir").mkdir()
+    (bottom / "dir" / "below").write_bytes(b"below")
+    daemon = Daemon([*argv, str(errno.ENOSYS)], space.lower, space.base / "odd-log")
+    try:
+        daemon.wait_until_mounted(1)
+        yield space
+        space.drop()
+        unmount(space.lower)
+        daemon.finish()
+    finally:
+        space.drop()
+        detach(space.lower)
+        daemon.kill()
+
+
+def test_reading(odd: Space) -> None:
+    mnt = odd.mount(read_only=True)
+    assert sorted(os.listdir(mnt)) == ["dir", "file", "link"]
+    assert sorted(os.listdir(mnt / "dir")) == ["below", "inside"]
+    for _ in range(2):
+        assert (mnt / "file").read_bytes() == oddfs.CONTENTS[oddfs.FILE]
+        assert (mnt / "dir" / "inside").read_bytes() == b"inside\n"
+    assert os.readlink(mnt / "link") == "file"
+    assert os.listxattr(mnt / "file") == []
+    os.statvfs(mnt)
+    odd.unmount()
+
+
+def test_changing(odd: Space) -> None:
+    mnt = odd.mount()
+    with open(mnt / "file", "ab") as stream:
+        stream.write(b"more")
+    os.chmod(mnt / "dir" / "inside", 0o600)
+    os.rename(mnt / "link", mnt / "moved")
+    os.unlink(mnt / "dir" / "below")
+    odd.remount()
+    assert (mnt / "file").read_bytes() == b"content of file\nmore"
+    assert os.stat(mnt / "dir" / "inside").st_mode & 0o777 == 0o600
+    assert os.readlink(mnt / "moved") == "file"
+    assert sorted(os.listdir(mnt)) == ["dir", "file", "moved"]
+    assert os.listdir(mnt / "dir") == ["inside"]
+    os.setxattr(mnt / "file", "user.colour", b"red")
+    assert os.getxattr(mnt / "file", "user.colour") == b"red"
+    odd.unmount()
+
+
+def test_a_warning_names_the_layer(odd: Space, request: pytest.FixtureRequest) -> None:
+    """Not where the filesystem simply has no attributes, which says nothing of marks lost."""
+    odd.mount()
+    text = odd.daemon.text()
+    code = request.node.callspec.params["odd"]
+    expected = code not in (errno.EOPNOTSUPP, errno.ENOSYS)
+    assert (f"{odd.lower}: extended attributes cannot be listed" in text) == expected
+    odd.unmount()
