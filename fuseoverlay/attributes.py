@@ -234,7 +234,7 @@ def _stored_xattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
         return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
     except OSError as exc:
         # The kernel itself asks, before it writes or executes, and takes other errors amiss.
-        if exc.errno in xattrs.NONE and exc.errno != errno.EOPNOTSUPP and not inode.in_upper:
+        if exc.errno in xattrs.NONE and not real.layer.lists_attributes:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
         raise
 

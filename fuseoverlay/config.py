@@ -50,8 +50,8 @@ _NO_EFFECT: Final = re.compile(
 )
 #: The kernel's least `max_write`, bytes.
 _LEAST_WRITE: Final = 4096
-# Options with a choice of values. The last four are the kernel's and switch nothing here:
-# hard links are always kept and inode numbers always unique.
+# Options with a choice of values. The last three are the kernel's and switch nothing here:
+# inode numbers are always unique.
 _CHOICES: Final = {
     "whiteout": tuple(dialect.value for dialect in Dialect),
     "redirect_dir": ("on", "off", "follow", "nofollow"),
@@ -90,6 +90,8 @@ class MountConfig:
     redirect_dir: str = "follow"
     #: Copy up metadata first and data when it changes.
     metacopy: bool = False
+    #: Keep the names of a lower file together when it is copied up.
+    index: bool = True
     #: Lowers that only hold data for metacopy files.
     data_only: tuple[bytes, ...] = ()
     #: Wait for the disk where a program asks for it, and before a copy replaces a file.
@@ -264,6 +266,8 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
         return replace(config, readahead=value)
     if name == "metacopy":
         return replace(config, metacopy=value == "on")
+    if name == "index":
+        return replace(config, index=value == "on")
     if name == "xattr_permissions":
         return replace(config, xattr_permissions=int(value))
     if name in _ID_MAPS:

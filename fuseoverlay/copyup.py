@@ -351,7 +351,8 @@ def _publish_file(
     links = lower_links - file.hidden
     entered = False
     # Also of what has one name left, which need not be the one that is open.
-    if origin is not None and lower_links > 1 and links > 0 and file.lower is not None:
+    is_linked = ov.config.index and lower_links > 1 and links > 0
+    if is_linked and origin is not None and file.lower is not None:
         entered = linkindex.enter(ov, change, file.lower, staged, origin, links)
     names = ov.inodes.live_names(file)
     place: Place | Held

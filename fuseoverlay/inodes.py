@@ -80,6 +80,7 @@ class File(Inode):
     """Anything but a directory."""
 
     __slots__ = (
+        "alone",
         "data",
         "hidden",
         "keys",
@@ -101,6 +102,8 @@ class File(Inode):
         self.names: dict[tuple[Directory, bytes], None] = {}
         #: Real (device, inode) pairs under which the table finds it.
         self.keys: list[tuple[int, int]] = []
+        #: The name that it is found by, of a lower file whose names are kept apart.
+        self.alone: tuple[Directory, bytes] | None = None
         #: Lower names of the file that whiteouts hide.
         self.hidden = 0
         #: Link count of a file copied up from one of several names; 0: the real one counts.
@@ -197,6 +200,7 @@ class InodeTable:
             self.base(device)
         self._by_ino: dict[int, Inode | Listed] = {}
         self._by_key: dict[tuple[int, int], File] = {}
+        self._alone: dict[tuple[Directory, bytes], File] = {}
         self._dynamic = _DYNAMIC << _INO_BITS
         self.root = Directory(ROOT, None, b"", upper, lowers)
         self._by_ino[ROOT] = self.root
@@ -212,6 +216,7 @@ class InodeTable:
                 self.let_go(inode)
         self._by_ino.clear()
         self._by_key.clear()
+        self._alone.clear()
 
     def __len__(self) -> int:
         return len(self._by_ino)
@@ -263,6 +268,15 @@ class InodeTable:
             if isinstance(listed, tuple):
                 return self._learn(number, listed)
         return file
+
+    def find_alone(self, parent: Directory, name: bytes) -> File | None:
+        """The same for one name of a lower file whose names are kept apart."""
+        return self._alone.get((parent, name))
+
+    def bind_alone(self, file: File, name: tuple[Directory, bytes]) -> None:
+        """Let `find_alone` lead to `file`."""
+        self._alone[name] = file
+        file.alone = name
 
     def known_regular(self, key: tuple[int, int]) -> int | None:
         """The number of the regular file with its own data that a real pair belongs to, if
@@ -346,6 +360,8 @@ class InodeTable:
         if isinstance(inode, File):
             for key in list(inode.keys):
                 self.unbind(key)
+            if inode.alone is not None:
+                self._alone.pop(inode.alone, None)
             return True
         native.names.pop(inode.ino, None)
         native.plain.pop(inode.ino, None)

@@ -41,6 +41,7 @@ class Layer:
     __slots__ = (
         "device",
         "implied",
+        "lists_attributes",
         "namespaces",
         "number",
         "override",
@@ -57,6 +58,8 @@ class Layer:
         self.root = RealDir(self, None, b"")
         #: `st_dev` of the root.
         self.device = os.stat(root_fd).st_dev
+        #: Whether its filesystem answers questions about extended attributes as it should.
+        self.lists_attributes = True
         #: UUID of the filesystem, 16 bytes.
         self.uuid = syscalls.filesystem_uuid(root_fd)
         #: The namespaces of overlay attributes that count, see `fuseoverlay.trust`.
@@ -156,7 +159,7 @@ class LayerStack:
                 layer = Layer(number, path, _open_root(path, LayerError, "lowerdir"))
                 (self.lowers if number <= len(lowers) else self.data_only).append(layer)
                 _refuse_twice(layer, seen)
-                _warn_of_attributes(layer)
+                _ask_for_attributes(layer)
                 if as_stored:
                     _see_stored_ids(layer, self.upper)
             for layer in self.all():
@@ -363,12 +366,13 @@ def _refuse_twice(layer: Layer, seen: dict[tuple[int, int], bytes]) -> None:
     seen[key] = layer.path
 
 
-def _warn_of_attributes(layer: Layer) -> None:
+def _ask_for_attributes(layer: Layer) -> None:
     """Say so where a lower's filesystem will not tell whether an overlay has marked anything."""
     try:
         os.listxattr(layer.root_fd)
     except OSError as exc:
         if exc.errno != errno.EOPNOTSUPP:
+            layer.lists_attributes = False
             log.warning(
                 "%s: extended attributes cannot be listed (%s): none of this layer count",
                 printable(layer.path),

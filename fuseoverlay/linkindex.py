@@ -21,7 +21,7 @@ _MOST_HIDDEN: Final = 4000
 def note_origin(ov: Overlay, file: File) -> bytes | None:
     """Before a whiteout hides a name of a lower file: the origin to note that of; None: there is
     no other name."""
-    if file.in_upper or file.lower is None:
+    if file.in_upper or file.lower is None or not ov.config.index:
         return None
     fd = ov.stack.fd(file.lower.real)
     st = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)

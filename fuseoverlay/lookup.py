@@ -167,12 +167,13 @@ def _file(
         index.conceal(name)
         raise no_entry(name)
     key = stat_key(st)
-    file = ov.inodes.find(key)
+    alone = not found.in_upper and not ov.config.index and hardlinks.may_be_indexed(st)
+    file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
     if file is None and found.in_upper:
         file = _upper_file(ov, Place(real, name), found, st)
         _find_data(ov, parent, file, Place(real, name), st)
     elif file is None:
-        file = _lower_file(ov, Place(real, name), st)
+        file = _lower_file(ov, Place(real, name), st, (parent, name) if alone else None)
         if file.in_upper:
             _find_copied_data(ov, parent, file, Place(real, name))
         else:
@@ -243,9 +244,12 @@ def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> 
     return file
 
 
-def _lower_file(ov: Overlay, place: Place, st: os.stat_result) -> File:
+def _lower_file(
+    ov: Overlay, place: Place, st: os.stat_result, alone: tuple[Directory, bytes] | None
+) -> File:
+    """`alone`: this name of the file has nothing to do with the others."""
     key = stat_key(st)
-    linked = hardlinks.may_be_indexed(st)
+    linked = hardlinks.may_be_indexed(st) and alone is None
     copy = hardlinks.find_copy(ov, place, st) if linked else None
     if copy is None:
         file = File(ov.inodes.number(key), _kind(ov, place, st))
@@ -255,7 +259,10 @@ def _lower_file(ov: Overlay, place: Place, st: os.stat_result) -> File:
     else:
         file = _indexed_file(ov, place, st, copy)
     file.lower = place
-    ov.inodes.bind(file, key)
+    if alone is None:
+        ov.inodes.bind(file, key)
+    else:
+        ov.inodes.bind_alone(file, alone)
     return file
 
 

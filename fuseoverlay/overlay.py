@@ -77,6 +77,7 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
                     dialect=config.whiteout,
                     userxattr=config.userxattr,
                     volatile=config.volatile,
+                    index=config.index,
                 )
             )
         refuse_overlaps(stack, roots_of(stack, workdir))

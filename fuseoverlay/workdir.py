@@ -46,6 +46,7 @@ class WorkDir:
         dialect: Dialect | None = None,
         userxattr: bool = False,
         volatile: bool = False,
+        index: bool = True,
     ) -> None:
         """Lock, clean and probe. Raises `UpperError`; then nothing stays open.
 
@@ -73,7 +74,8 @@ class WorkDir:
                     upper.namespaces = xattrs.NAMESPACES
                 #: Whether the filesystem keeps the overlay's attributes.
                 self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
-                self._subdirectories = {n: self._open_subdirectory(n) for n in (INDEX, LINKS)}
+                names = (INDEX, LINKS) if index else ()
+                self._subdirectories = {name: self._open_subdirectory(name) for name in names}
                 self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
                 self.keeps_order = keeps_order(self.fd)
                 self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
@@ -111,7 +113,7 @@ class WorkDir:
         return self._subdirectory(LINKS, create)
 
     def _subdirectory(self, name: bytes, create: bool) -> int | None:
-        fd = self._subdirectories[name]
+        fd = self._subdirectories.get(name)
         if fd is None and create:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self._root)

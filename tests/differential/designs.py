@@ -13,9 +13,9 @@ LATE = Design(
 )
 FRESH = Design("a mapping from before copy-up sees the current file", ("calls",))
 KEPT = Design(
-    "hard links survive copy-up also with index=off, where the kernel breaks them",
+    "hard links survive copy-up in a user namespace, where the kernel breaks them",
     ALL,
-    ("off", "userns"),
+    ("userns",),
 )
 KEPT_ASIDE = Design(
     "removing one name of a lower file with several copies nothing; where the count is kept "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,24 @@ class Design:
     def covers(self, features: str) -> bool:
         """Whether the difference is expected under this set of features."""
         return (not self.sets or features in self.sets) and self.extension in (None, NATIVE)
+
+
+#: Of all cases in which a lower file has several names.
+APART = Design(
+    "with index=off each name of a lower file has a number of its own; in the kernel's overlay "
+    "they have one until they are copied up",
+    ("calls", "tree", "remount", "ours elsewhere", "others' here"),
+    ("off",),
+)
+
+
+#: Except for those in which nobody sees two such names.
+NUMBERLESS = {
+    "links-all-names-removed",
+    "links-open-file-with-several-names",
+    "rename-exchange-of-two-names-of-one-file",
+    "rename-onto-its-other-name",
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,8 @@ class Topic:
     ) -> None:
         """A case made from a function that several share."""
         name = f"{self.name}-{name}"
+        if re.search(r"\bhard", needs) and name not in NUMBERLESS:
+            design += (APART,)
         self.cases.append(Case(self.name, name, needs, steps, design, sets, root))
 
     def case(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, detach, differs, fails, file_handles
+from tests.helpers.mounts import IMPL, MODE, Space, detach, differs, fails, file_handles
 from tests.ops.conftest import CONTENT, Case
 
 
@@ -391,3 +391,31 @@ def _fill_up(space: Space, small: Path) -> None:
     assert os.stat(mnt / "b").st_nlink == 1
     os.unlink(mnt / "b")
     space.unmount()
+
+
+def test_names_are_kept_apart_without_an_index(linked: Space) -> None:
+    """As where layers share files by hard links that have nothing to do with each other."""
+    linked.features = ("index=off",)
+    with linked.mounted(settle=False) as mnt:
+        for name in THREE:
+            assert (mnt / name).read_bytes() == b"shared content"
+            assert os.stat(mnt / name).st_nlink == 3
+        opened = os.open(mnt / "b", os.O_RDONLY)
+        (mnt / "a").write_bytes(b"changed")
+        os.chmod(mnt / "dir" / "c", 0o600)
+        assert (mnt / "b").read_bytes() == os.pread(opened, 100, 0) == b"shared content"
+        assert (mnt / "dir" / "c").read_bytes() == b"shared content"
+        assert os.stat(mnt / "a").st_nlink == os.stat(mnt / "dir" / "c").st_nlink == 1
+        assert os.stat(mnt / "b").st_mode & 0o777 != 0o600
+        os.close(opened)
+        linked.remount()
+        assert (mnt / "a").read_bytes() == b"changed"
+        assert (mnt / "b").read_bytes() == b"shared content"
+        os.rename(mnt / "b", mnt / "moved")
+        os.unlink(mnt / "dir" / "c")
+        os.link(mnt / "moved", mnt / "again")
+        (mnt / "again").write_bytes(b"two names")
+        linked.remount()
+        assert (mnt / "moved").read_bytes() == b"two names"
+        assert sorted(os.listdir(mnt)) == ["a", "again", "dir", "moved", "other"]
+    assert not (linked.work / "index").exists() or IMPL == "kernel"
