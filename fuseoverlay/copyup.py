@@ -420,8 +420,11 @@ def mark_impure(ov: Overlay, directory: Directory) -> None:
     if directory.upper is None or directory.impure:
         return
     fd = ov.stack.fd(directory.upper)
-    with contextlib.suppress(OSError):
+    try:
         xattrs.put(fd, ov.writable().namespace + xattrs.IMPURE, b"y")
+    except OSError as exc:
+        if exc.errno not in xattrs.NONE:
+            return
     directory.impure = True
 
 
