@@ -191,6 +191,7 @@ class InodeTable:
         `most_held`: how many descriptors may be held of objects without a name."""
         self._most_held = most_held
         self._held = 0
+        self._holders: set[Inode] = set()
         self._filesystems: dict[int, int] = {}
         self._devices: list[int] = []
         for device in devices:
@@ -207,11 +208,9 @@ class InodeTable:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        for inode in self._by_ino.values():
-            if not isinstance(inode, tuple):
-                self.let_go(inode)
-        self._by_ino.clear()
-        self._by_key.clear()
+        # No more: others wait for the end, and a million objects take a while to be freed.
+        for inode in list(self._holders):
+            self.let_go(inode)
 
     def __len__(self) -> int:
         return len(self._by_ino)
@@ -361,12 +360,14 @@ class InodeTable:
         """Take over the way to an upper object without a name."""
         self.let_go(inode)
         inode.held = held
+        self._holders.add(inode)
         self._held += not held.name
 
     def let_go(self, inode: Inode) -> None:
         """The object has a name again, or is not needed."""
         if inode.held is not None:
             held, inode.held = inode.held, None
+            self._holders.discard(inode)
             self._held -= not held.name
             release(held)
 

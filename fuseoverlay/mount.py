@@ -1,4 +1,4 @@
-"""Mount, serve, unmount; signals; going to the background.
+"""Mount and serve; signals; going to the background.
 
 One mount per process (pyfuse3). Order: open and check every directory, mount, fork,
 serve in the child; the parent leaves once the kernel and the child have agreed on the
@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,17 +23,18 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 import trio
 
-from fuseoverlay import overlay, syscalls, trust, turns
+from fuseoverlay import overlay, trust, turns
 from fuseoverlay.config import MountConfig
+from fuseoverlay.ending import Ending
 from fuseoverlay.errors import FuseError, MountpointError, UsageError, describe
 from fuseoverlay.extended import ExtendedOperations
 from fuseoverlay.layers import enclosing, stat_key
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.readahead import ReadAhead
+from fuseoverlay.unmount import fuse_mount, fusermount
 
 log = logging.getLogger("fuseoverlay")
 
-_FUSERMOUNT = "fusermount3"
 # Four times what the kernel reads ahead by itself: more gains nothing.
 _READ_AHEAD_KIB = 512
 
@@ -85,17 +85,18 @@ def run(
                 _leave_when_ready(ready_read, ready_write)
             _detach()
         os.close(ready_read)
-        upper = os.dup(ov.workdir.fd) if ov.workdir and config.durable else None
+        ending = Ending(undo, ov, at_exit)
+
+        def gone() -> None:
+            # Else what is under way needs the layers until its end.
+            if not operations.under_way:
+                ending.finish()
+
+        waits.lowlevel.at_end(gone)
         try:
             _serve(operations, ahead, requests)
         finally:
-            # Locks go first: who mounts again at once need not wait for the disk.
-            undo.close()
-            if at_exit is not None:
-                at_exit()
-            if upper is not None:
-                with contextlib.suppress(OSError):
-                    syscalls.syncfs(upper)
+            ending.finish()
 
 
 def _mount(
@@ -112,7 +113,7 @@ def _mount(
             pyfuse3.init(operations, os.fsdecode(mountpoint), options)
     except RuntimeError:
         if os.geteuid() != 0:
-            _fusermount()
+            fusermount()
         raise FuseError(
             f"mounting failed: {said() or 'the kernel refused'}",
             where=mountpoint,
@@ -229,7 +230,7 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
     if not stat.S_ISDIR(st.st_mode):
         raise MountpointError("mount point is not a directory", where=mountpoint)
     path = os.path.realpath(mountpoint)
-    if _fuse_mount(path):
+    if fuse_mount(path):
         raise MountpointError(
             "mount point is busy: a FUSE filesystem is mounted on it",
             where=mountpoint,
@@ -238,35 +239,14 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
     return path
 
 
-def _fuse_mount(path: bytes) -> str | None:
-    """The device number, as `major:minor`, of the last thing mounted at `path` if that is a FUSE
-    filesystem; proc(5), mountinfo."""
-    device = None
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:
-            fields = line.split(b" ")
-            if _unescape(fields[4]) == path:
-                kind = line.partition(b" - ")[2].split(b" ")[0]
-                is_fuse = kind == b"fuse" or kind.startswith(b"fuse.")
-                device = fields[2].decode() if is_fuse else None
-    return device
-
-
 def _read_further_ahead(mountpoint: bytes) -> None:
     """Have the kernel, once it has the reply to INIT, ask for more at a time of a file that is read
     in order. The protocol cannot say so, and here only root may;
     Documentation/ABI/testing/sysfs-class-bdi."""
-    device = _fuse_mount(mountpoint)
+    device = fuse_mount(mountpoint)
     setting = f"/sys/class/bdi/{device}/read_ahead_kb"
     with contextlib.suppress(OSError), open(setting, "w", encoding="ascii") as kib:
         kib.write(str(_READ_AHEAD_KIB))
-
-
-def _unescape(field: bytes) -> bytes:
-    """Undo the octal escapes of /proc/self/mountinfo."""
-    for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
-        field = field.replace(code, char)
-    return field
 
 
 def _check_outside(mountpoint: bytes, ov: Overlay) -> None:
@@ -302,7 +282,11 @@ def _detach() -> None:
         os.close(null)
 
 
-def _serve(operations: ExtendedOperations, ahead: ReadAhead, requests: int | None) -> None:
+def _serve(
+    operations: ExtendedOperations,
+    ahead: ReadAhead,
+    requests: int | None,
+) -> None:
     try:
         trio.run(_main, operations, ahead, requests)
     finally:
@@ -337,44 +321,6 @@ async def _end_on_signal(
             await ahead.stop()
             await operations.stop()
             pyfuse3.terminate()
-
-
-def unmount(mountpoint: bytes) -> None:
-    """Unmount; the daemon then ends by itself. Raises `MountpointError`, `FuseError`."""
-    path = os.path.realpath(mountpoint)
-    if _fuse_mount(path) is None:
-        raise MountpointError("no FUSE filesystem is mounted here", where=mountpoint)
-    if os.geteuid() == 0:
-        try:
-            syscalls.umount(path)
-        except OSError as exc:
-            raise FuseError(
-                f"unmounting failed: {describe(exc)}",
-                where=mountpoint,
-                hint="end the processes that use it",
-            ) from None
-        return
-    done = subprocess.run(
-        [_fusermount(), "-u", path], stderr=subprocess.PIPE, check=False, text=True
-    )
-    if done.returncode:
-        raise FuseError(
-            f"unmounting failed: {done.stderr.strip()}",
-            where=mountpoint,
-            hint="end the processes that use it",
-        )
-
-
-def _fusermount() -> str:
-    """Path of fusermount3. Raises `FuseError`."""
-    for directory in (*os.get_exec_path(), "/usr/bin", "/bin"):
-        path = os.path.join(directory, _FUSERMOUNT)
-        if os.access(path, os.X_OK):
-            return path
-    raise FuseError(
-        f"{_FUSERMOUNT} is not installed, without which only root can mount and unmount",
-        hint="install the package fuse3",
-    )
 
 
 def log_to_stderr(*, debug: bool) -> None:

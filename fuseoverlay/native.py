@@ -105,6 +105,12 @@ def call(opcode: int, function: Callable[..., Any]) -> None:
         _extension.call(opcode, function)
 
 
+def at_end(function: Callable[[], None]) -> None:
+    """Have the extension call this at once when the kernel has ended the connection."""
+    if _extension is not None:
+        _extension.at_end(function)
+
+
 def listing(size: int) -> Any:
     """An empty reply to READDIRPLUS. Only where the extension is in effect."""
     if _extension is None:

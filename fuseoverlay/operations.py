@@ -50,6 +50,7 @@ def handler(function: Handler[S, P, R]) -> Handler[S, P, R]:
 
     @functools.wraps(function)
     async def bounded(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.under_way += 1
         try:
             answer = await function(self, *args, **kwargs)
         except FUSEError as exc:
@@ -63,6 +64,8 @@ def handler(function: Handler[S, P, R]) -> Handler[S, P, R]:
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("%s%s = %s", name, _readable(args), _answer(answer))
             return answer
+        finally:
+            self.under_way -= 1
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s%s = %s", name, _readable(args), errno.errorcode.get(code, code))
         raise FUSEError(code)
@@ -127,6 +130,8 @@ class Operations(pyfuse3.Operations):
         self._timeout = ov.config.timeout
         # The next mount gives numbers of our own to other files: a handle must not lead there.
         self._generation = int.from_bytes(os.urandom(4)) | 1
+        #: Requests that are being served.
+        self.under_way = 0
         # Whether the kernel opens and closes without asking us, see `native.agree`.
         self._handleless = False
 

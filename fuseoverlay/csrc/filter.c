@@ -219,6 +219,23 @@ bool another_request(void)
     return ready;
 }
 
+/* The kernel has ended the connection: nobody asks any more, and whoever has unmounted may want
+ * what lies below the layers. */
+static void tell_end(void)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *ended = filter.ended;
+    PyObject *result;
+
+    filter.ended = NULL;
+    result = ended ? PyObject_CallNoArgs(ended) : NULL;
+    if (ended && !result)
+        PyErr_WriteUnraisable(ended);
+    Py_XDECREF(result);
+    Py_XDECREF(ended);
+    PyGILState_Release(gil);
+}
+
 /* Hooks: libfuse calls these in place of read(2) and writev(2) */
 
 static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
@@ -230,6 +247,10 @@ static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
         if (n < (ssize_t)sizeof(struct fuse_in_header)) {
             if (n < 0 && errno == EAGAIN)
                 errno = EINTR; /* which pyfuse3 takes for "come again" */
+            else if (n < 0 && errno == ENODEV) {
+                tell_end();
+                errno = ENODEV;
+            }
             return n;
         }
         if (!handled(buf, n)) {

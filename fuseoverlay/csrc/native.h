@@ -42,6 +42,7 @@ struct filter {
     int error[OPCODES];
     PyObject *function[OPCODES];
     PyObject *taken; /* list of bytes: whole requests */
+    PyObject *ended; /* called once when the kernel has ended the connection */
     int pending;     /* requests that Python is at work on */
     /* INIT */
     uint64_t init_unique;

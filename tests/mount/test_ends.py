@@ -1,0 +1,111 @@
+"""The end of a mount: what it leaves free, and what is written before."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import MODE, Space, detach, mounts_at
+from tests.mount.conftest import Cli
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+no_user = pytest.mark.skipif(MODE == "user", reason="a plain user mounts no tmpfs")
+
+
+def _umount(path: Path) -> None:
+    """umount(2), with nothing between it and what comes next."""
+    if _libc.umount2(os.fsencode(path), 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(path))
+
+
+def _back(space: Space) -> None:
+    backing = space.base / "backing"
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", backing], check=True, timeout=30)
+    for name in ("lower", "upper", "work"):
+        (backing / name).mkdir()
+    space.lowers = [backing / "lower"]
+    space.upper, space.work = backing / "upper", backing / "work"
+    for number in range(50):
+        (space.lower / f"f{number}").write_bytes(b"from the lower")
+
+
+@pytest.fixture
+def backed(cli: Cli) -> Iterator[Cli]:
+    """A command line whose layers all lie on a tmpfs of their own, `base/backing`."""
+    backing = cli.space.base / "backing"
+    backing.mkdir()
+    _back(cli.space)
+    try:
+        yield cli
+    finally:
+        detach(cli.space.mnt)
+        cli.clean()
+        detach(backing)
+
+
+def _use(space: Space, *, write: bool) -> None:
+    """Have the daemon open what it opens."""
+    for path in sorted(space.mnt.iterdir()):
+        path.read_bytes()
+    if write:
+        (space.mnt / "f1").write_bytes(b"changed")
+        (space.mnt / "f2").unlink()
+        (space.mnt / "d" / "e").mkdir(parents=True)
+        (space.mnt / "d" / "new").write_bytes(b"new")
+
+
+@no_user
+@pytest.mark.parametrize("kind", ["", ",ro", "lowers"])
+def test_what_holds_the_layers_can_be_unmounted_at_once(backed: Cli, kind: str) -> None:
+    space = backed.space
+    for _ in range(5):
+        options = space.options(read_only=kind == "lowers")
+        backed.mount("-o", options + (kind if kind == ",ro" else ""), space.mnt)
+        _use(space, write=not kind)
+        _umount(space.mnt)
+        _umount(space.base / "backing")
+        backed.wait_until_gone()
+        _back(space)
+
+
+def test_unmount_waits_for_the_daemon(cli: Cli) -> None:
+    space = cli.space
+    for _ in range(5):
+        cli.mount("-o", space.options(), space.mnt)
+        (space.mnt / "f").write_bytes(b"changed")
+        done = cli.run("unmount", space.mnt)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not cli.daemons()
+        assert not os.listdir(space.work / "work")
+
+
+def test_unmount_of_a_daemon_that_is_stopped(cli: Cli) -> None:
+    """It is not waited for: it does not say who it is."""
+    space = cli.space
+    pid = cli.mount("-o", space.options(), space.mnt)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = cli.run("unmount", space.mnt)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not mounts_at(space.mnt)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    cli.wait_until_gone()
+
+
+def test_who_serves_is_not_listed(cli: Cli) -> None:
+    space = cli.space
+    pid = cli.mount("-o", space.options(), space.mnt)
+    name = "user.fuseoverlay.daemon"
+    assert os.getxattr(space.mnt, name).split()[1] == str(pid).encode()
+    assert name not in os.listxattr(space.mnt)
+    with pytest.raises(OSError, match="No data"):
+        os.getxattr(space.mnt / "f", name)
