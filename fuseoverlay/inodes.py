@@ -273,6 +273,14 @@ class InodeTable:
         listed = self._by_ino.get(number)
         return number if isinstance(listed, tuple) and listed[4] == stat.S_IFREG else None
 
+    def regular(self) -> list[int]:
+        """The numbers of all regular files that the kernel knows."""
+        return [
+            ino
+            for ino, inode in self._by_ino.items()
+            if (inode[4] if isinstance(inode, tuple) else inode.kind) == stat.S_IFREG
+        ]
+
     def base(self, device: int) -> int:
         """What is added to the real numbers of files on this device."""
         filesystem = self._filesystems.get(device)

@@ -14,7 +14,7 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 # Before pyfuse3: the extension has to be found first.
@@ -31,10 +31,12 @@ from fuseoverlay.extended import ExtendedOperations
 from fuseoverlay.layers import enclosing, stat_key
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.readahead import ReadAhead
-from fuseoverlay.unmount import fuse_mount, fusermount
+from fuseoverlay.unmount import fuse_mount, fusermount, give_up
 
 log = logging.getLogger("fuseoverlay")
 
+# Less than what service managers wait before they kill.
+_WRITE_BACK_SECONDS = 30
 # Four times what the kernel reads ahead by itself: more gains nothing.
 _READ_AHEAD_KIB = 512
 
@@ -66,7 +68,7 @@ def run(
 
         def agreed() -> None:
             log.info("%s", native.terms())
-            _read_further_ahead(mountpoint)
+            _read_further_ahead(device)
 
         def ready() -> None:
             with contextlib.suppress(OSError):
@@ -80,6 +82,17 @@ def run(
         options, acls = _options(ov)
         operations = ExtendedOperations(ov, ahead, acls=acls, ready=ready)
         requests = _mount(operations, mountpoint, options, ov.config)
+        device = fuse_mount(mountpoint)
+
+        async def stop() -> None:
+            # They may wait for a READ or WRITE, which nobody answers after the end.
+            await ahead.stop()
+            await operations.stop()
+            if not await operations.write_back(_WRITE_BACK_SECONDS):
+                log.warning("changes of shared mappings are lost: they took too long to arrive")
+                give_up(mountpoint, device)
+            pyfuse3.terminate()
+
         if not foreground:
             if os.fork():
                 _leave_when_ready(ready_read, ready_write)
@@ -94,7 +107,7 @@ def run(
 
         waits.lowlevel.at_end(gone)
         try:
-            _serve(operations, ahead, requests)
+            _serve(operations, stop, requests)
         finally:
             ending.finish()
 
@@ -239,11 +252,10 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
     return path
 
 
-def _read_further_ahead(mountpoint: bytes) -> None:
+def _read_further_ahead(device: str | None) -> None:
     """Have the kernel, once it has the reply to INIT, ask for more at a time of a file that is read
     in order. The protocol cannot say so, and here only root may;
     Documentation/ABI/testing/sysfs-class-bdi."""
-    device = fuse_mount(mountpoint)
     setting = f"/sys/class/bdi/{device}/read_ahead_kb"
     with contextlib.suppress(OSError), open(setting, "w", encoding="ascii") as kib:
         kib.write(str(_READ_AHEAD_KIB))
@@ -283,20 +295,20 @@ def _detach() -> None:
 
 
 def _serve(
-    operations: ExtendedOperations,
-    ahead: ReadAhead,
-    requests: int | None,
+    operations: ExtendedOperations, stop: Callable[[], Awaitable[None]], requests: int | None
 ) -> None:
     try:
-        trio.run(_main, operations, ahead, requests)
+        trio.run(_main, operations, stop, requests)
     finally:
         pyfuse3.close(unmount=True)
 
 
-async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int | None) -> None:
+async def _main(
+    operations: ExtendedOperations, stop: Callable[[], Awaitable[None]], requests: int | None
+) -> None:
     async with trio.open_nursery() as nursery:
         # First of all: a signal that nobody receives would leave the mount behind.
-        await nursery.start(_end_on_signal, operations, ahead)
+        await nursery.start(_end_on_signal, stop)
         if requests is not None:
             nursery.start_soon(operations.serve, requests)
         try:
@@ -309,18 +321,14 @@ async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int 
 
 
 async def _end_on_signal(
-    operations: ExtendedOperations,
-    ahead: ReadAhead,
+    stop: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
             log.info("ended by signal %d", number)
-            # They may wait for a READ or WRITE, which nobody answers after the end.
-            await ahead.stop()
-            await operations.stop()
-            pyfuse3.terminate()
+            await stop()
 
 
 def log_to_stderr(*, debug: bool) -> None:

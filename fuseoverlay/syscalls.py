@@ -366,6 +366,11 @@ _MOUNT_ATTR_NOATIME: Final = 0x10
 _MOUNT_ATTR_NODIRATIME: Final = 0x80
 
 
+# linux/fs.h
+MNT_FORCE: Final = 1
+MNT_DETACH: Final = 2
+
+
 def umount(path: bytes, flags: int = 0) -> None:
     """Unmount what is mounted at `path`; umount2(2)."""
     if _libc.umount2(ctypes.c_char_p(path), c_int(flags)) != 0:

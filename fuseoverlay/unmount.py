@@ -110,6 +110,23 @@ def fuse_mount(path: bytes) -> str | None:
     return device
 
 
+def give_up(path: bytes, device: str | None) -> None:
+    """Take the mount with this `fuse_mount` away, whoever waits for an answer: they get an error.
+    Where it was detached before, that takes the kernel's control filesystem."""
+    number = (device or "").partition(":")[2]
+    control = f"/sys/fs/fuse/connections/{number}/abort"
+    with contextlib.suppress(OSError), open(control, "w", encoding="ascii") as switch:
+        switch.write("1")
+    if device is None or fuse_mount(path) != device:
+        return
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            syscalls.umount(path, syscalls.MNT_FORCE | syscalls.MNT_DETACH)
+    else:
+        argv: list[str | bytes] = [fusermount(), "-u", "-z", path]
+        subprocess.run(argv, capture_output=True, check=False)
+
+
 def _unescape(field: bytes) -> bytes:
     """Undo the octal escapes of /proc/self/mountinfo."""
     for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, detach, mounts_at
+from tests.helpers.mounts import MODE, Space, detach, mounts_at, wait_for
 from tests.mount.conftest import Cli
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -74,6 +75,91 @@ def test_what_holds_the_layers_can_be_unmounted_at_once(backed: Cli, kind: str) 
         _umount(space.base / "backing")
         backed.wait_until_gone()
         _back(space)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A shared mapping of a file, with a change that the kernel keeps to itself for now."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        mapped = mmap.mmap(fd, 0)
+    finally:
+        os.close(fd)
+    # Whole pages in the middle and part of the last one.
+    mapped[5000:5004] = mapped[-4:] = b"DATA"
+    return mapped
+
+
+@pytest.fixture
+def mapped(cli: Cli) -> Iterator[tuple[Cli, int, list[mmap.mmap]]]:
+    """A mount, the daemon's pid, and changed mappings of `low` (in the lower), `up` and `new`."""
+    space = cli.space
+    (space.lower / "low").write_bytes(_CONTENT)
+    (space.upper / "up").write_bytes(_CONTENT)
+    pid = cli.mount("-o", space.options(), space.mnt)
+    (space.mnt / "new").write_bytes(_CONTENT)
+    os.listdir(space.mnt)
+    mappings = [_mapped(space.mnt / name) for name in ("low", "up", "new")]
+    try:
+        yield cli, pid, mappings
+    finally:
+        for mapping in mappings:
+            mapping.close()
+
+
+_CONTENT = b"." * 30_000
+
+
+def _check_written(upper: Path) -> None:
+    for name in ("low", "up", "new"):
+        data = (upper / name).read_bytes()
+        assert (len(data), data[5000:5004], data[-4:]) == (30_000, b"DATA", b"DATA"), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_mount_after_mappings_are_written(
+    mapped: tuple[Cli, int, list[mmap.mmap]], number: int
+) -> None:
+    cli, pid, _ = mapped
+    os.kill(pid, number)
+    wait_for(lambda: not mounts_at(cli.space.mnt), 30, "unmounting after a signal")
+    cli.wait_until_gone()
+    _check_written(cli.space.upper)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+def test_a_mount_that_was_detached_writes_mappings(
+    mapped: tuple[Cli, int, list[mmap.mmap]], number: int | None
+) -> None:
+    """The daemon goes on until the last user is gone, or until it is told to end."""
+    cli, pid, mappings = mapped
+    detach(cli.space.mnt)
+    assert cli.daemons() == [pid]
+    if number is not None:
+        os.kill(pid, number)
+    else:
+        for mapping in mappings:
+            mapping.close()
+    cli.wait_until_gone()
+    _check_written(cli.space.upper)
+
+
+def test_a_killed_program_has_its_mapping_written(cli: Cli) -> None:
+    space = cli.space
+    for name in ("low", "up", "new"):
+        (space.lower / name).write_bytes(_CONTENT)
+    cli.mount("-o", space.options(), space.mnt)
+    ready, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        _kept = [_mapped(space.mnt / name) for name in ("low", "up", "new")]
+        os.write(tell, b"1")
+        signal.pause()
+    os.read(ready, 1)
+    detach(space.mnt)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    cli.wait_until_gone()
+    _check_written(space.upper)
 
 
 def test_unmount_waits_for_the_daemon(cli: Cli) -> None:
