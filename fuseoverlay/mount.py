@@ -14,7 +14,7 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 # Before pyfuse3: the extension has to be found first.
@@ -54,6 +54,7 @@ def run(
     `FuseOverlayError` before anything is mounted.
     """
     os.umask(0)
+    inherited = _inherited()
     if "allow_root" in config.fuse_options and os.geteuid() != 0:
         raise UsageError(
             "allow_root takes root: the kernel lets in everybody or the mounting user alone",
@@ -96,7 +97,7 @@ def run(
         if not foreground:
             if os.fork():
                 _leave_when_ready(ready_read, ready_write)
-            _detach()
+            _detach(inherited)
         os.close(ready_read)
         ending = Ending(undo, ov, at_exit)
 
@@ -283,8 +284,21 @@ def _leave_when_ready(ready_read: int, ready_write: int) -> None:
     os._exit(status)
 
 
-def _detach() -> None:
+def _inherited() -> list[int]:
+    """Descriptors of the caller's beside the first three: ours are all closed on exec."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        # That of the listing is gone.
+        with contextlib.suppress(OSError):
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return found
+
+
+def _detach(inherited: Iterable[int]) -> None:
     """In the child: keep nothing of the caller's; whoever reads its stderr sees the end."""
+    for fd in inherited:
+        os.close(fd)
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)

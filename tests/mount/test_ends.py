@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, detach, mounts_at, wait_for
+from tests.helpers.mounts import MODE, Space, command, daemon_env, detach, mounts_at, wait_for
 from tests.mount.conftest import Cli
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -160,6 +161,52 @@ def test_a_killed_program_has_its_mapping_written(cli: Cli) -> None:
     os.waitpid(child, 0)
     cli.wait_until_gone()
     _check_written(space.upper)
+
+
+def _caller(cli: Cli, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command from a shell that holds a lock on `base/lock`, and one more pipe."""
+    script = 'exec 9> "$1" && flock -n 9 && shift && "$@" 8>&1'
+    shell = ("sh", "-c", script, "sh", str(cli.space.base / "lock"))
+    return cli.run(*args, prefix=shell)
+
+
+def _is_locked(path: Path) -> bool:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("word", ["", "mount"])
+def test_in_the_background_nothing_of_the_callers_is_kept(cli: Cli, word: str) -> None:
+    """`cli.run` reads its pipe to the end, too."""
+    space = cli.space
+    done = _caller(cli, *filter(None, [word]), "-o", space.options(), str(space.mnt))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(cli.daemons()) == 1
+    assert not _is_locked(space.base / "lock")
+    (space.mnt / "f").write_bytes(b"changed")
+    # What is ours stays: the lock on the upper.
+    assert cli.run("-o", space.options(), space.base / "other").returncode == 5
+    (space.base / "other").mkdir()
+    assert cli.run("-o", space.options(), space.base / "other").returncode == 4
+
+
+def test_in_the_foreground_they_are_left_alone(cli: Cli) -> None:
+    space = cli.space
+    with (space.base / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        argv = command("-f", "-o", space.options(), space.mnt)
+        daemon = subprocess.Popen(argv, env=daemon_env(), pass_fds=[lock.fileno()])
+    try:
+        wait_for(lambda: mounts_at(space.mnt), 20, "mounting")
+        assert _is_locked(space.base / "lock")
+    finally:
+        detach(space.mnt)
+        daemon.wait(20)
+    assert not _is_locked(space.base / "lock")
 
 
 def test_unmount_waits_for_the_daemon(cli: Cli) -> None:
