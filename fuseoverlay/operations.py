@@ -22,7 +22,18 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
 
-from fuseoverlay import acl, attributes, directory, files, lookup, namespace, rename, staging, trust
+from fuseoverlay import (
+    acl,
+    attributes,
+    directory,
+    files,
+    lookup,
+    namespace,
+    rename,
+    requestlog,
+    staging,
+    trust,
+)
 from fuseoverlay.attributes import Attr, Changes
 from fuseoverlay.direct import Direct
 from fuseoverlay.inodes import Inode, generation_of
@@ -139,18 +150,18 @@ class Operations(pyfuse3.Operations):
         """First word of the kernel."""
         self._handleless = native.agree(self.taken, private=self._ov.config.private)
         self._ov.data.may_bind_writers = self._handleless
-        # What is answered without a handler is not logged.
-        if not log.isEnabledFor(logging.DEBUG):
-            native.prepare(
-                self._ov.inodes.entries,
-                self._ov.stack.descriptors,
-                # What is in memory the extension reads sooner than it could be given.
-                read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
-                acls=self.enable_acl,
-            )
-            if self._handleless:
-                direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
-                direct.register()
+        if log.isEnabledFor(logging.DEBUG):
+            native.log(requestlog.answered)
+        native.prepare(
+            self._ov.inodes.entries,
+            self._ov.stack.descriptors,
+            # What is in memory the extension reads sooner than it could be given.
+            read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
+            acls=self.enable_acl,
+        )
+        if self._handleless:
+            direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
+            direct.register()
         self._ready()
 
     def _attributes(self, attr: Attr) -> EntryAttributes:
