@@ -219,7 +219,9 @@ def check_acl(name: bytes, *, acls: bool) -> None:
 
 def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> bytes:
     """Value of an attribute; ENODATA, also for names that the overlay keeps for itself;
-    `check_acl`."""
+    `check_acl`. The top directory says who serves it."""
+    if name == xattrs.DAEMON and inode is ov.inodes.root:
+        return syscalls.process_name()
     check_acl(name, acls=acls)
     return ov.identity.shown_attribute(name, _stored_xattr(ov, inode, name))
 

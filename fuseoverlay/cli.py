@@ -222,12 +222,12 @@ def _mount_image(args: argparse.Namespace, config: MountConfig) -> None:
 
 
 def _unmount(argv: list[str]) -> int:
-    parser = _Parser(prog="fuseoverlay unmount", description="Unmount; the daemon then ends.")
+    parser = _Parser(prog="fuseoverlay unmount", description="Unmount; waits for the daemon.")
     parser.add_argument("mountpoint", metavar="MNT")
     args = parser.parse_args(argv)
-    from fuseoverlay import mount
+    from fuseoverlay import unmount
 
-    mount.unmount(os.fsencode(args.mountpoint))
+    unmount.unmount(os.fsencode(args.mountpoint))
     return 0
 
 

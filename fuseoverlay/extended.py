@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import ClassVar, Final
 
 from fuseoverlay import native  # isort: skip
@@ -27,6 +27,13 @@ from fuseoverlay.wire import Request
 
 # What the kernel may copy by one call.
 _MOST: Final = 0x7FFFF000
+
+
+def _write_back(files: Iterable[int]) -> None:
+    for ino in files:
+        # ENOENT: the kernel has forgotten it.
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(ino))
 
 
 def _may_keep(request: Request) -> bool:
@@ -51,6 +58,19 @@ class ExtendedOperations(Operations):
         self._ending = True
         async with self._telling:
             pass
+
+    async def write_back(self, seconds: float) -> bool:
+        """Have the kernel send us what was written to shared mappings of any file, while it is
+        still served; False: that takes longer. A file without changes costs a system call."""
+        if self._ov.workdir is None:
+            return True
+        files = iter(self._ov.inodes.regular())
+        with trio.move_on_after(seconds) as limit:
+            await trio.to_thread.run_sync(_write_back, files, abandon_on_cancel=True)
+        # The thread ends with the file that it has got to.
+        for _ in files if limit.cancelled_caught else ():
+            pass
+        return not limit.cancelled_caught
 
     async def serve(self, requests: int) -> None:
         """Serve what the eventfd(2) `requests` announces, each request in a task, until
@@ -92,10 +112,7 @@ class ExtendedOperations(Operations):
         async with self._telling:
             if self._ending:
                 raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-            with contextlib.suppress(OSError):
-                await trio.to_thread.run_sync(
-                    pyfuse3.invalidate_inode, pyfuse3.InodeT(file.ino), abandon_on_cancel=True
-                )
+            await trio.to_thread.run_sync(_write_back, [file.ino], abandon_on_cancel=True)
 
     @handler
     async def copy_file_range(self, request: Request, body: bytes) -> bytes:

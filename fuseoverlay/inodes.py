@@ -194,6 +194,7 @@ class InodeTable:
         `most_held`: how many descriptors may be held of objects without a name."""
         self._most_held = most_held
         self._held = 0
+        self._holders: set[Inode] = set()
         self._filesystems: dict[int, int] = {}
         self._devices: list[int] = []
         for device in devices:
@@ -211,12 +212,9 @@ class InodeTable:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        for inode in self._by_ino.values():
-            if not isinstance(inode, tuple):
-                self.let_go(inode)
-        self._by_ino.clear()
-        self._by_key.clear()
-        self._alone.clear()
+        # No more: others wait for the end, and a million objects take a while to be freed.
+        for inode in list(self._holders):
+            self.let_go(inode)
 
     def __len__(self) -> int:
         return len(self._by_ino)
@@ -287,6 +285,14 @@ class InodeTable:
         number = self._real_number(key)
         listed = self._by_ino.get(number) if number is not None else None
         return number if isinstance(listed, tuple) and listed[4] == stat.S_IFREG else None
+
+    def regular(self) -> list[int]:
+        """The numbers of all regular files that the kernel knows."""
+        return [
+            ino
+            for ino, inode in self._by_ino.items()
+            if (inode[4] if isinstance(inode, tuple) else inode.kind) == stat.S_IFREG
+        ]
 
     def base(self, device: int) -> int | None:
         """What is added to the real numbers of files on this device; None: there are so many
@@ -380,12 +386,14 @@ class InodeTable:
         """Take over the way to an upper object without a name."""
         self.let_go(inode)
         inode.held = held
+        self._holders.add(inode)
         self._held += not held.name
 
     def let_go(self, inode: Inode) -> None:
         """The object has a name again, or is not needed."""
         if inode.held is not None:
             held, inode.held = inode.held, None
+            self._holders.discard(inode)
             self._held -= not held.name
             release(held)
 

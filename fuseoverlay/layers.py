@@ -166,7 +166,7 @@ class LayerStack:
                 layer.settle(user_attributes=user_attributes)
             undo.pop_all()
         for layer in self.lowers + self.data_only:
-            _make_private(layer)
+            make_private(layer)
 
     def __enter__(self) -> Self:
         return self
@@ -406,8 +406,8 @@ def _see_stored_ids(layer: Layer, upper: Layer | None) -> None:
     )
 
 
-def _make_private(layer: Layer) -> None:
-    """Read the lower through a mount of our own without access times, where we may.
+def make_private(layer: Layer) -> None:
+    """Read the layer through a mount of our own without access times, where we may.
 
     The clone must be of the very directory that was opened and checked.
     """

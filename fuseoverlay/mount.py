@@ -1,4 +1,4 @@
-"""Mount, serve, unmount; signals; going to the background.
+"""Mount and serve; signals; going to the background.
 
 One mount per process (pyfuse3). Order: open and check every directory, mount, fork,
 serve in the child; the parent leaves once the kernel and the child have agreed on the
@@ -13,9 +13,8 @@ import logging
 import os
 import signal
 import stat
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 # Before pyfuse3: the extension has to be found first.
@@ -24,17 +23,20 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 import trio
 
-from fuseoverlay import overlay, syscalls, trust, turns
+from fuseoverlay import overlay, trust, turns
 from fuseoverlay.config import MountConfig
+from fuseoverlay.ending import Ending
 from fuseoverlay.errors import FuseError, MountpointError, UsageError, describe
 from fuseoverlay.extended import ExtendedOperations
 from fuseoverlay.layers import enclosing, stat_key
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.readahead import ReadAhead
+from fuseoverlay.unmount import fuse_mount, fusermount, give_up
 
 log = logging.getLogger("fuseoverlay")
 
-_FUSERMOUNT = "fusermount3"
+# Less than what service managers wait before they kill.
+_WRITE_BACK_SECONDS = 30
 # Four times what the kernel reads ahead by itself: more gains nothing.
 _READ_AHEAD_KIB = 512
 
@@ -52,6 +54,7 @@ def run(
     `FuseOverlayError` before anything is mounted.
     """
     os.umask(0)
+    inherited = _inherited()
     if "allow_root" in config.fuse_options and os.geteuid() != 0:
         raise UsageError(
             "allow_root takes root: the kernel lets in everybody or the mounting user alone",
@@ -66,7 +69,7 @@ def run(
 
         def agreed() -> None:
             log.info("%s", native.terms())
-            _read_further_ahead(mountpoint)
+            _read_further_ahead(device)
 
         def ready() -> None:
             with contextlib.suppress(OSError):
@@ -80,22 +83,34 @@ def run(
         options, acls = _options(ov)
         operations = ExtendedOperations(ov, ahead, acls=acls, ready=ready)
         requests = _mount(operations, mountpoint, options, ov.config)
+        device = fuse_mount(mountpoint)
+
+        async def stop() -> None:
+            # They may wait for a READ or WRITE, which nobody answers after the end.
+            await ahead.stop()
+            await operations.stop()
+            if not await operations.write_back(_WRITE_BACK_SECONDS):
+                log.warning("changes of shared mappings are lost: they took too long to arrive")
+                give_up(mountpoint, device)
+            pyfuse3.terminate()
+
         if not foreground:
             if os.fork():
                 _leave_when_ready(ready_read, ready_write)
-            _detach()
+            _detach(inherited)
         os.close(ready_read)
-        upper = os.dup(ov.workdir.fd) if ov.workdir and config.durable else None
+        ending = Ending(undo, ov, at_exit)
+
+        def gone() -> None:
+            # Else what is under way needs the layers until its end.
+            if not operations.under_way:
+                ending.finish()
+
+        waits.lowlevel.at_end(gone)
         try:
-            _serve(operations, ahead, requests)
+            _serve(operations, stop, requests)
         finally:
-            # Locks go first: who mounts again at once need not wait for the disk.
-            undo.close()
-            if at_exit is not None:
-                at_exit()
-            if upper is not None:
-                with contextlib.suppress(OSError):
-                    syscalls.syncfs(upper)
+            ending.finish()
 
 
 def _mount(
@@ -112,7 +127,7 @@ def _mount(
             pyfuse3.init(operations, os.fsdecode(mountpoint), options)
     except RuntimeError:
         if os.geteuid() != 0:
-            _fusermount()
+            fusermount()
         raise FuseError(
             f"mounting failed: {said() or 'the kernel refused'}",
             where=mountpoint,
@@ -229,7 +244,7 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
     if not stat.S_ISDIR(st.st_mode):
         raise MountpointError("mount point is not a directory", where=mountpoint)
     path = os.path.realpath(mountpoint)
-    if _fuse_mount(path):
+    if fuse_mount(path):
         raise MountpointError(
             "mount point is busy: a FUSE filesystem is mounted on it",
             where=mountpoint,
@@ -238,35 +253,13 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
     return path
 
 
-def _fuse_mount(path: bytes) -> str | None:
-    """The device number, as `major:minor`, of the last thing mounted at `path` if that is a FUSE
-    filesystem; proc(5), mountinfo."""
-    device = None
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:
-            fields = line.split(b" ")
-            if _unescape(fields[4]) == path:
-                kind = line.partition(b" - ")[2].split(b" ")[0]
-                is_fuse = kind == b"fuse" or kind.startswith(b"fuse.")
-                device = fields[2].decode() if is_fuse else None
-    return device
-
-
-def _read_further_ahead(mountpoint: bytes) -> None:
+def _read_further_ahead(device: str | None) -> None:
     """Have the kernel, once it has the reply to INIT, ask for more at a time of a file that is read
     in order. The protocol cannot say so, and here only root may;
     Documentation/ABI/testing/sysfs-class-bdi."""
-    device = _fuse_mount(mountpoint)
     setting = f"/sys/class/bdi/{device}/read_ahead_kb"
     with contextlib.suppress(OSError), open(setting, "w", encoding="ascii") as kib:
         kib.write(str(_READ_AHEAD_KIB))
-
-
-def _unescape(field: bytes) -> bytes:
-    """Undo the octal escapes of /proc/self/mountinfo."""
-    for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
-        field = field.replace(code, char)
-    return field
 
 
 def _check_outside(mountpoint: bytes, ov: Overlay) -> None:
@@ -291,8 +284,21 @@ def _leave_when_ready(ready_read: int, ready_write: int) -> None:
     os._exit(status)
 
 
-def _detach() -> None:
+def _inherited() -> list[int]:
+    """Descriptors of the caller's beside the first three: ours are all closed on exec."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        # That of the listing is gone.
+        with contextlib.suppress(OSError):
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return found
+
+
+def _detach(inherited: Iterable[int]) -> None:
     """In the child: keep nothing of the caller's; whoever reads its stderr sees the end."""
+    for fd in inherited:
+        os.close(fd)
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
@@ -302,17 +308,21 @@ def _detach() -> None:
         os.close(null)
 
 
-def _serve(operations: ExtendedOperations, ahead: ReadAhead, requests: int | None) -> None:
+def _serve(
+    operations: ExtendedOperations, stop: Callable[[], Awaitable[None]], requests: int | None
+) -> None:
     try:
-        trio.run(_main, operations, ahead, requests)
+        trio.run(_main, operations, stop, requests)
     finally:
         pyfuse3.close(unmount=True)
 
 
-async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int | None) -> None:
+async def _main(
+    operations: ExtendedOperations, stop: Callable[[], Awaitable[None]], requests: int | None
+) -> None:
     async with trio.open_nursery() as nursery:
         # First of all: a signal that nobody receives would leave the mount behind.
-        await nursery.start(_end_on_signal, operations, ahead)
+        await nursery.start(_end_on_signal, stop)
         if requests is not None:
             nursery.start_soon(operations.serve, requests)
         try:
@@ -325,56 +335,14 @@ async def _main(operations: ExtendedOperations, ahead: ReadAhead, requests: int 
 
 
 async def _end_on_signal(
-    operations: ExtendedOperations,
-    ahead: ReadAhead,
+    stop: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
             log.info("ended by signal %d", number)
-            # They may wait for a READ or WRITE, which nobody answers after the end.
-            await ahead.stop()
-            await operations.stop()
-            pyfuse3.terminate()
-
-
-def unmount(mountpoint: bytes) -> None:
-    """Unmount; the daemon then ends by itself. Raises `MountpointError`, `FuseError`."""
-    path = os.path.realpath(mountpoint)
-    if _fuse_mount(path) is None:
-        raise MountpointError("no FUSE filesystem is mounted here", where=mountpoint)
-    if os.geteuid() == 0:
-        try:
-            syscalls.umount(path)
-        except OSError as exc:
-            raise FuseError(
-                f"unmounting failed: {describe(exc)}",
-                where=mountpoint,
-                hint="end the processes that use it",
-            ) from None
-        return
-    done = subprocess.run(
-        [_fusermount(), "-u", path], stderr=subprocess.PIPE, check=False, text=True
-    )
-    if done.returncode:
-        raise FuseError(
-            f"unmounting failed: {done.stderr.strip()}",
-            where=mountpoint,
-            hint="end the processes that use it",
-        )
-
-
-def _fusermount() -> str:
-    """Path of fusermount3. Raises `FuseError`."""
-    for directory in (*os.get_exec_path(), "/usr/bin", "/bin"):
-        path = os.path.join(directory, _FUSERMOUNT)
-        if os.access(path, os.X_OK):
-            return path
-    raise FuseError(
-        f"{_FUSERMOUNT} is not installed, without which only root can mount and unmount",
-        hint="install the package fuse3",
-    )
+            await stop()
 
 
 def log_to_stderr(*, debug: bool) -> None:

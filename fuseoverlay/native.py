@@ -105,6 +105,19 @@ def call(opcode: int, function: Callable[..., Any]) -> None:
         _extension.call(opcode, function)
 
 
+def log(function: Callable[[int, int, int, int, int, bytes, int], None]) -> None:
+    """Have `function(opcode, nodeid, uid, gid, pid, body, error)` called for each request that was
+    answered without pyfuse3."""
+    if _extension is not None:
+        _extension.log(function)
+
+
+def at_end(function: Callable[[], None]) -> None:
+    """Have the extension call this at once when the kernel has ended the connection."""
+    if _extension is not None:
+        _extension.at_end(function)
+
+
 def listing(size: int) -> Any:
     """An empty reply to READDIRPLUS. Only where the extension is in effect."""
     if _extension is None:

@@ -22,7 +22,18 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
 
-from fuseoverlay import acl, attributes, directory, files, lookup, namespace, rename, staging, trust
+from fuseoverlay import (
+    acl,
+    attributes,
+    directory,
+    files,
+    lookup,
+    namespace,
+    rename,
+    requestlog,
+    staging,
+    trust,
+)
 from fuseoverlay.attributes import Attr, Changes
 from fuseoverlay.direct import Direct
 from fuseoverlay.inodes import Inode, generation_of
@@ -50,6 +61,7 @@ def handler(function: Handler[S, P, R]) -> Handler[S, P, R]:
 
     @functools.wraps(function)
     async def bounded(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.under_way += 1
         try:
             answer = await function(self, *args, **kwargs)
         except FUSEError as exc:
@@ -63,6 +75,8 @@ def handler(function: Handler[S, P, R]) -> Handler[S, P, R]:
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("%s%s = %s", name, _readable(args), _answer(answer))
             return answer
+        finally:
+            self.under_way -= 1
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s%s = %s", name, _readable(args), errno.errorcode.get(code, code))
         raise FUSEError(code)
@@ -127,6 +141,8 @@ class Operations(pyfuse3.Operations):
         self._timeout = ov.config.timeout
         # The next mount gives numbers of our own to other files: a handle must not lead there.
         self._generation = int.from_bytes(os.urandom(4)) | 1
+        #: Requests that are being served.
+        self.under_way = 0
         # Whether the kernel opens and closes without asking us, see `native.agree`.
         self._handleless = False
 
@@ -134,18 +150,18 @@ class Operations(pyfuse3.Operations):
         """First word of the kernel."""
         self._handleless = native.agree(self.taken, private=self._ov.config.private)
         self._ov.data.may_bind_writers = self._handleless
-        # What is answered without a handler is not logged.
-        if not log.isEnabledFor(logging.DEBUG):
-            native.prepare(
-                self._ov.inodes.entries,
-                self._ov.stack.descriptors,
-                # What is in memory the extension reads sooner than it could be given.
-                read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
-                acls=self.enable_acl,
-            )
-            if self._handleless:
-                direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
-                direct.register()
+        if log.isEnabledFor(logging.DEBUG):
+            native.log(requestlog.answered)
+        native.prepare(
+            self._ov.inodes.entries,
+            self._ov.stack.descriptors,
+            # What is in memory the extension reads sooner than it could be given.
+            read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
+            acls=self.enable_acl,
+        )
+        if self._handleless:
+            direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
+            direct.register()
         self._ready()
 
     def _attributes(self, attr: Attr) -> EntryAttributes:

@@ -22,7 +22,7 @@ from fuseoverlay.errors import LayerError, UsageError, printable
 from fuseoverlay.filedata import FileData
 from fuseoverlay.identity import Identity, use_override
 from fuseoverlay.inodes import InodeTable
-from fuseoverlay.layers import LayerStack, enclosing, stat_key
+from fuseoverlay.layers import LayerStack, enclosing, make_private, stat_key
 from fuseoverlay.threads import Threads, Wait
 from fuseoverlay.workdir import WorkDir
 
@@ -80,6 +80,8 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
                     index=config.index,
                 )
             )
+        elif stack.upper is not None:
+            make_private(stack.upper)
         refuse_overlaps(stack, roots_of(stack, workdir))
         identity = _identity(config, stack)
         if workdir is not None and not workdir.has_attributes:

@@ -308,6 +308,29 @@ def is_idmapped(fd: int) -> bool:
     return any(b"idmapped" in shown.split(b",") for shown in options)
 
 
+def process_name() -> bytes:
+    """Which process we are: its pid namespace, and its number there."""
+    return os.readlink(b"/proc/self/ns/pid") + b" %d" % os.getpid()
+
+
+def process_named(name: bytes) -> int:
+    """A pidfd of the process with this `process_name`; ESRCH where that is in another namespace."""
+    namespace, _, number = name.rpartition(b" ")
+    if namespace != os.readlink(b"/proc/self/ns/pid"):
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return os.pidfd_open(int(number))
+
+
+def clone_mount(path: bytes) -> int:
+    """A descriptor of a detached copy of the mount at `path`, from there on; nothing mounted below
+    is seen; open_tree(2). EPERM without CAP_SYS_ADMIN over the mount."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    fd = _libc.syscall(c_long(_SYS_OPEN_TREE), c_int(AT_FDCWD), ctypes.c_char_p(path), c_int(flags))
+    if fd < 0:
+        raise _fail(path)
+    return int(fd)
+
+
 def private_clone(path: bytes) -> int:
     """A descriptor of a detached copy of the mount at `path`, without access times.
 
@@ -315,10 +338,7 @@ def private_clone(path: bytes) -> int:
     and reading through it never touches an access time; open_tree(2) and
     mount_setattr(2). EPERM without CAP_SYS_ADMIN over the mount.
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
-    fd = _libc.syscall(c_long(_SYS_OPEN_TREE), c_int(AT_FDCWD), ctypes.c_char_p(path), c_int(flags))
-    if fd < 0:
-        raise _fail(path)
+    fd = clone_mount(path)
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
     attr = struct.pack(
         "QQQQ", _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_NODIRATIME, _MOUNT_ATTR__ATIME, 0, 0
@@ -335,7 +355,7 @@ def private_clone(path: bytes) -> int:
         error = _fail(path)
         os.close(fd)
         raise error
-    return int(fd)
+    return fd
 
 
 _SYS_OPEN_TREE: Final = 428
@@ -344,6 +364,11 @@ _OPEN_TREE_CLONE: Final = 1
 _MOUNT_ATTR__ATIME: Final = 0x70
 _MOUNT_ATTR_NOATIME: Final = 0x10
 _MOUNT_ATTR_NODIRATIME: Final = 0x80
+
+
+# linux/fs.h
+MNT_FORCE: Final = 1
+MNT_DETACH: Final = 2
 
 
 def umount(path: bytes, flags: int = 0) -> None:

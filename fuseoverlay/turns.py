@@ -52,6 +52,9 @@ class LowLevel:
         self._row = 0
         self._row_ends = 0.0
         self._before: Callable[[], None] | None = None
+        self._at_end: Callable[[], None] | None = None
+        # Without the extension, which sees the end itself.
+        self._poll: select.poll | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
@@ -60,20 +63,32 @@ class LowLevel:
         """Call `function` before the next request is waited for."""
         self._before = function
 
+    def at_end(self, function: Callable[[], None]) -> None:
+        """Call `function` at once when the kernel has ended the connection."""
+        self._at_end = function
+        native.at_end(function)
+
     async def wait_readable(self, fd: int) -> None:
         """Return once `fd` is readable; suspends only if it is not, or after many in a row."""
         if self._before is not None:
             function, self._before = self._before, None
             function()
         if self._is_ready is None:
-            self._is_ready = native.waiter() or _poller(fd)
+            self._is_ready = native.waiter() or self._poller(fd)
         self._fd = fd
         if self._row < _ROW and time.monotonic() < self._row_ends and self._is_ready():
             self._row += 1
             return
         await trio.lowlevel.wait_readable(fd)
+        if self._poll is not None and self._at_end is not None and _has_ended(self._poll):
+            self._at_end()
         self._row = 0
         self._row_ends = time.monotonic() + _ROW_SECONDS
+
+    def _poller(self, fd: int) -> Callable[[], bool]:
+        self._poll = poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return lambda: bool(poll.poll(0))
 
     async def wait_for_thread(self, event_fd: int) -> None:
         """Return once `event_fd`, which a thread writes to soon, is readable; suspends only if
@@ -85,10 +100,8 @@ class LowLevel:
             await trio.lowlevel.wait_readable(event_fd)
 
 
-def _poller(fd: int) -> Callable[[], bool]:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return lambda: bool(poll.poll(0))
+def _has_ended(poll: select.poll) -> bool:
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 class Trio:

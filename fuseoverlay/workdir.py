@@ -15,7 +15,7 @@ import time
 from types import TracebackType
 from typing import Final, Self
 
-from fuseoverlay import handles, syscalls, whiteout, xattrs
+from fuseoverlay import handles, ownmount, syscalls, whiteout, xattrs
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import Layer, absence, stat_key
 from fuseoverlay.removal import clear
@@ -272,6 +272,7 @@ def claim(path: bytes, upper: Layer) -> int:
     fd = _open_directory(path)
     try:
         _check_pair(path, fd, upper)
+        fd = ownmount.moved(path, fd, upper)
         lock(upper.root_fd, upper.path)
         lock(fd, path)
     except BaseException:

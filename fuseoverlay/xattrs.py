@@ -60,6 +60,9 @@ RESERVED: Final = (
     b"user.fuseoverlay.",
 )
 
+#: Asked of a mount's top directory: which process serves it. Not listed.
+DAEMON: Final = b"user.fuseoverlay.daemon"
+
 OPAQUE: Final = b"opaque"
 WHITEOUT: Final = b"whiteout"
 ORIGIN: Final = b"origin"

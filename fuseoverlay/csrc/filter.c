@@ -27,6 +27,7 @@ void send_reply(uint64_t unique, int error, const void *payload, size_t size)
         .len = sizeof(out) + (error ? 0 : size), .error = -error, .unique = unique};
     struct iovec iov[2] = {{&out, sizeof(out)}, {(void *)payload, error ? 0 : size}};
 
+    filter.last_error = error;
     /* ENOENT: the caller was interrupted and waits no more. */
     if (writev(filter.fd, iov, 2) < 0 && error == 0 && errno != ENOENT)
         send_reply(unique, errno, NULL, 0);
@@ -122,7 +123,7 @@ static bool call(const struct fuse_in_header *in, size_t size)
 }
 
 /* Whether the request needs nobody else. */
-static bool dispatch(const struct fuse_in_header *in, size_t size)
+static bool decide(const struct fuse_in_header *in, size_t size)
 {
     if (in->opcode == FUSE_INIT)
         note_init(in);
@@ -141,6 +142,30 @@ static bool dispatch(const struct fuse_in_header *in, size_t size)
             return true;
         return filter.action[in->opcode] == CALL && call(in, size);
     }
+}
+
+static void log_answer(const struct fuse_in_header *in, size_t size)
+{
+    PyObject *result = PyObject_CallFunction(
+        filter.log, "IKIIIy#i", in->opcode, (unsigned long long)in->nodeid, in->uid, in->gid,
+        in->pid, (const char *)(in + 1), (Py_ssize_t)(size - sizeof(*in)), filter.last_error);
+
+    if (!result)
+        PyErr_WriteUnraisable(filter.log);
+    Py_XDECREF(result);
+}
+
+static bool dispatch(const struct fuse_in_header *in, size_t size)
+{
+    int pending = filter.pending;
+    bool done;
+
+    filter.last_error = 0;
+    done = decide(in, size);
+    /* What Python is handed logs whoever serves it. */
+    if (filter.log && done && filter.pending == pending)
+        log_answer(in, size);
+    return done;
 }
 
 static bool handled(const struct fuse_in_header *in, size_t size)
@@ -219,6 +244,23 @@ bool another_request(void)
     return ready;
 }
 
+/* The kernel has ended the connection: nobody asks any more, and whoever has unmounted may want
+ * what lies below the layers. */
+static void tell_end(void)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *ended = filter.ended;
+    PyObject *result;
+
+    filter.ended = NULL;
+    result = ended ? PyObject_CallNoArgs(ended) : NULL;
+    if (ended && !result)
+        PyErr_WriteUnraisable(ended);
+    Py_XDECREF(result);
+    Py_XDECREF(ended);
+    PyGILState_Release(gil);
+}
+
 /* Hooks: libfuse calls these in place of read(2) and writev(2) */
 
 static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
@@ -230,6 +272,10 @@ static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
         if (n < (ssize_t)sizeof(struct fuse_in_header)) {
             if (n < 0 && errno == EAGAIN)
                 errno = EINTR; /* which pyfuse3 takes for "come again" */
+            else if (n < 0 && errno == ENODEV) {
+                tell_end();
+                errno = ENODEV;
+            }
             return n;
         }
         if (!handled(buf, n)) {

@@ -105,6 +105,24 @@ static PyObject *py_call(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(log_doc,
+    "log(function)\n\n"
+    "Call `function(opcode, nodeid, uid, gid, pid, body, error)` for each request that was\n"
+    "answered without pyfuse3.");
+static PyObject *py_log(PyObject *self, PyObject *function)
+{
+    Py_XSETREF(filter.log, Py_NewRef(function));
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(at_end_doc,
+    "at_end(function)\n\nCall `function()` once the kernel has ended the connection.");
+static PyObject *py_at_end(PyObject *self, PyObject *function)
+{
+    Py_XSETREF(filter.ended, Py_NewRef(function));
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(reply_doc,
     "reply(unique, error, payload)\n\nAnswer a request that was taken.");
 static PyObject *py_reply(PyObject *self, PyObject *args)
@@ -165,6 +183,8 @@ static PyMethodDef methods[] = {
     {"answer", py_answer, METH_VARARGS, answer_doc},
     {"take", py_take, METH_VARARGS, take_doc},
     {"call", py_call, METH_VARARGS, call_doc},
+    {"log", py_log, METH_O, log_doc},
+    {"at_end", py_at_end, METH_O, at_end_doc},
     {"reply", py_reply, METH_VARARGS, reply_doc},
     {"another_request", py_another_request, METH_NOARGS, another_request_doc},
     {"attached", py_attached, METH_NOARGS, attached_doc},

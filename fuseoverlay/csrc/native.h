@@ -42,6 +42,9 @@ struct filter {
     int error[OPCODES];
     PyObject *function[OPCODES];
     PyObject *taken; /* list of bytes: whole requests */
+    PyObject *log; /* called with each request that was answered, and the error; NULL: no log */
+    int last_error;
+    PyObject *ended; /* called once when the kernel has ended the connection */
     int pending;     /* requests that Python is at work on */
     /* INIT */
     uint64_t init_unique;

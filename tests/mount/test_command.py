@@ -18,6 +18,7 @@ from fuseoverlay import __version__
 from tests.helpers.mounts import (
     BARE_ENV,
     MODE,
+    NATIVE,
     PROJECT,
     Daemon,
     command,
@@ -271,14 +272,16 @@ def test_debug_logs_requests_with_answers(cli: Cli) -> None:
     finally:
         daemon.kill()
     text = log.read_text()
+    # What runs with -d is what runs without: the extension.
+    assert ("= ENOSYS" in text) == NATIVE, text
     for expected in (
-        r"lookup.*'f'.*= .*ino=\d+",
+        r"lookup\(1, .*'f'.*= (ok|.*ino=\d+)",
         r"read\(.*= ",
         r"mkdir\(.*'dir'.*= ",
         r"rmdir\(.*'dir'.*= ENOTEMPTY",
         r"create\(.*'new'.*= ",
-        r"write\(.*= 5",
-        r"lookup\(.*'absent'.*= ino=0",
+        r"write\(.*= (5|ok)",
+        r"lookup\(.*'absent'.*= (ino=0|ok)",
     ):
         assert re.search(expected, text), f"no {expected} in\n{text}"
 
