@@ -191,6 +191,26 @@ static void create_files(const char *dir, long count)
     }
 }
 
+/* Make a file, look at the directory and at a name that nobody asked for before, remove it. */
+static void change_names(const char *dir, long count)
+{
+    char name[4096], absent[4096];
+    struct stat st;
+    snprintf(name, sizeof name, "%s/new", dir);
+    for (long i = 0; i < count; i++) {
+        int fd = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+        if (fd < 0)
+            fail("create", name);
+        if (close(fd))
+            fail("close", name);
+        snprintf(absent, sizeof absent, "%s/absent%ld", dir, i);
+        if (stat(dir, &st) || stat(absent, &st) == 0)
+            fail("stat", dir);
+        if (unlink(name))
+            fail("unlink", name);
+    }
+}
+
 static void small_writes(const char *name, long count)
 {
     int fd = open_below(AT_FDCWD, name, O_WRONLY | O_APPEND);
@@ -305,6 +325,8 @@ int main(int argc, char **argv)
         append_all(names, count);
     else if (!strcmp(command, "create"))
         create_files(what, number);
+    else if (!strcmp(command, "names"))
+        change_names(what, number);
     else if (!strcmp(command, "smallwrites"))
         small_writes(what, number);
     else if (!strcmp(command, "seqread"))

@@ -147,6 +147,7 @@ TARGETS = [
     ),
     requests_per("create a file of 100 bytes", "create/files", 5.05, lambda sizes: sizes.created),
     requests_per("a small write", "create/writes", 1.05, lambda sizes: sizes.small_writes),
+    against("a change in a directory of 10^6 names to 10^2", "names/10^6", "names/10^2", 1.3),
     at_most("mount until it answers, 1 layer", "mount-1/mount", 0.35, "{:.3f} s"),
     at_most("mount until it answers, 40 layers", "mount-40/mount", 0.35, "{:.3f} s"),
     at_most("memory per 100,000 inodes", "memory/rss per 100,000", 80, "{:.0f} MiB"),

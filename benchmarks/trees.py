@@ -19,6 +19,8 @@ from pathlib import Path
 
 MIB = 1 << 20
 LAYERS = 40
+#: Powers of ten: how many names the directories of the stack `names` have.
+NAMES_POWERS = (2, 4, 6)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Sizes:
     big_mib: int = 512
     random_mib: int = 64
     known_inodes: int = 100_000
+    most_names: int = 1_000_000
+    name_changes: int = 1_000
 
 
 FULL = Sizes()
@@ -55,6 +59,8 @@ QUICK = Sizes(
     big_mib=32,
     random_mib=4,
     known_inodes=10_000,
+    most_names=10_000,
+    name_changes=100,
 )
 
 
@@ -105,7 +111,7 @@ class Layers:
         return Tree(self.sizes.files)
 
     def stack(self, name: str) -> Stack:
-        """The stack of this name: tree1, tree40, big, empty, python or many."""
+        """The stack of this name: tree1, tree40, big, empty, python, many or names."""
         if name not in self._made:
             makers: dict[str, Callable[[], Stack]] = {
                 "tree1": self._tree1,
@@ -114,6 +120,7 @@ class Layers:
                 "empty": lambda: self._single("empty", lambda path: None),
                 "python": lambda: self._single("python", _fill_python),
                 "many": lambda: self._single("many", self._fill_many),
+                "names": lambda: self._single("names", self._fill_names),
             }
             self._made[name] = makers[name]()
             # What was just written must not be written to the disk while something is measured.
@@ -173,6 +180,18 @@ class Layers:
                 parent = path / f"{number // 1000}"
                 parent.mkdir()
             os.close(os.open(parent / f"{number}", os.O_CREAT | os.O_WRONLY, 0o644))
+
+    def _fill_names(self, path: Path) -> None:
+        """Directories of many names, of few files: a file may have some 65,000."""
+        for power in NAMES_POWERS:
+            parent = path / f"{power}"
+            parent.mkdir()
+            for number in range(min(10**power, self.sizes.most_names)):
+                if number % 50_000 == 0:
+                    first = parent / f"name{number}"
+                    first.touch()
+                else:
+                    os.link(first, parent / f"name{number}")
 
     def tarball(self) -> Path:
         """The tree as a tar file."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.session import Session
+from benchmarks.trees import NAMES_POWERS
 
 #: A warm phase is repeated within a mount so often, but not after so many seconds.
 WARM = 5
@@ -135,6 +136,16 @@ def create(session: Session) -> None:
     session.measure("writes", "smallwrites", directory / "0", session.sizes.small_writes)
 
 
+def change_names(session: Session) -> None:
+    """Make and remove a file in directories that have few names, many, and very many."""
+    for power in NAMES_POWERS:
+        directory = session.mnt / f"{power}"
+        # The first change copies the directory up and reads it.
+        session.run("touch", str(directory / "first"))
+        session.run("stat", str(directory))
+        session.measure(f"10^{power}", "names", directory, session.sizes.name_changes)
+
+
 def git_status(session: Session) -> None:
     """`git status` of a checkout."""
     _cold_and_warm(session, "run", "git", "-C", session.mnt / "lib", "status", "--porcelain")
@@ -208,6 +219,8 @@ WORKLOADS = [
     Workload("chmod-metacopy", "the same with metacopy=on", "big", change_mode, metacopy=True),
     *_on_trees("rm", "rm -rf of everything", remove_all),
     Workload("create", "create 1,000 files of 100 bytes; 1,000 small writes", "empty", create),
+    Workload("names", "1,000 files made and removed again, by names in the directory", "names",
+             change_names),
     Workload("git", "git status of Python's library", "python", git_status),
     Workload("compileall", "compile Python's library in parallel", "python", compile_all),
     Workload("fio", "random reads and writes of 4 KiB, 64 MiB", "big", random_io),

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from fuseoverlay import attributes, lookup, merge, namespace, native, wire
 from fuseoverlay.attributes import Attr
-from fuseoverlay.directory import Emit, emit_entry, unknown
+from fuseoverlay.directory import Emit, dots, emit_entry, unknown
 from fuseoverlay.inodes import Directory, Inode, generation_of
 from fuseoverlay.layers import RealDir
 from fuseoverlay.lookup import Real
@@ -222,25 +222,23 @@ class Direct:
             generation = generation_of(attr.ino, self._generation)
             return bool(listing.add(name, cookie, generation, _packed(attr)))
 
-        if cookie < merge.FIRST_COOKIE - 1:
+        cookie = index.begun(cookie)
+        for name, dot, its_own in dots(directory, cookie):
             # Of dots the kernel takes the type and the number alone.
-            parent = directory.parent or directory
-            if cookie < 1:
-                emit(b".", _dot(directory), 1)
-            emit(b"..", _dot(parent), 2)
+            emit(name, _dot(dot), its_own)
         added: bool | None = True
         # Names of one real directory mostly follow each other: it is found once for all of them.
         known: RealDir | None = None
         base: tuple[int, int, int] | None = None
-        for name, position in index.following(cookie):
+        for name, its_own in index.following(cookie):
             real = index.plain_lower(name)
             if real is not known:
                 known, base = real, self._base(real)
             added = None
             if base is not None:
-                added = listing.add_lower(name, position, directory, real, *base)
+                added = listing.add_lower(name, its_own, directory, real, *base)
             if added is None:
-                added = self._add(directory, index, name, position, emit)
+                added = self._add(directory, index, name, its_own, emit)
                 # Which may have closed the descriptor.
                 known = base = None
             if not added:

@@ -1,7 +1,7 @@
 """Listing a merged directory.
 
-A position in the listing is the cookie of the entry before it, see `merge.Index`:
-a listing goes on correctly after entries came and went, and needs no handle.
+A place in the listing is the cookie of the entry before it, see `merge.Index`: a listing
+goes on correctly after entries came and went, ends, and needs no handle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ async def read(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> No
     Every accepted entry but "." and ".." adds to the look-up count of its inode.
     """
     index = await index_of(ov, directory)
-    if cookie < merge.FIRST_COOKIE - 1 and not await _emit_dots(ov, directory, cookie, emit):
+    cookie = index.begun(cookie)
+    if not await _emit_dots(ov, directory, cookie, emit):
         return
     following = index.after(cookie)
     while following is not None:
@@ -46,10 +47,17 @@ async def read(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> No
 
 
 async def _emit_dots(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> bool:
-    if cookie < 1 and not emit(b".", await attributes.getattr(ov, directory), 1):
-        return False
-    parent = directory.parent or directory
-    return emit(b"..", await attributes.getattr(ov, parent), 2)
+    for name, inode, its_own in dots(directory, cookie):
+        if not emit(name, await attributes.getattr(ov, inode), its_own):
+            return False
+    return True
+
+
+def dots(directory: Directory, cookie: int) -> list[tuple[bytes, Directory, int]]:
+    """Those of "." and ".." that come after `cookie`, with their own; see `merge.Index.begun`."""
+    both = ((b".", directory), (b"..", directory.parent or directory))
+    seen = merge.dots_seen(cookie)
+    return [(*both[n], cookie - seen + n + 1) for n in range(seen, len(both))]
 
 
 def unknown(ov: Overlay, index: merge.Index, name: bytes) -> Attr:

@@ -83,8 +83,8 @@ class File(Inode):
         self.lower: Place | None = None
         #: Where the data is if it is not where the metadata is (metacopy).
         self.data: Place | None = None
-        #: Names by which the kernel knows it now.
-        self.names: list[tuple[Directory, bytes]] = []
+        #: Names by which the kernel knows it now, in order; a dictionary, since they may be many.
+        self.names: dict[tuple[Directory, bytes], None] = {}
         #: Real (device, inode) pairs under which the table finds it.
         self.keys: list[tuple[int, int]] = []
         #: Lower names of the file that whiteouts hide.
@@ -208,7 +208,7 @@ class InodeTable:
         file = File(ino, kind)
         file.nlookup = nlookup
         file.lower = Place(real, name)
-        file.names.append((parent, name))
+        file.names[parent, name] = None
         self.add(file)
         device = self._devices[ino >> _INO_BITS]
         self.bind(file, (device, ino & (1 << _INO_BITS) - 1))
@@ -337,8 +337,9 @@ class InodeTable:
 
     def live_names(self, file: File) -> list[tuple[Directory, bytes]]:
         """Names of the file in directories that still exist for the kernel."""
-        file.names = [(d, n) for d, n in file.names if self.knows(d) and not d.removed]
-        return file.names
+        live = [(d, n) for d, n in file.names if self.knows(d) and not d.removed]
+        file.names = dict.fromkeys(live)
+        return live
 
 
 def _unpin(inode: Inode) -> None:

@@ -119,7 +119,7 @@ def made(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Ino
     key = stat_key(real.st)
     file = File(ov.inodes.number(key), _kind(ov, place, real.st))
     file.upper = place
-    file.names.append((parent, name))
+    file.names[parent, name] = None
     file.protection = b""
     ov.inodes.add(file)
     ov.inodes.bind(file, key)
@@ -167,8 +167,7 @@ def _file(ov: Overlay, parent: Directory, name: bytes, found: Found) -> tuple[Fi
     if found.in_upper and file.upper is None:
         file.upper = Place(real, name)
         ov.inodes.unpin(file)
-    if (parent, name) not in file.names:
-        file.names.append((parent, name))
+    file.names[parent, name] = None
     if file.in_upper and not found.in_upper:
         # The copy counts, which the index of hard links leads to.
         return file, real_of(ov, file)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,8 +22,13 @@ import trio
 from fuseoverlay import native, whiteout
 from fuseoverlay.layers import LayerStack, RealDir
 
-#: Cookies 1 and 2 belong to "." and "..".
-FIRST_COOKIE: Final = 3
+#: Positions 1 and 2 belong to "." and "..".
+FIRST_POSITION: Final = 3
+# A cookie is a position and, in the bits above, the end of the pass that it was given in.
+_POSITION_BITS: Final = 32
+_POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
+# Cookies are positive numbers of 64 bits.
+_MOST_POSITIONS: Final = (1 << 31) - 1
 # Directory entries looked at between two checkpoints: about a millisecond.
 _BATCH: Final = 500
 # Batches that are looked at without a checkpoint.
@@ -59,15 +64,22 @@ class Found(NamedTuple):
 
 
 class Index:
-    """Names of one merged directory. Listing positions are cookies: a name keeps its
-    cookie while it exists, and cookies only grow."""
+    """Names of one merged directory, each at a position in its listing: a name keeps its
+    position while it exists, and positions only grow.
+
+    A pass through the listing ends where the positions ended when it began: names that are
+    made meanwhile, or renamed to, come too late for it, and so it ends. Nobody tells when a
+    pass is over, so nothing is kept of it here: `begun` puts its end into the first cookie, and
+    every cookie that follows has it, too.
+    """
 
     __slots__ = (
-        "_cookie_of",
-        "_cookies",
         "_names",
         "_next",
+        "_position_of",
+        "_positions",
         "_skip",
+        "_subdirectories",
         "lower",
         "masks",
         "upper",
@@ -83,26 +95,28 @@ class Index:
         above = self.upper.keys() | self.masks | self.wh
         names += [n for n in lower if n not in above] if above else lower
         self._names = names
-        self._cookies = list(range(FIRST_COOKIE, FIRST_COOKIE + len(names)))
-        self._cookie_of = dict(zip(names, self._cookies, strict=True))
-        self._next = FIRST_COOKIE + len(names)
+        self._positions = list(range(FIRST_POSITION, FIRST_POSITION + len(names)))
+        self._position_of = dict(zip(names, self._positions, strict=True))
+        self._next = FIRST_POSITION + len(names)
         # Positions in the lists from which everything is gone up to another position: who
         # deletes and starts again meets what is gone once.
         self._skip: dict[int, int] = {}
+        # How many visible names are directories; None: nobody has asked yet.
+        self._subdirectories: int | None = None
 
     def __contains__(self, name: bytes) -> bool:
-        return name in self._cookie_of
+        return name in self._position_of
 
     def __len__(self) -> int:
-        return len(self._cookie_of)
+        return len(self._position_of)
 
-    def cookie(self, name: bytes) -> int | None:
-        """The cookie of a visible name."""
-        return self._cookie_of.get(name)
+    def position(self, name: bytes) -> int | None:
+        """The position of a visible name."""
+        return self._position_of.get(name)
 
     def find(self, name: bytes) -> Found | None:
         """Where the visible name is; None: there is no such name."""
-        if name not in self._cookie_of:
+        if name not in self._position_of:
             return None
         below = self.lower.get(name) if name not in self.wh else None
         is_dir = self.upper.get(name)
@@ -127,30 +141,40 @@ class Index:
         return name in self.lower
 
     def subdirectories(self) -> int:
-        """Number of visible directories."""
-        upper = self.upper
-        lower = self.lower
-        count = 0
-        for name in self._cookie_of:
-            is_dir = upper.get(name)
-            count += isinstance(lower[name], tuple) if is_dir is None else is_dir
-        return count
+        """Number of visible directories: counted once, then kept true by every change."""
+        if self._subdirectories is None:
+            self._subdirectories = sum(map(self._is_directory, self._position_of))
+        return self._subdirectories
+
+    def _is_directory(self, name: bytes) -> bool:
+        is_dir = self.upper.get(name)
+        return isinstance(self.lower[name], tuple) if is_dir is None else is_dir
+
+    def _recount(self, name: bytes, is_dir: bool) -> None:
+        """Before a change: `name` will be a directory, or not, or be gone."""
+        if self._subdirectories is not None:
+            was_dir = name in self._position_of and self._is_directory(name)
+            self._subdirectories += is_dir - was_dir
 
     def put(self, name: bytes, is_dir: bool) -> None:
         """The upper now holds `name`, and no whiteout of it."""
+        self._recount(name, is_dir)
         self.upper[name] = is_dir
         self.masks.discard(name)
         self.wh.discard(name)
-        if name not in self._cookie_of:
-            self._cookie_of[name] = self._next
-            self._cookies.append(self._next)
+        if name not in self._position_of:
+            if self._next == _MOST_POSITIONS:
+                self._renumber()
+            self._position_of[name] = self._next
+            self._positions.append(self._next)
             self._names.append(name)
             self._next += 1
 
     def remove(self, name: bytes) -> None:
         """The upper no longer holds `name`, and nothing shows through."""
+        self._recount(name, False)
         self.upper.pop(name, None)
-        if self._cookie_of.pop(name, None) is not None and len(self._names) > 64 + 2 * len(self):
+        if self._position_of.pop(name, None) is not None and len(self._names) > 64 + 2 * len(self):
             self._compact()
 
     def hide(self, name: bytes, *, oci: bool) -> None:
@@ -161,36 +185,63 @@ class Index:
     def _compact(self) -> None:
         kept = [
             (c, n)
-            for c, n in zip(self._cookies, self._names, strict=True)
-            if self._cookie_of.get(n) == c
+            for c, n in zip(self._positions, self._names, strict=True)
+            if self._position_of.get(n) == c
         ]
-        self._cookies = [c for c, _ in kept]
+        self._positions = [c for c, _ in kept]
         self._names = [n for _, n in kept]
         self._skip.clear()
 
     @property
     def visible(self) -> dict[bytes, int]:
         """The visible names; the dictionary itself, which every change keeps true."""
-        return self._cookie_of
+        return self._position_of
+
+    def _renumber(self) -> None:
+        """Begin with small positions again, two thousand million names after the scan. The
+        passes that are under way right now end early."""
+        self._compact()
+        self._next = FIRST_POSITION + len(self._names)
+        self._positions = list(range(FIRST_POSITION, self._next))
+        self._position_of.update(zip(self._names, self._positions, strict=True))
+
+    def begun(self, cookie: int) -> int:
+        """The cookie itself, or what stands for 0, with which a pass begins: "list what there is
+        now"."""
+        return cookie or self._next << _POSITION_BITS
 
     def following(self, cookie: int) -> Iterator[tuple[bytes, int]]:
         """The entries after `cookie`, as `after` gives them, while nothing changes."""
-        for position in range(bisect_right(self._cookies, cookie), len(self._names)):
-            name, found = self._names[position], self._cookies[position]
-            if self._cookie_of.get(name) == found:
-                yield name, found
+        start, end, its_pass = self._rest(cookie)
+        for at in range(start, end):
+            name, position = self._names[at], self._positions[at]
+            if self._position_of.get(name) == position:
+                yield name, its_pass | position
 
     def after(self, cookie: int) -> tuple[bytes, int] | None:
         """The entry that follows `cookie` in the listing, with its own cookie."""
-        start = position = bisect_right(self._cookies, cookie)
-        while position < len(self._names):
-            name, found = self._names[position], self._cookies[position]
-            if self._cookie_of.get(name) == found:
+        start, end, its_pass = self._rest(cookie)
+        at = start
+        while at < end:
+            name, position = self._names[at], self._positions[at]
+            if self._position_of.get(name) == position:
                 break
-            position = self._skip.get(position, position + 1)
-        if position != start:
-            self._skip[start] = position
-        return (name, found) if position < len(self._names) else None
+            at = self._skip.get(at, at + 1)
+        if at != start:
+            self._skip[start] = at
+        return (name, its_pass | position) if at < end else None
+
+    def _rest(self, cookie: int) -> tuple[int, int, int]:
+        """Where in the lists the rest of a pass begins and ends, and the bits of its cookies."""
+        cookie = self.begun(cookie)
+        start = bisect_right(self._positions, cookie & _POSITION_MASK)
+        end = bisect_left(self._positions, cookie >> _POSITION_BITS)
+        return start, end, cookie & ~_POSITION_MASK
+
+
+def dots_seen(cookie: int) -> int:
+    """How many of "." and ".." are before a cookie that is not 0, see `Index.begun`."""
+    return min(cookie & _POSITION_MASK, FIRST_POSITION - 1)
 
 
 async def scan(

@@ -238,7 +238,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
     with staging.discarded_on_error(ov) as staged:
         os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
         publish(ov, parent, index, name, staged, is_dir=False)
-    file.names.append((parent, name))
+    file.names[parent, name] = None
     if file.upper is None:
         file.upper = upper_place(parent, name)
         ov.inodes.unpin(file)
@@ -307,8 +307,7 @@ def lose_name(ov: Overlay, file: File, parent: Directory, name: bytes, held: int
 
     The keys of a file without any link are dropped: its real number may come back.
     """
-    if (parent, name) in file.names:
-        file.names.remove((parent, name))
+    file.names.pop((parent, name), None)
     if held >= 0:
         ov.inodes.pin(file, held)
         file.upper = None

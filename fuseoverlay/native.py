@@ -19,6 +19,7 @@ _OPEN, _RELEASE, _FLUSH, _OPENDIR, _RELEASEDIR, _ACCESS = 14, 18, 25, 27, 29, 34
 _ATOMIC_O_TRUNC: Final = 1 << 3
 _DONT_MASK: Final = 1 << 6
 _AUTO_INVAL_DATA: Final = 1 << 12
+_ASYNC_DIO: Final = 1 << 15
 _CACHE_SYMLINKS: Final = 1 << 23
 _HANDLE_KILLPRIV_V2: Final = 1 << 28
 
@@ -154,8 +155,9 @@ def agree(taken: Iterable[int], *, private: bool) -> bool:
         return False
     offered = _extension.protocol()[3]
     if not offered & _HANDLE_KILLPRIV_V2:
+        _extension.init_flags(0, _ASYNC_DIO)
         return False
-    refused = _ATOMIC_O_TRUNC | (_AUTO_INVAL_DATA if private else 0)
+    refused = _ASYNC_DIO | _ATOMIC_O_TRUNC | (_AUTO_INVAL_DATA if private else 0)
     _extension.init_flags(_DONT_MASK | _CACHE_SYMLINKS | _HANDLE_KILLPRIV_V2, refused)
     for opcode in (_OPEN, _OPENDIR, _FLUSH, _ACCESS):
         _extension.answer(opcode, errno.ENOSYS)

@@ -30,7 +30,7 @@ import trio
 from fuseoverlay import files
 from fuseoverlay.inodes import File
 from fuseoverlay.layers import stat_key
-from fuseoverlay.merge import FIRST_COOKIE, Index
+from fuseoverlay.merge import FIRST_POSITION, Index
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import open_noatime
 from fuseoverlay.threads import Wait, Worker
@@ -165,16 +165,16 @@ class ReadAhead:
             pass
 
     async def _read(self, file: File) -> None:
-        directory, name = file.names[-1]
+        directory, name = next(reversed(file.names))
         index = directory.index
-        cookie = index.cookie(name) if index is not None else None
-        if index is None or cookie is None or not self._ov.inodes.knows(directory):
+        found = index.position(name) if index is not None else None
+        if index is None or found is None or not self._ov.inodes.knows(directory):
             return
         window = self._windows.get(directory.ino)
         if window is None:
             # Without an upper the lowers' names are all there are.
             window = self._windows[directory.ino] = Window(list(index.lower))
-        position = cookie - FIRST_COOKIE
+        position = found - FIRST_POSITION
         if not window.reads and _is_first(index, window, position):
             window.reads = 1
         window.read(position)

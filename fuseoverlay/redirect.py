@@ -13,12 +13,12 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from fuseoverlay import whiteout, xattrs
 from fuseoverlay.inodes import Place
-from fuseoverlay.layers import LayerStack, RealDir
+from fuseoverlay.layers import Layer, LayerStack, RealDir
 from fuseoverlay.syscalls import at
 
 log = logging.getLogger("fuseoverlay")
@@ -111,8 +111,8 @@ def below(
     queue = list(same_name)
     while not marks.opaque:
         if marks.redirect is not None:
-            bases, path = _start(stack, parent_lowers, above, marks.redirect)
-            return (*found, *_walk(stack, bases, path))
+            trail = _Trail(stack, parent_lowers, above.layer, marks.redirect)
+            return (*found, *trail.directories())
         if not queue:
             break
         above = queue.pop(0)
@@ -121,27 +121,95 @@ def below(
     return tuple(found)
 
 
-def _start(
-    stack: LayerStack, parent_lowers: Sequence[RealDir], above: RealDir, redirect: bytes
-) -> tuple[list[RealDir], list[bytes]]:
-    """From which directories, below the layer of `above`, a redirect leads on which path."""
-    if redirect.startswith(b"/"):
-        bases = [layer.root for layer in stack.lowers]
-        path = redirect[1:].split(b"/")
-    else:
-        bases, path = list(parent_lowers), [redirect]
-    return [base for base in bases if base.layer.number > above.layer.number], path
+class _Trail:
+    """The way of a search down through the layers, from the first redirect on.
 
+    `bases` are the directories to search next, one for each layer, top first, and `path` is
+    what to look for there. Each redirect on the way changes what holds below its own layer: a
+    relative one the component it is on, an absolute one the whole way, which then starts at the
+    roots and is no longer bound by what was opaque above.
+    """
 
-def _walk(stack: LayerStack, bases: Sequence[RealDir], path: list[bytes]) -> tuple[RealDir, ...]:
-    found: list[RealDir] = []
-    for base in bases:
-        real, path, stop = _walk_one(stack, base, path)
-        if real is not None:
-            found.append(real)
-        if stop:
-            break
-    return tuple(found)
+    def __init__(
+        self, stack: LayerStack, parent_lowers: Sequence[RealDir], layer: Layer, redirect: bytes
+    ) -> None:
+        """Start below `layer`, where something has a redirect whose parent continues in
+        `parent_lowers`."""
+        self._stack = stack
+        self.bases = [real for real in parent_lowers if real.layer.number > layer.number]
+        self.path = [b""]
+        self.ended = False
+        #: Whether it has started at the roots.
+        self.absolute = False
+        self.turn(layer, 0, redirect)
+
+    def turn(self, layer: Layer, left: int, redirect: bytes) -> None:
+        """Below `layer`, follow the redirect of the component with `left` more behind it."""
+        # Counted from the end: another redirect may have changed what is before.
+        end = len(self.path) - left
+        rest = self.path[end:]
+        if redirect.startswith(b"/"):
+            self.path = [*redirect[1:].split(b"/"), *rest]
+            self.bases = [low.root for low in self._stack.lowers if low.number > layer.number]
+            self.absolute = True
+            self.ended = False
+        else:
+            self.path = [*self.path[: end - 1], redirect, *rest]
+
+    def directories(self) -> Iterator[RealDir]:
+        """What the path leads to, layer by layer."""
+        while self.bases and not self.ended:
+            real = self.walk(self.bases.pop(0), self.path)
+            if real is not None:
+                yield real
+
+    def walk(self, base: RealDir, names: Sequence[bytes]) -> RealDir | None:
+        """Follow the path in one layer as far as `names`, with which it begins; None: there is
+        no such directory."""
+        real = base
+        self.ended = self.ended or _is_opaque(self._stack, base)
+        left = len(self.path)
+        for name in names:
+            left -= 1
+            kind, hides = _kind(self._stack, real, name)
+            if kind != stat.S_IFDIR:
+                self.ended = self.ended or hides or kind is not None
+                return None
+            real = RealDir(real.layer, real, name)
+            marks = marks_of(self._stack, real)
+            if marks.opaque or _is_oci_opaque(self._stack, real):
+                self.ended = True
+            elif marks.redirect is not None:
+                self.turn(real.layer, left, marks.redirect)
+            else:
+                self.ended = self.ended or hides
+        return real
+
+    def data(self) -> Place | None:
+        """The first file with data of its own, past those that are metadata only."""
+        while self.bases and not self.ended:
+            real = self.walk(self.bases.pop(0), self.path[:-1])
+            if real is None:
+                continue
+            found = Place(real, self.path[-1])
+            kind, hides = _kind(self._stack, *found)
+            if kind == stat.S_IFREG:
+                if not is_metacopy(self._stack, found):
+                    return found
+                redirect = _redirect_at(self._stack, found)
+                if redirect is not None:
+                    self.turn(real.layer, 0, redirect)
+                    continue
+            self.ended = self.ended or hides or kind not in (None, stat.S_IFREG)
+        return None
+
+    def data_only(self) -> Place | None:
+        """The same in the layers that hold nothing but data, if nothing hides them."""
+        for layer in self._stack.data_only if self.absolute and not self.ended else ():
+            real = self.walk(layer.root, self.path[:-1])
+            if real is not None and _kind(self._stack, real, self.path[-1])[0] == stat.S_IFREG:
+                return Place(real, self.path[-1])
+        return None
 
 
 def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -> Place:
@@ -151,34 +219,11 @@ def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -
     "Data-only lower layers".
     """
     redirect = _redirect_at(stack, place) or place.name
-    absolute = redirect.startswith(b"/")
-    bases, path = _start(stack, parent_lowers, place.real, redirect)
-    while bases:
-        real, directory_path, stop = _walk_one(stack, bases.pop(0), path[:-1])
-        path = [*directory_path, path[-1]]
-        if real is not None:
-            kind, hides = _kind(stack, real, path[-1])
-            stop = stop or hides
-            if kind == stat.S_IFREG:
-                found = Place(real, path[-1])
-                if not is_metacopy(stack, found):
-                    return found
-                onward = _redirect_at(stack, found)
-                if onward is not None and onward.startswith(b"/"):
-                    absolute = True
-                    bases, path = _start(stack, (), real, onward)
-                elif onward is not None:
-                    path[-1] = onward
-            elif kind is not None:
-                break
-        if stop:
-            break
-    if absolute:
-        for layer in stack.data_only:
-            real, _, _ = _walk_one(stack, layer.root, path[:-1])
-            if real is not None and _kind(stack, real, path[-1])[0] == stat.S_IFREG:
-                return Place(real, path[-1])
-    raise refused(place.real, place.name, errno.EIO, "its data is in no layer below")
+    trail = _Trail(stack, parent_lowers, place.real.layer, redirect)
+    found = trail.data() or trail.data_only()
+    if found is None:
+        raise refused(place.real, place.name, errno.EIO, "its data is in no layer below")
+    return found
 
 
 def is_metacopy(stack: LayerStack, place: Place) -> bool:
@@ -198,36 +243,17 @@ def _redirect_at(stack: LayerStack, place: Place) -> bytes | None:
     return None if redirect is None else _checked(stack, place.real, place.name, redirect)
 
 
-def _walk_one(
-    stack: LayerStack, base: RealDir, path: list[bytes]
-) -> tuple[RealDir | None, list[bytes], bool]:
-    """Follow `path` in one layer: (directory or None, path for the layers below, stop there)."""
-    real, stop, onward = base, _is_oci_opaque(stack, base), path
-    for position, name in enumerate(path):
-        kind, hides = _kind(stack, real, name)
-        stop = stop or hides
-        if kind is None:
-            return None, onward, stop
-        if kind != stat.S_IFDIR:
-            return None, onward, True
-        real = RealDir(real.layer, real, name)
-        marks = marks_of(stack, real)
-        stop = stop or marks.opaque or _is_oci_opaque(stack, real)
-        if marks.redirect is not None:
-            rest = path[position + 1 :]
-            if marks.redirect.startswith(b"/"):
-                onward = [*marks.redirect[1:].split(b"/"), *rest]
-            else:
-                onward = [*path[:position], marks.redirect, *rest]
-    return real, onward, stop
-
-
 def _kind(stack: LayerStack, real: RealDir, name: bytes) -> tuple[int | None, bool]:
     """Type of `name`, None where there is nothing; whether a `.wh.NAME` beside it hides it in
     the layers below. A whiteout at the name itself is something that is no directory."""
     st = _status(stack, real, name)
     hides = _status(stack, real, whiteout.WH_PREFIX + name) is not None
     return None if st is None else stat.S_IFMT(st.st_mode), hides
+
+
+def _is_opaque(stack: LayerStack, real: RealDir) -> bool:
+    value = whiteout.opaque_value(stack.fd(real))
+    return whiteout.is_opaque_value(value) or _is_oci_opaque(stack, real)
 
 
 def _is_oci_opaque(stack: LayerStack, real: RealDir) -> bool:

@@ -330,8 +330,7 @@ def _arrived(ov: Overlay, src: Side, dst: Side, inode: Inode | None) -> None:
         if inode.upper is not None:
             ov.stack.moved(inode.upper, dst.place.real, dst.name)
     elif isinstance(inode, File):
-        if (src.parent, src.name) in inode.names:
-            inode.names.remove((src.parent, src.name))
-        inode.names.append((dst.parent, dst.name))
+        inode.names.pop((src.parent, src.name), None)
+        inode.names[dst.parent, dst.name] = None
         if inode.upper == src.place:
             inode.upper = dst.place

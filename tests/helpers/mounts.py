@@ -323,6 +323,14 @@ class Space:
         self.lowers.append(path)
         return path
 
+    def stack(self) -> None:
+        """The upper becomes the top lower, and changes go to a new one from the next mount on."""
+        number = len(self.lowers)
+        for path in (self.upper, self.work):
+            path.rename(f"{path}{number}")
+            path.mkdir()
+        self.lowers.insert(0, self.base / f"{self.upper.name}{number}")
+
     def options(self, *, read_only: bool = False) -> str:
         """The mount options."""
         text = "lowerdir=" + ":".join(escape(path) for path in self.lowers)

@@ -341,6 +341,8 @@ class OverlayMachine(RuleBasedStateMachine):
         if self._kernel_can(lowers):
             self.kernel = self._space(base / "kernel", model.for_kernel(lowers))
         self.swaps = swaps and self.kernel is not None and dialect == "char"
+        #: Names of one file in several layers belong together only by the index.
+        self.stacks = not model.has_twins(lowers)
         self.plain = base / "plain"
         self.plain.mkdir()
         (base / "hidden").mkdir()
@@ -500,7 +502,8 @@ class OverlayMachine(RuleBasedStateMachine):
     @precondition(lambda self: MODE != "userns" or self.kernel is None)
     @rule(old=st.one_of(files, paths), new=places)
     def link(self, old: str, new: str) -> None:
-        self.do(lambda root: os.link(root / old, root / new, follow_symlinks=False))
+        if self.do(lambda root: os.link(root / old, root / new, follow_symlinks=False)) is None:
+            self.stacks = False
 
     @rule(path=paths, how=st.sampled_from(sorted(REMOVALS)))
     def remove(self, path: str, how: str) -> None:
@@ -731,6 +734,20 @@ class OverlayMachine(RuleBasedStateMachine):
         self.ours, self.kernel = self.kernel, self.ours
         self.ours.extra = self.kernel.extra
         self.before = self.ours.evidence()
+        self._mount()
+        self._compare_trees()
+
+    @precondition(lambda self: self.stacks and self.done >= PAUSE)
+    @rule()
+    def stack(self) -> None:
+        """What was changed becomes the top lower, with its redirects and its whiteouts; changes go
+        to a new upper from now on."""
+        self._unmount()
+        self.ours.stack()
+        if self.kernel is not None:
+            self.kernel.stack()
+        self.before = self.ours.evidence()
+        self.lower_dirs = {os.lstat(path).st_ino for path in self.plain.rglob("*") if path.is_dir()}
         self._mount()
         self._compare_trees()
 
