@@ -252,7 +252,7 @@ def _kind(stack: LayerStack, real: RealDir, name: bytes) -> tuple[int | None, bo
 
 
 def _is_opaque(stack: LayerStack, real: RealDir) -> bool:
-    value = whiteout.opaque_value(stack.fd(real))
+    value = whiteout.opaque_value(stack.fd(real), real.layer.namespaces)
     return whiteout.is_opaque_value(value) or _is_oci_opaque(stack, real)
 
 
