@@ -25,6 +25,7 @@ from fuseoverlay.errors import (
     UsageError,
     describe,
     mount_exit_code,
+    visible,
 )
 
 _COMMANDS = ("mount", "unmount", "umount", "fsck")
@@ -67,7 +68,8 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
 
 
 def _complain(level: str, text: str) -> None:
-    print(f"fuseoverlay: {level}: {text}", file=sys.stderr)
+    # Names from layers and images may hold what moves the cursor, or begins a line.
+    print(f"fuseoverlay: {level}: {visible(text)}", file=sys.stderr)
 
 
 def _run(argv: list[str]) -> int:
