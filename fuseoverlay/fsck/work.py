@@ -146,16 +146,16 @@ class WorkCheck:
 
     def _problem(
         self, name: bytes, what: str, why: str = "", repair: Callable[[], None] | None = None,
-        kind: Kind = Kind.INDEX,
+        kind: Kind = Kind.INDEX, *, by_lowers: bool = False,
     ) -> Problem:  # fmt: skip
-        return Problem(kind, self._join(workdir.INDEX, name), what, repair, why)
+        return Problem(kind, self._join(workdir.INDEX, name), what, repair, why, by_lowers)
 
     def _copy(self, copy: _Copy) -> Iterator[Problem]:
         """A file of the index: the copy of a lower file with several names."""
         if self._origins.gone(copy.origin):
             yield self._problem(
                 copy.name, "the lower file is no more",
-                "the link count of the copy would change", copy.release(),
+                "the link count of the copy would change", copy.release(), by_lowers=True,
             )  # fmt: skip
             return
         # A file handle that was exported may still lead to it.
@@ -163,7 +163,7 @@ class WorkCheck:
             yield self._problem(
                 copy.name, "a copy that no name leads to",
                 "overlay.nlink does not say so: is a lower directory missing?",
-                copy.release() if copy.has_no_names else None,
+                copy.release() if copy.has_no_names else None, by_lowers=True,
             )  # fmt: skip
             return
         if copy.st.st_nlink > 1 and not copy.upper_names and stat_key(copy.st) not in self._left:
@@ -212,7 +212,7 @@ class WorkCheck:
         elif self._origins.gone(origin):
             yield Problem(
                 Kind.NOTE, path, "the lower file is no more",
-                repair=lambda: os.unlink(name, dir_fd=fd),
+                repair=lambda: os.unlink(name, dir_fd=fd), by_lowers=True,
             )  # fmt: skip
 
 
