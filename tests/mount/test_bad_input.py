@@ -411,6 +411,8 @@ OPTIONS = {
     "max_write below a page": "lowerdir={lower},max_write=4095",
     "max_write beyond all bounds": "lowerdir={lower},max_write=99999999999999999999",
     "remount": "remount,ro,lowerdir={lower}",
+    "a quote that is not closed": 'lowerdir={lower},context="a:b,c,ro',
+    "a quote inside a label": 'lowerdir={lower},context="a"b"',
     "nothing": "",
 }
 

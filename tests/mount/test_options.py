@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from fuseoverlay import config
 from tests.helpers.mounts import (
     MODE,
     NATIVE,
     Daemon,
     command,
+    escape,
     fails,
     mounts_at,
     root_only,
@@ -190,6 +192,63 @@ def test_labels_without_selinux(cli: Cli, name: str, quote: str) -> None:
     assert (space.mnt / "f").read_bytes() == b"from the lower"
     unmount(space.mnt)
     cli.wait_until_gone()
+
+
+@pytest.mark.parametrize("name", ['a"b', '"', '"a"', 'a"b"c', 'a"b:c'])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_quotes_in_paths(cli: Cli, name: str, escaped: bool) -> None:
+    """There they are characters, as in the kernel: what follows is an option of its own."""
+    space = cli.space
+    paths = {}
+    for which in ("lower", "upper", "work"):
+        paths[which] = space.base / which / name
+        paths[which].mkdir(parents=True)
+    (paths["lower"] / "f").touch()
+    written = {
+        which: escape(path) if escaped else str(path).replace(":", r"\:")
+        for which, path in paths.items()
+    }
+    options = "lowerdir={lower},upperdir={upper},workdir={work},fsname=mine".format(**written)
+    cli.mount("-o", options, space.mnt)
+    (space.mnt / "f").write_text("x")
+    assert source_of(space.mnt) == "mine"
+    assert (paths["upper"] / "f").read_text() == "x"
+    unmount(space.mnt)
+    cli.wait_until_gone()
+
+
+#: mount(8) has an opinion on quotes, mount(2) has none.
+_MOUNT = (
+    "import ctypes, os, sys; mnt, options = map(os.fsencode, sys.argv[1:]);"
+    " sys.exit(ctypes.CDLL(None).mount(b'overlay', mnt, b'overlay', 0, options))"
+)
+
+
+@root_only
+@pytest.mark.parametrize("name", ['a"b', '"a"'])
+def test_quotes_in_paths_of_the_kernel(cli: Cli, name: str) -> None:
+    """What the test before states is what mount(2) does with the same text."""
+    space = cli.space
+    lower = space.base / name
+    lower.mkdir()
+    (lower / "f").touch()
+    options = f"lowerdir={lower}:{space.lower},xino=off"
+    done = subprocess.run(
+        ["python3", "-c", _MOUNT, space.mnt, options], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert (space.mnt / "f").read_bytes() == b""
+    unmount(space.mnt)
+
+
+def test_quotes_in_other_values() -> None:
+    """A quote that opens a value keeps commas in it; one inside of it does not."""
+    assert config.parse(b'fsname="a,b",ro').fuse_options == ("ro", "fsname=a,b")
+    assert config.parse(b'fsname=a"b,ro').fuse_options == ("ro", 'fsname=a"b')
+    assert config.parse(b'context="a,b",ro').contexts == ('context="a,b"',)
+    assert config.parse(rb"context=a\,b,ro").contexts == ('context="a,b"',)
+    assert config.parse(b'lowerdir=a":b,ro').lowerdirs == (b'a"', b"b")
+    assert config.parse(b'lowerdir="a:b",ro').lowerdirs == (b'"a', b'b"')
 
 
 @root_only
