@@ -182,6 +182,7 @@ def _parsed(options: Sequence[str]) -> MountConfig:
     from fuseoverlay import config
 
     parsed = config.parse(os.fsencode(",".join(options)))
+    parsed = config.with_environment(parsed, os.environ)
     for option in parsed.ignored:
         _complain("warning", f"option {option} is unknown and ignored")
     return parsed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -62,6 +62,7 @@ _CHOICES: Final = {
     "metacopy": ("on", "off"),
     "readahead": ("auto", "on", "off"),
     "xattr_permissions": ("0", "1", "2"),
+    "noxattrs": ("0", "1"),
     "index": ("on", "off"),
     "xino": ("on", "off", "auto"),
     "uuid": ("off", "null", "auto", "on"),
@@ -108,6 +109,8 @@ class MountConfig:
     static_nlink: bool = False
     #: No POSIX ACLs: EOPNOTSUPP, and those in the layers have no say.
     noacl: bool = False
+    #: No extended attributes: EOPNOTSUPP, and so no ACLs. Those in the layers are kept.
+    noxattrs: bool = False
     #: The most that one WRITE may bring, bytes; None: as much as libfuse takes.
     max_write: int | None = None
     #: Labels for the kernel's SELinux, `context="..."` and the like.
@@ -189,10 +192,19 @@ def parse(options: bytes) -> MountConfig:
     fuse_options = (*(f for f in flags.values() if f not in ("rw", "async")), *values.values())
     return replace(
         config,
+        noacl=config.noacl or config.noxattrs,
         fuse_options=fuse_options,
         contexts=tuple(contexts.values()),
         ignored=tuple(ignored),
     )
+
+
+def with_environment(config: MountConfig, environment: Mapping[str, str]) -> MountConfig:
+    """The same with what the environment says of it, where no option does: whiteouts in the form
+    `.wh.NAME` wherever this variable is set, to whatever, as in fuse-overlayfs."""
+    if config.whiteout is None and "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT" in environment:
+        return replace(config, whiteout=Dialect.OCI)
+    return config
 
 
 def check(config: MountConfig) -> MountConfig:
@@ -270,6 +282,8 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
         return replace(config, readahead=value)
     if name == "metacopy":
         return replace(config, metacopy=value == "on")
+    if name == "noxattrs":
+        return replace(config, noxattrs=value == "1")
     if name == "xattr_permissions":
         return replace(config, xattr_permissions=int(value))
     if name in _ID_MAPS:
