@@ -55,11 +55,6 @@ class WorkCheck:
 
     def problems(self, upper: UpperCheck) -> Iterator[Problem]:
         """Everything that is wrong; `upper` has been walked before."""
-        for name in workdir.foreign(self._root_fd):
-            yield Problem(
-                Kind.FOREIGN, self._join(name), "is not part of a work directory",
-                why="a mount refuses it, and it may be somebody's data",
-            )  # fmt: skip
         yield from self._each(workdir.STAGING, self._staged)
         self._exported = not all(map(_is_copy, self._entries()))
         yield from self._each(workdir.INDEX, lambda fd, name: self._entry(fd, name, upper))
@@ -122,6 +117,11 @@ class WorkCheck:
                     f"the upper was mounted with {shown(mark)}: data may be missing",
                     why="only you know whether the system has crashed since",
                 )  # fmt: skip
+        elif workdir.is_foreign(name):
+            yield Problem(
+                Kind.FOREIGN, self._join(workdir.STAGING, name), "was not made by an overlay",
+                why="a mount refuses it, and it may be somebody's data",
+            )  # fmt: skip
         elif not _shared_whiteout(fd, name):
             self._left.add(stat_key(os.stat(name, dir_fd=fd, follow_symlinks=False)))
             yield self._junk(workdir.STAGING, fd, name)

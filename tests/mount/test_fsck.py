@@ -738,9 +738,14 @@ def test_copy_that_a_crash_kept_from_being_published(dirty: Dirty) -> None:
 
 
 def test_foreign_file_in_the_work_directory(dirty: Dirty) -> None:
+    """Beside what is the overlay's it is left alone; where all is cleared it is in danger."""
     (dirty.work / "thesis").write_bytes(b"mine")
-    _repair(dirty, "work/thesis", "not part of a work directory", kept="somebody's data")
+    assert dirty.fsck("--repair")[1][0].startswith("clean")
+    (dirty.work / "work").mkdir()
+    (dirty.work / "work" / "thesis").write_bytes(b"mine")
+    _repair(dirty, "work/work/thesis", "not made by an overlay", kept="somebody's data")
     assert (dirty.work / "thesis").read_bytes() == b"mine"
+    assert (dirty.work / "work" / "thesis").read_bytes() == b"mine"
 
 
 def test_mark_of_a_volatile_mount(dirty: Dirty) -> None:
