@@ -159,7 +159,10 @@ def agree(taken: Iterable[int], *, private: bool) -> bool:
         return False
     refused = _ASYNC_DIO | _ATOMIC_O_TRUNC | (_AUTO_INVAL_DATA if private else 0)
     _extension.init_flags(_DONT_MASK | _CACHE_SYMLINKS | _HANDLE_KILLPRIV_V2, refused)
-    refuse((_OPEN, _OPENDIR, _FLUSH, _ACCESS))
+    refuse((_OPEN, _FLUSH, _ACCESS))
+    if private:
+        # The kernel then keeps listings, too, until it changes the directory itself.
+        refuse([_OPENDIR])
     # Asked only of files that were created.
     for opcode in (_RELEASE, _RELEASEDIR):
         _extension.answer(opcode, 0)
