@@ -211,6 +211,12 @@ def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:
     os.utime(real.path, ns=(atime, mtime), follow_symlinks=real.follow)
 
 
+def check_xattrs(ov: Overlay) -> None:
+    """ENOSYS where the mount has no attributes: EOPNOTSUPP to programs, and nobody asks again."""
+    if ov.config.noxattrs:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
 def check_acl(name: bytes, *, acls: bool) -> None:
     """EOPNOTSUPP for an ACL where the mount has none (see `fuseoverlay.mount`)."""
     if not acls and name.startswith(acl.PREFIX):
@@ -222,6 +228,7 @@ def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> by
     `check_acl`. The top directory says who serves it."""
     if name == xattrs.DAEMON and inode is ov.inodes.root:
         return syscalls.process_name()
+    check_xattrs(ov)
     check_acl(name, acls=acls)
     return ov.identity.shown_attribute(name, _stored_xattr(ov, inode, name))
 
@@ -244,6 +251,7 @@ def _stored_xattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
 def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]:
     """Names of all attributes but the overlay's own. Only root sees `trusted.` names, as
     everywhere; nobody ACLs where the mount has none."""
+    check_xattrs(ov)
     hidden: tuple[bytes, ...] = () if uid == 0 else (b"trusted.",)
     if not acls:
         hidden += (acl.PREFIX,)
@@ -256,6 +264,7 @@ def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]
 async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
     """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself;
     EOVERFLOW: nothing is shown as an id in the value."""
+    check_xattrs(ov)
     xattrs.to_real(name)
     protection.check_change(ov, inode)
     value = ov.identity.stored_attribute(name, value)
@@ -277,6 +286,7 @@ def leave_group(ov: Overlay, inode: Inode, groups: Container[int]) -> None:
 async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
     """Remove an attribute; ENODATA without copying anything up where there is none. An upper
     object's missing ACL is no error, as in most filesystems."""
+    check_xattrs(ov)
     protection.check_change(ov, inode)
     try:
         _stored_xattr(ov, inode, name)

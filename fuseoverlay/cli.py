@@ -25,6 +25,7 @@ from fuseoverlay.errors import (
     UsageError,
     describe,
     mount_exit_code,
+    visible,
 )
 
 _COMMANDS = ("mount", "unmount", "umount", "fsck")
@@ -67,7 +68,8 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
 
 
 def _complain(level: str, text: str) -> None:
-    print(f"fuseoverlay: {level}: {text}", file=sys.stderr)
+    # Names from layers and images may hold what moves the cursor, or begins a line.
+    print(f"fuseoverlay: {level}: {visible(text)}", file=sys.stderr)
 
 
 def _run(argv: list[str]) -> int:
@@ -180,6 +182,7 @@ def _parsed(options: Sequence[str]) -> MountConfig:
     from fuseoverlay import config
 
     parsed = config.parse(os.fsencode(",".join(options)))
+    parsed = config.with_environment(parsed, os.environ)
     for option in parsed.ignored:
         _complain("warning", f"option {option} is unknown and ignored")
     return parsed
@@ -243,6 +246,8 @@ def _fsck(argv: list[str]) -> int:
                         help="lowerdir=A:B[,workdir=W] and mount options")  # fmt: skip
     parser.add_argument("--repair", action="store_true",
                         help="repair what does not change what a mount shows")  # fmt: skip
+    parser.add_argument("--force", action="store_true",
+                        help="repair although the layers seem to be the wrong ones")  # fmt: skip
     args = parser.parse_intermixed_args(argv)
     parsed = _parsed(args.options)
     from fuseoverlay import config
@@ -250,10 +255,11 @@ def _fsck(argv: list[str]) -> int:
     if parsed.upperdir is not None:
         raise UsageError("upperdir= and UPPER exclude each other", hint="leave upperdir= out")
     config.check(replace(parsed, workdir=None, metacopy=True))
-    return _check(replace(parsed, upperdir=os.fsencode(args.upper)), repair=args.repair)
+    upper = replace(parsed, upperdir=os.fsencode(args.upper))
+    return _check(upper, repair=args.repair, force=args.force)
 
 
-def _check(config: MountConfig, *, repair: bool) -> int:
+def _check(config: MountConfig, *, repair: bool, force: bool) -> int:
     """Print findings as they come and then their sum; the exit code."""
     import logging
 
@@ -263,10 +269,12 @@ def _check(config: MountConfig, *, repair: bool) -> int:
     logging.getLogger("fuseoverlay").addHandler(logging.NullHandler())
     found = repaired = 0
     with run.opened(config) as check:
-        for finding in check.findings(repair=repair):
+        for finding in check.findings(repair=repair, force=force):
             print(finding, flush=True)
             found += 1
             repaired += bool(finding.repaired)
+        if check.doubt:
+            print(f"not everything was repaired: {check.doubt}")
         skipped = "".join(f"; not checked: {what}" for what in check.skipped)
     problems = "1 problem" if found == 1 else f"{found} problems"
     print(f"{f'{problems}, {repaired} repaired' if found else 'clean'}{skipped}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -34,6 +34,10 @@ _FLAGS: Final = {
     "allow_other": "allow_other", "allow_root": "allow_root",
     "auto_unmount": "auto_unmount",
 }  # fmt: skip
+# Options whose value is a path, or several.
+_DIRECTORIES: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
+#: A value in double quotes, from the first to the second.
+_CLOSED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FUSE_VALUES: Final = ("fsname", "subtype")
 # SELinux labels, mount(8).
 _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
@@ -58,6 +62,7 @@ _CHOICES: Final = {
     "metacopy": ("on", "off"),
     "readahead": ("auto", "on", "off"),
     "xattr_permissions": ("0", "1", "2"),
+    "noxattrs": ("0", "1"),
     "index": ("on", "off"),
     "xino": ("on", "off", "auto"),
     "uuid": ("off", "null", "auto", "on"),
@@ -106,6 +111,8 @@ class MountConfig:
     static_nlink: bool = False
     #: No POSIX ACLs: EOPNOTSUPP, and those in the layers have no say.
     noacl: bool = False
+    #: No extended attributes: EOPNOTSUPP, and so no ACLs. Those in the layers are kept.
+    noxattrs: bool = False
     #: The most that one WRITE may bring, bytes; None: as much as libfuse takes.
     max_write: int | None = None
     #: Labels for the kernel's SELinux, `context="..."` and the like.
@@ -162,10 +169,10 @@ def parse(options: bytes) -> MountConfig:
     values: dict[str, str] = {}
     contexts: dict[str, str] = {}
     ignored: list[str] = []
-    for raw in _split(options, b","):
+    for raw in _options(options):
         name_b, _, value_b = raw.partition(b"=")
         name = os.fsdecode(name_b)
-        if name in ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"):
+        if name in _DIRECTORIES:
             config = _directory_option(config, name, value_b)
             continue
         text = os.fsdecode(_unescape(raw))
@@ -178,6 +185,8 @@ def parse(options: bytes) -> MountConfig:
         elif name in _FUSE_VALUES and value.isascii():
             values[name] = f"{name}={value}"
         elif name in _CONTEXTS and value.isascii():
+            if '"' in value:
+                raise UsageError(f"a quote inside the label of {name}=", hint="no label has one")
             # In quotes, in which the kernel takes commas for part of the label.
             contexts[name] = f'{name}="{value}"'
         elif not _NO_EFFECT.match(text):
@@ -185,10 +194,19 @@ def parse(options: bytes) -> MountConfig:
     fuse_options = (*(f for f in flags.values() if f not in ("rw", "async")), *values.values())
     return replace(
         config,
+        noacl=config.noacl or config.noxattrs,
         fuse_options=fuse_options,
         contexts=tuple(contexts.values()),
         ignored=tuple(ignored),
     )
+
+
+def with_environment(config: MountConfig, environment: Mapping[str, str]) -> MountConfig:
+    """The same with what the environment says of it, where no option does: whiteouts in the form
+    `.wh.NAME` wherever this variable is set, to whatever, as in fuse-overlayfs."""
+    if config.whiteout is None and "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT" in environment:
+        return replace(config, whiteout=Dialect.OCI)
+    return config
 
 
 def check(config: MountConfig) -> MountConfig:
@@ -210,7 +228,7 @@ def _directory_option(config: MountConfig, name: str, value: bytes) -> MountConf
     if name == "lowerdir+":
         return replace(config, lowerdirs=(*config.lowerdirs, _directory(name, value)))
     if name == "lowerdir":
-        return _lowerdir(config, list(_split(value, b":", keep_empty=True)))
+        return _lowerdir(config, _split(value, b":"))
     if name == "datadir+":
         return replace(config, data_only=(*config.data_only, _directory(name, value)))
     if name == "upperdir":
@@ -268,6 +286,8 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
         return replace(config, metacopy=value == "on")
     if name == "index":
         return replace(config, index=value == "on")
+    if name == "noxattrs":
+        return replace(config, noxattrs=value == "1")
     if name == "xattr_permissions":
         return replace(config, xattr_permissions=int(value))
     if name in _ID_MAPS:
@@ -316,28 +336,33 @@ def _bytes(name: str, value: str) -> int:
     return int(value)
 
 
-def _split(text: bytes, separator: bytes, *, keep_empty: bool = False) -> Iterator[bytes]:
-    """Parts between separators that are neither escaped by a backslash nor in double quotes."""
-    part = bytearray()
-    quoted = False
-    position = 0
-    while position < len(text):
-        char = text[position : position + 1]
-        if char == b"\\" and position + 1 < len(text):
-            part += text[position : position + 2]
-            position += 2
-            continue
-        if char == b'"':
-            quoted = not quoted
-        if char == separator and not quoted:
-            if part or keep_empty:
-                yield bytes(part)
-            part.clear()
+def _options(text: bytes) -> Iterator[bytes]:
+    """The options of a list. A comma between double quotes is part of a value, if the first quote
+    opens that value; elsewhere a quote is a character, and in a path always, as in the kernel."""
+    begun = b""
+    for piece in _split(text, b","):
+        part = begun + piece
+        name, _, value = part.partition(b"=")
+        quoted = value.startswith(b'"') and os.fsdecode(name) not in _DIRECTORIES
+        begun = part + b"," if quoted and not _CLOSED.match(value) else b""
+        if part and not begun:
+            yield part
+    if begun:
+        raise UsageError(
+            f"the quote that {os.fsdecode(name)}= opens is not closed",
+            hint=f'write {os.fsdecode(name)}="..."',
+        )
+
+
+def _split(text: bytes, separator: bytes) -> list[bytes]:
+    """Parts between separators that are not escaped by a backslash."""
+    parts = [bytearray()]
+    for char in re.findall(rb"\\.|.", text, re.DOTALL):
+        if char == separator:
+            parts.append(bytearray())
         else:
-            part += char
-        position += 1
-    if part or keep_empty:
-        yield bytes(part)
+            parts[-1] += char
+    return [bytes(part) for part in parts]
 
 
 def _unescape(text: bytes) -> bytes:

@@ -31,8 +31,7 @@ class FuseOverlayError(Exception):
         text = self.what if self.where is None else f"{printable(self.where)}: {self.what}"
         if self.hint:
             text = f"{text}; {self.hint}"
-        # A name inside an image may hold a newline: the message stays one line.
-        return " ".join(text.splitlines())
+        return visible(text)
 
 
 class UsageError(FuseOverlayError):
@@ -99,6 +98,16 @@ def printable(where: object) -> str:
     if isinstance(where, bytes):
         where = os.fsdecode(where)
     return str(where).encode("utf-8", "backslashreplace").decode()
+
+
+def visible(text: str) -> str:
+    """`text` as one line, with escapes for what a terminal would not show but obey."""
+    line = " ".join(text.splitlines())
+    if line.isprintable():
+        return line
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
+    )
 
 
 def describe(exc: OSError) -> str:

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from fuseoverlay import hardlinks, native, redirect, whiteout, xattrs
+from fuseoverlay import hardlinks, native, redirect, renewal, whiteout, xattrs
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Held, Inode, Place
 from fuseoverlay.layers import Layer, RealDir, stat_key
@@ -61,7 +61,9 @@ async def index_of(ov: Overlay, directory: Directory) -> Index:
             return directory.index
         index, used = await scan(ov.stack, directory.upper, directory.lowers)
         if directory.index is None:
-            return _merged(directory, index, used)
+            return _merged(ov, directory, index, used)
+    elif renewal.is_due(directory.index):
+        await renewal.renew(ov, directory, directory.index)
     return directory.index
 
 
@@ -70,14 +72,17 @@ def index_now(ov: Overlay, directory: Directory) -> Index | None:
     if directory.index is None and not directory.removed:
         found = scan_soon(ov.stack, directory.upper, directory.lowers)
         if found is not None:
-            _merged(directory, *found)
+            _merged(ov, directory, *found)
+    elif directory.index is not None and renewal.is_due(directory.index):
+        return directory.index if renewal.renew_now(ov, directory, directory.index) else None
     return directory.index
 
 
-def _merged(directory: Directory, index: Index, used: int) -> Index:
+def _merged(ov: Overlay, directory: Directory, index: Index, used: int) -> Index:
     directory.index = index
     directory.lowers = directory.lowers[:used]
-    native.names[directory.ino] = index.visible
+    if not renewal.watch(ov, index):
+        native.names[directory.ino] = index.visible
     return index
 
 
@@ -119,7 +124,7 @@ def made(
     if kind == stat.S_IFDIR:
         inode = directory = Directory(number, parent, place.name, ov.stack.upper_dir(*place), ())
         parent.children[place.name] = directory
-        _merged(directory, Index(Listing(), {}), 0)
+        _merged(ov, directory, Index(Listing(), {}), 0)
     else:
         inode = file = File(number, kind)
         file.upper = place
@@ -150,7 +155,7 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     ov.inodes.add(directory)
     parent.children[name] = directory
     if index is not None:
-        _merged(directory, index, len(lowers))
+        _merged(ov, directory, index, len(lowers))
     return directory
 
 
@@ -169,6 +174,9 @@ def _file(
     key = stat_key(st)
     alone = not found.in_upper and not ov.config.index and hardlinks.may_be_indexed(st)
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
+    if file is not None and renewal.is_gone(ov, file, key):
+        ov.inodes.unbind(key)
+        file = None
     if file is None and found.in_upper:
         file = _upper_file(ov, Place(real, name), found, st)
         _find_data(ov, parent, file, Place(real, name), st)

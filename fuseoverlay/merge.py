@@ -80,8 +80,10 @@ class Index:
         "_positions",
         "_skip",
         "_subdirectories",
+        "expires",
         "lower",
         "masks",
+        "stamp",
         "upper",
         "wh",
     )
@@ -103,6 +105,10 @@ class Index:
         self._skip: dict[int, int] = {}
         # How many visible names are directories; None: nobody has asked yet.
         self._subdirectories: int | None = None
+        #: Until when it is good, by time.monotonic(), and of which state of the lowers it tells,
+        #: see `fuseoverlay.renewal`; None: for ever.
+        self.expires: float | None = None
+        self.stamp: tuple[tuple[int, int], ...] | None = None
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._position_of
@@ -163,12 +169,26 @@ class Index:
         self.masks.discard(name)
         self.wh.discard(name)
         if name not in self._position_of:
-            if self._next == _MOST_POSITIONS:
-                self._renumber()
-            self._position_of[name] = self._next
-            self._positions.append(self._next)
-            self._names.append(name)
-            self._next += 1
+            self._append(name)
+
+    def _append(self, name: bytes) -> None:
+        if self._next == _MOST_POSITIONS:
+            self._renumber()
+        self._position_of[name] = self._next
+        self._positions.append(self._next)
+        self._names.append(name)
+        self._next += 1
+
+    def relower(self, lower: dict[bytes, LowerEntry]) -> None:
+        """The lowers now hold this. Names that stay keep their positions."""
+        self.lower = lower
+        self._subdirectories = None
+        for name in [n for n in self._position_of if n not in self.upper and n not in lower]:
+            self.remove(name)
+        for name in lower:
+            known = name in self._position_of or name in self.masks or name in self.wh
+            if not known and name not in self.upper:
+                self._append(name)
 
     def remove(self, name: bytes) -> None:
         """The upper no longer holds `name`, and nothing shows through."""

@@ -172,14 +172,23 @@ def agree(taken: Iterable[int], *, private: bool) -> bool:
         return False
     refused = _ASYNC_DIO | _ATOMIC_O_TRUNC | (_AUTO_INVAL_DATA if private else 0)
     _extension.init_flags(_DONT_MASK | _CACHE_SYMLINKS | _HANDLE_KILLPRIV_V2, refused)
-    for opcode in (_OPEN, _OPENDIR, _FLUSH, _ACCESS):
-        _extension.answer(opcode, errno.ENOSYS)
+    refuse((_OPEN, _FLUSH, _ACCESS))
+    if private:
+        # The kernel then keeps listings, too, until it changes the directory itself.
+        refuse([_OPENDIR])
     # Asked only of files that were created.
     for opcode in (_RELEASE, _RELEASEDIR):
         _extension.answer(opcode, 0)
     for opcode in taken:
         _extension.take(opcode)
     return True
+
+
+def refuse(opcodes: Iterable[int]) -> None:
+    """Tell the kernel not to make such requests, ENOSYS, without asking the overlay."""
+    if _extension is not None:
+        for opcode in opcodes:
+            _extension.answer(opcode, errno.ENOSYS)
 
 
 def take_all() -> list[bytes]:

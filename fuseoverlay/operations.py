@@ -47,6 +47,9 @@ log = logging.getLogger("fuseoverlay")
 # Taken over from the real filesystem as they are.
 _STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
 
+# SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR.
+_XATTR_REQUESTS: Final = range(21, 25)
+
 _ALL_GROUPS: Final = range(2**32)
 
 S = TypeVar("S", bound="Operations")
@@ -162,6 +165,8 @@ class Operations(pyfuse3.Operations):
         if self._handleless:
             direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
             direct.register()
+        if self._ov.config.noxattrs:
+            native.refuse(_XATTR_REQUESTS)
         self._ready()
 
     def _attributes(self, attr: Attr) -> EntryAttributes:

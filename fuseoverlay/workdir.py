@@ -1,7 +1,9 @@
 """The work directory: build objects there, publish them by one rename.
 
 Whatever a crash leaves behind is here and nowhere else; it is removed at the next
-mount. Layout as the kernel's: staging in `work/`, in the directory that the user named.
+mount. Layout as the kernel's: staging in `work/`, in the directory that the user named. Other
+names in that directory are left alone, as by the kernel. In `work/` only what an overlay may have
+left is removed; with anything else there the mount is refused, where the kernel deletes it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 from types import TracebackType
@@ -27,8 +30,8 @@ INDEX: Final = b"index"
 LINKS: Final = b"links"
 INCOMPAT: Final = b"incompat"
 _VOLATILE: Final = b"volatile"
-#: What a work directory may hold; anything else says that it is none.
-_KNOWN: Final = {STAGING, INDEX, LINKS, b"lost+found"}
+#: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.probe`.
+_STAGED: Final = re.compile(rb"#[0-9a-f]+|[0-9]+|\.fuseoverlay-probe")
 _LOCK_PATIENCE: Final = 2.0
 # linux/magic.h; ext2 and ext3 have the same.
 _EXT4: Final = 0xEF53
@@ -63,7 +66,6 @@ class WorkDir:
             self._root = claim(path, upper)
             undo.callback(os.close, self._root)
             self.key = stat_key(os.fstat(self._root))
-            _refuse_foreign(self._root, path)
             try:
                 self.fd = self._prepare_staging(volatile)
                 undo.callback(os.close, self.fd)
@@ -97,7 +99,7 @@ class WorkDir:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):
-            clear(self.fd, keep=[INCOMPAT])
+            clear(self.fd, keep=[INCOMPAT, *foreign(self.fd)])
         os.close(self.fd)
         for fd in self._subdirectories.values():
             if fd is not None:
@@ -203,6 +205,7 @@ class WorkDir:
         fd = os.open(STAGING, DIR_FLAGS, dir_fd=self._root)
         try:
             self._refuse_incompatible(fd)
+            _refuse_foreign(fd, os.path.join(self.path, STAGING))
             clear(fd)
             if volatile:
                 os.mkdir(INCOMPAT, 0o700, dir_fd=fd)
@@ -323,13 +326,13 @@ def _other_mount(a: bytes, b: bytes) -> bool:
 
 
 def _refuse_foreign(fd: int, path: bytes) -> None:
-    """Everything in `work/` is about to be deleted: be sure that this is a work directory."""
+    """All of the staging directory is about to be deleted: be sure that an overlay made it."""
     others = foreign(fd)
     if others:
         raise UpperError(
-            f"workdir holds something else: {os.fsdecode(others[0])}",
+            f"something here is no overlay's: {os.fsdecode(others[0])}",
             where=path,
-            hint="use an empty directory",
+            hint="move it away, since all in here is deleted, or use another workdir",
         )
 
 
@@ -343,9 +346,14 @@ def incompatible(staging_fd: int) -> list[bytes]:
         return []
 
 
-def foreign(fd: int) -> list[bytes]:
-    """Names in a work directory that no overlay puts there."""
-    return sorted(set(map(os.fsencode, os.listdir(fd))) - _KNOWN)
+def is_foreign(name: bytes) -> bool:
+    """Whether no overlay puts such a name into its staging directory."""
+    return name != INCOMPAT and not _STAGED.fullmatch(name)
+
+
+def foreign(staging_fd: int) -> list[bytes]:
+    """Names in a staging directory that no overlay puts there."""
+    return sorted(filter(is_foreign, map(os.fsencode, os.listdir(staging_fd))))
 
 
 def lock(fd: int, path: bytes) -> None:

@@ -39,7 +39,8 @@ class Kept(Exception):
 class Problem:
     """One thing wrong, and how to repair it: a call, or the reason why there is none.
 
-    The call is to be made before the check goes on; it raises `OSError` or `Kept`.
+    The call is to be made before the check goes on; it raises `OSError` or `Kept`. `by_lowers`:
+    it is wrong because the lowers lack something, if they are the right ones.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Problem:
     what: str
     repair: Callable[[], None] | None = None
     why: str = ""
+    by_lowers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,17 @@ def shown(name: bytes) -> str:
     )
 
 
-def settle(problems: Iterator[Problem], *, repair: bool) -> Iterator[Finding]:
-    """Turn problems into findings as they come, with `repair` after trying to repair each."""
+def settle(
+    problems: Iterator[Problem], *, repair: bool, doubt: str | None = None
+) -> Iterator[Finding]:
+    """Turn problems into findings as they come, with `repair` after trying to repair each.
+
+    `doubt`: the lowers may be the wrong ones, so what is wrong by them is left, saying that."""
     for problem in problems:
         repaired, why = None, ""
-        if repair:
+        if repair and doubt is not None and problem.by_lowers:
+            repaired, why = False, doubt
+        elif repair:
             repaired, why = _repaired(problem)
         yield Finding(problem.kind, problem.path, problem.what, repaired, why)
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from fuseoverlay import overlay, workdir
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import UpperError
-from fuseoverlay.fsck import mixed
+from fuseoverlay.fsck import doubt, mixed
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Finding, Problem, settle
 from fuseoverlay.fsck.upper import UpperCheck
@@ -20,6 +20,7 @@ from fuseoverlay.fsck.work import WorkCheck
 from fuseoverlay.layers import Layer, LayerStack, stat_key
 
 _BACKSLASH: Final = re.compile(rb"\\(.)", re.DOTALL)
+_IN_DOUBT: Final = "the lower directories may not be the right ones"
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
@@ -35,6 +36,8 @@ class Check:
         self._work = None
         #: What is not looked at, and why.
         self.skipped: list[str] = []
+        #: Why repairs were not made that only the right lowers make safe.
+        self.doubt: str | None = None
         if work_fd is not None and config.workdir is not None:
             self._work = WorkCheck(work_fd, config.workdir, origins)
         else:
@@ -42,9 +45,14 @@ class Check:
         if not origins.known:
             self.skipped.append("whether the lower files of copies exist (needs root)")
 
-    def findings(self, *, repair: bool) -> Iterator[Finding]:
-        """What is wrong; with `repair` after repairing what is safe. Nothing else writes."""
-        return settle(self._problems(), repair=repair)
+    def findings(self, *, repair: bool, force: bool = False) -> Iterator[Finding]:
+        """What is wrong; with `repair` after repairing what is safe. Nothing else writes.
+
+        `force`: also what is safe only if the lowers are the right ones, though they may not be.
+        """
+        if repair and not force:
+            self.doubt = doubt.about(self._stack, self._origins)
+        return settle(self._problems(), repair=repair, doubt=self.doubt and _IN_DOUBT)
 
     def _problems(self) -> Iterator[Problem]:
         indexed = self._work.indexed() if self._work is not None else None

@@ -61,6 +61,8 @@ class UpperCheck:
         self.whiteouts: dict[Dialect, list[Place]] = {}
         #: Directories with a `.wh..wh..opq` that hides something.
         self.opaque_files: list[RealDir] = []
+        #: Directories whose redirect leads to one of the lowers.
+        self.redirected = 0
         #: Namespaces of attributes that a view depends on, each with the first path.
         self.namespaces: dict[bytes, bytes] = {}
 
@@ -181,9 +183,13 @@ class UpperCheck:
             with times_kept(fd):
                 os.unlink(place.name, dir_fd=fd)
 
+        # In a directory that is marked it hides nothing, whatever the lowers have.
+        fd, counted = self.stack.fd(place.real), place.real.layer.namespaces
+        marked = whiteout.is_opaque_value(whiteout.opaque_value(fd, counted))
         return Problem(
-            Kind.DANGLING, self.path(*place), "whiteout that hides nothing", repair=remove
-        )
+            Kind.DANGLING, self.path(*place), "whiteout that hides nothing", repair=remove,
+            by_lowers=not marked,
+        )  # fmt: skip
 
     def _file(self, place: Place, lowers: Sequence[RealDir]) -> Iterator[Problem]:
         st = self._stat(place)
@@ -236,12 +242,13 @@ class UpperCheck:
         if upper is None:
             return
         if below:
+            self.redirected += marks.redirect is not None
             yield from self._claim(upper, below[0])
         elif marks.redirect is not None:
             yield Problem(
                 Kind.REDIRECT, self.path(upper),
                 f"redirect to {shown(marks.redirect)}, which is no directory of the lowers",
-                repair=self._closing(upper, own),
+                repair=self._closing(upper, own), by_lowers=True,
             )  # fmt: skip
 
     def _claim(self, upper: RealDir, lower: RealDir) -> Iterator[Problem]:
@@ -305,10 +312,12 @@ class UpperCheck:
             if not value:
                 continue
             origin = handles.decode(value)
+            by_lowers = False
             if origin is None:
                 what = f"{attribute.decode()} is malformed"
             elif self._origins.gone(origin):
                 what = f"{attribute.decode()} tells of a file that is no more"
+                by_lowers = True
             else:
                 continue
             # Only numbers depend on it, and this one gives none.
@@ -316,6 +325,7 @@ class UpperCheck:
                 Kind.ORIGIN, self.path(real, name), what,
                 repair=self._removal(real, name, [attribute]) if repairable else None,
                 why="it may be in the index of the work directory, which was not named",
+                by_lowers=by_lowers,
             )  # fmt: skip
 
     def _stat(self, place: Place) -> os.stat_result:

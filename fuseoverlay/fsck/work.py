@@ -55,11 +55,6 @@ class WorkCheck:
 
     def problems(self, upper: UpperCheck) -> Iterator[Problem]:
         """Everything that is wrong; `upper` has been walked before."""
-        for name in workdir.foreign(self._root_fd):
-            yield Problem(
-                Kind.FOREIGN, self._join(name), "is not part of a work directory",
-                why="a mount refuses it, and it may be somebody's data",
-            )  # fmt: skip
         yield from self._each(workdir.STAGING, self._staged)
         self._exported = not all(map(_is_copy, self._entries()))
         yield from self._each(workdir.INDEX, lambda fd, name: self._entry(fd, name, upper))
@@ -122,6 +117,11 @@ class WorkCheck:
                     f"the upper was mounted with {shown(mark)}: data may be missing",
                     why="only you know whether the system has crashed since",
                 )  # fmt: skip
+        elif workdir.is_foreign(name):
+            yield Problem(
+                Kind.FOREIGN, self._join(workdir.STAGING, name), "was not made by an overlay",
+                why="a mount refuses it, and it may be somebody's data",
+            )  # fmt: skip
         elif not _shared_whiteout(fd, name):
             self._left.add(stat_key(os.stat(name, dir_fd=fd, follow_symlinks=False)))
             yield self._junk(workdir.STAGING, fd, name)
@@ -146,16 +146,16 @@ class WorkCheck:
 
     def _problem(
         self, name: bytes, what: str, why: str = "", repair: Callable[[], None] | None = None,
-        kind: Kind = Kind.INDEX,
+        kind: Kind = Kind.INDEX, *, by_lowers: bool = False,
     ) -> Problem:  # fmt: skip
-        return Problem(kind, self._join(workdir.INDEX, name), what, repair, why)
+        return Problem(kind, self._join(workdir.INDEX, name), what, repair, why, by_lowers)
 
     def _copy(self, copy: _Copy) -> Iterator[Problem]:
         """A file of the index: the copy of a lower file with several names."""
         if self._origins.gone(copy.origin):
             yield self._problem(
                 copy.name, "the lower file is no more",
-                "the link count of the copy would change", copy.release(),
+                "the link count of the copy would change", copy.release(), by_lowers=True,
             )  # fmt: skip
             return
         # A file handle that was exported may still lead to it.
@@ -163,7 +163,7 @@ class WorkCheck:
             yield self._problem(
                 copy.name, "a copy that no name leads to",
                 "overlay.nlink does not say so: is a lower directory missing?",
-                copy.release() if copy.has_no_names else None,
+                copy.release() if copy.has_no_names else None, by_lowers=True,
             )  # fmt: skip
             return
         if copy.st.st_nlink > 1 and not copy.upper_names and stat_key(copy.st) not in self._left:
@@ -212,7 +212,7 @@ class WorkCheck:
         elif self._origins.gone(origin):
             yield Problem(
                 Kind.NOTE, path, "the lower file is no more",
-                repair=lambda: os.unlink(name, dir_fd=fd),
+                repair=lambda: os.unlink(name, dir_fd=fd), by_lowers=True,
             )  # fmt: skip
 
 

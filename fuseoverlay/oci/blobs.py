@@ -18,14 +18,19 @@ from fuseoverlay.errors import DigestError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.files import Files, open_files
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Index, Manifest, Platform
-from fuseoverlay.oci.streams import BlobReader
+from fuseoverlay.oci.streams import CHUNK, BlobReader
 
 _T = TypeVar("_T")
 
 #: Manifests and configs are read into memory; real ones stay below 1 MiB.
 _MAX_JSON: Final = 16 << 20
+#: All of them together: an index may name others, and those the same ones, again and again.
+_MAX_JSON_TOTAL: Final = 32 << 20
 #: Indexes inside indexes. Real images have one.
 _MAX_DEPTH: Final = 8
+
+#: Names in one message.
+_SHOWN: Final = 20
 
 _CONTAINERD_NAME: Final = "io.containerd.image.name"
 _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
@@ -88,6 +93,7 @@ class ImageSource:
     def __init__(self, files: Files, path: str) -> None:
         self._files = files
         self.path = path
+        self._json_left = _MAX_JSON_TOTAL
         self._index = self._read_index()
         self._saved = self._read_saved()
         if self._index is None and not self._saved:
@@ -142,7 +148,7 @@ class ImageSource:
     def _by_platform(
         self, entries: list[Descriptor], ref: str | None, wanted: Platform | None
     ) -> Descriptor:
-        found = list(self._manifests(entries, 0))
+        found = list(self._manifests(entries, 0, set()))
         if not found:
             raise ImageError(f"no image in the index{f' {ref!r}' if ref else ''}", where=self.path)
         if wanted is None and len({entry.digest for entry in found}) == 1:
@@ -159,16 +165,20 @@ class ImageSource:
             raise self._no_platform(wanted or Platform.host(), platforms)
         return min(ranked, key=lambda item: item[:2])[2]
 
-    def _manifests(self, entries: list[Descriptor], depth: int) -> Iterator[Descriptor]:
+    def _manifests(
+        self, entries: list[Descriptor], depth: int, seen: set[Digest]
+    ) -> Iterator[Descriptor]:
+        """The manifests that `entries` lead to; an index that was `seen` has no more of them."""
         if depth > _MAX_DEPTH:
             raise ImageError("too many indexes inside indexes", where=self.path)
         for entry in entries:
             if entry.media_type in model.MANIFEST_TYPES:
                 yield entry
-            elif entry.media_type in model.INDEX_TYPES:
+            elif entry.media_type in model.INDEX_TYPES and entry.digest not in seen:
+                seen.add(entry.digest)
                 index = Index.parse(self._json(entry))
                 inner = [item for item in index.manifests if _is_image(item)]
-                yield from self._manifests(inner, depth + 1)
+                yield from self._manifests(inner, depth + 1, seen)
 
     def _manifest(self, entry: Descriptor) -> Manifest:
         return Manifest.parse(self._json(entry))
@@ -245,15 +255,16 @@ class ImageSource:
 
     def _read(self, name: str, size: int | None, digest: Digest | None) -> bytes:
         with self._open(name, size, digest) as blob:
-            data = blob.read(_MAX_JSON + 1)
-            parts = [data]
-            while data and sum(map(len, parts)) <= _MAX_JSON:
-                data = blob.read(_MAX_JSON)
-                parts.append(data)
-        text = b"".join(parts)
-        if len(text) > _MAX_JSON:
-            raise ImageError(f"{name} is larger than {_MAX_JSON} bytes", where=self.path)
-        return text
+            text = bytearray()
+            # As much as there is, whatever it claims to be.
+            while data := blob.read(CHUNK):
+                text += data
+                if len(text) > _MAX_JSON:
+                    raise ImageError(f"{name} is larger than {_MAX_JSON} bytes", where=self.path)
+        self._json_left -= len(text)
+        if self._json_left < 0:
+            raise ImageError("manifests and configs without end", where=self.path)
+        return bytes(text)
 
     def _open(
         self,
@@ -270,14 +281,12 @@ class ImageSource:
         return BlobReader(file, found if size is None else size, digest, where, progress)
 
     def _no_ref(self, what: str) -> ImageError:
-        refs = ", ".join(repr(ref) for ref in self.refs()) or "none that has a name"
+        refs = _some([repr(ref) for ref in self.refs()]) or "none that has a name"
         return ImageError(what, where=self.path, hint=f"choose with IMAGE:REF among: {refs}")
 
     def _no_platform(self, wanted: Platform, found: list[Platform | None]) -> ImageError:
-        names = sorted({str(platform or "unknown") for platform in found})
-        return ImageError(
-            f"no image for {wanted}", where=self.path, hint=f"there are: {', '.join(names)}"
-        )
+        names = _some(sorted({str(platform or "unknown") for platform in found}))
+        return ImageError(f"no image for {wanted}", where=self.path, hint=f"there are: {names}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,11 +300,11 @@ class _Saved:
     @classmethod
     def parse(cls, value: object, where: str) -> _Saved:
         data = model.expect_object(value, where)
-        config, tags, layers = data.get("Config"), data.get("RepoTags"), data.get("Layers")
-        texts = [*(tags or ()), *(layers or ()), config]
-        if not all(isinstance(text, str) for text in texts):
-            raise ImageError("Config, RepoTags and Layers must be text", where=where)
-        return cls(str(config), tuple(tags or ()), tuple(layers or ()))
+        config = data.get("Config")
+        if not isinstance(config, str):
+            raise ImageError("Config: not text", where=where)
+        tags = model.expect_texts(data.get("RepoTags"), f"{where}: RepoTags")
+        return cls(config, tags, model.expect_texts(data.get("Layers"), f"{where}: Layers"))
 
 
 def _is_image(entry: Descriptor) -> bool:
@@ -321,6 +330,12 @@ def _matching(items: list[tuple[_T, list[str]]], ref: str) -> list[_T]:
         for item, names in items
         if any(name in full or name.rpartition(":")[2] == ref for name in names)
     ]
+
+
+def _some(names: list[str]) -> str:
+    """`names` for a message, which stays a line that can be read."""
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([name[:120] for name in names[:_SHOWN]] + more)
 
 
 def _blob_name(entry: Descriptor) -> str:

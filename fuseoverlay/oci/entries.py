@@ -1,9 +1,7 @@
 """Entries of a layer archive, read from a tar stream and checked.
 
-`tarfile` parses the headers (ustar, GNU, PAX, all kinds of sparse files); what it
-would let pass silently, a damaged header in the middle or a header that claims
-gigabytes, is refused here. Names come out as tuples of components, with `.` and
-empty ones gone; absolute names and `..` are refused.
+Names come out as tuples of components, with `.` and empty ones gone; absolute names and
+`..` are refused.
 
 Sources: OCI image-spec layer.md; tar(5) of libarchive; pax in POSIX.1-2017.
 """
@@ -18,14 +16,13 @@ import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Self, cast
+from typing import Final, cast
 from urllib.parse import unquote_to_bytes
 
 from fuseoverlay.errors import ImageError, printable
+from fuseoverlay.oci.headers import read_headers
 from fuseoverlay.oci.streams import ForwardStream
 
-#: PAX and GNU headers of one entry together. Attributes and long names stay far below.
-_MAX_HEADER: Final = 4 << 20
 #: PATH_MAX: no program could name the file.
 _MAX_PATH: Final = 4096
 #: Linux device numbers: 12 bits major, 20 bits minor.
@@ -33,6 +30,8 @@ _MAX_MAJOR: Final = 0xFFF
 _MAX_MINOR: Final = 0xFFFFF
 _MAX_ID: Final = 0xFFFFFFFE
 _MAX_SECONDS: Final = (1 << 63) - 1
+#: The largest offset that a system call takes.
+_MAX_SIZE: Final = (1 << 63) - 1
 
 _SCHILY: Final = "SCHILY.xattr."
 _LIBARCHIVE: Final = "LIBARCHIVE.xattr."
@@ -86,51 +85,13 @@ def show(path: Path) -> str:
     return printable(b"/".join(path)) or "."
 
 
-#: Its header errors are documented by name, but left out of the type stubs.
-_tar: Final[Any] = tarfile
-
-
-class Header(tarfile.TarInfo):
-    """A header block that ends the archive only where an archive ends."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
-        """Parse the next header, with those before it that extend it."""
-        try:
-            return super().fromtarfile(tarfile)
-        except _tar.EOFHeaderError:
-            raise
-        except _tar.EmptyHeaderError as exc:
-            # Many writers leave the two zero blocks out: the digest vouches for the end.
-            raise _tar.EOFHeaderError(str(exc)) from exc
-        except (_tar.HeaderError, ValueError, ArithmeticError, LookupError) as exc:
-            raise _tar.ReadError(f"damaged header, {exc}") from exc
-
-
 def read_entries(stream: ForwardStream, where: str) -> Iterator[Entry]:
     """Entries in the order of the archive; the caller reads an entry's data from `stream`.
 
     ImageError, naming the entry where there is one, for all that is not fit to unpack.
     """
-    stream.budget = _MAX_HEADER
-    try:
-        archive = tarfile.TarFile(
-            fileobj=cast("tarfile._Fileobj", stream),
-            tarinfo=Header,
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
-        while (info := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]
-            stream.budget = None
-            yield _entry(info, where)
-            stream.budget = _MAX_HEADER
-    except tarfile.TarError as exc:
-        raise ImageError(
-            f"not a readable tar archive: {exc}", where=where, hint="the image is damaged"
-        ) from exc
-    finally:
-        stream.budget = None
+    for info in read_headers(stream, where, hint="the image is damaged"):
+        yield _entry(info, where)
 
 
 def _entry(info: tarfile.TarInfo, where: str) -> Entry:
@@ -214,8 +175,8 @@ def _rdev(info: tarfile.TarInfo, where: str) -> int:
 
 
 def _segments(info: tarfile.TarInfo, where: str) -> tuple[tuple[int, int], ...] | None:
-    if info.size < 0:
-        raise ImageError("negative size", where=where)
+    if not 0 <= info.size <= _MAX_SIZE:
+        raise ImageError("no file has this size", where=where)
     if info.sparse is None:
         return None
     end = 0

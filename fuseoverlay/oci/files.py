@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol, cast
 
 from fuseoverlay.errors import ImageError, StoreError, describe
-from fuseoverlay.oci.entries import Header
+from fuseoverlay.oci.headers import read_headers
 from fuseoverlay.oci.streams import (
     CHUNK,
+    MemberStream,
     Readable,
     compression_of,
     decode_errors,
@@ -30,6 +31,11 @@ from fuseoverlay.oci.streams import (
 )
 
 _MAX_LINKS: Final = 40
+#: Beyond that a name is no path of any file.
+_MAX_PATH: Final = 4096
+#: Members are kept in memory: about so many bytes each besides their names, so many in all.
+_MEMBER: Final = 400
+_MAX_NAMES: Final = 64 << 20
 
 
 class Files(Protocol):
@@ -128,20 +134,19 @@ class _Window(io.RawIOBase):
 def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
     """List the members: regular files, symbolic and hard links. The last of a name wins."""
     members: dict[str, _Member] = {}
+    room = _MAX_NAMES
+    hint = "it is cut short or damaged, or no image at all"
     try:
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=Header, encoding="utf-8") as archive:
-            while (info := archive.next()) is not None:
-                # The archive keeps every header it saw; nobody needs them.
-                archive.members.clear()  # type: ignore[attr-defined]
-                name = _inner(info.name)
-                if name is not None and not info.isdir():
-                    members[name] = _member(info, name)
-    except (tarfile.TarError, ValueError, EOFError) as exc:
-        raise ImageError(
-            f"not a readable image archive: {exc}",
-            where=path,
-            hint="it is cut short or damaged, or no image at all",
-        ) from exc
+        stream = MemberStream(file, path)
+        for info in read_headers(stream, path, kind="image archive", hint=hint):
+            name = _inner(info.name)
+            if name is None or info.isdir() or len(name) > _MAX_PATH:
+                # Nothing that could be asked for.
+                continue
+            members[name] = _member(info, name)
+            room -= _MEMBER + len(name) + len(info.linkname)
+            if room < 0:
+                raise ImageError("too many members for an image archive", where=path)
     except OSError as exc:
         raise ImageError(f"cannot read: {describe(exc)}", where=path) from exc
     return members
@@ -160,6 +165,11 @@ def _member(info: tarfile.TarInfo, name: str) -> _Member:
 def _inner(name: str) -> str | None:
     """`name` without `.` and `..`; None where it would lead out of the image."""
     if name.startswith("/") or "\0" in name:
+        return None
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        # JSON may hold halves of surrogate pairs.
         return None
     clean = posixpath.normpath(name)
     return None if clean == ".." or clean.startswith("../") else clean
@@ -206,18 +216,18 @@ def _copy(source: Readable, target: IO[bytes], path: str, scratch: str | None) -
     while True:
         with decode_errors(path):
             chunk = source.read(CHUNK)
-        if not chunk:
-            break
         try:
             target.write(chunk)
+            if not chunk:
+                # What is still in the buffer goes out, and may find the disk full.
+                target.seek(0)
+                return
         except OSError as exc:
             raise StoreError(
                 f"cannot decompress {path}: {describe(exc)}",
                 where=scratch or tempfile.gettempdir(),
                 hint="make room there",
             ) from exc
-    target.flush()
-    target.seek(0)
 
 
 def _missing(exc: OSError) -> str:

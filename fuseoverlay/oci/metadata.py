@@ -28,6 +28,8 @@ _NOT_SETTABLE: Final = (
     errno.E2BIG,
     errno.ERANGE,
 )
+#: Kinds of warnings of one layer: they name attributes, which a layer may make up.
+_MAX_KINDS: Final = 40
 _ACL: Final = b"system.posix_acl_"
 
 
@@ -59,6 +61,8 @@ class Warnings:
 
     def add(self, what: str, name: str) -> None:
         """Note `what` about the entry `name`."""
+        if what not in self._seen and len(self._seen) >= _MAX_KINDS:
+            what = "there is more to warn of"
         count, first = self._seen.get(what, (0, name))
         self._seen[what] = count + 1, first
 

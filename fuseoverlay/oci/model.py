@@ -40,6 +40,11 @@ LAYER_TYPES: Final = frozenset(
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 
+#: No file is larger.
+_MAX_SIZE: Final = (1 << 63) - 1
+#: Values in one JSON text, which take about 250 bytes each. Real images have some thousands.
+_MAX_VALUES: Final = 1 << 18
+
 _HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 _DIGEST: Final = re.compile(r"(sha256|sha512):([0-9a-f]+)\Z")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -177,8 +182,8 @@ class Descriptor:
     platform: Platform | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 0:
-            raise ImageError(f"{self.digest}: negative size")
+        if not 0 <= self.size <= _MAX_SIZE:
+            raise ImageError(f"{self.digest}: no blob has this size")
 
     @classmethod
     def parse(cls, value: object) -> Descriptor:
@@ -274,7 +279,7 @@ def platform_json(platform: Platform) -> dict[str, str]:
 
 def check_media_type(media_type: object, known: frozenset[str], what: str) -> None:
     """ImageError that names `media_type` unless it is one of `known`."""
-    if media_type not in known:
+    if not isinstance(media_type, str) or media_type not in known:
         raise ImageError(
             f"unknown media type {short(media_type)} of {what}",
             hint="this is no container image, or of a kind that is not supported",
@@ -283,10 +288,24 @@ def check_media_type(media_type: object, known: frozenset[str], what: str) -> No
 
 def decode_json(data: bytes, where: object) -> Any:
     """Decode JSON of an image; ImageError with `where` when it is none."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ImageError("JSON with too many values", where=where)
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as exc:
         raise ImageError(f"not valid JSON: {exc}", where=where) from exc
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Programs differ in which of two equal keys counts: there must be no two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice in an object")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def expect_object(value: object, what: str) -> dict[str, Any]:
@@ -297,9 +316,19 @@ def expect_object(value: object, what: str) -> dict[str, Any]:
 
 
 def short(value: object) -> str:
-    """`value` for a message, cut to a sensible length."""
+    """`value` for a message, cut to a sensible length; of lists and objects only the kind."""
+    if isinstance(value, list | dict):
+        return "that is a list" if isinstance(value, list) else "that is an object"
     text = printable(value)
     return repr(text if len(text) <= 120 else text[:120] + "...")
+
+
+def expect_texts(value: object, what: str) -> tuple[str, ...]:
+    """`value` as a JSON array of text, else ImageError; Go writes an empty one as null."""
+    items = [] if value is None else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ImageError(f"{what}: not a JSON array of text")
+    return tuple(items)
 
 
 def _array(data: dict[str, Any], name: str) -> list[Any]:

@@ -26,6 +26,7 @@ from fuseoverlay import syscalls
 from fuseoverlay.errors import StoreError
 from fuseoverlay.oci import metadata
 from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image, parse_image_name
+from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.streams import ForwardStream
 from fuseoverlay.oci.unpack import Job, store_error, unpack_blob, unpack_stream
@@ -88,7 +89,7 @@ class Store:
         path, ref = parse_image_name(image)
         wanted = Platform.parse(platform) if platform else None
         self._prepare()
-        with open_image(path, scratch=str(self._tmp)) as source:
+        with malformed(path), open_image(path, scratch=str(self._tmp)) as source:
             chosen = source.resolve(ref, wanted)
             found = _Stack(self, source, chosen, progress, warn).directories()
         # Of a layer that comes twice the upper one stays: all that the lower one holds

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Final, Protocol, cast
@@ -188,26 +189,68 @@ def decompress(raw: io.RawIOBase, where: str) -> Readable:
         return _Decoded(open_gzip(buffered) if kind == "gzip" else open_zstd(buffered), where)
 
 
-class ForwardStream:
+class _Budgeted:
+    """While `budget` is a number, it is the bytes that may still be read into memory: it
+    keeps a tar header from claiming gigabytes."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self.budget: int | None = None
+
+    def _charge(self, size: int) -> None:
+        if size < 0:
+            raise ImageError("negative size in a tar header", where=self._where)
+        if self.budget is not None:
+            self.budget -= size
+            if self.budget < 0:
+                raise ImageError("a tar header is too large", where=self._where)
+
+    def _check_forward(self, position: int, now: int) -> None:
+        if position < now:
+            raise ImageError("a tar header points backwards", where=self._where)
+
+
+class MemberStream(_Budgeted):
+    """An archive that can be read anywhere, in the shape that `tarfile` wants: its headers
+    within `budget`, and never backwards, or it might not end."""
+
+    def __init__(self, file: IO[bytes], where: str) -> None:
+        super().__init__(where)
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def tell(self) -> int:
+        """Where the next header is looked for."""
+        return self._file.tell()
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes, fewer only at the end."""
+        self._charge(size)
+        return self._file.read(size)
+
+    def seek(self, position: int) -> int:
+        """Go to `position`, which must not lie behind, or to the end."""
+        self._check_forward(position, self._file.tell())
+        return self._file.seek(min(position, self._size))
+
+
+class ForwardStream(_Budgeted):
     """A stream that is read once, from front to back, in the shape that `tarfile` wants.
 
-    Everything that passes, also what is skipped, goes into the hash of `diff_id`. While
-    `budget` is a number, it is the bytes that may still be read into memory: it keeps
-    a header from claiming gigabytes.
+    Everything that passes, also what is skipped, goes into the hash of `diff_id`.
 
     Where the padding of the last file is missing, zeros stand in for it that are not
     hashed: some writers (`umoci insert`) do not finish their archive.
     """
 
     def __init__(self, source: Readable, diff_id: Digest, where: str) -> None:
+        super().__init__(where)
         self._source = source
         self._hasher = diff_id.hasher()
         self._diff_id = diff_id
-        self._where = where
         self._buffer = b""
         self._at = 0
         self._position = 0
-        self.budget: int | None = None
 
     def tell(self) -> int:
         """Bytes read or skipped so far."""
@@ -215,12 +258,7 @@ class ForwardStream:
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes, fewer only at the end."""
-        if size < 0:
-            raise ImageError("negative size in a tar header", where=self._where)
-        if self.budget is not None:
-            self.budget -= size
-            if self.budget < 0:
-                raise ImageError("a tar header is too large", where=self._where)
+        self._charge(size)
         parts = []
         while size:
             part = self.read_some(size)
@@ -242,8 +280,7 @@ class ForwardStream:
 
     def seek(self, position: int) -> int:
         """Skip to `position`, which must not lie behind; stops at the end."""
-        if position < self._position:
-            raise ImageError("a tar header points backwards", where=self._where)
+        self._check_forward(position, self._position)
         while self._position < position:
             if not self.read_some(min(position - self._position, CHUNK)):
                 missing = position - self._position

@@ -29,6 +29,7 @@ from fuseoverlay import whiteout, xattrs
 from fuseoverlay.errors import DigestError, ImageError, StoreError, describe
 from fuseoverlay.oci.copyfile import copy_file
 from fuseoverlay.oci.entries import Entry, Path, read_entries, show
+from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.metadata import Warnings, Writer
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import CHUNK, BlobReader, ForwardStream, decompress
@@ -83,7 +84,8 @@ def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> boo
     """
     try:
         stream = ForwardStream(decompress(blob, job.where), diff_id, job.where)
-        used_lowers = unpack_stream(stream, target, job)
+        with malformed(job.where):
+            used_lowers = unpack_stream(stream, target, job)
         stream.finish()
         blob.finish()
     except DigestError:

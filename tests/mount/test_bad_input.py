@@ -357,11 +357,11 @@ def test_mount_point_inside_a_layer(cli: Cli, layer: str, deep: bool) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_mount_point_inside_the_work_directory(cli: Cli, deep: bool) -> None:
-    """A work directory with something else in it is none, whatever that is for."""
+    """Its content is the overlay's, not to be hidden or reached through the mount."""
     space = cli.space
     space.mnt = space.work / ("a/b/mnt" if deep else "mnt")
     space.mnt.mkdir(parents=True)
-    refused(cli, UPPER, "-o", space.options(), space.mnt, word=str(space.work))
+    refused(cli, MOUNTPOINT, "-o", space.options(), space.mnt, word=str(space.work))
 
 
 @pytest.mark.parametrize("layer", ["lower", "upper"])
@@ -411,6 +411,8 @@ OPTIONS = {
     "max_write below a page": "lowerdir={lower},max_write=4095",
     "max_write beyond all bounds": "lowerdir={lower},max_write=99999999999999999999",
     "remount": "remount,ro,lowerdir={lower}",
+    "a quote that is not closed": 'lowerdir={lower},context="a:b,c,ro',
+    "a quote inside a label": 'lowerdir={lower},context="a"b"',
     "nothing": "",
 }
 
@@ -547,13 +549,56 @@ def test_nothing_is_left_in_the_layers(cli: Cli) -> None:
 
 
 def test_workdir_with_other_content(cli: Cli) -> None:
+    """It is left alone, as by the kernel, whatever it is called."""
+    space = cli.space
+    kept = {}
+    for name in ("notes", "#1", "1", "my/work/thesis", "workspace/x"):
+        kept[space.work / name] = name.encode()
+        (space.work / name).parent.mkdir(parents=True, exist_ok=True)
+        (space.work / name).write_bytes(name.encode())
+    for crash in (False, True):
+        pid = cli.mount("-o", space.options(), space.mnt)
+        (space.mnt / "f").write_bytes(b"copied up")
+        if crash:
+            os.kill(pid, signal.SIGKILL)
+            cli.wait_until_gone()
+            detach(space.mnt)
+        else:
+            unmount(space.mnt)
+            cli.wait_until_gone()
+        assert {path: path.read_bytes() for path in kept} == kept
+
+
+@pytest.mark.parametrize("name", ["thesis", "#notes", "1.txt", "-1", "#"])
+def test_workdir_with_other_content_in_work(cli: Cli, name: str) -> None:
     """What is in `work/` gets deleted at every mount: it must not be somebody's work."""
     space = cli.space
     (space.work / "work").mkdir()
-    (space.work / "work" / "thesis").write_bytes(b"years")
-    (space.work / "notes").write_bytes(b"x")
-    refused(cli, UPPER, "-o", space.options(), space.mnt, word="notes")
-    assert (space.work / "work" / "thesis").read_bytes() == b"years"
+    (space.work / "work" / name).write_bytes(b"years")
+    (space.work / "work" / "#1").write_bytes(b"left by a crash")
+    refused(cli, UPPER, "-o", space.options(), space.mnt, word=name)
+    assert (space.work / "work" / name).read_bytes() == b"years"
+    assert (space.work / "work" / "#1").exists()
+    (space.work / "work" / name).unlink()
+    cli.mount("-o", space.options(), space.mnt)
+    # Whoever puts something there meanwhile keeps it, too.
+    (space.work / "work" / name).write_bytes(b"years")
+    unmount(space.mnt)
+    cli.wait_until_gone()
+    assert os.listdir(space.work / "work") == [name]
+    assert (space.work / "work" / name).read_bytes() == b"years"
+
+
+@pytest.mark.parametrize("name", ["#1", "#3fe", "17"])
+def test_workdir_with_what_overlays_leave(cli: Cli, name: str) -> None:
+    """The names of the kernel and of fuse-overlayfs: a crash left them, and they are cleared."""
+    space = cli.space
+    (space.work / "work" / name / "any").mkdir(parents=True)
+    (space.work / "work" / name / "any" / "thing").touch()
+    cli.mount("-o", space.options(), space.mnt)
+    assert not (space.work / "work" / name).exists()
+    unmount(space.mnt)
+    cli.wait_until_gone()
 
 
 @pytest.mark.parametrize("crash", [False, True])

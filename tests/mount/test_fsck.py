@@ -367,7 +367,7 @@ def test_dirt_in_the_upper(dirty: Dirty, name: str) -> None:
     _check_lines(lines, case.findings, r"^(?!.*repaired)")
     assert dirty.unchanged(state), "a check wrote"
     if not case.repaired:
-        code, lines = dirty.fsck("--repair")
+        code, lines = dirty.fsck("--repair", "--force")
         assert code == LEFT
         _check_lines(lines, case.findings, r"; not repaired: \w")
         if name != "two dialects, name beside":
@@ -376,7 +376,7 @@ def test_dirt_in_the_upper(dirty: Dirty, name: str) -> None:
     shown = dirty.view()
     assert isinstance(shown, dict)
     kernel = dirty.view("kernel") if MODE == "root" else None
-    code, lines = dirty.fsck("--repair")
+    code, lines = dirty.fsck("--repair", "--force")
     assert code == 0
     _check_lines(lines, case.findings, r"; repaired$")
     assert dirty.fsck()[1][0].startswith("clean")
@@ -396,7 +396,7 @@ def _repair(dirty: Dirty, path: str, text: str, *, kept: str | None = None) -> N
     assert (code, len(lines)) == (LEFT, 2), lines
     assert lines[0].startswith(f"{path}: ")
     assert text in lines[0]
-    code, lines = dirty.fsck("--repair")
+    code, lines = dirty.fsck("--repair", "--force")
     assert len(lines) == 2, lines
     if kept is not None:
         assert code == LEFT
@@ -410,6 +410,97 @@ def _repair(dirty: Dirty, path: str, text: str, *, kept: str | None = None) -> N
         code, lines = dirty.fsck("--repair")
         assert (code, len(lines)) == (0, 1), lines
         assert lines[0].startswith("clean")
+
+
+def _deleted(dirty: Dirty) -> None:
+    """Delete through a mount: three names of the lowers are hidden, one directory is opaque."""
+    dirty.space.mount()
+    for name in ("a", "big", "d/x"):
+        (dirty.space.mnt / name).unlink()
+    shutil.rmtree(dirty.space.mnt / "e")
+    dirty.space.unmount()
+    make_whiteout(dirty.upper / "gone")
+
+
+def _other_lower(dirty: Dirty) -> None:
+    for path in (dirty.space.base / "other", dirty.space.base / "other" / "file"):
+        path.mkdir()
+    dirty.space.lowers = [dirty.space.base / "other"]
+
+
+def _no_lower(dirty: Dirty) -> None:
+    (dirty.space.base / "empty").mkdir()
+    dirty.space.lowers = [dirty.space.base / "empty"]
+
+
+def _one_lower_empty(dirty: Dirty) -> None:
+    """As a disk that is not mounted, where the others are right."""
+    (dirty.space.base / "empty").mkdir()
+    dirty.space.lowers[-1] = dirty.space.base / "empty"
+
+
+def _one_lower_missing(dirty: Dirty) -> None:
+    """Most whiteouts are of what it has."""
+    dirty.space.lowers.pop(0)
+    (dirty.space.lowers[0] / "e" / "sub").rmdir()
+    for name in ("big", "e/x", "e"):
+        path = dirty.space.lowers[0] / name
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+DOUBT = {
+    "another": (_other_lower, r"\d of \d whiteouts and redirects meet nothing"),
+    "an empty one": (_no_lower, r"empty is empty"),
+    "one of two empty": (_one_lower_empty, r"empty is empty"),
+    "one of two missing": (_one_lower_missing, r"4 of 5 whiteouts and redirects meet nothing"),
+}
+
+
+@pytest.mark.parametrize("what", DOUBT)
+def test_lowers_that_are_not_the_right_ones(dirty: Dirty, what: str) -> None:
+    """Repairing by them would bring back what was deleted."""
+    _deleted(dirty)
+    change, reason = DOUBT[what]
+    right = list(dirty.space.lowers)
+    shown = dirty.view()
+    kept = traces(dirty.upper)
+    change(dirty)
+    code, lines = dirty.fsck("--repair")
+    assert code == LEFT
+    *found, why, last = lines
+    assert re.match(f"not everything was repaired: .*{reason}.*--force$", why), why
+    assert found
+    assert all("; not repaired: the lower directories may not be" in line for line in found)
+    assert re.match(r"\d problems?, 0 repaired", last)
+    assert not compare(kept, traces(dirty.upper), ignore={"atime_ns"})
+    if what != "one of two missing":
+        dirty.space.lowers = right
+        assert compare(shown, dirty.view()) == []
+    code, lines = dirty.fsck("--repair", "--force")
+    assert code == 0 or "not repaired" in "".join(lines)
+    assert "; repaired" in lines[0]
+
+
+def test_lowers_that_are_the_right_ones(dirty: Dirty) -> None:
+    _deleted(dirty)
+    shown = dirty.view()
+    code, lines = dirty.fsck("--repair")
+    assert code == 0
+    assert lines[0].endswith("whiteout that hides nothing; repaired")
+    assert compare(shown, dirty.view()) == []
+
+
+def test_redirects_by_the_wrong_lowers(dirty: Dirty) -> None:
+    """A redirect that was taken away would take the content of its directory with it."""
+    dirty.space.features = ("redirect_dir=on",)
+    dirty.space.mount()
+    (dirty.space.mnt / "d").rename(dirty.space.mnt / "moved")
+    dirty.space.unmount()
+    right, shown = list(dirty.space.lowers), dirty.view()
+    _other_lower(dirty)
+    assert dirty.fsck("--repair")[0] == LEFT
+    dirty.space.lowers = right
+    assert compare(shown, dirty.view()) == []
 
 
 def _index_path(entry: Path) -> str:
@@ -647,9 +738,14 @@ def test_copy_that_a_crash_kept_from_being_published(dirty: Dirty) -> None:
 
 
 def test_foreign_file_in_the_work_directory(dirty: Dirty) -> None:
+    """Beside what is the overlay's it is left alone; where all is cleared it is in danger."""
     (dirty.work / "thesis").write_bytes(b"mine")
-    _repair(dirty, "work/thesis", "not part of a work directory", kept="somebody's data")
+    assert dirty.fsck("--repair")[1][0].startswith("clean")
+    (dirty.work / "work").mkdir()
+    (dirty.work / "work" / "thesis").write_bytes(b"mine")
+    _repair(dirty, "work/work/thesis", "not made by an overlay", kept="somebody's data")
     assert (dirty.work / "thesis").read_bytes() == b"mine"
+    assert (dirty.work / "work" / "thesis").read_bytes() == b"mine"
 
 
 def test_mark_of_a_volatile_mount(dirty: Dirty) -> None:
@@ -944,14 +1040,14 @@ def test_no_repair_changes_what_is_shown(seed: int, impl: str) -> None:
             options += f",workdir={space.work}"
             lowers = space.evidence()
             before = _shown(space, impl)
-            done = cli.run("fsck", space.upper, "-o", options, "--repair")
+            done = cli.run("fsck", space.upper, "-o", options, "--repair", "--force")
             assert done.stderr == ""
             assert "; repaired" in done.stdout
             after = _shown(space, impl)
             if impl == "kernel":
                 _leave_out_refused(before, after)
             assert after == before, done.stdout
-            again = cli.run("fsck", space.upper, "-o", options, "--repair")
+            again = cli.run("fsck", space.upper, "-o", options, "--repair", "--force")
             assert "; repaired" not in again.stdout
             assert again.returncode == (LEFT if "not repaired" in again.stdout else 0)
             space.check_lowers(lowers)

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from fuseoverlay import config
 from tests.helpers.mounts import (
     MODE,
     NATIVE,
     Daemon,
     command,
+    escape,
     fails,
     mounts_at,
     root_only,
@@ -103,6 +105,90 @@ def test_static_nlink_is_that_of_fuse_overlayfs(cli: Cli) -> None:
     (space.work / "work").rmdir()
     with mounted(cli, "static_nlink") as mnt:
         assert _links(mnt) == theirs
+
+
+def _sees_xattrs(path: Path) -> list[str]:
+    """What each call says: the errno's name or what it returns."""
+    told = []
+    for call in (
+        lambda: os.listxattr(path),
+        lambda: os.getxattr(path, "user.mine"),
+        lambda: os.getxattr(path, "security.capability"),
+        lambda: os.getxattr(path, ACL),
+        lambda: os.setxattr(path, "user.new", b"1"),
+        lambda: os.setxattr(path, ACL, b"\2\0\0\0"),
+    ):
+        try:
+            told.append(str(call()))
+        except OSError as exc:
+            told.append(errno.errorcode[exc.errno or 0])
+    return told
+
+
+@pytest.mark.parametrize("where", ["lower", "upper"])
+def test_noxattrs(cli: Cli, where: str) -> None:
+    """None are shown or taken; the overlay keeps its own, and copies keep theirs."""
+    layer: Path = getattr(cli.space, where)
+    (layer / "with").write_bytes(b"x")
+    (layer / "without").write_bytes(b"x")
+    os.setxattr(layer / "with", "user.mine", b"1")
+    (cli.space.lower / "full" / "below").mkdir(parents=True)
+    with mounted(cli, "noxattrs=1") as mnt:
+        for _ in range(2):
+            os.listdir(mnt)
+            for name in ("without", "with", "."):
+                told = _sees_xattrs(mnt / name)
+                # The kernel then says by itself that there is no ACL.
+                assert told.pop(3) == ("ENOTSUP" if MODE == "userns" else "ENODATA")
+                assert told == ["ENOTSUP"] * 5
+        with fails(errno.EOPNOTSUPP):
+            os.removexattr(mnt / "with", "user.mine")
+        for name in ("with", "without"):
+            (mnt / name).write_bytes(b"more")
+        shutil.rmtree(mnt / "full")
+        (mnt / "full").mkdir()
+    assert os.getxattr(cli.space.upper / "with", "user.mine") == b"1"
+    with mounted(cli, "noxattrs=0") as mnt:
+        assert os.listdir(mnt / "full") == [], "it is opaque"
+        assert os.getxattr(mnt / "with", "user.mine") == b"1"
+        os.setxattr(mnt / "with", "user.new", b"1")
+
+
+def test_noxattrs_is_that_of_fuse_overlayfs(cli: Cli) -> None:
+    if shutil.which("fuse-overlayfs") is None:
+        pytest.skip("missing tool: fuse-overlayfs")
+    space = cli.space
+    os.setxattr(space.lower / "f", "user.mine", b"1")
+    options = f"{space.options()},noxattrs=1"
+    subprocess.run(
+        ["fuse-overlayfs", "-o", options, space.mnt], check=True, timeout=30, capture_output=True
+    )
+    theirs = _sees_xattrs(space.mnt / "f")
+    unmount(space.mnt)
+    (space.work / "work").rmdir()
+    with mounted(cli, "noxattrs=1") as mnt:
+        ours = _sees_xattrs(mnt / "f")
+    # In a user namespace the kernel speaks differently of ACLs where the mount knows them.
+    assert theirs.pop(3) == "ENODATA"
+    assert ours.pop(3) == ("ENOTSUP" if MODE == "userns" else "ENODATA")
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("value", ["1", "0", ""])
+@pytest.mark.parametrize("option", [None, "whiteout=xattr"])
+def test_environment_of_fuse_overlayfs(cli: Cli, value: str, option: str | None) -> None:
+    """Set to whatever, it asks for whiteouts that are files; an option has the last word."""
+    space = cli.space
+    env = {"PATH": os.environ["PATH"], "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT": value}
+    options = ",".join([space.options(), *([option] if option else [])])
+    done = cli.run("-o", options, space.mnt, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    (space.mnt / "f").unlink()
+    unmount(space.mnt)
+    cli.wait_until_gone()
+    assert os.listdir(space.upper) == ["f" if option else ".wh.f"]
+    with mounted(cli) as mnt:
+        assert not (mnt / "f").exists()
 
 
 def _set_acl(path: Path, *entries: str) -> None:
@@ -192,6 +278,63 @@ def test_labels_without_selinux(cli: Cli, name: str, quote: str) -> None:
     cli.wait_until_gone()
 
 
+@pytest.mark.parametrize("name", ['a"b', '"', '"a"', 'a"b"c', 'a"b:c'])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_quotes_in_paths(cli: Cli, name: str, escaped: bool) -> None:
+    """There they are characters, as in the kernel: what follows is an option of its own."""
+    space = cli.space
+    paths = {}
+    for which in ("lower", "upper", "work"):
+        paths[which] = space.base / which / name
+        paths[which].mkdir(parents=True)
+    (paths["lower"] / "f").touch()
+    written = {
+        which: escape(path) if escaped else str(path).replace(":", r"\:")
+        for which, path in paths.items()
+    }
+    options = "lowerdir={lower},upperdir={upper},workdir={work},fsname=mine".format(**written)
+    cli.mount("-o", options, space.mnt)
+    (space.mnt / "f").write_text("x")
+    assert source_of(space.mnt) == "mine"
+    assert (paths["upper"] / "f").read_text() == "x"
+    unmount(space.mnt)
+    cli.wait_until_gone()
+
+
+#: mount(8) has an opinion on quotes, mount(2) has none.
+_MOUNT = (
+    "import ctypes, os, sys; mnt, options = map(os.fsencode, sys.argv[1:]);"
+    " sys.exit(ctypes.CDLL(None).mount(b'overlay', mnt, b'overlay', 0, options))"
+)
+
+
+@root_only
+@pytest.mark.parametrize("name", ['a"b', '"a"'])
+def test_quotes_in_paths_of_the_kernel(cli: Cli, name: str) -> None:
+    """What the test before states is what mount(2) does with the same text."""
+    space = cli.space
+    lower = space.base / name
+    lower.mkdir()
+    (lower / "f").touch()
+    options = f"lowerdir={lower}:{space.lower},xino=off"
+    done = subprocess.run(
+        ["python3", "-c", _MOUNT, space.mnt, options], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert (space.mnt / "f").read_bytes() == b""
+    unmount(space.mnt)
+
+
+def test_quotes_in_other_values() -> None:
+    """A quote that opens a value keeps commas in it; one inside of it does not."""
+    assert config.parse(b'fsname="a,b",ro').fuse_options == ("ro", "fsname=a,b")
+    assert config.parse(b'fsname=a"b,ro').fuse_options == ("ro", 'fsname=a"b')
+    assert config.parse(b'context="a,b",ro').contexts == ('context="a,b"',)
+    assert config.parse(rb"context=a\,b,ro").contexts == ('context="a,b"',)
+    assert config.parse(b'lowerdir=a":b,ro').lowerdirs == (b'a"', b"b")
+    assert config.parse(b'lowerdir="a:b",ro').lowerdirs == (b'"a', b'b"')
+
+
 @root_only
 def test_labels_reach_the_kernel(cli: Cli) -> None:
     """As one option, in quotes, where it says that it knows SELinux."""
@@ -275,7 +418,7 @@ UNKNOWN = (
     "plugins=/usr/lib/some.so",
     "max_read=131072",
     "threaded=maybe",
-    "noxattrs=1",
+    "noxattr=1",
     "volatile=1",
     "static_nlink=maybe",
     "something,else",

@@ -161,12 +161,13 @@ def test_xattrs(unpacker: Unpacker) -> None:
 
 def raw_pax(records: list[bytes], name: bytes = b"f") -> bytes:
     """An archive with one file whose PAX records are these bytes, as Go's writer makes it."""
-    body = b""
+    lines = []
     for record in records:
         size = len(record) + 2
         while len(b"%d %s\n" % (size, record)) != size:
             size += 1
-        body += b"%d %s\n" % (size, record)
+        lines.append(b"%d %s\n" % (size, record))
+    body = b"".join(lines)
     header = tarfile.TarInfo("pax")
     header.type, header.size = tarfile.XHDTYPE, len(body)
     file = tarfile.TarInfo(name.decode("latin-1"))

@@ -62,30 +62,30 @@ def entry(space: Space, directory: str, name: str = "h1") -> Path:
 
 
 def _deep_junk(space: Space) -> None:
-    path = space.work / "work"
+    path = space.work / "work" / "#1"
     for _ in range(60):
         path = path / ("x" * 100)
     subprocess.run(["mkdir", "-p", path.relative_to(space.work)], cwd=space.work, check=True)
 
 
 def _junk_without_modes(space: Space) -> None:
-    (space.work / "work" / "a" / "b").mkdir(parents=True)
-    (space.work / "work" / "a" / "b" / "f").touch(0o000)
-    (space.work / "work" / "a" / "b").chmod(0o000)
-    (space.work / "work" / "a").chmod(0o000)
+    (space.work / "work" / "#a" / "b").mkdir(parents=True)
+    (space.work / "work" / "#a" / "b" / "f").touch(0o000)
+    (space.work / "work" / "#a" / "b").chmod(0o000)
+    (space.work / "work" / "#a").chmod(0o000)
 
 
 def _junk_of_all_types(space: Space) -> None:
     work = space.work / "work"
     work.mkdir()
-    os.mkfifo(work / "p")
-    os.symlink(space.base / "outside", work / "out")
-    os.symlink(space.base / "outside" / "secret", work / "s")
-    make_whiteout(work / "w")
+    os.mkfifo(work / "#2")
+    os.symlink(space.base / "outside", work / "#3")
+    os.symlink(space.base / "outside" / "secret", work / "4")
+    make_whiteout(work / "#5")
     (work / "#1").write_bytes(b"a name that we use")
-    (work / "d").mkdir()
-    os.symlink("../../../outside", work / "d" / "out")
-    os.link(space.base / "outside" / "secret", work / "hard")
+    (work / "#d").mkdir()
+    os.symlink("../../../outside", work / "#d" / "out")
+    os.link(space.base / "outside" / "secret", work / "6")
 
 
 def _work_is_a_file(space: Space) -> None:
@@ -194,7 +194,7 @@ CASES: dict[str, Callable[[Space], None]] = {
 @root_only
 def test_immutable_junk(space: Space) -> None:
     """What cannot be cleared is in the way of staging: the mount is refused."""
-    junk = space.work / "work" / "junk"
+    junk = space.work / "work" / "#9"
     junk.mkdir(parents=True)
     subprocess.run(["chattr", "+i", junk], check=True, timeout=30)
     try:

@@ -1,0 +1,100 @@
+"""Headers of a tar archive, read by `tarfile` within bounds.
+
+`tarfile` parses all kinds (ustar, GNU, PAX, sparse files). What it would let pass or run
+into is refused here: a damaged header in the middle, a header that claims gigabytes, headers
+that extend headers without end, global headers that pile up.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from typing import Any, Final, Protocol, Self, cast
+
+from fuseoverlay.errors import ImageError
+
+#: PAX and GNU headers of one entry together. Attributes and long names stay far below.
+_MAX_HEADER: Final = 4 << 20
+#: Headers before one entry that extend it: real ones have up to four. `tarfile` recurses.
+_MAX_CHAIN: Final = 64
+
+#: Its header errors are documented by name, but left out of the type stubs.
+_tar: Final[Any] = tarfile
+
+
+class HeaderStream(Protocol):
+    """What headers are read from. `budget`: the bytes that `read` may still take, None: any."""
+
+    budget: int | None
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes, fewer only at the end; ImageError beyond the budget."""
+
+    def seek(self, position: int) -> int:
+        """Go on to `position`; ImageError where it lies behind."""
+
+    def tell(self) -> int:
+        """The position."""
+
+
+class _Archive(tarfile.TarFile):
+    """An archive that knows how many headers it is in the middle of."""
+
+    chain = 0
+
+
+class Header(tarfile.TarInfo):
+    """A header block that ends the archive only where an archive ends."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        """Parse the next header, with those before it that extend it."""
+        archive = cast("_Archive", tarfile)
+        archive.chain += 1
+        try:
+            if archive.chain > _MAX_CHAIN:
+                raise _tar.ReadError(f"more than {_MAX_CHAIN} headers for one entry")
+            return super().fromtarfile(tarfile)
+        except _tar.EOFHeaderError:
+            raise
+        except _tar.EmptyHeaderError as exc:
+            # Many writers leave the two zero blocks out: the digest vouches for the end.
+            raise _tar.EOFHeaderError(str(exc)) from exc
+        except (_tar.HeaderError, ValueError, ArithmeticError, LookupError) as exc:
+            raise _tar.ReadError(f"damaged header, {exc}") from exc
+        finally:
+            archive.chain -= 1
+
+
+def read_headers(
+    stream: HeaderStream, where: str, *, kind: str = "tar archive", hint: str
+) -> Iterator[tarfile.TarInfo]:
+    """Headers in the order of the archive; while one is looked at `stream` has no budget.
+
+    ImageError that says `where` and `hint` when `stream` is no readable `kind`.
+    """
+    stream.budget = _MAX_HEADER
+    try:
+        archive = _Archive(
+            fileobj=cast("tarfile._Fileobj", stream),
+            tarinfo=Header,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+        while (info := archive.next()) is not None:
+            # The archive keeps every header it saw; nobody needs them.
+            archive.members.clear()  # type: ignore[attr-defined]
+            _check_globals(archive)
+            stream.budget = None
+            yield info
+            stream.budget = _MAX_HEADER
+    except tarfile.TarError as exc:
+        raise ImageError(f"not a readable {kind}: {exc}", where=where, hint=hint) from exc
+    finally:
+        stream.budget = None
+
+
+def _check_globals(archive: tarfile.TarFile) -> None:
+    """Global headers stay, and are copied into each entry."""
+    if sum(len(key) + len(value) for key, value in archive.pax_headers.items()) > _MAX_HEADER:
+        raise _tar.ReadError("the global headers are too large")

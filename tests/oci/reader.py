@@ -1,0 +1,57 @@
+"""Runs `fuseoverlay mount IMAGE FILE` on images named on stdin, each in a process of its own.
+
+The mount point is a file, so that an image that can be read ends in exit code 5. Each process
+has so much memory beyond what the program takes before it reads anything, and so many seconds.
+For each image a line of JSON: exit code (negative: the signal that ended it) and stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from fuseoverlay import cli, images, mount  # noqa: F401 - what the command would import
+
+MEMORY = 256 << 20
+SECONDS = 20
+
+
+def _read(image: str, stderr: int, mountpoint: str) -> None:
+    os.dup2(stderr, 2)
+    signal.alarm(SECONDS)
+    status = re.search(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert status
+    limit = int(status[1]) * 1024 + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    code = 1
+    try:
+        code = cli.main(["mount", image, mountpoint])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    with tempfile.NamedTemporaryFile() as mountpoint:
+        for line in sys.stdin:
+            with tempfile.TemporaryFile() as stderr:
+                pid = os.fork()
+                if not pid:
+                    _read(line.rstrip("\n"), stderr.fileno(), mountpoint.name)
+                _, status = os.waitpid(pid, 0)
+                stderr.seek(0)
+                said = stderr.read().decode(errors="replace")
+            print(json.dumps([os.waitstatus_to_exitcode(status), said]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

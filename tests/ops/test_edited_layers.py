@@ -1,0 +1,155 @@
+"""Lowers that are edited while they are mounted: `timeout=` says how soon that shows.
+
+The kernel says of this only that it is undefined; fuse-overlayfs does not show it at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.mounts import Space, fails, fuse_only
+
+pytestmark = [fuse_only, pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def edited(space: Space) -> Iterator[Space]:
+    """Two lowers, mounted with timeout=0 after all that is in `d` was looked at."""
+    bottom = space.add_lower()
+    for number, layer in enumerate((space.lower, bottom)):
+        (layer / "d" / "sub").mkdir(parents=True)
+        for name in ("same", f"own{number}"):
+            (layer / "d" / name).write_text(f"{name} of {number}")
+    space.extra = ("timeout=0",)
+    space.mount()
+    names(space)
+    (space.mnt / "d" / "hidden").write_text("x")
+    yield space
+
+
+def names(space: Space, path: str = "d") -> set[str]:
+    """What the mount lists there."""
+    return set(os.listdir(space.mnt / path))
+
+
+BEFORE = {"sub", "same", "own0", "own1", "hidden"}
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_new_names(edited: Space, layer: int) -> None:
+    lower = edited.lowers[layer] / "d"
+    assert names(edited) == BEFORE
+    assert not (edited.mnt / "d" / "new").exists()
+    (lower / "new").write_text("new")
+    assert (edited.mnt / "d" / "new").read_text() == "new"
+    assert names(edited) == BEFORE | {"new"}
+    (lower / "newdir").mkdir()
+    (lower / "newdir" / "inside").write_text("i")
+    assert (edited.mnt / "d" / "newdir" / "inside").read_text() == "i"
+    (lower / "newdir" / "later").write_text("l")
+    assert names(edited, "d/newdir") == {"inside", "later"}
+    assert os.stat(edited.mnt / "d").st_nlink == 4
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_names_that_go(edited: Space, layer: int) -> None:
+    lower = edited.lowers[layer] / "d"
+    (lower / f"own{layer}").unlink()
+    assert names(edited) == BEFORE - {f"own{layer}"}
+    with fails(errno.ENOENT):
+        os.stat(edited.mnt / "d" / f"own{layer}")
+    (edited.mnt / "d" / f"own{layer}").write_text("again, in the upper")
+    assert (edited.mnt / "d" / f"own{layer}").read_text() == "again, in the upper"
+
+
+def test_what_was_changed_by_us_stays(edited: Space) -> None:
+    """Whiteouts, copies and opaque directories hide what comes as well as what was there."""
+    top = edited.mnt / "d"
+    (top / "same").unlink()
+    (top / "own1").write_text("copied up")
+    (top / "hidden").unlink()
+    shutil.rmtree(top / "sub")
+    (top / "sub").mkdir()
+    for layer in edited.lowers:
+        (layer / "d" / "hidden").write_text("from the lower")
+        (layer / "d" / "own1").write_text("changed below")
+        (layer / "d" / "sub" / "new").touch()
+        (layer / "d" / "same").write_text("changed below")
+        (layer / "d" / "more").touch()
+    # It was new in the upper, so nothing says that it is to be hidden.
+    assert (top / "hidden").read_text() == "from the lower"
+    assert names(edited) == {"sub", "own0", "own1", "hidden", "more"}
+    assert (top / "own1").read_text() == "copied up"
+    assert names(edited, "d/sub") == set()
+    with fails(errno.ENOENT):
+        os.stat(top / "same")
+
+
+def test_a_directory_that_was_replaced(edited: Space) -> None:
+    """Its name leads to the new one; who stands in the old one stays there."""
+    lower = edited.lower / "d" / "sub"
+    shutil.rmtree(edited.lowers[1] / "d" / "sub")
+    (lower / "old").touch()
+    assert names(edited, "d/sub") == {"old"}
+    fd = os.open(edited.mnt / "d" / "sub", os.O_RDONLY | os.O_DIRECTORY)
+    # With the old one still there its number cannot come back.
+    lower.rename(edited.base / "away")
+    lower.mkdir()
+    (lower / "new").write_text("new")
+    assert names(edited, "d/sub") == {"new"}
+    assert (edited.mnt / "d" / "sub" / "new").read_text() == "new"
+    assert os.listdir(fd) == ["old"]
+    os.close(fd)
+    lower.joinpath("new").unlink()
+    lower.rmdir()
+    lower.write_text("a file now")
+    assert (edited.mnt / "d" / "sub").read_text() == "a file now"
+
+
+def test_listings_under_way(edited: Space) -> None:
+    """Each name once that was there from the beginning to the end, whatever comes and goes."""
+    many = {f"name{number:05}" for number in range(3000)}
+    (edited.lower / "many").mkdir()
+    for name in many:
+        (edited.lower / "many" / name).touch()
+    seen = []
+    with os.scandir(edited.mnt / "many") as entries:
+        for number, entry in enumerate(entries):
+            seen.append(entry.name)
+            if number % 300 == 0:
+                (edited.lower / "many" / f"later{number:05}").touch()
+                assert (edited.mnt / "many" / f"later{number:05}").exists()
+    assert len(seen) == len(set(seen))
+    assert set(seen) >= many
+    assert len(names(edited, "many")) == 3010
+
+
+def test_lowers_that_were_not_touched_for_long(edited: Space) -> None:
+    """They are not read again and again: their times say so. Yet what comes is seen."""
+    past = time.time() - 100
+    for layer in edited.lowers:
+        os.utime(layer / "d", (past, past))
+    time.sleep(1.1)
+    for _ in range(3):
+        assert names(edited) == BEFORE
+    (edited.lower / "d" / "new").touch()
+    assert names(edited) == BEFORE | {"new"}
+
+
+def test_a_timeout_that_ends(space: Space) -> None:
+    space.extra = ("timeout=0.2",)
+    (space.lower / "d").mkdir()
+    space.mount()
+    assert names(space) == set()
+    (space.lower / "d" / "new").touch()
+    end = time.monotonic() + 20
+    while names(space) != {"new"}:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert (space.mnt / "d" / "new").exists()
