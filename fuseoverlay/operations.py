@@ -128,6 +128,8 @@ class Operations(pyfuse3.Operations):
 
     #: Opcodes of requests that do not come through pyfuse3.
     taken: Collection[int] = ()
+    #: How many requests are being served.
+    under_way = 0
     supports_dot_lookup = False
     enable_writeback_cache = False
 
@@ -144,8 +146,6 @@ class Operations(pyfuse3.Operations):
         self._timeout = ov.config.timeout
         # The next mount gives numbers of our own to other files: a handle must not lead there.
         self._generation = int.from_bytes(os.urandom(4)) | 1
-        #: Requests that are being served.
-        self.under_way = 0
         # Whether the kernel opens and closes without asking us, see `native.agree`.
         self._handleless = False
 

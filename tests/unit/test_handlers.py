@@ -20,7 +20,7 @@ QUIET = {"release", "releasedir"}
 #: What the kernel is told not to ask again.
 REFUSED = {"flush", "poll"}
 #: What pyfuse3 calls that is no request, and what serves the requests that it does not know.
-CALLBACKS = {"init", "stacktrace", "serve", "stop"}
+CALLBACKS = {"init", "stacktrace", "serve", "stop", "write_back"}
 
 
 def _own_handlers() -> dict[str, Any]:
