@@ -230,7 +230,12 @@ def _unmount(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from fuseoverlay import unmount
 
-    unmount.unmount(os.fsencode(args.mountpoint))
+    if not unmount.unmount(os.fsencode(args.mountpoint)):
+        _complain(
+            "warning",
+            f"{args.mountpoint}: unmounted, but its daemon goes on: another mount namespace (a "
+            "container, say) has a copy of the mount, or the disk is slow",
+        )
     return 0
 
 

@@ -393,8 +393,8 @@ def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
         return
     copy_up_directory(ov, parent)
     real = upper_of(ov, file)
-    linkindex.hold_count(ov, file, real)
     with transaction.begin() as change:
+        linkindex.hold_count(ov, change, file, real)
         staged = staging.stage(ov, change)
         os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
         place = _publish(ov, staged, parent, name)

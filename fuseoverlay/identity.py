@@ -15,7 +15,8 @@ import stat
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from fuseoverlay import acl, capability, syscalls, xattrs
+from fuseoverlay import acl, capability, syscalls, trust, xattrs
+from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.layers import Layer
@@ -80,7 +81,7 @@ class Identity:
         """What is stored of the real file at `path` with the status `st`."""
         if layer.override is not None:
             if stat.S_IFMT(st.st_mode) in _HOLDERS:
-                override = read_override(path, layer.override, st.st_mode, follow=follow)
+                override = _override_of(layer, layer.override, path, st, follow=follow)
                 if override is not None:
                     return Status(override.uid, override.gid, override.mode, override.rdev)
             elif stat.S_ISLNK(st.st_mode):
@@ -210,6 +211,22 @@ def read_override(
     """What the override attribute says; None where there is none or it is malformed."""
     value = xattrs.get(path, attribute, follow=follow)
     return OverrideStat.parse(value, real_mode) if value is not None else None
+
+
+def _override_of(
+    layer: Layer, attribute: bytes, path: bytes, st: os.stat_result, *, follow: bool
+) -> OverrideStat | None:
+    """What counts of the attribute in this layer."""
+    if not layer.only_of_root:
+        return read_override(path, attribute, st.st_mode, follow=follow)
+    # By a descriptor: whoever owns the directory could put another object in its place meanwhile.
+    fd = open_file(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    try:
+        if not trust.is_roots_alone(os.stat(fd)):
+            return None
+        return read_override(syscalls.fd_path(fd), attribute, st.st_mode, follow=True)
+    finally:
+        os.close(fd)
 
 
 def write_override(path: bytes, attribute: bytes, stored: Status, *, follow: bool = False) -> None:

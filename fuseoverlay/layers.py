@@ -44,6 +44,7 @@ class Layer:
         "lists_attributes",
         "namespaces",
         "number",
+        "only_of_root",
         "override",
         "path",
         "root",
@@ -66,6 +67,8 @@ class Layer:
         self.namespaces: tuple[bytes, ...] = (xattrs.TRUSTED,)
         #: The attribute that owners, modes and types are kept in; None: where they belong.
         self.override: bytes | None = None
+        #: Whether that attribute counts only of objects that root alone can have given it.
+        self.only_of_root = False
         #: Whether some directories only exist because something inside them does. Whoever owns
         #: the layer gains nothing by saying so: what is below counts then.
         self.implied = xattrs.get(syscalls.at(root_fd, b"."), xattrs.IMPLIED) is not None
@@ -75,7 +78,13 @@ class Layer:
         `user_attributes`: the mount asks for `user.` ones."""
         self.namespaces = trust.namespaces(self.root_fd, asked=user_attributes)
         self.override = trust.override(self.root_fd, self.namespaces)
-        if self.override is None and trust.override(self.root_fd, xattrs.NAMESPACES) is not None:
+        others = trust.override(self.root_fd, xattrs.NAMESPACES) if self.override is None else None
+        if others is None:
+            return
+        self.only_of_root = trust.is_roots_alone(os.fstat(self.root_fd))
+        if self.only_of_root:
+            self.override = others
+        else:
             log.warning(
                 "%s: user. attributes that keep owners and modes are ignored, since others than "
                 "root can set them; with userxattr they count",
@@ -85,7 +94,8 @@ class Layer:
     @property
     def keeps_capabilities(self) -> bool:
         """Whether file capabilities are kept in an attribute that a plain user can set."""
-        return self.override is not None and self.override.startswith(b"user.")
+        kept = self.override is not None and self.override.startswith(b"user.")
+        return kept and not self.only_of_root
 
     def stored_name(self, name: bytes) -> bytes:
         """The name under which an attribute of a user's is stored; errors of `xattrs.to_real`."""

@@ -68,12 +68,19 @@ def enter(
     return True
 
 
-def hold_count(ov: Overlay, file: File, real: Real) -> None:
+def hold_count(ov: Overlay, change: Transaction, file: File, real: Real) -> None:
     """Before an indexed file gets a real name for one that the index stands for: the count
     must be right before and after that. `set_links` must be called then."""
     if file.links and file.lower is not None:
-        with contextlib.suppress(OSError):
-            _count_from_lower(ov, file.lower, real.path, file.links, follow=real.follow)
+        change.on_error(_count_from_upper, ov, file)
+        _count_from_lower(ov, file.lower, real.path, file.links, follow=real.follow)
+
+
+def prepare_count(ov: Overlay, file: File) -> None:
+    """Before an indexed file gets or loses a name, a real one: see to it that what is on disk
+    will be right afterwards, too."""
+    if file.links:
+        _count_from_upper(ov, file)
 
 
 def _count_from_lower(ov: Overlay, lower: Place, path: bytes, links: int, *, follow: bool) -> None:
@@ -98,7 +105,8 @@ def _count_from_upper(ov: Overlay, file: File) -> None:
     real = upper_of(ov, file)
     value = b"U%+d" % (file.links - file.links_of(real.st))
     name = ov.writable().namespace + xattrs.NLINK
-    xattrs.put(real.path, name, value, follow=real.follow)
+    if xattrs.get(real.path, name, follow=real.follow) != value:
+        xattrs.put(real.path, name, value, follow=real.follow)
 
 
 def entry(ov: Overlay, origin: bytes) -> Held:

@@ -188,7 +188,10 @@ def _file(
             _find_data(ov, parent, file, Place(real, name), st)
     if found.in_upper and file.upper is None:
         file.upper = Place(real, name)
-        ov.inodes.let_go(file)
+        if file.held is not None:
+            ov.inodes.let_go(file)
+            # A name that only held it was counted.
+            st = os.stat(name, dir_fd=ov.stack.fd(real), follow_symlinks=False)
     file.names[parent, name] = None
     if file.in_upper and not found.in_upper:
         # The copy counts, which the index of hard links leads to.

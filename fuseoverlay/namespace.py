@@ -287,6 +287,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
     if has_origin(file, real):
         mark_impure(ov, parent)
     work = ov.writable().fd
+    linkindex.prepare_count(ov, file)
     with transaction.begin() as change:
         staged = staging.stage(ov, change)
         os.link(real.path, staged, dst_dir_fd=work, follow_symlinks=real.follow)
@@ -342,17 +343,21 @@ def hold(ov: Overlay, change: Transaction, file: File, parent: Directory, name: 
         return Goes(None, linkindex.note_origin(ov, file), False)
     real = upper_of(ov, file)
     if file.links > 1:
+        linkindex.prepare_count(ov, file)
         held = hardlinks.entry_of(ov, real.path, real.st, follow=real.follow)
         if held is not None:
             return Goes(held, None, False)
     elif file.links:
         linkindex.leave(ov, change, real)
         real = upper_of(ov, file)
-    if ov.inodes.may_hold:
+    held = None
+    if not ov.inodes.may_hold:
+        # There may be no room for a name, or a link not allowed: removing must work all the same.
+        with contextlib.suppress(OSError):
+            held = park(ov, change, real.path, follow=real.follow)
+    if held is None:
         held = _open_held(ov, file.upper.real, name)
         change.on_error(release, held)
-    else:
-        held = park(ov, change, real.path, follow=real.follow)
     return Goes(held, None, real.st.st_nlink == 1)
 
 

@@ -367,7 +367,7 @@ def _swap_with_whiteout(
     if dialect not in (None, Dialect.OCI):
         put_whiteout(ov, dst.place, dialect, over_whiteout=masked)
         if not masked:
-            change.on_error(os.unlink, dst.name, dir_fd=dst_fd)
+            change.on_error(_unmask, dst, dst_fd)
     if dialect is Dialect.XATTR:
         workdir = ov.writable()
         whiteout.mark_xattr_whiteouts(src_fd, workdir.namespace, workdir.upper.namespaces)
@@ -381,6 +381,15 @@ def _swap_with_whiteout(
         log.warning("a needless whiteout stays: %s", exc)
         return Dialect.CHAR
     return dialect
+
+
+def _unmask(side: Side, fd: int) -> None:
+    """Remove a whiteout that has been put where nothing is; the index is told if it stays."""
+    try:
+        os.unlink(side.name, dir_fd=fd)
+    except OSError:
+        side.index.masks.add(side.name)
+        raise
 
 
 def _arrived(

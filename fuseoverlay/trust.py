@@ -33,17 +33,12 @@ def _has_every_id(which: str) -> bool:
 def namespaces(root_fd: int, *, asked: bool) -> tuple[bytes, ...]:
     """The namespaces of overlay attributes that count in the layer with this root directory, in
     order of precedence. `asked`: the mount has `userxattr` or `xattr_permissions=2`."""
-    if asked or not is_superuser() or _is_roots_own(root_fd):
-        return xattrs.NAMESPACES
-    return (xattrs.TRUSTED,)
+    return xattrs.NAMESPACES if asked or not is_superuser() else (xattrs.TRUSTED,)
 
 
-def _is_roots_own(root_fd: int) -> bool:
-    """Whether the directory keeps its owner in an attribute that only root can have set."""
-    st = os.fstat(root_fd)
-    if st.st_uid != 0 or st.st_mode & _WRITABLE_FOR_OTHERS:
-        return False
-    return override(root_fd, xattrs.NAMESPACES) is not None
+def is_roots_alone(st: os.stat_result) -> bool:
+    """Whether only root can have set the `user.` attributes of an object with this status."""
+    return st.st_uid == 0 and not st.st_mode & _WRITABLE_FOR_OTHERS
 
 
 def override(root_fd: int, counted: tuple[bytes, ...]) -> bytes | None:

@@ -15,11 +15,14 @@ from fuseoverlay.errors import FuseError, MountpointError, describe
 _FUSERMOUNT: Final = "fusermount3"
 #: Seconds that a daemon gets to say who it is: it may be stopped.
 _PATIENCE: Final = 1.0
+#: Seconds that it gets to end: the disk may take some.
+_END_PATIENCE: Final = 10.0
 
 
-def unmount(mountpoint: bytes) -> None:
-    """Unmount, and return when the daemon has ended, unless that is in another pid namespace: then
-    the layers are free and on disk. Raises `MountpointError`, `FuseError`."""
+def unmount(mountpoint: bytes) -> bool:
+    """Unmount, and wait for the daemon to end, unless that is in another pid namespace: once it has
+    the layers are free and on disk. False: it goes on, since another mount namespace has a copy of
+    the mount, or the disk takes long. Raises `MountpointError`, `FuseError`."""
     path = _resolved(mountpoint)
     if fuse_mount(path) is None:
         raise MountpointError("no FUSE filesystem is mounted here", where=mountpoint)
@@ -34,8 +37,7 @@ def unmount(mountpoint: bytes) -> None:
                 where=mountpoint,
                 hint="end the processes that use it",
             )
-        if daemon is not None:
-            select.select([daemon], [], [])
+        return daemon is None or bool(select.select([daemon], [], [], _END_PATIENCE)[0])
 
 
 def _umount(path: bytes) -> str | None:

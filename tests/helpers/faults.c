@@ -2,7 +2,7 @@
  * Lets one call of a program fail: preloaded into a daemon, told by a file that both map.
  *
  * Once armed it counts the calls below. The one at which `left` reaches zero fails with `error`
- * instead of being made. With `full` only calls that take room on a disk count, and all that
+ * instead of being made, and so do as many as follow it to make `times`. With `full` only calls that take room on a disk count, and all that
  * follow fail as well, until the file is disarmed.
  */
 #define _GNU_SOURCE
@@ -21,8 +21,8 @@
 #include <unistd.h>
 
 struct control {
-    atomic_int armed, left, error, full, fired;
-    char name[44]; /* of the call that failed */
+    atomic_int armed, left, error, full, times, fired;
+    char name[40]; /* of the first call that failed */
 };
 
 static struct control *control;
@@ -45,7 +45,8 @@ static bool fails(const char *name, bool takes_room)
 {
     if (!control || !control->armed || (control->full && !takes_room))
         return false;
-    if (control->full && control->fired) {
+    if (control->fired && (control->full || control->fired < control->times)) {
+        control->fired++;
         errno = control->error;
         return true;
     }

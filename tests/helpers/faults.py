@@ -16,8 +16,8 @@ from pathlib import Path
 from tests.helpers.mounts import Daemon, Space
 
 _SOURCE = Path(__file__).with_name("faults.c")
-# armed, left, error, full, fired; name
-_CONTROL = struct.Struct("=5i44s")
+# armed, left, error, full, times, fired; name
+_CONTROL = struct.Struct("=6i40s")
 #: More calls than any change makes.
 MANY = 1 << 20
 
@@ -50,10 +50,11 @@ class Faults:
         return space.mnt
 
     @contextlib.contextmanager
-    def armed(self, left: int, error: int, *, full: bool = False) -> Iterator[None]:
-        """In the block the call that `left` counts fails; with `full` every one that takes room
-        on the disk from there on, and only those count."""
-        self._control[: _CONTROL.size] = _CONTROL.pack(1, left, error, full, 0, b"")
+    def armed(self, left: int, error: int, *, full: bool = False, times: int = 1) -> Iterator[None]:
+        """In the block the call that `left` counts fails, with those that follow it as many as
+        `times`; with `full` every one that takes room on the disk from there on, and only those
+        count."""
+        self._control[: _CONTROL.size] = _CONTROL.pack(1, left, error, full, times, 0, b"")
         try:
             yield
         finally:
@@ -68,4 +69,4 @@ class Faults:
     def failed(self) -> str:
         """The call that failed; empty: none."""
         fields = _CONTROL.unpack_from(self._control)
-        return fields[5].rstrip(b"\0").decode() if fields[4] else ""
+        return fields[6].rstrip(b"\0").decode() if fields[5] else ""

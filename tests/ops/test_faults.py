@@ -23,7 +23,16 @@ import pytest
 
 from tests.helpers.changes import BEFORE, CHANGES, FEATURES, MORE, REMOVALS, Change, make_layers
 from tests.helpers.faults import MANY, Faults
-from tests.helpers.mounts import MODE, NATIVE, Space, command, daemon_env, fuse_only, scratch
+from tests.helpers.mounts import (
+    MODE,
+    NATIVE,
+    Space,
+    command,
+    daemon_env,
+    fuse_only,
+    overlay_xattr,
+    scratch,
+)
 from tests.helpers.tree import Tree, compare, record
 
 LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
@@ -264,3 +273,68 @@ def test_removal_on_a_full_disk(change: str, dialect: str) -> None:
 @pytest.mark.parametrize("change", FEATURES)
 def test_features_on_a_full_disk(change: str) -> None:
     _check(change, FEATURES[change], ON, full=True)
+
+
+def test_link_count_is_right_before_and_after_each_failure(space: Space) -> None:
+    """What is on disk tells it, from the upper's own count or the lower's; a name is neither made
+    nor removed where it would not do so any more."""
+    for name in ("b", "c"):
+        if name == "b":
+            (space.lower / "a").write_bytes(b"lower")
+        os.link(space.lower / "a", space.lower / name)
+    faults = Faults(space.base / "faults")
+    mnt = faults.mount(space)
+    os.chmod(mnt / "a", 0o600)
+    for call in range(1, 12):
+        with faults.armed(call, errno.ENOSPC, full=True), contextlib.suppress(OSError):
+            os.unlink(mnt / "b")
+        if not (mnt / "b").exists():
+            break
+        assert _told_links(space.upper / "a", space.lower / "a") == 3, call
+    assert call > 1
+    assert os.stat(mnt / "a").st_nlink == 2
+    for call in range(1, 12):
+        with faults.armed(call, errno.EIO), contextlib.suppress(OSError):
+            os.link(mnt / "a", mnt / f"new{call}")
+    names = len([name for name in os.listdir(mnt) if name.startswith("new")]) + 2
+    assert os.stat(mnt / "a").st_nlink == names
+    space.remount()
+    assert os.stat(mnt / "a").st_nlink == names
+    (mnt / "a").write_bytes(b"changed")
+    for name in os.listdir(mnt):
+        if name != "c":
+            os.unlink(mnt / name)
+    space.remount()
+    assert (mnt / "c").read_bytes() == b"changed"
+    space.unmount()
+
+
+def _told_links(upper: Path, lower: Path) -> int:
+    value = overlay_xattr(upper, "nlink")
+    assert value is not None
+    return int(value[1:]) + os.stat(upper if value.startswith(b"U") else lower).st_nlink
+
+
+def test_whiteout_that_cannot_be_taken_back(space: Space) -> None:
+    """Two failures in a row: a name that is not visible can be made all the same."""
+    space.extra = ("whiteout=xattr",)
+    (space.lower / "a").write_bytes(b"lower")
+    faults = Faults(space.base / "faults")
+    mnt = faults.mount(space)
+    os.chmod(mnt / "a", 0o600)
+    (mnt / "new").mkdir()
+    tried = 0
+    for call in range(1, 40):
+        with faults.armed(call, errno.EIO, times=2):
+            try:
+                os.rename(mnt / "a", mnt / "new" / "a")
+            except OSError:
+                tried += 1
+        if (mnt / "a").exists():
+            assert os.listdir(mnt / "new") == []
+            (mnt / "new" / "a").write_bytes(b"made")
+            (mnt / "new" / "a").unlink()
+        else:
+            os.rename(mnt / "new" / "a", mnt / "a")
+    assert tried > 5
+    space.unmount()

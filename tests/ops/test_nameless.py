@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import libc
-from tests.helpers.mounts import NATIVE, Daemon, Space, command, fails, fuse_only
+from tests.helpers.mounts import MODE, NATIVE, Daemon, Space, command, detach, fails, fuse_only
 
 pytestmark = fuse_only
 
@@ -172,3 +173,55 @@ def test_names_that_lead_to_copies_by_the_index(few: Space) -> None:
         assert os.stat(few.mnt / f"other{number}").st_nlink == 2
     _everything_works(few.mnt)
     few.unmount()
+
+
+def test_other_names_of_files_that_are_held(few: Space) -> None:
+    """Their link count is their own."""
+    descriptors = []
+    for number in range(MANY):
+        descriptors.append(os.open(few.mnt / f"new{number}", os.O_CREAT | os.O_RDWR))
+        os.link(few.mnt / f"new{number}", few.mnt / f"kept{number}")
+        os.unlink(few.mnt / f"new{number}")
+    for _ in range(2):
+        os.listdir(few.mnt)
+        wrong = [n for n in range(MANY) if os.stat(few.mnt / f"kept{n}").st_nlink != 1]
+        assert wrong == []
+        assert [fd for fd in descriptors if os.fstat(fd).st_nlink != 1] == []
+    for fd in descriptors:
+        os.close(fd)
+    few.unmount()
+
+
+@pytest.mark.skipif(MODE == "user", reason="a plain user cannot mount filesystems")
+def test_removing_where_there_is_no_room(space: Space) -> None:
+    """Though many files are held, and the filesystem has no inode for another name."""
+    small = space.base / "small"
+    small.mkdir()
+    options = ["-o", "nr_inodes=400,size=4m"]
+    subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(small)], check=True, timeout=30)
+    try:
+        space.upper, space.work = small / "upper", small / "work"
+        space.upper.mkdir()
+        space.work.mkdir()
+        argv = ["prlimit", "--nofile=512:512", *command("mount", "-f")]
+        argv += ["-o", space.options(), str(space.mnt)]
+        space.daemon = Daemon(argv, space.mnt, space.log)
+        space.daemon.wait_until_mounted(1)
+        made = [
+            os.open(space.mnt / f"new{number}", os.O_CREAT | os.O_RDWR) for number in range(150)
+        ]
+        with fails(errno.ENOSPC):
+            for number in range(400):
+                (space.mnt / f"filler{number}").touch()
+        for number in range(150):
+            os.unlink(space.mnt / f"new{number}")
+        for name in os.listdir(space.mnt):
+            os.unlink(space.mnt / name)
+        for number, fd in enumerate(made):
+            os.pwrite(fd, b"%d" % number, 0)
+            assert os.pread(fd, 10, 0) == b"%d" % number
+            os.close(fd)
+        space.unmount()
+    finally:
+        space.drop()
+        detach(small)

@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, command, daemon_env, differs, fuse_only, root_only
+from tests.helpers.mounts import (
+    MODE,
+    Space,
+    command,
+    daemon_env,
+    differs,
+    fails,
+    fuse_only,
+    root_only,
+)
 from tests.ops.test_users import ALICE, may, may_not
 
 CONTAINERS = "user.containers.override_stat"
@@ -154,7 +163,34 @@ def test_roots_own_layer_says_so(space: Space, name: str) -> None:
     with space.mounted(settle=False) as mnt:
         st = os.stat(mnt / "f")
         assert (st.st_uid, st.st_gid, st.st_mode & 0o7777) == (5, 6, 0o4711)
-        assert os.listdir(mnt / "d") == ["f"]
+        # A mark is one by `trusted.` attributes alone.
+        assert os.listdir(mnt / "d") == []
+
+
+@root_only
+@fuse_only
+@pytest.mark.parametrize("name", OVERRIDES)
+@pytest.mark.parametrize("owner", ["hers", "for all to write"])
+def test_what_is_not_roots_in_a_layer_of_roots(space: Space, name: str, owner: str) -> None:
+    """Whoever owns one file or directory in it says nothing of others, and gains nothing."""
+    hers = space.lower / "hers"
+    hers.mkdir()
+    shutil.copy("/usr/bin/id", hers / "id")
+    capability = "user.containers.override_security.capability"
+    for path, value in ((space.lower, "0:0:0755:dir"), (hers / "id", "0:0:04755:file")):
+        os.setxattr(path, name, value.encode())
+    os.setxattr(hers, name, b"0:0:0700:dir")
+    os.setxattr(hers / "id", capability, bytes.fromhex("0100000280000000000000000000000000000000"))
+    for path in (hers, hers / "id"):
+        os.chmod(path, 0o777 if owner == "for all to write" else 0o755)
+        os.chown(path, 0 if owner == "for all to write" else ALICE, -1)
+    with space.mounted(settle=False) as mnt:
+        for path in ("hers", "hers/id"):
+            real, shown = os.stat(space.lower / path), os.stat(mnt / path)
+            assert (shown.st_uid, shown.st_mode) == (real.st_uid, real.st_mode)
+        assert os.listxattr(mnt / "hers" / "id") == []
+        with fails(errno.ENODATA):
+            os.getxattr(mnt / "hers" / "id", "security.capability")
 
 
 @root_only
