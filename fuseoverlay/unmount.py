@@ -79,7 +79,10 @@ def _daemon(path: bytes) -> int | None:
 
 def _resolved(path: bytes) -> bytes:
     """Its absolute path, without asking who serves it."""
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as exc:
+        raise MountpointError(f"cannot be unmounted: {describe(exc)}", where=path) from None
     try:
         return os.readlink(syscalls.fd_path(fd))
     finally:

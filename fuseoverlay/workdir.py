@@ -85,10 +85,10 @@ class WorkDir:
                     syscalls.RENAME_WHITEOUT
                 )
             except OSError as exc:
+                full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+                hint = "free some, or mount with ro" if full else "it needs to be yours to write"
                 raise UpperError(
-                    f"workdir cannot be written: {describe(exc)}",
-                    where=path,
-                    hint="it needs to be an empty directory of yours with space left",
+                    f"workdir cannot be written: {describe(exc)}", where=path, hint=hint
                 ) from None
             undo.pop_all()
 

@@ -136,6 +136,33 @@ def test_unmounting_a_busy_mount(cli: Cli) -> None:
     cli.wait_until_gone()
 
 
+def test_unmounting_what_does_not_exist(cli: Cli) -> None:
+    done = cli.run("unmount", cli.space.mnt / "nothing")
+    assert done.returncode == 5
+    assert done.stderr.endswith("nothing: cannot be unmounted: No such file or directory\n")
+
+
+@pytest.mark.skipif(MODE != "root", reason="takes another mount namespace")
+def test_unmounting_what_another_namespace_has_too(cli: Cli) -> None:
+    """It is gone here, and a line says why the daemon goes on."""
+    cli.mount("mount", "-o", cli.space.options(), cli.space.mnt)
+    other = subprocess.Popen(["unshare", "-m", "--propagation=private", "sleep", "100"])
+    try:
+        wait_for(lambda: _namespace(other.pid) != _namespace("self"), 10, "another namespace")
+        done = cli.run("unmount", cli.space.mnt)
+        assert done.returncode == 0
+        assert "its daemon goes on" in done.stderr
+        assert not mounts_at(cli.space.mnt)
+    finally:
+        other.kill()
+        other.wait()
+    cli.wait_until_gone()
+
+
+def _namespace(pid: int | str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/mnt")
+
+
 def test_unmounting_what_is_not_mounted(cli: Cli) -> None:
     done = cli.run("unmount", cli.space.mnt)
     assert done.returncode == 5
