@@ -509,10 +509,10 @@ def test_litter_in_the_work_directory_is_cleaned(cli: Cli) -> None:
     cli.wait_until_gone()
     (staging,) = [path for path in space.work.iterdir() if path.name == "work"]
     (staging / "#1").write_bytes(b"litter")
-    (staging / "deep" / "er").mkdir(parents=True)
-    (staging / "deep" / "er" / "file").touch()
-    (staging / "deep" / "er").chmod(0o500)
-    os.symlink("/etc", staging / "link")
+    (staging / "#2" / "er").mkdir(parents=True)
+    (staging / "#2" / "er" / "file").touch()
+    (staging / "#2" / "er").chmod(0o500)
+    os.symlink("/etc", staging / "#3")
     cli.mount("-o", space.options(), space.mnt)
     assert os.listdir(staging) == []
     assert Path("/etc/passwd").exists()
