@@ -286,7 +286,9 @@ CASES = {
     ".wh..wh..opq": Case(
         _opaque_file_over_nothing, {"new/.wh..wh..opq": NOTHING, "d/.wh.x": NOTHING}
     ),
-    "unmarked": Case(_unmarked, {"d/x": "the directory is not marked for such whiteouts"}, repaired=False),
+    "unmarked": Case(
+        _unmarked, {"d/x": "the directory is not marked for such whiteouts"}, repaired=False
+    ),
     "odd opaque": Case(
         _odd_opaque,
         {"d": "opaque is '1', which", "e": "opaque is 'yes', which", "r": "opaque is '', which"},
