@@ -144,7 +144,7 @@ def _mount_parser(prog: str) -> _Parser:
                         help="lowerdir=A:B,upperdir=U,workdir=W and mount options")  # fmt: skip
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("-d", "--debug", action="store_true",
-                        help="log each request, with its error if it fails; implies -f")  # fmt: skip
+                        help="log each request, with its error if any; implies -f")  # fmt: skip
     parser.add_argument("-s", dest="single", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--upper", metavar="DIR",
                         help="image: keep changes in DIR/diff, work in DIR/work")  # fmt: skip

@@ -234,7 +234,7 @@ def test_capabilities_in_layers(space: Space, name: str) -> None:
         os.setxattr(space.lower / what, name, b"0:0:0755:file")
     os.setxattr(space.lower / "kept", KEPT, NET_RAW)
     os.setxattr(space.lower / "real", CAPABILITY, NET_RAW)
-    for options, where in (("index=on", CAPABILITY), ("xattr_permissions=2", KEPT)):
+    for options, where in (("userxattr", CAPABILITY), ("xattr_permissions=2", KEPT)):
         mnt = mount(space, options)
         for _ in range(2):
             assert os.getxattr(mnt / "kept", CAPABILITY) == NET_RAW
