@@ -132,6 +132,9 @@ class Writer:
         try:
             if isinstance(target, int):
                 os.setxattr(target, name, value)
+                if self.override and name == xattrs.CAPABILITY:
+                    # Who may give it really may have it shown: a mount looks here.
+                    os.setxattr(target, xattrs.OVERRIDE_CAPABILITY, value)
             else:
                 os.setxattr(target, name, value, follow_symlinks=False)
         except OSError as exc:
