@@ -160,11 +160,12 @@ async def setattr(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Ch
     protection.check_change(ov, inode, touch=changes.touch)
     uid = _given(ov.identity.uids, changes.uid, inode is ov.inodes.root)
     gid = _given(ov.identity.gids, changes.gid, inode is ov.inodes.root)
+    # Before anything ends setgid: what the kernel asks for has it still.
+    mode = _mode_after(ov, inode, changes, who)
     if changes.size is not None and isinstance(inode, File):
         await _truncate(ov, inode, changes.size, who)
     else:
         await copy_up(ov, inode, data=False)
-    mode = _mode_after(ov, inode, changes, who)
     if uid is not None or gid is not None or mode is not None:
         ownership.change(ov, inode, uid=uid, gid=gid, mode=mode)
     if changes.size is not None:
