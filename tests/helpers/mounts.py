@@ -329,7 +329,16 @@ class Space:
         for path in (self.upper, self.work):
             path.rename(f"{path}{number}")
             path.mkdir()
-        self.lowers.insert(0, self.base / f"{self.upper.name}{number}")
+        old = self.base / f"{self.upper.name}{number}"
+        self.lowers.insert(0, old)
+        # The top directory shows what the upper's says: the new one says the same.
+        st = old.stat()
+        os.chown(self.upper, st.st_uid, st.st_gid)
+        self.upper.chmod(stat.S_IMODE(st.st_mode))
+        for name in os.listxattr(old):
+            if "overlay" not in name:
+                os.setxattr(self.upper, name, os.getxattr(old, name))
+        os.utime(self.upper, ns=(st.st_atime_ns, st.st_mtime_ns))
 
     def options(self, *, read_only: bool = False) -> str:
         """The mount options."""
