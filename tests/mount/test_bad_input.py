@@ -548,6 +548,17 @@ def test_nothing_is_left_in_the_layers(cli: Cli) -> None:
         space.lowers.pop()
 
 
+def _end(cli: Cli, pid: int, *, crash: bool) -> None:
+    """End the mount, by a crash of the daemon or as one should."""
+    if crash:
+        os.kill(pid, signal.SIGKILL)
+        cli.wait_until_gone()
+        detach(cli.space.mnt)
+    else:
+        unmount(cli.space.mnt)
+        cli.wait_until_gone()
+
+
 def test_workdir_with_other_content(cli: Cli) -> None:
     """It is left alone, as by the kernel, whatever it is called."""
     space = cli.space
@@ -559,13 +570,7 @@ def test_workdir_with_other_content(cli: Cli) -> None:
     for crash in (False, True):
         pid = cli.mount("-o", space.options(), space.mnt)
         (space.mnt / "f").write_bytes(b"copied up")
-        if crash:
-            os.kill(pid, signal.SIGKILL)
-            cli.wait_until_gone()
-            detach(space.mnt)
-        else:
-            unmount(space.mnt)
-            cli.wait_until_gone()
+        _end(cli, pid, crash=crash)
         assert {path: path.read_bytes() for path in kept} == kept
 
 
@@ -607,13 +612,7 @@ def test_upper_that_was_volatile(cli: Cli, crash: bool) -> None:
     space = cli.space
     pid = cli.mount("-o", space.options() + ",volatile", space.mnt)
     (space.mnt / "new").write_bytes(b"x")
-    if crash:
-        os.kill(pid, signal.SIGKILL)
-        cli.wait_until_gone()
-        detach(space.mnt)
-    else:
-        unmount(space.mnt)
-        cli.wait_until_gone()
+    _end(cli, pid, crash=crash)
     mark = space.work / "work" / "incompat" / "volatile"
     message = refused(cli, UPPER, "-o", space.options(), space.mnt, word="volatile")
     assert str(mark) in message
