@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -239,13 +240,25 @@ def link_to_itself(d: Path) -> object:
     os.unlink(d / "moved")
 
 
+def _follows(path: str | Path) -> bool:
+    """Whether all links of a path are followed in at least one of ten tries.
+
+    Linux walks a path once more, and goes on counting its links where it was, if something is
+    mounted anywhere meanwhile: then it answers ELOOP after fewer than 40.
+    """
+    for _ in range(10):
+        with contextlib.suppress(OSError):
+            return os.stat(path).st_size == len(CONTENT)
+    return False
+
+
 @behaviour()
 def chain_of_links(d: Path) -> object:
     """Linux follows 40."""
     os.symlink("f", d / "l1")
     for index in range(2, 43):
         os.symlink(f"l{index - 1}", d / f"l{index}")
-    assert (d / "l40").read_bytes() == CONTENT
+    assert _follows(d / "l40")
     with fails(errno.ELOOP):
         os.stat(d / "l41")
     assert os.readlink(d / "l42") == "l41"
@@ -254,7 +267,7 @@ def chain_of_links(d: Path) -> object:
 @behaviour()
 def links_in_a_path_are_counted(d: Path) -> object:
     os.symlink(".", d / "h")
-    assert os.stat(f"{d}/{'h/' * 40}f").st_size == len(CONTENT)
+    assert _follows(f"{d}/{'h/' * 40}f")
     with fails(errno.ELOOP):
         os.stat(f"{d}/{'h/' * 41}f")
 
