@@ -42,7 +42,7 @@ _FUSE_VALUES: Final = ("fsname", "subtype")
 # SELinux labels, mount(8).
 _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
 # Fields of `MountConfig` that an option of the same name turns on.
-_SWITCHES: Final = ("volatile", "userxattr", "static_nlink", "noacl", "debug")
+_SWITCHES: Final = ("volatile", "userxattr", "static_nlink", "noacl", "submounts", "debug")
 # What mount(8) and /etc/fstab may leave in the list and no filesystem acts on, and how
 # fuse-overlayfs divides its work, which changes nothing that is seen.
 _NO_EFFECT: Final = re.compile(
@@ -113,6 +113,8 @@ class MountConfig:
     noacl: bool = False
     #: No extended attributes: EOPNOTSUPP, and so no ACLs. Those in the layers are kept.
     noxattrs: bool = False
+    #: Show what is mounted below the lowers, as it is when the mount begins.
+    submounts: bool = False
     #: The most that one WRITE may bring, bytes; None: as much as libfuse takes.
     max_write: int | None = None
     #: Labels for the kernel's SELinux, `context="..."` and the like.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import stat
 import struct
 from collections.abc import Callable
@@ -251,9 +252,11 @@ class Direct:
         added to their numbers, and their device; None: they have to be looked up."""
         if real is None or self._ov.identity.translates(real.layer):
             return None
-        device = real.layer.device
+        fd = self._ov.stack.fd(real)
+        # Something may be mounted below the layer.
+        device = os.fstat(fd).st_dev if real.layer.crosses else real.layer.device
         base = self._ov.inodes.base(device)
-        return None if base is None else (self._ov.stack.fd(real), base, device)
+        return None if base is None else (fd, base, device)
 
     def _add(
         self, directory: Directory, index: merge.Index, name: bytes, cookie: int, emit: Emit

@@ -35,11 +35,13 @@ class Handle(NamedTuple):
     opaque: bytes
 
 
-def encode(dir_fd: int, name: bytes, uuid: bytes, flags: int = 0) -> bytes | None:
+def encode(dir_fd: int, name: bytes, uuid: bytes | None, flags: int = 0) -> bytes | None:
     """The handle of `name` in `dir_fd`, or of that itself where the name is empty.
 
-    `uuid` is its filesystem's. None: that has no handles.
+    `uuid` is its filesystem's. None: that has no handles, or cannot be told from another.
     """
+    if uuid is None:
+        return None
     try:
         kind, opaque = syscalls.file_handle(dir_fd, name)
     except OSError as exc:

@@ -33,9 +33,10 @@ _NOT_FOUND: Final = (errno.ESTALE, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, 
 
 
 def origin_of(ov: Overlay, place: Place) -> bytes | None:
-    """`overlay.origin` for a copy of the file; None: its filesystem has no handles."""
-    real = place.real
-    return handles.encode(ov.stack.fd(real), place.name, real.layer.uuid)
+    """`overlay.origin` for a copy of the file; None: its filesystem has no handles, or none that
+    can be told from another's."""
+    uuid = ov.stack.uuid_of(*place)
+    return handles.encode(ov.stack.fd(place.real), place.name, uuid)
 
 
 def find_origin(ov: Overlay, origin: bytes) -> os.stat_result | None:

@@ -39,7 +39,10 @@ class Layer:
     """One layer. `number` 0 is the upper; lowers are counted from 1, top to bottom."""
 
     __slots__ = (
+        "crosses",
+        "detached",
         "device",
+        "hidden",
         "implied",
         "lists_attributes",
         "namespaces",
@@ -57,12 +60,18 @@ class Layer:
         self.path = path
         self.root_fd = root_fd
         self.root = RealDir(self, None, b"")
+        #: Whether it is reached through a mount of our own, see `fuseoverlay.ownmount`.
+        self.detached = False
+        #: Whether what is mounted below it shows.
+        self.crosses = True
+        #: Names that do not show, by the path of their directory.
+        self.hidden: dict[bytes, set[bytes]] = {}
         #: `st_dev` of the root.
         self.device = os.stat(root_fd).st_dev
         #: Whether its filesystem answers questions about extended attributes as it should.
         self.lists_attributes = True
-        #: UUID of the filesystem, 16 bytes.
-        self.uuid = syscalls.filesystem_uuid(root_fd)
+        #: UUID of the filesystem, 16 bytes; None: another one of the lowers has the same.
+        self.uuid: bytes | None = syscalls.filesystem_uuid(root_fd)
         #: The namespaces of overlay attributes that count, see `fuseoverlay.trust`.
         self.namespaces: tuple[bytes, ...] = (xattrs.TRUSTED,)
         #: The attribute that owners, modes and types are kept in; None: where they belong.
@@ -172,11 +181,10 @@ class LayerStack:
                 _ask_for_attributes(layer)
                 if as_stored:
                     _see_stored_ids(layer, self.upper)
+            _distrust_copies(self.lowers + self.data_only)
             for layer in self.all():
                 layer.settle(user_attributes=user_attributes)
             undo.pop_all()
-        for layer in self.lowers + self.data_only:
-            make_private(layer)
 
     def __enter__(self) -> Self:
         return self
@@ -295,6 +303,21 @@ class LayerStack:
         if fd is not None:
             os.close(fd)
 
+    def uuid_of(self, real: RealDir, name: bytes) -> bytes | None:
+        """UUID of the filesystem that a file of a layer is on; None: it does not tell that from
+        all others. What is mounted below a layer never has one here: in the next mount there may
+        be something else with the same."""
+        layer = real.layer
+        if layer.crosses and layer.uuid is not None:
+            st = os.stat(name, dir_fd=self.fd(real), follow_symlinks=False)
+            return layer.uuid if st.st_dev == layer.device else None
+        return layer.uuid
+
+    def hides(self, real: RealDir) -> set[bytes]:
+        """Names in the directory that do not show."""
+        hidden = real.layer.hidden
+        return hidden.get(real.path(), set()) if hidden else set()
+
     @contextlib.contextmanager
     def listing_fd(self, real: RealDir) -> Iterator[int]:
         """A readable descriptor, the caller's own; a lower's access time does not move."""
@@ -376,6 +399,17 @@ def _refuse_twice(layer: Layer, seen: dict[tuple[int, int], bytes]) -> None:
     seen[key] = layer.path
 
 
+def _distrust_copies(lowers: Sequence[Layer]) -> None:
+    """Forget UUIDs that several filesystems have, such as a disk and its snapshot: file handles
+    would lead to the wrong one. The kernel does so, too, ovl_lower_uuid_ok()."""
+    devices: dict[bytes | None, set[int]] = {}
+    for layer in lowers:
+        devices.setdefault(layer.uuid, set()).add(layer.device)
+    for layer in lowers:
+        if len(devices[layer.uuid]) > 1:
+            layer.uuid = None
+
+
 def _ask_for_attributes(layer: Layer) -> None:
     """Say so where a lower's filesystem will not tell whether an overlay has marked anything."""
     try:
@@ -416,34 +450,25 @@ def _see_stored_ids(layer: Layer, upper: Layer | None) -> None:
     )
 
 
-def make_private(layer: Layer) -> None:
-    """Read the layer through a mount of our own without access times, where we may.
-
-    The clone must be of the very directory that was opened and checked.
-    """
-    try:
-        clone = syscalls.private_clone(syscalls.fd_path(layer.root_fd))
-    except OSError:
-        return
-    if stat_key(os.fstat(clone)) != stat_key(os.fstat(layer.root_fd)):
-        os.close(clone)
-        return
-    os.close(layer.root_fd)
-    layer.root_fd = clone
-
-
 def stat_key(st: os.stat_result) -> tuple[int, int]:
     """What identifies a real file on this machine."""
     return st.st_dev, st.st_ino
 
 
-def enclosing(path: bytes, roots: Mapping[tuple[int, int], bytes]) -> bytes | None:
+def enclosing(
+    path: bytes, roots: Mapping[tuple[int, int], bytes], *, crossing: bool = True
+) -> bytes | None:
     """The directory of `roots` (by `stat_key`) that `path` is inside of; its own name does
-    not count. Bind mounts do not hide what a directory really is."""
+    not count. Bind mounts do not hide what a directory really is. Without `crossing` what is on
+    another filesystem is not around it."""
     path = os.path.realpath(path)
+    device = os.stat(path).st_dev
     while path != b"/":
         path = os.path.dirname(path)
-        found = roots.get(stat_key(os.stat(path)))
+        key = stat_key(os.stat(path))
+        if key[0] != device and not crossing:
+            return None
+        found = roots.get(key)
         if found is not None:
             return found
     return None

@@ -174,6 +174,8 @@ def _file(
     key = stat_key(st)
     alone = not found.in_upper and not ov.config.index and hardlinks.may_be_indexed(st)
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
+    if file is not None and not alone and _is_elsewhere(file, Place(real, name), st):
+        alone, file = True, ov.inodes.find_alone(parent, name)
     if file is not None and renewal.is_gone(ov, file, key):
         ov.inodes.unbind(key)
         file = None
@@ -197,6 +199,16 @@ def _file(
         # The copy counts, which the index of hard links leads to.
         return file, real_of(ov, file)
     return file, Real(real.layer, at(ov.stack.fd(real), name), False, st)
+
+
+def _is_elsewhere(file: File, place: Place, st: os.stat_result) -> bool:
+    """Whether the lower file at `place` has but one name and `file`, which it is, is known by
+    another: one of them is a bind mount's, and they are two files here, as after a copy-up."""
+    known = file.lower
+    if st.st_nlink > 1 or not place.real.layer.crosses or known is None or known == place:
+        return False
+    same_name = known.name == place.name and known.real.layer is place.real.layer
+    return not (same_name and known.real.path() == place.real.path())
 
 
 def _find_data(

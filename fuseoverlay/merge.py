@@ -309,6 +309,8 @@ def scan_soon(
 def at_once(stack: LayerStack, upper: RealDir | None, lowers: tuple[RealDir, ...]) -> Index | None:
     """The index of directories that have no marks, so that all of them count, if the extension
     can read them in a few batches; None: they take a closer look."""
+    if _plain_until(stack, lowers, 0) < len(lowers):
+        return None
     top = Listing()
     if upper is not None:
         found = _list_at_once(stack, upper)
@@ -335,17 +337,28 @@ def _scan(
     below = Merged()
     end = 0
     while end < len(reals):
-        end, full = native.merge(below.names, below.closed, reals, end, stack.descriptors, _BATCH)
+        plain = reals[: _plain_until(stack, reals, end)]
+        end, full = native.merge(below.names, below.closed, plain, end, stack.descriptors, _BATCH)
         if full:
             yield None
         elif end < len(reals):
             listing = Listing()
             yield from _list_directory(stack, reals[end], listing)
+            for name in stack.hides(reals[end]):
+                listing.entries.pop(name, None)
             below.add(reals[end], listing)
             end += 1
             if listing.opaque:
                 break
     yield Index(top, below.names), end
+
+
+def _plain_until(stack: LayerStack, reals: Sequence[RealDir], start: int) -> int:
+    """The position from `start` on of the first directory of which not all names show."""
+    for position in range(start, len(reals)):
+        if reals[position].layer.hidden and stack.hides(reals[position]):
+            return position
+    return len(reals)
 
 
 class Merged:

@@ -195,7 +195,8 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     options.update(_labels(ov.config, initial=initial))
     if initial:
         for name in ("suid", "dev"):
-            if f"no{name}" not in options:
+            # Users may have mounted what is below, and claim anything there.
+            if f"no{name}" not in options and not ov.config.submounts:
                 options.add(name)
     if "allow_root" in options:
         options -= {"allow_root", "allow_other"}
@@ -263,8 +264,12 @@ def _read_further_ahead(device: str | None) -> None:
 
 
 def _check_outside(mountpoint: bytes, ov: Overlay) -> None:
-    """The daemon would wait for itself if a layer contained the mount point."""
+    """The daemon would wait for itself if a layer contained the mount point, unless it reaches
+    that through a mount of its own."""
     roots = overlay.roots_of(ov.stack, ov.workdir)
+    for layer in ov.stack.all():
+        if layer.detached:
+            del roots[stat_key(os.fstat(layer.root_fd))]
     around = roots.get(stat_key(os.stat(mountpoint))) or enclosing(mountpoint, roots)
     if around is not None:
         raise MountpointError(

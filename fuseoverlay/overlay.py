@@ -16,13 +16,14 @@ from typing import Final
 
 import trio
 
-from fuseoverlay import descriptors, syscalls
+from fuseoverlay import descriptors, ownmount, syscalls
+from fuseoverlay.clones import Clones
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import LayerError, UsageError, printable
 from fuseoverlay.filedata import FileData
 from fuseoverlay.identity import Identity, use_override
 from fuseoverlay.inodes import InodeTable
-from fuseoverlay.layers import LayerStack, enclosing, make_private, stat_key
+from fuseoverlay.layers import Layer, LayerStack, enclosing, stat_key
 from fuseoverlay.threads import Threads, Wait
 from fuseoverlay.workdir import WorkDir
 
@@ -58,31 +59,9 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
     """Open every owner; leaving closes them in reverse. `wait` is for threads. Raises
     `FuseOverlayError`."""
     with contextlib.ExitStack() as owners:
-        stack = owners.enter_context(
-            LayerStack(
-                config.upperdir,
-                config.lowerdirs,
-                config.data_only,
-                as_stored=bool(config.uids.ranges or config.gids.ranges),
-                user_attributes=config.user_attributes,
-            )
-        )
-        stack.follow_redirects = config.redirect_dir != "nofollow"
-        workdir = None
-        if stack.upper is not None and config.workdir is not None and not config.read_only:
-            workdir = owners.enter_context(
-                WorkDir(
-                    config.workdir,
-                    stack.upper,
-                    dialect=config.whiteout,
-                    userxattr=config.userxattr,
-                    volatile=config.volatile,
-                    index=config.index,
-                )
-            )
-        elif stack.upper is not None:
-            make_private(stack.upper)
+        stack, workdir = _layers(config, owners)
         refuse_overlaps(stack, roots_of(stack, workdir))
+        hide_own(stack, workdir)
         identity = _identity(config, stack)
         if workdir is not None and not workdir.has_attributes:
             config = _without_attributes(config, workdir.upper.path)
@@ -111,6 +90,39 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
             identity=identity,
             threads=Threads(wait),
         )
+
+
+def _layers(config: MountConfig, owners: contextlib.ExitStack) -> tuple[LayerStack, WorkDir | None]:
+    """All directories, through mounts of our own where we may have them."""
+    stack = owners.enter_context(
+        LayerStack(
+            config.upperdir,
+            config.lowerdirs,
+            config.data_only,
+            as_stored=bool(config.uids.ranges or config.gids.ranges),
+            user_attributes=config.user_attributes,
+        )
+    )
+    stack.follow_redirects = config.redirect_dir != "nofollow"
+    workdir = None
+    with Clones() as clones:
+        for layer in stack.lowers + stack.data_only:
+            ownmount.enter(layer, clones, submounts=config.submounts)
+        if stack.upper is not None and config.workdir is not None and not config.read_only:
+            workdir = owners.enter_context(
+                WorkDir(
+                    config.workdir,
+                    stack.upper,
+                    clones,
+                    dialect=config.whiteout,
+                    userxattr=config.userxattr,
+                    volatile=config.volatile,
+                    index=config.index,
+                )
+            )
+        elif stack.upper is not None:
+            ownmount.enter(stack.upper, clones)
+    return stack, workdir
 
 
 def _identity(config: MountConfig, stack: LayerStack) -> Identity:
@@ -162,17 +174,50 @@ def refuse_uncovered(identity: Identity, stack: LayerStack) -> None:
 def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> None:
     """`roots` are all directories of the mount, as `roots_of` gives them. `LayerError`.
 
-    A lower inside another layer or the work directory would change with that, and is
-    refused as by the kernel. An upper inside a lower is the user's own business: he sees
-    his changes twice."""
+    A lower inside the upper or the work directory would change with that, and is refused as by the
+    kernel; so is one inside another lower, on the same filesystem."""
+    lowers = {stat_key(os.fstat(layer.root_fd)) for layer in stack.lowers + stack.data_only}
+    changing = {key: path for key, path in roots.items() if key not in lowers}
     for layer in stack.lowers + stack.data_only:
-        around = enclosing(layer.path, roots)
+        around = enclosing(layer.path, changing) or enclosing(layer.path, roots, crossing=False)
         if around is not None:
             raise LayerError(
                 f"is inside {os.fsdecode(around)}, which belongs to the same mount",
                 where=layer.path,
                 hint="use directories beside each other",
             )
+
+
+def hide_own(stack: LayerStack, workdir: WorkDir | None) -> None:
+    """Keep upper and work directory out of lowers that they are inside of: they would be seen
+    twice, and change there without the kernel's knowing."""
+    own = [stack.upper.path] if stack.upper is not None else []
+    own += [workdir.path] if workdir is not None else []
+    for path in map(os.path.realpath, own):
+        key = stat_key(os.stat(path))
+        for layer in stack.lowers + stack.data_only:
+            inside = _path_in(layer, path)
+            if inside is not None and key == _key_in(layer, inside):
+                above, name = os.path.split(inside)
+                layer.hidden.setdefault(above, set()).add(name)
+
+
+def _path_in(layer: Layer, path: bytes) -> bytes | None:
+    """The path of a directory from the layer on; None: it is not inside of it."""
+    found = os.path.relpath(path, os.path.realpath(layer.path))
+    return None if found == b"." or found.split(b"/", 1)[0] == b".." else found
+
+
+def _key_in(layer: Layer, path: bytes) -> tuple[int, int] | None:
+    """`stat_key` of a directory of the layer; None: there is none at the path."""
+    try:
+        fd = syscalls.open_beneath(layer.root_fd, path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return stat_key(os.fstat(fd))
+    finally:
+        os.close(fd)
 
 
 def roots_of(stack: LayerStack, workdir: WorkDir | None) -> dict[tuple[int, int], bytes]:

@@ -1,28 +1,61 @@
-"""Upper and work directory through a mount of our own, as kernel overlayfs has them.
+"""Layers through mounts of our own, as kernel overlayfs has them.
 
-umount(2) of the overlay returns before the daemon can let go of anything, and who has unmounted may
-go on to unmount what the layers lie on: that must not be in use then. Lowers are opened so in any
-case, see `layers`.
+What is mounted below a lower is not seen, above all not the mount that is being made. And umount(2)
+of the overlay returns before the daemon can let go of anything: who has unmounted may go on to
+unmount what the layers lie on, which must not be in use then.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 from fuseoverlay import syscalls
+from fuseoverlay.clones import Clones
+from fuseoverlay.errors import LayerError, describe
 from fuseoverlay.layers import Layer, stat_key
 from fuseoverlay.syscalls import DIR_FLAGS
 
 
-def moved(work: bytes, work_fd: int, upper: Layer) -> int:
+def enter(layer: Layer, clones: Clones, *, submounts: bool = False) -> None:
+    """Have a layer that is only read opened through a mount of our own, without access times. Where
+    we may not have such a mount, nothing changes.
+
+    `submounts`: with what is mounted below it; `LayerError` where that cannot be had. In a user
+    namespace the kernel does not let us leave it out.
+    """
+    recursive = submounts
+    try:
+        try:
+            clone = clones.of(layer.root_fd, recursive=recursive, noatime=True)
+        except OSError as exc:
+            if submounts or exc.errno != errno.EINVAL:
+                raise
+            recursive = True
+            clone = clones.of(layer.root_fd, recursive=recursive, noatime=True)
+    except OSError as exc:
+        if submounts:
+            raise LayerError(
+                f"what is mounted below it cannot be had: {describe(exc)}",
+                where=layer.path,
+                hint="leave submounts out, or mount as root or where user namespaces are allowed",
+            ) from None
+        return
+    os.close(layer.root_fd)
+    layer.root_fd = clone
+    layer.detached = True
+    layer.crosses = recursive
+
+
+def moved(work: bytes, work_fd: int, upper: Layer, clones: Clones) -> int:
     """Have `upper` opened through a mount of our own, and the work directory, too, as renames
     between them take: returns a descriptor of that, and closes `work_fd`. Where we may not have
     such a mount that stays, and nothing changes."""
     paths = os.path.realpath(work), os.path.realpath(upper.path)
-    top = os.path.commonpath(paths)
     opened: list[int] = []
     try:
-        clone = syscalls.clone_mount(top)
+        top = os.path.commonpath(paths)
+        clone = _clone_of(top, clones)
         try:
             for path in paths:
                 opened.append(syscalls.open_beneath(clone, os.path.relpath(path, top), DIR_FLAGS))
@@ -40,4 +73,13 @@ def moved(work: bytes, work_fd: int, upper: Layer) -> int:
     os.close(work_fd)
     os.close(upper.root_fd)
     work_fd, upper.root_fd = opened
+    upper.detached = True
     return work_fd
+
+
+def _clone_of(path: bytes, clones: Clones) -> int:
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return clones.of(fd)
+    finally:
+        os.close(fd)

@@ -321,46 +321,62 @@ def process_named(name: bytes) -> int:
     return os.pidfd_open(int(number))
 
 
-def clone_mount(path: bytes) -> int:
+def clone_mount(path: bytes, *, recursive: bool = False) -> int:
     """A descriptor of a detached copy of the mount at `path`, from there on; nothing mounted below
-    is seen; open_tree(2). EPERM without CAP_SYS_ADMIN over the mount."""
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    is in it, or with `recursive` all that is; open_tree(2).
+
+    EPERM without CAP_SYS_ADMIN over the mount. EINVAL: what is mounted below may not be left out.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     fd = _libc.syscall(c_long(_SYS_OPEN_TREE), c_int(AT_FDCWD), ctypes.c_char_p(path), c_int(flags))
     if fd < 0:
         raise _fail(path)
     return int(fd)
 
 
-def private_clone(path: bytes) -> int:
-    """A descriptor of a detached copy of the mount at `path`, without access times.
+def set_mount_attributes(
+    fd: int, *, private: bool = False, noatime: bool = False, recursive: bool = False
+) -> None:
+    """Change the mount `fd`, with `recursive` also all mounts below it; mount_setattr(2).
 
-    What overlayfs makes of its lower layers: nothing mounted below `path` is seen,
-    and reading through it never touches an access time; open_tree(2) and
-    mount_setattr(2). EPERM without CAP_SYS_ADMIN over the mount.
+    `private`: no mount or umount elsewhere has an effect on it. `noatime`: access times do not
+    move. EPERM: the kernel keeps that as it was.
     """
-    fd = clone_mount(path)
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
     attr = struct.pack(
-        "QQQQ", _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_NODIRATIME, _MOUNT_ATTR__ATIME, 0, 0
+        "QQQQ",
+        _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_NODIRATIME if noatime else 0,
+        _MOUNT_ATTR__ATIME if noatime else 0,
+        _MS_PRIVATE if private else 0,
+        0,
     )
     done = _libc.syscall(
         c_long(_SYS_MOUNT_SETATTR),
         c_int(fd),
         ctypes.c_char_p(b""),
-        c_int(AT_EMPTY_PATH),
+        c_int(AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)),
         ctypes.c_char_p(attr),
         c_size_t(len(attr)),
     )
     if done != 0:
-        error = _fail(path)
-        os.close(fd)
-        raise error
-    return fd
+        raise _fail()
 
+
+def unshare(flags: int) -> None:
+    """Leave namespaces for new ones; unshare(2)."""
+    if _libc.unshare(c_int(flags)) != 0:
+        raise _fail()
+
+
+# linux/sched.h
+CLONE_NEWNS: Final = 0x20000
+CLONE_NEWUSER: Final = 0x10000000
 
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOUNT_SETATTR: Final = 442
 _OPEN_TREE_CLONE: Final = 1
+_AT_RECURSIVE: Final = 0x8000
+_MS_PRIVATE: Final = 1 << 18
 _MOUNT_ATTR__ATIME: Final = 0x70
 _MOUNT_ATTR_NOATIME: Final = 0x10
 _MOUNT_ATTR_NODIRATIME: Final = 0x80

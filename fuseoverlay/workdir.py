@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from fuseoverlay import handles, ownmount, syscalls, whiteout, xattrs
+from fuseoverlay.clones import Clones
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import Layer, absence, stat_key
 from fuseoverlay.removal import clear
@@ -45,6 +46,7 @@ class WorkDir:
         self,
         path: bytes,
         upper: Layer,
+        clones: Clones,
         *,
         dialect: Dialect | None = None,
         userxattr: bool = False,
@@ -63,7 +65,7 @@ class WorkDir:
         #: What new whiteouts are links to.
         self._whiteout: bytes | None = None
         with contextlib.ExitStack() as undo:
-            self._root = claim(path, upper)
+            self._root = claim(path, upper, clones)
             undo.callback(os.close, self._root)
             self.key = stat_key(os.fstat(self._root))
             try:
@@ -267,7 +269,7 @@ def mark_of(upper: Layer) -> bytes | None:
     return handles.encode(upper.root_fd, b"", upper.uuid, handles.UPPER)
 
 
-def claim(path: bytes, upper: Layer) -> int:
+def claim(path: bytes, upper: Layer, clones: Clones) -> int:
     """Open the work directory, and lock it and the upper until the descriptors are closed.
 
     The descriptor is the caller's own. Raises `UpperError`.
@@ -275,7 +277,7 @@ def claim(path: bytes, upper: Layer) -> int:
     fd = _open_directory(path)
     try:
         _check_pair(path, fd, upper)
-        fd = ownmount.moved(path, fd, upper)
+        fd = ownmount.moved(path, fd, upper, clones)
         lock(upper.root_fd, upper.path)
         lock(fd, path)
     except BaseException:

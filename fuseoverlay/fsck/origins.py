@@ -21,7 +21,7 @@ class Origins:
     """The filesystems of the lower layers, asked by file handle; that takes a superuser."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        # One layer of each filesystem speaks for all.
+        # One layer of each filesystem speaks for all. What is mounted below one is not asked.
         self._layers = list({os.fstat(layer.root_fd).st_dev: layer for layer in layers}.values())
         #: Whether file handles can be followed on all of them.
         self.known = all(map(_can_follow, self._layers))
@@ -42,6 +42,8 @@ def _has(layer: Layer, origin: Handle) -> bool:
 
 
 def _can_follow(layer: Layer) -> bool:
+    if layer.crosses or layer.uuid is None:
+        return False
     own = handles.encode(layer.root_fd, b"", layer.uuid)
     handle = handles.decode(own) if own is not None else None
     if handle is not None:

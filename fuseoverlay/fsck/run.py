@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fuseoverlay import overlay, workdir
+from fuseoverlay import overlay, ownmount, workdir
+from fuseoverlay.clones import Clones
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import UpperError
 from fuseoverlay.fsck import doubt, mixed
@@ -72,6 +73,7 @@ def opened(config: MountConfig) -> Iterator[Check]:
     Raises `UpperError` where one of them is mounted, and what a mount would raise.
     """
     with contextlib.ExitStack() as owners:
+        clones = owners.enter_context(Clones())
         stack = owners.enter_context(
             LayerStack(
                 config.upperdir,
@@ -82,12 +84,14 @@ def opened(config: MountConfig) -> Iterator[Check]:
         )
         if stack.upper is None:
             raise ValueError("there is no upper to check")
+        for layer in stack.lowers + stack.data_only:
+            ownmount.enter(layer, clones, submounts=config.submounts)
         roots = overlay.roots_of(stack, None)
         work_fd = None
         if config.workdir is None:
             workdir.lock(stack.upper.root_fd, stack.upper.path)
         else:
-            work_fd = workdir.claim(config.workdir, stack.upper)
+            work_fd = workdir.claim(config.workdir, stack.upper, clones)
             owners.callback(os.close, work_fd)
             roots[stat_key(os.fstat(work_fd))] = config.workdir
         overlay.refuse_overlaps(stack, roots)

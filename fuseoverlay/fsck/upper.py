@@ -117,7 +117,8 @@ class UpperCheck:
                 continue
             fd = self.stack.fd(found.lower_file)
             if hardlinks.may_be_indexed(os.stat(name, dir_fd=fd, follow_symlinks=False)):
-                origin = handles.encode(fd, name, found.lower_file.layer.uuid)
+                uuid = self.stack.uuid_of(found.lower_file, name)
+                origin = handles.encode(fd, name, uuid)
                 if origin is not None:
                     self.lower_names[hardlinks.index_name(origin)] += 1
 

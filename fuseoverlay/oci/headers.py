@@ -2,11 +2,13 @@
 
 `tarfile` parses all kinds (ustar, GNU, PAX, sparse files). What it would let pass or run
 into is refused here: a damaged header in the middle, a header that claims gigabytes, headers
-that extend headers without end, global headers that pile up.
+that extend headers without end, global headers that pile up, records that take it time or memory
+in the square of their length.
 """
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any, Final, Protocol, Self, cast
@@ -17,6 +19,14 @@ from fuseoverlay.errors import ImageError
 _MAX_HEADER: Final = 4 << 20
 #: Headers before one entry that extend it: real ones have up to four. `tarfile` recurses.
 _MAX_CHAIN: Final = 64
+
+# Of the typeflag in a header; those of PAX records for one entry, for all, and of Solaris.
+_TYPE: Final = slice(156, 157)
+_PAX_TYPES: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_RECORD: Final = re.compile(rb"([1-9][0-9]{0,9}) ")
+_DIGITS: Final = re.compile(rb"[0-9]{1000,}")
+# About a second.
+_MOST_STEPS: Final = 10**9
 
 #: Its header errors are documented by name, but left out of the type stubs.
 _tar: Final[Any] = tarfile
@@ -35,6 +45,47 @@ class HeaderStream(Protocol):
 
     def tell(self) -> int:
         """The position."""
+
+
+class _Records:
+    """Passes on what `tarfile` reads, but for PAX records that are none. Those it would look at
+    again and again, each time to the end; POSIX, pax, "pax Extended Header"."""
+
+    def __init__(self, stream: HeaderStream) -> None:
+        self._stream = stream
+        # Whether the next read is of records: a header that says so has just been read.
+        self._due = False
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if self._due:
+            _check_records(data)
+            self._due = False
+        else:
+            self._due = size == tarfile.BLOCKSIZE and data[_TYPE] in _PAX_TYPES
+        return data
+
+    def seek(self, position: int) -> int:
+        return self._stream.seek(position)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+def _check_records(data: bytes) -> None:
+    """ReadError where these are not records "LENGTH KEY=VALUE\\n" and zeros after them."""
+    position = 0
+    while position < len(data) and data[position]:
+        match = _RECORD.match(data, position)
+        end = position + int(match[1]) if match else 0
+        if not match or end <= match.end() or data[end - 1 : end] != b"\n":
+            raise _tar.ReadError("damaged header, a PAX record of a wrong length")
+        if data.find(b"=", match.end(), end) < 0:
+            raise _tar.ReadError("damaged header, a PAX record without a value")
+        position = end
+    # Looking for a character set takes Python before 3.13 the square of the number of digits.
+    if sum(len(digits) ** 2 for digits in _DIGITS.findall(data)) > _MOST_STEPS:
+        raise _tar.ReadError("a PAX record of nothing but digits is too long")
 
 
 class _Archive(tarfile.TarFile):
@@ -76,7 +127,7 @@ def read_headers(
     stream.budget = _MAX_HEADER
     try:
         archive = _Archive(
-            fileobj=cast("tarfile._Fileobj", stream),
+            fileobj=cast("tarfile._Fileobj", _Records(stream)),
             tarinfo=Header,
             encoding="utf-8",
             errors="surrogateescape",

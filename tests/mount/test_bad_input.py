@@ -345,16 +345,6 @@ def test_mount_point_is_a_file(cli: Cli) -> None:
     refused(cli, MOUNTPOINT, "-o", cli.space.options(), cli.space.mnt, word=str(cli.space.mnt))
 
 
-@pytest.mark.parametrize("layer", ["lower", "upper"])
-@pytest.mark.parametrize("deep", [False, True])
-def test_mount_point_inside_a_layer(cli: Cli, layer: str, deep: bool) -> None:
-    space = cli.space
-    inside: Path = getattr(space, layer) / ("a/b/mnt" if deep else "mnt")
-    inside.mkdir(parents=True)
-    space.mnt = inside
-    refused(cli, MOUNTPOINT, "-o", space.options(), inside, word=str(inside))
-
-
 @pytest.mark.parametrize("deep", [False, True])
 def test_mount_point_inside_the_work_directory(cli: Cli, deep: bool) -> None:
     """Its content is the overlay's, not to be hidden or reached through the mount."""
@@ -362,13 +352,6 @@ def test_mount_point_inside_the_work_directory(cli: Cli, deep: bool) -> None:
     space.mnt = space.work / ("a/b/mnt" if deep else "mnt")
     space.mnt.mkdir(parents=True)
     refused(cli, MOUNTPOINT, "-o", space.options(), space.mnt, word=str(space.work))
-
-
-@pytest.mark.parametrize("layer", ["lower", "upper"])
-def test_mount_point_is_a_layer(cli: Cli, layer: str) -> None:
-    space = cli.space
-    space.mnt = getattr(space, layer)
-    refused(cli, MOUNTPOINT, "-o", space.options(), space.mnt)
 
 
 OPTIONS = {

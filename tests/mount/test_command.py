@@ -566,20 +566,3 @@ def test_overlay_on_an_overlay(cli: Cli) -> None:
     # The second daemon holds the first mount until it has ended.
     wait_for(lambda: cli.run("unmount", space.mnt).returncode == 0, 10, "unmounting the lower one")
     cli.wait_until_gone()
-
-
-def test_upper_inside_a_lower(cli: Cli) -> None:
-    """`lowerdir=/` with an upper somewhere below is common, and the kernel allows it."""
-    space = cli.space
-    base = space.lower
-    for name in ("upper", "work"):
-        (base / name).mkdir()
-    space.upper, space.work = base / "upper", base / "work"
-    cli.mount("-o", space.options(), space.mnt)
-    assert sorted(os.listdir(space.mnt)) == ["f", "upper", "work"]
-    (space.mnt / "f").write_bytes(b"changed")
-    (space.mnt / "new").write_bytes(b"new")
-    assert (space.upper / "f").read_bytes() == b"changed"
-    assert (base / "f").read_bytes() == b"from the lower"
-    unmount(space.mnt)
-    cli.wait_until_gone()

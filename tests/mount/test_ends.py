@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import pwd
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, command, daemon_env, detach, mounts_at, wait_for
+from tests.helpers.mounts import (
+    MODE,
+    Space,
+    command,
+    daemon_env,
+    detach,
+    mounts_at,
+    root_only,
+    wait_for,
+)
 from tests.mount.conftest import Cli
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,6 +83,29 @@ def test_what_holds_the_layers_can_be_unmounted_at_once(backed: Cli, kind: str) 
         backed.mount("-o", options + (kind if kind == ",ro" else ""), space.mnt)
         _use(space, write=not kind)
         _umount(space.mnt)
+        _umount(space.base / "backing")
+        backed.wait_until_gone()
+        _back(space)
+
+
+@root_only
+def test_what_holds_the_layers_of_a_plain_user_can_be_unmounted_at_once(backed: Cli) -> None:
+    space = backed.space
+    user = pwd.getpwnam("daemon").pw_uid
+    prefix = tuple(f"setpriv --reuid={user} --regid={user} --clear-groups --".split())
+    space.base.chmod(0o755)
+    os.chown(space.mnt, user, user)
+    for _ in range(20):
+        for where, names, files in os.walk(space.base / "backing"):
+            for name in ("", *names, *files):
+                os.chown(Path(where, name), user, user)
+        backed.mount("-o", space.options(), space.mnt, prefix=prefix)
+        script = "cat f*; echo changed > f1; rm f2; mkdir d; cd /; exec fusermount3 -u "
+        done = subprocess.run(
+            [*prefix, "sh", "-ec", f"cd {space.mnt}; {script}{space.mnt}"],
+            cwd="/", check=False, timeout=30, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
         _umount(space.base / "backing")
         backed.wait_until_gone()
         _back(space)

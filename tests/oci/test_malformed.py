@@ -356,6 +356,12 @@ def chained(kind: bytes, count: int) -> bytes:
     return (claiming(kind, len(body)) + body.ljust(512, b"\0")) * count
 
 
+def records(kind: bytes, body: bytes) -> bytes:
+    """Some 4 MB that a header says to be PAX records, and an entry."""
+    file = tarfile.TarInfo("f").tobuf(tarfile.USTAR_FORMAT)
+    return claiming(kind, len(body)) + body + bytes(-len(body) % 512) + file
+
+
 def many_globals() -> bytes:
     """Global headers of 3 MiB, each with a name of its own, before entries."""
     parts = []
@@ -376,6 +382,7 @@ def backwards() -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
+MANY_DIGITS = b"9" * 4_000_000
 HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a pax header of 3 GiB": (lambda: claiming(tarfile.XHDTYPE, 3 << 30), "too large"),
     "a global header of 3 GiB": (lambda: claiming(tarfile.XGLTYPE, 3 << 30), "too large"),
@@ -386,6 +393,24 @@ HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "global headers": (lambda: chained(tarfile.XGLTYPE, 1500), "headers for one entry"),
     "global headers that pile up": (many_globals, "global headers"),
     "backwards": (backwards, ""),
+    "records without a value": (
+        lambda: records(tarfile.XHDTYPE, b"2 " * 2_000_000 + b"="),
+        "PAX record",
+    ),
+    "records within each other": (
+        lambda: records(tarfile.XHDTYPE, b"3 3" * 1_300_000 + b"=\n"),
+        "PAX record",
+    ),
+    "global records within each other": (
+        lambda: records(tarfile.XGLTYPE, b"3\n3 " * 1_000_000 + b"=\n"),
+        "PAX record",
+    ),
+    "a record as long as can be": (
+        lambda: records(tarfile.XHDTYPE, b"%s a=b\n" % MANY_DIGITS),
+        "PAX record",
+    ),
+    "a value of digits": (lambda: raw_pax([b"a=" + MANY_DIGITS]), "PAX record"),
+    "a record without length": (lambda: records(tarfile.XHDTYPE, b"0 a=b\n"), "PAX record"),
     "a sparse file of 2^100 bytes": (
         lambda: raw_pax([b"GNU.sparse.map=0,0", b"GNU.sparse.size=%d" % (1 << 100)]),
         "",
