@@ -54,6 +54,7 @@ def main_of_helper(argv: Sequence[str]) -> int:
 
 
 def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
+    _have_standard_descriptors()
     try:
         return command(list(argv))
     except FuseOverlayError as exc:
@@ -65,6 +66,17 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     except OSError as exc:
         _complain("error", f"{exc.filename or 'fuseoverlay'}: {describe(exc)}")
         return 1
+
+
+def _have_standard_descriptors() -> None:
+    """Open /dev/null on what is missing of 0 to 2: else a layer's directory would get the number,
+    and lose it to /dev/null when the daemon goes to the background."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _complain(level: str, text: str) -> None:

@@ -174,7 +174,7 @@ def _file(
     key = stat_key(st)
     alone = not found.in_upper and not ov.config.index and hardlinks.may_be_indexed(st)
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
-    if file is not None and not alone and _is_elsewhere(file, Place(real, name), st):
+    if file is not None and not found.in_upper and _is_elsewhere(file, Place(real, name), st):
         alone, file = True, ov.inodes.find_alone(parent, name)
     if file is not None and renewal.is_gone(ov, file, key):
         ov.inodes.unbind(key)

@@ -566,3 +566,15 @@ def test_overlay_on_an_overlay(cli: Cli) -> None:
     # The second daemon holds the first mount until it has ended.
     wait_for(lambda: cli.run("unmount", space.mnt).returncode == 0, 10, "unmounting the lower one")
     cli.wait_until_gone()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_started_with_a_closed_standard_descriptor(cli: Cli, closed: str) -> None:
+    space = cli.space
+    cli.mount("-o", space.options(), space.mnt, prefix=("sh", "-c", f'exec "$@" {closed}', "sh"))
+    assert (space.mnt / "f").read_bytes() == b"from the lower"
+    (space.mnt / "new").write_bytes(b"new")
+    assert sorted(os.listdir(space.mnt)) == ["f", "new"]
+    unmount(space.mnt)
+    cli.wait_until_gone()
+    assert (space.upper / "new").read_bytes() == b"new"
