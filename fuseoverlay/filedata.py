@@ -135,6 +135,8 @@ class FileData:
 
     def _open_upper(self, file: File, write: bool) -> int:
         flags = (os.O_RDWR if write else os.O_RDONLY) | _FLAGS
+        if self._stack.upper is not None:
+            flags |= self._stack.upper.reading
         if file.held is not None and not file.held.name:
             # A link in /proc, to be followed.
             return open_own(fd_path(file.held.fd), flags)

@@ -23,10 +23,18 @@ from fuseoverlay import native, syscalls, trust, xattrs
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import LayerError, UpperError, describe, printable
 from fuseoverlay.overridestat import accessible
-from fuseoverlay.syscalls import DIR_FLAGS, open_noatime
+from fuseoverlay.syscalls import (
+    DIR_FLAGS,
+    MOUNT_ATTR_NOATIME,
+    MOUNT_ATTR_NODIRATIME,
+    open_noatime,
+)
 from fuseoverlay.transaction import tidy
 
 log = logging.getLogger("fuseoverlay")
+
+#: Access times that reading does not move.
+NEVER_MOVE: Final = MOUNT_ATTR_NOATIME | MOUNT_ATTR_NODIRATIME
 
 #: Directories kept open at the end of a path that had to be walked.
 _KEPT_STEPS: Final = 4
@@ -39,6 +47,7 @@ class Layer:
     """One layer. `number` 0 is the upper; lowers are counted from 1, top to bottom."""
 
     __slots__ = (
+        "access_times",
         "device",
         "implied",
         "lists_attributes",
@@ -56,6 +65,8 @@ class Layer:
         self.number = number
         self.path = path
         self.root_fd = root_fd
+        #: MOUNT_ATTR_*: whether reading moves access times. Of a lower it never does.
+        self.access_times = NEVER_MOVE
         self.root = RealDir(self, None, b"")
         #: `st_dev` of the root.
         self.device = os.stat(root_fd).st_dev
@@ -90,6 +101,11 @@ class Layer:
                 "root can set them; with userxattr they count",
                 printable(self.path),
             )
+
+    @property
+    def reading(self) -> int:
+        """The flag with which files are opened to be read."""
+        return os.O_NOATIME if self.access_times & MOUNT_ATTR_NOATIME else 0
 
     @property
     def keeps_capabilities(self) -> bool:
@@ -297,7 +313,7 @@ class LayerStack:
 
     @contextlib.contextmanager
     def listing_fd(self, real: RealDir) -> Iterator[int]:
-        """A readable descriptor, the caller's own; a lower's access time does not move."""
+        """A readable descriptor, the caller's own; no access time moves, see `note_listing`."""
         base = self.fd(real)
         try:
             fd = open_noatime(b".", DIR_FLAGS, base)
@@ -310,6 +326,18 @@ class LayerStack:
         finally:
             os.close(fd)
 
+    def note_listing(self, real: RealDir) -> None:
+        """A program lists the directory: its access time moves if the mount wants that. We read
+        it when we please, or have done so before."""
+        if real.layer.access_times & NEVER_MOVE:
+            return
+        with contextlib.suppress(OSError):
+            fd = open_file(b".", DIR_FLAGS, dir_fd=self.fd(real))
+            try:
+                syscalls.note_listing(fd)
+            finally:
+                os.close(fd)
+
 
 def _path(steps: Sequence[RealDir]) -> bytes:
     return b"/".join(step.name for step in reversed(steps))
@@ -319,11 +347,14 @@ def open_own(path: bytes, flags: int, dir_fd: int | None = None) -> int:
     """Open an object of the upper, whatever its permissions: the kernel has checked the caller.
 
     A file created 0444 stays writable for its creator: where its mode forbids us, the
-    owner, to open it, the mode is widened for the moment of the call.
+    owner, to open it, the mode is widened for the moment of the call. O_NOATIME is the owner's,
+    too: others do without.
     """
     try:
         return open_file(path, flags, dir_fd=dir_fd)
-    except PermissionError:
+    except PermissionError as exc:
+        if exc.errno == errno.EPERM and flags & os.O_NOATIME:
+            return open_own(path, flags & ~os.O_NOATIME, dir_fd)
         mode = os.stat(path, dir_fd=dir_fd).st_mode
         os.chmod(path, stat.S_IMODE(accessible(mode) | mode), dir_fd=dir_fd)
         try:
@@ -417,13 +448,19 @@ def _see_stored_ids(layer: Layer, upper: Layer | None) -> None:
 
 
 def make_private(layer: Layer) -> None:
-    """Read the layer through a mount of our own without access times, where we may.
+    """Read the layer through a mount of our own, with its `access_times`, where we may: so that
+    a lower's never move. What overlayfs makes of its lower layers: nothing mounted below is seen.
 
     The clone must be of the very directory that was opened and checked.
     """
     try:
-        clone = syscalls.private_clone(syscalls.fd_path(layer.root_fd))
+        clone = syscalls.clone_mount(syscalls.fd_path(layer.root_fd))
     except OSError:
+        return
+    try:
+        syscalls.set_access_times(clone, layer.access_times)
+    except OSError:
+        os.close(clone)
         return
     if stat_key(os.fstat(clone)) != stat_key(os.fstat(layer.root_fd)):
         os.close(clone)

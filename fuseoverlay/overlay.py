@@ -69,6 +69,8 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
         )
         stack.follow_redirects = config.redirect_dir != "nofollow"
         workdir = None
+        if stack.upper is not None:
+            stack.upper.access_times = config.access_times
         if stack.upper is not None and config.workdir is not None and not config.read_only:
             workdir = owners.enter_context(
                 WorkDir(

@@ -2,11 +2,13 @@
 
 umount(2) of the overlay returns before the daemon can let go of anything, and who has unmounted may
 go on to unmount what the layers lie on: that must not be in use then. Lowers are opened so in any
-case, see `layers`.
+case, see `layers`. Reading through it moves access times as the overlay's mount says, not as the
+one does that others see; where that cannot be, `Layer.reading` does what it can.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from fuseoverlay import syscalls
@@ -24,6 +26,8 @@ def moved(work: bytes, work_fd: int, upper: Layer) -> int:
     try:
         clone = syscalls.clone_mount(top)
         try:
+            with contextlib.suppress(OSError):
+                syscalls.set_access_times(clone, upper.access_times)
             for path in paths:
                 opened.append(syscalls.open_beneath(clone, os.path.relpath(path, top), DIR_FLAGS))
         finally:

@@ -13,6 +13,7 @@ from fuseoverlay import syscalls
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Held, Place
+from fuseoverlay.layers import open_own
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import open_noatime
@@ -127,7 +128,8 @@ def make_in_place(ov: Overlay, place: Place, status: Status) -> int | None:
         return None
     try:
         mode = stat.S_IMODE(status.mode)
-        return open_file(place.name, _NEW_FILE, mode, dir_fd=ov.stack.fd(place.real))
+        flags = _NEW_FILE | place.real.layer.reading
+        return open_file(place.name, flags, mode, dir_fd=ov.stack.fd(place.real))
     except PermissionError:
         return None
 
@@ -173,7 +175,8 @@ def read_link(ov: Overlay, real: Real) -> bytes:
             os.close(fd)
     if real.st.st_size > _TARGET_MAX:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-    fd = open_noatime(real.path, os.O_RDONLY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_CLOEXEC | real.layer.reading
+    fd = open_own(real.path, flags) if real.layer.number == 0 else open_noatime(real.path, flags)
     try:
         return os.read(fd, real.st.st_size)
     finally:

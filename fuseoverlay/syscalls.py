@@ -80,6 +80,9 @@ _sync_file_range.argtypes = (c_int, ctypes.c_int64, ctypes.c_int64, c_uint)
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (c_int, c_void_p)
 
+# musl knows the second name only.
+_getdents = getattr(_libc, "getdents64", None) or _libc.getdents
+_getdents.argtypes = (c_int, c_void_p, c_size_t)
 _statx = _libc.statx
 _statx.argtypes = (c_int, ctypes.c_char_p, c_int, c_uint, c_void_p)
 
@@ -331,39 +334,40 @@ def clone_mount(path: bytes) -> int:
     return int(fd)
 
 
-def private_clone(path: bytes) -> int:
-    """A descriptor of a detached copy of the mount at `path`, without access times.
-
-    What overlayfs makes of its lower layers: nothing mounted below `path` is seen,
-    and reading through it never touches an access time; open_tree(2) and
-    mount_setattr(2). EPERM without CAP_SYS_ADMIN over the mount.
-    """
-    fd = clone_mount(path)
+def set_access_times(mount: int, wanted: int) -> None:
+    """Have reading through a detached mount move access times as the MOUNT_ATTR_* in `wanted` say;
+    mount_setattr(2). EPERM without CAP_SYS_ADMIN over the mount, and in a user namespace where the
+    mount has come from outside with others."""
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attr = struct.pack(
-        "QQQQ", _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_NODIRATIME, _MOUNT_ATTR__ATIME, 0, 0
-    )
+    attr = struct.pack("QQQQ", wanted, _MOUNT_ATTR__ATIME | MOUNT_ATTR_NODIRATIME, 0, 0)
     done = _libc.syscall(
         c_long(_SYS_MOUNT_SETATTR),
-        c_int(fd),
+        c_int(mount),
         ctypes.c_char_p(b""),
         c_int(AT_EMPTY_PATH),
         ctypes.c_char_p(attr),
         c_size_t(len(attr)),
     )
     if done != 0:
-        error = _fail(path)
-        os.close(fd)
-        raise error
-    return fd
+        raise _fail()
+
+
+def note_listing(fd: int) -> None:
+    """Move the access time of a directory as listing it does, but read nothing; getdents(2). Never
+    fails."""
+    # It is the reading that counts, not the answer: there is no room for an entry, EINVAL.
+    _getdents(fd, None, 0)
 
 
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOUNT_SETATTR: Final = 442
 _OPEN_TREE_CLONE: Final = 1
+# linux/mount.h; in the first four bits a number, the last one a flag.
 _MOUNT_ATTR__ATIME: Final = 0x70
-_MOUNT_ATTR_NOATIME: Final = 0x10
-_MOUNT_ATTR_NODIRATIME: Final = 0x80
+MOUNT_ATTR_RELATIME: Final = 0x00
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
+MOUNT_ATTR_NODIRATIME: Final = 0x80
 
 
 # linux/fs.h
