@@ -331,12 +331,12 @@ class LayerStack:
         it when we please, or have done so before."""
         if real.layer.access_times & NEVER_MOVE:
             return
-        with contextlib.suppress(OSError):
-            fd = open_file(b".", DIR_FLAGS, dir_fd=self.fd(real))
-            try:
-                syscalls.note_listing(fd)
-            finally:
-                os.close(fd)
+        try:
+            fd = os.open(b".", DIR_FLAGS, dir_fd=self.fd(real))
+        except OSError:
+            return
+        syscalls.note_listing(fd)
+        os.close(fd)
 
 
 def _path(steps: Sequence[RealDir]) -> bytes:
