@@ -474,6 +474,24 @@ def stat_key(st: os.stat_result) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
+def check_key(st: os.stat_result, key: tuple[int, int] | None) -> None:
+    """ESTALE where that is not the real object whose `stat_key` we know; None: any will do."""
+    if key is not None and stat_key(st) != key:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def open_known(name: bytes, flags: int, dir_fd: int | None, key: tuple[int, int] | None) -> int:
+    """Open an object of a lower for reading, again: who owns the directory may have put another
+    one there, which the attributes that the kernel keeps are not true of. `check_key`."""
+    fd = open_noatime(name, flags, dir_fd)
+    try:
+        check_key(os.fstat(fd), key)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def enclosing(path: bytes, roots: Mapping[tuple[int, int], bytes]) -> bytes | None:
     """The directory of `roots` (by `stat_key`) that `path` is inside of; its own name does
     not count. Bind mounts do not hide what a directory really is."""

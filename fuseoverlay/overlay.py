@@ -92,7 +92,9 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
         stack.limit = budget // 2
         upper = stack.upper
         real_status = upper is None or not identity.translates(upper)
-        data = owners.enter_context(FileData(stack, budget // 4, real_status=real_status))
+        data = owners.enter_context(
+            FileData(stack, budget // 4, real_status=real_status, private=config.private)
+        )
         devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
         upper_root = upper.root if upper is not None else None
         inodes = owners.enter_context(

@@ -13,10 +13,9 @@ from fuseoverlay import syscalls
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Held, Place
-from fuseoverlay.layers import open_own
+from fuseoverlay.layers import open_known, open_own, stat_key
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
-from fuseoverlay.syscalls import open_noatime
 from fuseoverlay.transaction import Transaction, tidy
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK
@@ -176,7 +175,10 @@ def read_link(ov: Overlay, real: Real) -> bytes:
     if real.st.st_size > _TARGET_MAX:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     flags = os.O_RDONLY | os.O_CLOEXEC | real.layer.reading
-    fd = open_own(real.path, flags) if real.layer.number == 0 else open_noatime(real.path, flags)
+    if real.layer.number == 0:
+        fd = open_own(real.path, flags)
+    else:
+        fd = open_known(real.path, flags, None, stat_key(real.st))
     try:
         return os.read(fd, real.st.st_size)
     finally:

@@ -7,7 +7,7 @@
 #include <linux/openat2.h>
 #include <sys/syscall.h>
 
-static PyObject *layer_name, *name_name, *parent_name, *root_fd_name;
+static PyObject *device_name, *layer_name, *name_name, *parent_name, *root_fd_name;
 
 /* An attribute of an object, which keeps it alive. */
 static PyObject *borrowed(PyObject *object, PyObject *name)
@@ -24,6 +24,15 @@ static int root_of(PyObject *real)
     PyObject *fd = layer ? borrowed(layer, root_fd_name) : NULL;
 
     return fd ? PyLong_AsLong(fd) : -1;
+}
+
+bool is_listed(uint64_t nodeid, PyObject *real, const struct stat *st)
+{
+    PyObject *layer = borrowed(real, layer_name);
+    PyObject *device = layer ? borrowed(layer, device_name) : NULL;
+
+    return device && st->st_ino == (nodeid & UINT64_MAX >> 8) &&
+           st->st_dev == PyLong_AsUnsignedLongLong(device);
 }
 
 /* Put a name before a path, which ends with its room; false: there is too little of that. */
@@ -101,11 +110,12 @@ static PyMethodDef methods[] = {
 
 int add_real(PyObject *module)
 {
+    device_name = PyUnicode_InternFromString("device");
     layer_name = PyUnicode_InternFromString("layer");
     name_name = PyUnicode_InternFromString("name");
     parent_name = PyUnicode_InternFromString("parent");
     root_fd_name = PyUnicode_InternFromString("root_fd");
-    if (!layer_name || !name_name || !parent_name || !root_fd_name)
+    if (!device_name || !layer_name || !name_name || !parent_name || !root_fd_name)
         return -1;
     return PyModule_AddFunctions(module, methods);
 }
