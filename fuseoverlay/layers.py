@@ -129,12 +129,14 @@ class Layer:
 class RealDir:
     """One directory of one layer. In a lower it never moves; in the upper it follows renames."""
 
-    __slots__ = ("__weakref__", "layer", "name", "parent")
+    __slots__ = ("__weakref__", "key", "layer", "name", "parent")
 
     def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
         self.layer = layer
         self.parent = parent
         self.name = name
+        #: `stat_key` of a lower's, once it was opened; None: not opened yet, or anything will do.
+        self.key: tuple[int, int] | None = None
 
     def path(self) -> bytes:
         """Path in the layer, for messages."""
@@ -171,6 +173,8 @@ class LayerStack:
             self._upper_dirs: WeakValueDictionary[tuple[RealDir, bytes], RealDir]
             self._upper_dirs = WeakValueDictionary()
             self.limit = 64
+            #: Whether nobody else changes the lowers: what is opened again must be the same.
+            self.lasting = False
             #: Whether `overlay.redirect` counts.
             self.follow_redirects = True
             self.upper: Layer | None = None
@@ -241,13 +245,36 @@ class LayerStack:
         if fd is not None:
             self._open.move_to_end(real)
             return fd
+        self._open_known_above(real)
         fd = self._open_lower(real) if real.layer.number else -1
         if fd >= 0:
-            self._open[real] = fd
+            self._keep(real, fd)
         else:
             fd = self._walk(real)
         self._close_oldest(self.limit)
         return fd
+
+    def _open_known_above(self, real: RealDir) -> None:
+        """Pass through no directory that was looked at before without seeing that it is still
+        the same."""
+        step = real.parent
+        while step is not None and step not in self._open:
+            if step.key is not None:
+                self.fd(step)
+            step = step.parent
+
+    def _keep(self, real: RealDir, fd: int) -> None:
+        """A directory is open. ESTALE where a lower has another one there by now: the kernel was
+        told who may enter the one that was looked up, not this one."""
+        if self.lasting and real.layer.number:
+            st = os.fstat(fd)
+            try:
+                check_key(st, real.key)
+            except OSError:
+                os.close(fd)
+                raise
+            real.key = stat_key(st)
+        self._open[real] = fd
 
     def _open_lower(self, real: RealDir) -> int:
         """A lower's directories are mostly wanted for themselves: one call, one descriptor; -1:
@@ -274,7 +301,7 @@ class LayerStack:
             if left >= _KEPT_STEPS:
                 passing = fd
             else:
-                self._open[missing[left]] = fd
+                self._keep(missing[left], fd)
         return fd
 
     def shrink(self) -> None:

@@ -68,6 +68,7 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
             )
         )
         stack.follow_redirects = config.redirect_dir != "nofollow"
+        stack.lasting = config.private
         workdir = None
         if stack.upper is not None:
             stack.upper.access_times = config.access_times

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, fails, fuse_only
+from tests.helpers.mounts import MODE, Daemon, Space, command, fails, fuse_only
 
 pytestmark = [fuse_only, pytest.mark.timeout(60)]
 
@@ -115,6 +115,37 @@ def test_symbolic_links(space: Space) -> None:
         os.symlink("new", lower)
         with fails(errno.ESTALE):
             os.readlink("", dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("inner", ["", "sub"])
+def test_directories(space: Space, inner: str) -> None:
+    """Who may enter the one that the kernel knows may not enter every other."""
+    lower, other = space.lower / "d", space.lower / "secret"
+    for top, name in ((lower, "old"), (other, "new")):
+        (top / "sub").mkdir(parents=True)
+        (top / "sub" / name).write_bytes(OLD)
+        (top / name).write_bytes(OLD)
+    other.chmod(0o700)
+    for number in range(200):
+        (space.lower / f"n{number}" / "sub").mkdir(parents=True)
+    argv = ["prlimit", "--nofile=128:128", *command("mount", "-f")]
+    space.daemon = Daemon([*argv, "-o", space.options(), str(space.mnt)], space.mnt, space.log)
+    space.daemon.wait_until_mounted(1)
+    path = space.mnt / "d"
+    path.stat()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        for number in range(200):
+            assert (space.mnt / f"n{number}").stat()
+            assert os.listdir(space.mnt / f"n{number}") == ["sub"]
+        lower.rename(space.lower / "kept")
+        other.rename(lower)
+        with fails(errno.ESTALE):
+            os.listdir(os.path.join(path, inner))
+        with fails(errno.ESTALE):
+            os.stat("new", dir_fd=fd)
     finally:
         os.close(fd)
 
