@@ -18,6 +18,7 @@ from fuseoverlay import acl, files, ownership, protection, syscalls, xattrs
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.inodes import Directory, File, Inode
+from fuseoverlay.layers import check_key, stat_key
 from fuseoverlay.lookup import Real, index_of, real_of, shown_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.transaction import tidy
@@ -241,12 +242,25 @@ def _stored_xattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
     except PermissionError:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
     try:
+        if name == xattrs.CAPABILITY and isinstance(inode, File) and not inode.in_upper:
+            return _of_this_very_file(real, real_name)
         return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
     except OSError as exc:
         # The kernel itself asks, before it writes or executes, and takes other errors amiss.
         if exc.errno in xattrs.NONE and not real.layer.lists_attributes:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
         raise
+
+
+def _of_this_very_file(real: Real, name: bytes) -> bytes:
+    """An attribute that gives rights: not one of what was put in the place of the real object since
+    we looked. ESTALE."""
+    fd = os.open(real.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        check_key(os.fstat(fd), stat_key(real.st))
+        return os.getxattr(syscalls.fd_path(fd), name)
+    finally:
+        os.close(fd)
 
 
 def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]:

@@ -16,8 +16,8 @@ from typing import Final, Self
 
 from fuseoverlay import syscalls
 
-# What is asked of the process: which kind of copy, and the path.
-_REQUEST: Final = struct.Struct("??")
+# What is asked of the process: whether recursive, how access times move, and then the path.
+_REQUEST: Final = struct.Struct("?Q")
 _REPLY: Final = struct.Struct("i")
 _LONGEST: Final = 2 * 4096
 
@@ -41,27 +41,27 @@ class Clones:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
 
-    def of(self, fd: int, *, recursive: bool = False, noatime: bool = False) -> int:
+    def of(self, fd: int, access_times: int, *, recursive: bool = False) -> int:
         """A descriptor of a copy of the mount that the directory `fd` was opened through, from that
         directory on. Nothing mounted below is in it, or with `recursive` all that is now.
 
-        `noatime`: reading through it moves no access times, where we may choose. EPERM: we may not
-        have one. EINVAL: we may not leave out what is mounted below, or the mount is nobody's to
-        copy. ESTALE: the directory has moved.
+        Reading through it moves access times as the MOUNT_ATTR_* say, where we may choose. EPERM:
+        we may not have one. EINVAL: we may not leave out what is mounted below, or the mount is
+        nobody's to copy. ESTALE: the directory has moved.
         """
         try:
-            return _clone(syscalls.fd_path(fd), recursive, noatime)
+            return _clone(syscalls.fd_path(fd), recursive, access_times)
         except PermissionError:
-            clone = self._ask(os.readlink(syscalls.fd_path(fd)), recursive, noatime)
+            clone = self._ask(os.readlink(syscalls.fd_path(fd)), recursive, access_times)
         if not os.path.samestat(os.fstat(clone), os.fstat(fd)):
             os.close(clone)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return clone
 
-    def _ask(self, path: bytes, recursive: bool, noatime: bool) -> int:
+    def _ask(self, path: bytes, recursive: bool, access_times: int) -> int:
         helper = self._helper or self._start()
         try:
-            helper.send(_REQUEST.pack(recursive, noatime) + path)
+            helper.send(_REQUEST.pack(recursive, access_times) + path)
             reply, fds, _, _ = socket.recv_fds(helper, _REPLY.size, 1, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             reply, fds = b"", []
@@ -90,9 +90,9 @@ def _serve(requests: socket.socket) -> None:
     """In the process with namespaces of its own: until the other end is closed."""
     syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
     while request := requests.recv(_LONGEST):
-        recursive, noatime = _REQUEST.unpack_from(request)
+        recursive, access_times = _REQUEST.unpack_from(request)
         try:
-            clone = _clone(request[_REQUEST.size :], recursive, noatime)
+            clone = _clone(request[_REQUEST.size :], recursive, access_times)
         except OSError as exc:
             requests.send(_REPLY.pack(exc.errno or errno.EIO))
         else:
@@ -100,15 +100,14 @@ def _serve(requests: socket.socket) -> None:
             os.close(clone)
 
 
-def _clone(path: bytes, recursive: bool, noatime: bool) -> int:
+def _clone(path: bytes, recursive: bool, access_times: int) -> int:
     fd = syscalls.clone_mount(path, recursive=recursive)
     try:
         # Else what is mounted later on the original would appear in the copy, too.
-        syscalls.set_mount_attributes(fd, private=True, recursive=recursive)
-        if noatime:
-            # Not in a user namespace: there the kernel keeps that as it was.
-            with contextlib.suppress(PermissionError):
-                syscalls.set_mount_attributes(fd, noatime=True, recursive=recursive)
+        syscalls.make_private(fd, recursive=recursive)
+        # Not in a user namespace: there the kernel keeps that as it was.
+        with contextlib.suppress(PermissionError):
+            syscalls.set_access_times(fd, access_times, recursive=recursive)
     except BaseException:
         os.close(fd)
         raise

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from fuseoverlay import idmap
+from fuseoverlay import idmap, syscalls
 from fuseoverlay.errors import UsageError
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.whiteout import Dialect
@@ -22,18 +22,24 @@ from fuseoverlay.whiteout import Dialect
 #: Nobody else changes the layers, so the kernel may keep what it knows: a year.
 FOREVER: Final = 365 * 86400.0
 
-# Option names that mount(2) and libfuse understand, passed on as they are.
+# Options of mount(2) and libfuse; of those with one value the last one counts.
 _FLAGS: Final = {
     "ro": "ro", "rw": "ro",
     "suid": "suid", "nosuid": "suid",
     "dev": "dev", "nodev": "dev",
     "exec": "exec", "noexec": "exec",
-    "atime": "atime", "noatime": "atime",
+    "atime": "noatime", "noatime": "noatime",
+    "diratime": "nodiratime", "nodiratime": "nodiratime",
+    "strictatime": "strictatime", "nostrictatime": "strictatime",
     "sync": "sync", "async": "sync",
     "dirsync": "dirsync",
     "allow_other": "allow_other", "allow_root": "allow_root",
     "auto_unmount": "auto_unmount",
 }  # fmt: skip
+# Those that say what is so anyway, and what libfuse does not know.
+_NOT_PASSED: Final = (
+    "rw", "async", "atime", "noatime", "diratime", "nodiratime", "strictatime", "nostrictatime",
+)  # fmt: skip
 # Options whose value is a path, or several.
 _DIRECTORIES: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 #: A value in double quotes, from the first to the second.
@@ -47,8 +53,8 @@ _SWITCHES: Final = ("volatile", "userxattr", "static_nlink", "noacl", "submounts
 # fuse-overlayfs divides its work, which changes nothing that is seen.
 _NO_EFFECT: Final = re.compile(
     r"(defaults|auto|noauto|user|user=.*|nouser|users|owner|group|_netdev|nofail|private|shared"
-    r"|slave|unbindable|rprivate|rshared|rslave|runbindable|diratime|nodiratime|relatime"
-    r"|norelatime|strictatime|lazytime|nolazytime|iversion|noiversion|mand|nomand|silent|loud"
+    r"|slave|unbindable|rprivate|rshared|rslave|runbindable|relatime|norelatime"
+    r"|lazytime|nolazytime|iversion|noiversion|mand|nomand|silent|loud"
     r"|symfollow|default_permissions|clone_fd|(max_idle_threads|max_threads|threaded|fast_ino"
     r"|writeback)=[0-9]+|(x-|X-|comment=|helper=|uhelper=).*)\Z"
 )
@@ -127,6 +133,9 @@ class MountConfig:
     #: How owners are shown.
     uids: IdMap = idmap.NOTHING
     gids: IdMap = idmap.NOTHING
+    #: MOUNT_ATTR_* of mount_setattr(2): whose access times reading moves, as on any mount, were
+    #: it one that can be written.
+    atime: int = syscalls.MOUNT_ATTR_RELATIME
     #: Options for mount(2) and libfuse.
     fuse_options: tuple[str, ...] = ()
     #: Options that were not understood, for a warning.
@@ -136,6 +145,11 @@ class MountConfig:
     def read_only(self) -> bool:
         """Whether nothing can change: there is no upper directory, or `ro` was asked for."""
         return self.upperdir is None or "ro" in self.fuse_options
+
+    @property
+    def access_times(self) -> int:
+        """The MOUNT_ATTR_* that count for the upper: on a read-only mount nothing moves."""
+        return syscalls.MOUNT_ATTR_NOATIME if self.read_only else self.atime
 
     @property
     def user_attributes(self) -> bool:
@@ -193,14 +207,28 @@ def parse(options: bytes) -> MountConfig:
             contexts[name] = f'{name}="{value}"'
         elif not _NO_EFFECT.match(text):
             ignored.append(text)
-    fuse_options = (*(f for f in flags.values() if f not in ("rw", "async")), *values.values())
+    atime = _access_times(flags.values())
+    passed = [flag for flag in flags.values() if flag not in _NOT_PASSED]
+    if atime & syscalls.MOUNT_ATTR_NOATIME:
+        passed.append("noatime")
     return replace(
         config,
+        atime=atime,
         noacl=config.noacl or config.noxattrs,
-        fuse_options=fuse_options,
+        fuse_options=(*passed, *values.values()),
         contexts=tuple(contexts.values()),
         ignored=tuple(ignored),
     )
+
+
+def _access_times(flags: Collection[str]) -> int:
+    """What mount(2) makes of these, MOUNT_ATTR_*: `strictatime` outdoes `noatime`."""
+    attributes = syscalls.MOUNT_ATTR_NODIRATIME if "nodiratime" in flags else 0
+    if "strictatime" in flags:
+        return attributes | syscalls.MOUNT_ATTR_STRICTATIME
+    if "noatime" in flags:
+        return attributes | syscalls.MOUNT_ATTR_NOATIME
+    return attributes | syscalls.MOUNT_ATTR_RELATIME
 
 
 def with_environment(config: MountConfig, environment: Mapping[str, str]) -> MountConfig:

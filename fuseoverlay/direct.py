@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from fuseoverlay import attributes, lookup, merge, namespace, native, wire
 from fuseoverlay.attributes import Attr
-from fuseoverlay.directory import Emit, dots, emit_entry, unknown
+from fuseoverlay.directory import Emit, dots, emit_entry, note_access, unknown
 from fuseoverlay.inodes import Directory, Inode, generation_of
 from fuseoverlay.layers import RealDir
 from fuseoverlay.lookup import Real
@@ -217,6 +217,8 @@ class Direct:
         if index is None:
             return NotImplemented
         _, cookie, size = _READ_IN.unpack_from(body)
+        if not cookie:
+            note_access(self._ov, directory)
         listing = native.listing(size)
 
         def emit(name: bytes, attr: Attr, cookie: int) -> bool:

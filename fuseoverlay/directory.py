@@ -24,6 +24,8 @@ async def read(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> No
     Every accepted entry but "." and ".." adds to the look-up count of its inode.
     """
     index = await index_of(ov, directory)
+    if not cookie:
+        note_access(ov, directory)
     cookie = index.begun(cookie)
     if not await _emit_dots(ov, directory, cookie, emit):
         return
@@ -44,6 +46,12 @@ async def read(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> No
         if not accepted:
             return
         following = index.after(cookie)
+
+
+def note_access(ov: Overlay, directory: Directory) -> None:
+    """A listing begins."""
+    if directory.upper is not None and not directory.removed:
+        ov.stack.note_listing(directory.upper)
 
 
 async def _emit_dots(ov: Overlay, directory: Directory, cookie: int, emit: Emit) -> bool:

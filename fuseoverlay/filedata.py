@@ -15,8 +15,8 @@ from typing import Final, Self
 
 from fuseoverlay import native
 from fuseoverlay.inodes import File, Place
-from fuseoverlay.layers import LayerStack, open_own
-from fuseoverlay.syscalls import fd_path, open_noatime
+from fuseoverlay.layers import LayerStack, open_known, open_own
+from fuseoverlay.syscalls import fd_path
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -36,8 +36,12 @@ class Descriptor:
 class FileData:
     """Owns the data descriptors of all inodes, at most `limit` beside those in use."""
 
-    def __init__(self, stack: LayerStack, limit: int, *, real_status: bool = True) -> None:
-        """`real_status`: owner and mode of files in the upper are the real ones."""
+    def __init__(
+        self, stack: LayerStack, limit: int, *, real_status: bool = True, private: bool = True
+    ) -> None:
+        """`real_status`: owner and mode of files in the upper are the real ones; `private`:
+        nobody else changes the layers."""
+        self._private = private
         self._stack = stack
         self._real_status = real_status
         self._limit = limit
@@ -122,19 +126,22 @@ class FileData:
         if file.data is not None:
             if write:
                 raise AssertionError("data that is in a lower is never written")
-            return self._open_lower(file.data)
+            return self._open_lower(file.data, file.data_key)
         if file.in_upper:
             return self._open_upper(file, write)
         if file.lower is None or write:
             raise AssertionError("a lower file is never opened for writing")
-        return self._open_lower(file.lower)
+        return self._open_lower(file.lower, file.lower_key)
 
-    def _open_lower(self, place: Place) -> int:
+    def _open_lower(self, place: Place, key: tuple[int, int] | None) -> int:
         flags = os.O_RDONLY | os.O_NOFOLLOW | _FLAGS
-        return open_noatime(place.name, flags, self._stack.fd(place.real))
+        dir_fd = self._stack.fd(place.real)
+        return open_known(place.name, flags, dir_fd, key if self._private else None)
 
     def _open_upper(self, file: File, write: bool) -> int:
         flags = (os.O_RDWR if write else os.O_RDONLY) | _FLAGS
+        if self._stack.upper is not None:
+            flags |= self._stack.upper.reading
         if file.held is not None and not file.held.name:
             # A link in /proc, to be followed.
             return open_own(fd_path(file.held.fd), flags)

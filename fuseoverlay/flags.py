@@ -17,10 +17,9 @@ from typing import Final, NamedTuple
 from fuseoverlay import protection, syscalls, transaction
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Inode
-from fuseoverlay.layers import open_own
+from fuseoverlay.layers import open_known, open_own, stat_key
 from fuseoverlay.lookup import real_of
 from fuseoverlay.overlay import Overlay
-from fuseoverlay.syscalls import open_noatime
 
 _WORD: Final = struct.Struct("=I")
 
@@ -94,7 +93,10 @@ def _opened(ov: Overlay, inode: Inode) -> Iterator[int]:
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     if not real.follow:
         flags |= os.O_NOFOLLOW
-    fd = (open_own if real.layer.number == 0 else open_noatime)(real.path, flags)
+    if real.layer.number == 0:
+        fd = open_own(real.path, flags)
+    else:
+        fd = open_known(real.path, flags, None, stat_key(real.st))
     try:
         yield fd
     finally:

@@ -82,11 +82,13 @@ class File(Inode):
     __slots__ = (
         "alone",
         "data",
+        "data_key",
         "hidden",
         "keys",
         "links",
         "lock",
         "lower",
+        "lower_key",
         "names",
         "upper",
         "writers",
@@ -98,6 +100,10 @@ class File(Inode):
         self.lower: Place | None = None
         #: Where the data is if it is not where the metadata is (metacopy).
         self.data: Place | None = None
+        #: Real (device, inode) pairs of what is at those places of lowers: what is found there
+        #: later may be another object.
+        self.lower_key: tuple[int, int] | None = None
+        self.data_key: tuple[int, int] | None = None
         #: Names by which the kernel knows it now, in order; a dictionary, since they may be many.
         self.names: dict[tuple[Directory, bytes], None] = {}
         #: Real (device, inode) pairs under which the table finds it.
@@ -240,7 +246,8 @@ class InodeTable:
         file.names[parent, name] = None
         self.add(file)
         device = self._devices[ino >> _INO_BITS]
-        self.bind(file, (device, ino & (1 << _INO_BITS) - 1))
+        file.lower_key = device, ino & (1 << _INO_BITS) - 1
+        self.bind(file, file.lower_key)
         return file
 
     def directory(self, ino: int) -> Directory:
@@ -366,8 +373,8 @@ class InodeTable:
         if isinstance(inode, File):
             for key in list(inode.keys):
                 self.unbind(key)
-            if inode.alone is not None:
-                self._alone.pop(inode.alone, None)
+            if inode.alone is not None and self._alone.get(inode.alone) is inode:
+                del self._alone[inode.alone]
             return True
         native.names.pop(inode.ino, None)
         native.plain.pop(inode.ino, None)

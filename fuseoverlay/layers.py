@@ -23,10 +23,18 @@ from fuseoverlay import native, syscalls, trust, xattrs
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import LayerError, UpperError, describe, printable
 from fuseoverlay.overridestat import accessible
-from fuseoverlay.syscalls import DIR_FLAGS, open_noatime
+from fuseoverlay.syscalls import (
+    DIR_FLAGS,
+    MOUNT_ATTR_NOATIME,
+    MOUNT_ATTR_NODIRATIME,
+    open_noatime,
+)
 from fuseoverlay.transaction import tidy
 
 log = logging.getLogger("fuseoverlay")
+
+#: Access times that reading does not move.
+NEVER_MOVE: Final = MOUNT_ATTR_NOATIME | MOUNT_ATTR_NODIRATIME
 
 #: Directories kept open at the end of a path that had to be walked.
 _KEPT_STEPS: Final = 4
@@ -39,6 +47,7 @@ class Layer:
     """One layer. `number` 0 is the upper; lowers are counted from 1, top to bottom."""
 
     __slots__ = (
+        "access_times",
         "crosses",
         "detached",
         "device",
@@ -59,6 +68,8 @@ class Layer:
         self.number = number
         self.path = path
         self.root_fd = root_fd
+        #: MOUNT_ATTR_*: whether reading moves access times. Of a lower it never does.
+        self.access_times = NEVER_MOVE
         self.root = RealDir(self, None, b"")
         #: Whether it is reached through a mount of our own, see `fuseoverlay.ownmount`.
         self.detached = False
@@ -101,6 +112,11 @@ class Layer:
             )
 
     @property
+    def reading(self) -> int:
+        """The flag with which files are opened to be read."""
+        return os.O_NOATIME if self.access_times & MOUNT_ATTR_NOATIME else 0
+
+    @property
     def keeps_capabilities(self) -> bool:
         """Whether file capabilities are kept in an attribute that a plain user can set."""
         kept = self.override is not None and self.override.startswith(b"user.")
@@ -122,12 +138,14 @@ class Layer:
 class RealDir:
     """One directory of one layer. In a lower it never moves; in the upper it follows renames."""
 
-    __slots__ = ("__weakref__", "layer", "name", "parent")
+    __slots__ = ("__weakref__", "key", "layer", "name", "parent")
 
     def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
         self.layer = layer
         self.parent = parent
         self.name = name
+        #: `stat_key` of a lower's, once it was opened; None: not opened yet, or anything will do.
+        self.key: tuple[int, int] | None = None
 
     def path(self) -> bytes:
         """Path in the layer, for messages."""
@@ -164,6 +182,8 @@ class LayerStack:
             self._upper_dirs: WeakValueDictionary[tuple[RealDir, bytes], RealDir]
             self._upper_dirs = WeakValueDictionary()
             self.limit = 64
+            #: Whether nobody else changes the lowers: what is opened again must be the same.
+            self.lasting = False
             #: Whether `overlay.redirect` counts.
             self.follow_redirects = True
             self.upper: Layer | None = None
@@ -233,13 +253,36 @@ class LayerStack:
         if fd is not None:
             self._open.move_to_end(real)
             return fd
+        self._open_known_above(real)
         fd = self._open_lower(real) if real.layer.number else -1
         if fd >= 0:
-            self._open[real] = fd
+            self._keep(real, fd)
         else:
             fd = self._walk(real)
         self._close_oldest(self.limit)
         return fd
+
+    def _open_known_above(self, real: RealDir) -> None:
+        """Pass through no directory that was looked at before without seeing that it is still
+        the same."""
+        step = real.parent
+        while step is not None and step not in self._open:
+            if step.key is not None:
+                self.fd(step)
+            step = step.parent
+
+    def _keep(self, real: RealDir, fd: int) -> None:
+        """A directory is open. ESTALE where a lower has another one there by now: the kernel was
+        told who may enter the one that was looked up, not this one."""
+        if self.lasting and real.layer.number:
+            st = os.fstat(fd)
+            try:
+                check_key(st, real.key)
+            except OSError:
+                os.close(fd)
+                raise
+            real.key = stat_key(st)
+        self._open[real] = fd
 
     def _open_lower(self, real: RealDir) -> int:
         """A lower's directories are mostly wanted for themselves: one call, one descriptor; -1:
@@ -266,7 +309,7 @@ class LayerStack:
             if left >= _KEPT_STEPS:
                 passing = fd
             else:
-                self._open[missing[left]] = fd
+                self._keep(missing[left], fd)
         return fd
 
     def shrink(self) -> None:
@@ -320,7 +363,7 @@ class LayerStack:
 
     @contextlib.contextmanager
     def listing_fd(self, real: RealDir) -> Iterator[int]:
-        """A readable descriptor, the caller's own; a lower's access time does not move."""
+        """A readable descriptor, the caller's own; no access time moves, see `note_listing`."""
         base = self.fd(real)
         try:
             fd = open_noatime(b".", DIR_FLAGS, base)
@@ -333,6 +376,18 @@ class LayerStack:
         finally:
             os.close(fd)
 
+    def note_listing(self, real: RealDir) -> None:
+        """A program lists the directory: its access time moves if the mount wants that. We read
+        it when we please, or have done so before."""
+        if real.layer.access_times & NEVER_MOVE:
+            return
+        try:
+            fd = os.open(b".", DIR_FLAGS, dir_fd=self.fd(real))
+        except OSError:
+            return
+        syscalls.note_listing(fd)
+        os.close(fd)
+
 
 def _path(steps: Sequence[RealDir]) -> bytes:
     return b"/".join(step.name for step in reversed(steps))
@@ -342,11 +397,14 @@ def open_own(path: bytes, flags: int, dir_fd: int | None = None) -> int:
     """Open an object of the upper, whatever its permissions: the kernel has checked the caller.
 
     A file created 0444 stays writable for its creator: where its mode forbids us, the
-    owner, to open it, the mode is widened for the moment of the call.
+    owner, to open it, the mode is widened for the moment of the call. O_NOATIME is the owner's,
+    too: others do without.
     """
     try:
         return open_file(path, flags, dir_fd=dir_fd)
-    except PermissionError:
+    except PermissionError as exc:
+        if exc.errno == errno.EPERM and flags & os.O_NOATIME:
+            return open_own(path, flags & ~os.O_NOATIME, dir_fd)
         mode = os.stat(path, dir_fd=dir_fd).st_mode
         os.chmod(path, stat.S_IMODE(accessible(mode) | mode), dir_fd=dir_fd)
         try:
@@ -453,6 +511,24 @@ def _see_stored_ids(layer: Layer, upper: Layer | None) -> None:
 def stat_key(st: os.stat_result) -> tuple[int, int]:
     """What identifies a real file on this machine."""
     return st.st_dev, st.st_ino
+
+
+def check_key(st: os.stat_result, key: tuple[int, int] | None) -> None:
+    """ESTALE where that is not the real object whose `stat_key` we know; None: any will do."""
+    if key is not None and stat_key(st) != key:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def open_known(name: bytes, flags: int, dir_fd: int | None, key: tuple[int, int] | None) -> int:
+    """Open an object of a lower for reading, again: who owns the directory may have put another
+    one there, which the attributes that the kernel keeps are not true of. `check_key`."""
+    fd = open_noatime(name, flags, dir_fd)
+    try:
+        check_key(os.fstat(fd), key)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def enclosing(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from fuseoverlay import hardlinks, native, redirect, renewal, whiteout, xattrs
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Held, Inode, Place
-from fuseoverlay.layers import Layer, RealDir, stat_key
+from fuseoverlay.layers import Layer, RealDir, check_key, stat_key
 from fuseoverlay.merge import Found, Index, Listing, at_once, scan, scan_soon
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
@@ -176,6 +176,8 @@ def _file(
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
     if file is not None and not found.in_upper and _is_elsewhere(file, Place(real, name), st):
         alone, file = True, ov.inodes.find_alone(parent, name)
+    if file is not None and alone and file.lower_key != key:
+        file = None
     if file is not None and renewal.is_gone(ov, file, key):
         ov.inodes.unbind(key)
         file = None
@@ -221,10 +223,15 @@ def _find_data(
     try:
         if redirect.is_metacopy(ov.stack, place):
             _need_metacopy(ov, place)
-            file.data = redirect.data_of(ov.stack, parent.lowers, place)
+            _take_data(ov, file, redirect.data_of(ov.stack, parent.lowers, place))
     except OSError:
         ov.inodes.drop_unused(file)
         raise
+
+
+def _take_data(ov: Overlay, file: File, place: Place) -> None:
+    st = os.stat(place.name, dir_fd=ov.stack.fd(place.real), follow_symlinks=False)
+    file.data, file.data_key = place, stat_key(st)
 
 
 def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) -> None:
@@ -239,9 +246,8 @@ def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) 
             return
         _need_metacopy(ov, place)
         if redirect.is_metacopy(ov.stack, place):
-            file.data = redirect.data_of(ov.stack, parent.lowers, place)
-        else:
-            file.data = place
+            place = redirect.data_of(ov.stack, parent.lowers, place)
+        _take_data(ov, file, place)
     except OSError:
         ov.inodes.drop_unused(file)
         raise
@@ -281,7 +287,7 @@ def _lower_file(
         ov.inodes.add(file)
     else:
         file = _indexed_file(ov, place, st, copy)
-    file.lower = place
+    file.lower, file.lower_key = place, key
     if alone is None:
         ov.inodes.bind(file, key)
     else:
@@ -344,7 +350,8 @@ def path_below(directory: Directory) -> bytes:
 
 
 def real_of(ov: Overlay, inode: Inode) -> Real:
-    """The real object behind an inode. Does not suspend."""
+    """The real object behind an inode. Does not suspend. ESTALE where a lower has another one in
+    its place, unless that may be: the kernel then looks the name up again."""
     if inode.held is not None:
         return _held(ov, inode.held)
     if isinstance(inode, Directory):
@@ -359,6 +366,8 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     fd = ov.stack.fd(place.real)
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
+    if inode.upper is None and ov.config.private:
+        check_key(st, inode.lower_key)
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 

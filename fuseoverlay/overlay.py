@@ -69,7 +69,9 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
         stack.limit = budget // 2
         upper = stack.upper
         real_status = upper is None or not identity.translates(upper)
-        data = owners.enter_context(FileData(stack, budget // 4, real_status=real_status))
+        data = owners.enter_context(
+            FileData(stack, budget // 4, real_status=real_status, private=config.private)
+        )
         devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
         upper_root = upper.root if upper is not None else None
         inodes = owners.enter_context(
@@ -104,6 +106,9 @@ def _layers(config: MountConfig, owners: contextlib.ExitStack) -> tuple[LayerSta
         )
     )
     stack.follow_redirects = config.redirect_dir != "nofollow"
+    stack.lasting = config.private
+    if stack.upper is not None:
+        stack.upper.access_times = config.access_times
     workdir = None
     with Clones() as clones:
         for layer in stack.lowers + stack.data_only:

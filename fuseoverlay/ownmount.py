@@ -2,7 +2,9 @@
 
 What is mounted below a lower is not seen, above all not the mount that is being made. And umount(2)
 of the overlay returns before the daemon can let go of anything: who has unmounted may go on to
-unmount what the layers lie on, which must not be in use then.
+unmount what the layers lie on, which must not be in use then. Reading through them moves access
+times as the overlay's own mount says, not as those do that others see; where that cannot be,
+`Layer.reading` does what it can.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from fuseoverlay.syscalls import DIR_FLAGS
 
 
 def enter(layer: Layer, clones: Clones, *, submounts: bool = False) -> None:
-    """Have a layer that is only read opened through a mount of our own, without access times. Where
-    we may not have such a mount, nothing changes.
+    """Have a layer that is only read opened through a mount of our own. Where we may not have
+    such a mount, nothing changes.
 
     `submounts`: with what is mounted below it; `LayerError` where that cannot be had. In a user
     namespace the kernel does not let us leave it out.
@@ -27,12 +29,12 @@ def enter(layer: Layer, clones: Clones, *, submounts: bool = False) -> None:
     recursive = submounts
     try:
         try:
-            clone = clones.of(layer.root_fd, recursive=recursive, noatime=True)
+            clone = clones.of(layer.root_fd, layer.access_times, recursive=recursive)
         except OSError as exc:
             if submounts or exc.errno != errno.EINVAL:
                 raise
             recursive = True
-            clone = clones.of(layer.root_fd, recursive=recursive, noatime=True)
+            clone = clones.of(layer.root_fd, layer.access_times, recursive=recursive)
     except OSError as exc:
         if submounts:
             raise LayerError(
@@ -55,7 +57,7 @@ def moved(work: bytes, work_fd: int, upper: Layer, clones: Clones) -> int:
     opened: list[int] = []
     try:
         top = os.path.commonpath(paths)
-        clone = _clone_of(top, clones)
+        clone = _clone_of(top, upper, clones)
         try:
             for path in paths:
                 opened.append(syscalls.open_beneath(clone, os.path.relpath(path, top), DIR_FLAGS))
@@ -77,9 +79,9 @@ def moved(work: bytes, work_fd: int, upper: Layer, clones: Clones) -> int:
     return work_fd
 
 
-def _clone_of(path: bytes, clones: Clones) -> int:
+def _clone_of(path: bytes, upper: Layer, clones: Clones) -> int:
     fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return clones.of(fd)
+        return clones.of(fd, upper.access_times)
     finally:
         os.close(fd)

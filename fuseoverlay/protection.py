@@ -17,7 +17,7 @@ from typing import Final
 
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.inodes import Directory, File, Inode
-from fuseoverlay.layers import open_own
+from fuseoverlay.layers import open_known, open_own, stat_key
 from fuseoverlay.lookup import Real, real_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import file_flags
@@ -64,7 +64,8 @@ def keep(ov: Overlay, inode: Inode, copy: bytes, source: int | None = None) -> N
 
 
 def _flags(real: Real) -> int:
-    fd = syscalls.open_noatime(real.path, _OPENING | (0 if real.follow else os.O_NOFOLLOW))
+    flags = _OPENING | (0 if real.follow else os.O_NOFOLLOW)
+    fd = open_known(real.path, flags, None, stat_key(real.st))
     try:
         return file_flags(fd)
     finally:

@@ -29,10 +29,9 @@ import trio
 
 from fuseoverlay import files
 from fuseoverlay.inodes import File
-from fuseoverlay.layers import stat_key
+from fuseoverlay.layers import open_known, stat_key
 from fuseoverlay.merge import FIRST_POSITION, Index
 from fuseoverlay.overlay import Overlay
-from fuseoverlay.syscalls import open_noatime
 from fuseoverlay.threads import Wait, Worker
 
 log = logging.getLogger("fuseoverlay")
@@ -216,7 +215,7 @@ class ReadAhead:
             if not (stat.S_ISREG(st.st_mode) and 0 < st.st_size <= LARGEST and st.st_nlink == 1):
                 return None
             ino = self._ov.inodes.known_regular(stat_key(st))
-            data = _read(name, dir_fd, st.st_size) if ino is not None else None
+            data = _read(name, dir_fd, st) if ino is not None else None
         except OSError:
             return None
         if ino is None or data is None:
@@ -232,9 +231,9 @@ def _is_first(index: Index, window: Window, position: int) -> bool:
     return all(isinstance(index.lower[name], tuple) for name in before)
 
 
-def _read(name: bytes, dir_fd: int, size: int) -> memoryview | None:
-    """The whole file, if it is in the page cache and of this size."""
-    fd = open_noatime(name, _FLAGS, dir_fd)
+def _read(name: bytes, dir_fd: int, st: os.stat_result) -> memoryview | None:
+    """The whole file, if it is in the page cache, and of this size. ESTALE."""
+    fd, size = open_known(name, _FLAGS, dir_fd, stat_key(st)), st.st_size
     try:
         buffer = bytearray(size + 1)
         count = files.read_nowait(fd, buffer, 0)

@@ -13,9 +13,9 @@ from fuseoverlay import syscalls
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Held, Place
+from fuseoverlay.layers import open_known, open_own, stat_key
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
-from fuseoverlay.syscalls import open_noatime
 from fuseoverlay.transaction import Transaction, tidy
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK
@@ -127,7 +127,8 @@ def make_in_place(ov: Overlay, place: Place, status: Status) -> int | None:
         return None
     try:
         mode = stat.S_IMODE(status.mode)
-        return open_file(place.name, _NEW_FILE, mode, dir_fd=ov.stack.fd(place.real))
+        flags = _NEW_FILE | place.real.layer.reading
+        return open_file(place.name, flags, mode, dir_fd=ov.stack.fd(place.real))
     except PermissionError:
         return None
 
@@ -173,7 +174,11 @@ def read_link(ov: Overlay, real: Real) -> bytes:
             os.close(fd)
     if real.st.st_size > _TARGET_MAX:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-    fd = open_noatime(real.path, os.O_RDONLY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_CLOEXEC | real.layer.reading
+    if real.layer.number == 0:
+        fd = open_own(real.path, flags)
+    else:
+        fd = open_known(real.path, flags, None, stat_key(real.st))
     try:
         return os.read(fd, real.st.st_size)
     finally:

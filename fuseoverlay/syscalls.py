@@ -80,6 +80,9 @@ _sync_file_range.argtypes = (c_int, ctypes.c_int64, ctypes.c_int64, c_uint)
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (c_int, c_void_p)
 
+# musl knows the second name only.
+_getdents = getattr(_libc, "getdents64", None) or _libc.getdents
+_getdents.argtypes = (c_int, c_void_p, c_size_t)
 _statx = _libc.statx
 _statx.argtypes = (c_int, ctypes.c_char_p, c_int, c_uint, c_void_p)
 
@@ -334,25 +337,27 @@ def clone_mount(path: bytes, *, recursive: bool = False) -> int:
     return int(fd)
 
 
-def set_mount_attributes(
-    fd: int, *, private: bool = False, noatime: bool = False, recursive: bool = False
-) -> None:
-    """Change the mount `fd`, with `recursive` also all mounts below it; mount_setattr(2).
+def make_private(mount: int, *, recursive: bool = False) -> None:
+    """Let no mount or umount elsewhere have an effect on a detached mount, with `recursive` nor
+    on those below it; mount_setattr(2)."""
+    _mount_setattr(mount, propagation=_MS_PRIVATE, recursive=recursive)
 
-    `private`: no mount or umount elsewhere has an effect on it. `noatime`: access times do not
-    move. EPERM: the kernel keeps that as it was.
-    """
+
+def set_access_times(mount: int, wanted: int, *, recursive: bool = False) -> None:
+    """Have reading through a detached mount move access times as the MOUNT_ATTR_* in `wanted` say;
+    mount_setattr(2). EPERM in a user namespace where it is a copy of one from outside."""
+    clear = _MOUNT_ATTR__ATIME | MOUNT_ATTR_NODIRATIME
+    _mount_setattr(mount, wanted, clear, recursive=recursive)
+
+
+def _mount_setattr(
+    mount: int, wanted: int = 0, clear: int = 0, propagation: int = 0, *, recursive: bool
+) -> None:
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attr = struct.pack(
-        "QQQQ",
-        _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_NODIRATIME if noatime else 0,
-        _MOUNT_ATTR__ATIME if noatime else 0,
-        _MS_PRIVATE if private else 0,
-        0,
-    )
+    attr = struct.pack("QQQQ", wanted, clear, propagation, 0)
     done = _libc.syscall(
         c_long(_SYS_MOUNT_SETATTR),
-        c_int(fd),
+        c_int(mount),
         ctypes.c_char_p(b""),
         c_int(AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)),
         ctypes.c_char_p(attr),
@@ -360,6 +365,13 @@ def set_mount_attributes(
     )
     if done != 0:
         raise _fail()
+
+
+def note_listing(fd: int) -> None:
+    """Move the access time of a directory as listing it does, but read nothing; getdents(2). Never
+    fails."""
+    # It is the reading that counts, not the answer: there is no room for an entry, EINVAL.
+    _getdents(fd, None, 0)
 
 
 def unshare(flags: int) -> None:
@@ -377,9 +389,12 @@ _SYS_MOUNT_SETATTR: Final = 442
 _OPEN_TREE_CLONE: Final = 1
 _AT_RECURSIVE: Final = 0x8000
 _MS_PRIVATE: Final = 1 << 18
+# linux/mount.h; in the first four bits a number, the last one a flag.
 _MOUNT_ATTR__ATIME: Final = 0x70
-_MOUNT_ATTR_NOATIME: Final = 0x10
-_MOUNT_ATTR_NODIRATIME: Final = 0x80
+MOUNT_ATTR_RELATIME: Final = 0x00
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
+MOUNT_ATTR_NODIRATIME: Final = 0x80
 
 
 # linux/fs.h

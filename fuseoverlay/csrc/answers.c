@@ -84,8 +84,9 @@ static bool reply_spliced(const struct fuse_in_header *in, int fd)
     return size >= SPLICED && splice_reply(in->unique, fd, arg->offset, size);
 }
 
-/* Only what is in the page cache: the rest is read in a thread of Python's. */
-static bool reply_data(const struct fuse_in_header *in, int fd, bool whole)
+/* Only what is in the page cache: the rest is read in a thread of Python's. `whole`: the status of
+ * a file that is read to its end or not at all. */
+static bool reply_data(const struct fuse_in_header *in, int fd, const struct stat *whole)
 {
     const struct fuse_read_in *arg = (const void *)(in + 1);
     struct iovec iov;
@@ -105,8 +106,12 @@ static bool reply_data(const struct fuse_in_header *in, int fd, bool whole)
     n = preadv2(fd, &iov, 1, arg->offset, RWF_NOWAIT);
     if (n < 0 || (whole && (size_t)n == arg->size))
         return false;
-    if ((size_t)n < arg->size && (fstat(fd, &st) < 0 || (off_t)(arg->offset + n) < st.st_size))
-        return false;
+    if ((size_t)n < arg->size) {
+        if (!whole && fstat(fd, &st) < 0)
+            return false;
+        if ((off_t)(arg->offset + n) < (whole ? whole : &st)->st_size)
+            return false;
+    }
     send_reply(in->unique, 0, room, n);
     return true;
 }
@@ -175,7 +180,7 @@ static bool answer_bound(const struct fuse_in_header *in, PyObject *value)
 
     switch (in->opcode) {
     case FUSE_READ:
-        return entry & BOUND_READ && reply_data(in, fd, false);
+        return entry & BOUND_READ && reply_data(in, fd, NULL);
     case FUSE_WRITE:
         return entry & BOUND_WRITE && reply_written(in, fd);
     case FUSE_GETATTR:
@@ -201,23 +206,25 @@ static bool answer_plain(const struct fuse_in_header *in, PyObject *real)
 }
 
 /* Small files only: of a larger one more will be read, and its descriptor is worth keeping. */
-static bool answer_listed_read(const struct fuse_in_header *in, int dir_fd, const char *name)
+static bool answer_listed_read(const struct fuse_in_header *in, PyObject *real, int dir_fd,
+                               const char *name)
 {
     int flags = O_RDONLY | O_NOATIME | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     int fd = prepared.read_listed ? openat(dir_fd, name, flags) : -1;
+    struct stat st;
     bool done;
 
     if (fd < 0)
         return false;
-    done = reply_data(in, fd, true);
+    done = fstat(fd, &st) == 0 && is_listed(in->nodeid, real, &st) && reply_data(in, fd, &st);
     close(fd);
     return done;
 }
 
 static bool answer_listed(const struct fuse_in_header *in, PyObject *listed)
 {
-    PyObject *dir_fd =
-        PyDict_GetItemWithError(prepared.directories, PyTuple_GET_ITEM(listed, LISTED_REAL));
+    PyObject *real = PyTuple_GET_ITEM(listed, LISTED_REAL);
+    PyObject *dir_fd = PyDict_GetItemWithError(prepared.directories, real);
     const char *name = PyBytes_AsString(PyTuple_GET_ITEM(listed, LISTED_NAME));
     struct stat st;
     int fd;
@@ -227,9 +234,10 @@ static bool answer_listed(const struct fuse_in_header *in, PyObject *listed)
     fd = PyLong_AsLong(dir_fd);
     switch (in->opcode) {
     case FUSE_READ:
-        return answer_listed_read(in, fd, name);
+        return answer_listed_read(in, real, fd, name);
     case FUSE_GETATTR:
-        return fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && reply_attr(in, &st);
+        return fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+               is_listed(in->nodeid, real, &st) && reply_attr(in, &st);
     case FUSE_GETXATTR:
         return PyTuple_GET_ITEM(listed, LISTED_XATTRS) == Py_False && reply_no_xattr(in);
     case FUSE_LISTXATTR:

@@ -116,6 +116,9 @@ ssize_t scan_directory(int fd, char *buffer, size_t room);
  * a symbolic link. -1: an error, or an exception. */
 int open_real(PyObject *real, PyObject *descriptors, int flags);
 
+/* Whether that is the file of the real directory's layer that was told the kernel as `nodeid`. */
+bool is_listed(uint64_t nodeid, PyObject *real, const struct stat *st);
+
 /* Add what `real.c` has for Python; -1: an exception. */
 int add_real(PyObject *module);
 extern PyMethodDef merge_methods[];

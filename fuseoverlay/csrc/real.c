@@ -7,7 +7,7 @@
 #include <linux/openat2.h>
 #include <sys/syscall.h>
 
-static PyObject *layer_name, *name_name, *parent_name, *root_fd_name;
+static PyObject *device_name, *key_name, *layer_name, *name_name, *parent_name, *root_fd_name;
 
 /* An attribute of an object, which keeps it alive. */
 static PyObject *borrowed(PyObject *object, PyObject *name)
@@ -26,6 +26,15 @@ static int root_of(PyObject *real)
     return fd ? PyLong_AsLong(fd) : -1;
 }
 
+bool is_listed(uint64_t nodeid, PyObject *real, const struct stat *st)
+{
+    PyObject *layer = borrowed(real, layer_name);
+    PyObject *device = layer ? borrowed(layer, device_name) : NULL;
+
+    return device && st->st_ino == (nodeid & UINT64_MAX >> 8) &&
+           st->st_dev == PyLong_AsUnsignedLongLong(device);
+}
+
 /* Put a name before a path, which ends with its room; false: there is too little of that. */
 static bool prepend(char **path, const char *room, PyObject *name)
 {
@@ -41,7 +50,7 @@ static bool prepend(char **path, const char *room, PyObject *name)
 }
 
 /* The nearest open directory above or at `real`; *path is the way from there. -1: that is too
- * long, or an exception. */
+ * long, or passes one that was open before, and may be another by now; or an exception. */
 static int nearest(PyObject *real, PyObject *descriptors, char room[PATH_MAX], const char **path)
 {
     PyObject *fd, *parent, *name;
@@ -53,6 +62,8 @@ static int nearest(PyObject *real, PyObject *descriptors, char room[PATH_MAX], c
             return -1;
         if (parent == Py_None)
             break;
+        if (borrowed(real, key_name) != Py_None)
+            return -1;
         name = borrowed(real, name_name);
         if (!name || !PyBytes_Check(name) || !prepend(&way, room, name))
             return -1;
@@ -101,11 +112,13 @@ static PyMethodDef methods[] = {
 
 int add_real(PyObject *module)
 {
+    device_name = PyUnicode_InternFromString("device");
+    key_name = PyUnicode_InternFromString("key");
     layer_name = PyUnicode_InternFromString("layer");
     name_name = PyUnicode_InternFromString("name");
     parent_name = PyUnicode_InternFromString("parent");
     root_fd_name = PyUnicode_InternFromString("root_fd");
-    if (!layer_name || !name_name || !parent_name || !root_fd_name)
+    if (!device_name || !key_name || !layer_name || !name_name || !parent_name || !root_fd_name)
         return -1;
     return PyModule_AddFunctions(module, methods);
 }

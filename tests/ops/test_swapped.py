@@ -1,0 +1,190 @@
+"""Objects of a lower that somebody swaps for others while they are mounted.
+
+The kernel keeps what it was told of an object: owner, mode, capabilities, data. Whoever may write a
+lower directory must not get the content of one object under the attributes of another.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mounts import MODE, Daemon, Space, command, fails, fuse_only
+
+pytestmark = [fuse_only, pytest.mark.timeout(60)]
+
+OLD, NEW = b"old content\n", b"new content, longer\n"
+SIZES = {"small": 1, "large": 20_000}
+
+
+def _swap(path: Path, content: bytes) -> None:
+    """Put another file in the place of this one; that lives on, so that its number stays taken."""
+    os.link(path, f"{path}.kept")
+    other = path.with_name("other")
+    other.write_bytes(content)
+    other.chmod(0o4755)
+    other.rename(path)
+
+
+KNOWN: dict[str, Callable[[Path], object]] = {
+    "looked up": os.stat,
+    "listed": lambda path: [entry.stat() for entry in os.scandir(path.parent)],
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("form", ["plain", "linked", "alone", "attribute"])
+def test_data(space: Space, form: str, known: str, size: str) -> None:
+    count = SIZES[size]
+    lower = space.lower / "d" / "f"
+    lower.parent.mkdir()
+    lower.write_bytes(OLD * count)
+    if form in ("linked", "alone"):
+        os.link(lower, f"{lower}2")
+    if form == "attribute":
+        os.setxattr(lower, "user.colour", b"red")
+    space.features = ("index=off",) if form == "alone" else ()
+    path = space.mount() / "d" / "f"
+    KNOWN[known](path)
+    with path.open("rb") as stream:
+        _swap(lower, NEW * count)
+        with fails(errno.ESTALE):
+            stream.read()
+
+
+def test_what_is_read_already_stays(space: Space) -> None:
+    (space.lower / "f").write_bytes(OLD)
+    path = space.mount() / "f"
+    assert path.read_bytes() == OLD
+    with path.open("rb") as stream:
+        _swap(space.lower / "f", NEW)
+        assert stream.read() == OLD
+
+
+@pytest.mark.parametrize("form", ["plain", "linked", "alone", "attribute", "link"])
+def test_attributes(space: Space, form: str) -> None:
+    """Of what is open they are not told any more; by its name the new object is found."""
+    lower = space.lower / "f"
+    lower.write_bytes(OLD)
+    if form in ("linked", "alone"):
+        os.link(lower, f"{lower}2")
+    if form == "attribute":
+        os.setxattr(lower, "user.colour", b"red")
+    space.features = ("index=off",) if form == "alone" else ()
+    path = space.mount() / "f"
+    before = path.stat()
+    with path.open("rb") as stream:
+        # After that the kernel asks for the access time, and takes all that it is told.
+        assert stream.read() == OLD
+        _swap(lower, NEW)
+        with fails(errno.ESTALE):
+            os.fstat(stream.fileno())
+    after = path.stat()
+    assert after.st_ino != before.st_ino
+    assert stat.S_IMODE(after.st_mode) == 0o4755
+    assert path.read_bytes() == NEW
+
+
+def test_extended_attributes(space: Space) -> None:
+    lower = space.lower / "f"
+    lower.write_bytes(OLD)
+    os.setxattr(lower, "user.colour", b"red")
+    path = space.mount() / "f"
+    with path.open("rb") as stream:
+        assert os.getxattr(stream.fileno(), "user.colour") == b"red"
+        _swap(lower, NEW)
+        os.setxattr(lower, "user.colour", b"blue")
+        for call in (os.listxattr, lambda fd: os.getxattr(fd, "user.colour")):
+            with fails(errno.ESTALE):
+                call(stream.fileno())
+
+
+def test_symbolic_links(space: Space) -> None:
+    lower = space.lower / "s"
+    os.symlink("old", lower)
+    path = space.mount() / "s"
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        lower.rename(space.lower / "kept")
+        os.symlink("new", lower)
+        with fails(errno.ESTALE):
+            os.readlink("", dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("inner", ["", "sub"])
+def test_directories(space: Space, inner: str) -> None:
+    """Who may enter the one that the kernel knows may not enter every other."""
+    lower, other = space.lower / "d", space.lower / "secret"
+    for top, name in ((lower, "old"), (other, "new")):
+        (top / "sub").mkdir(parents=True)
+        (top / "sub" / name).write_bytes(OLD)
+        (top / name).write_bytes(OLD)
+    other.chmod(0o700)
+    for number in range(200):
+        (space.lower / f"n{number}" / "sub").mkdir(parents=True)
+    argv = ["prlimit", "--nofile=128:128", *command("mount", "-f")]
+    space.daemon = Daemon([*argv, "-o", space.options(), str(space.mnt)], space.mnt, space.log)
+    space.daemon.wait_until_mounted(1)
+    path = space.mnt / "d"
+    path.stat()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        for number in range(200):
+            assert (space.mnt / f"n{number}").stat()
+            assert os.listdir(space.mnt / f"n{number}") == ["sub"]
+        lower.rename(space.lower / "kept")
+        other.rename(lower)
+        with fails(errno.ESTALE):
+            os.listdir(os.path.join(path, inner))
+        with fails(errno.ESTALE):
+            os.stat("new", dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.skipif(MODE != "root", reason="takes trusted attributes")
+def test_data_of_a_metacopy(space: Space) -> None:
+    lower = space.lower / "f"
+    lower.write_bytes(OLD)
+    space.features = ("metacopy=on",)
+    mnt = space.mount()
+    (mnt / "f").chmod(0o4711)
+    space.unmount()
+    path = space.mount() / "f"
+    with path.open("rb") as stream:
+        _swap(lower, NEW)
+        with fails(errno.ESTALE):
+            stream.read()
+
+
+def test_copy_up_takes_nothing_else(space: Space) -> None:
+    lower = space.lower / "f"
+    lower.write_bytes(OLD)
+    path = space.mount() / "f"
+    fd = os.open(path, os.O_RDWR)
+    try:
+        _swap(lower, NEW)
+        with fails(errno.ESTALE):
+            os.pwrite(fd, b"x", 0)
+    finally:
+        os.close(fd)
+    assert not (space.upper / "f").exists()
+
+
+def test_layers_that_are_edited(space: Space) -> None:
+    """With `timeout=` that is what is to be seen."""
+    (space.lower / "f").write_bytes(OLD)
+    space.extra = ("timeout=0",)
+    path = space.mount() / "f"
+    assert path.read_bytes() == OLD
+    _swap(space.lower / "f", NEW)
+    assert path.read_bytes() == NEW
+    assert stat.S_IMODE(path.stat().st_mode) == 0o4755
