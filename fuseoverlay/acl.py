@@ -71,3 +71,15 @@ def with_ids(
         if name is not None:
             kept.append(_ENTRY.pack(tag, permissions, name))
     return b"".join(kept)
+
+
+def without_group(value: bytes) -> bytes:
+    """The ACL with no more permissions for the owning group than for all others."""
+    if not _is_acl(value):
+        return value
+    entries = list(_ENTRY.iter_unpack(value[_HEADER.size :]))
+    others = next((permissions for tag, permissions, _ in entries if tag == _OTHER), 0)
+    return value[: _HEADER.size] + b"".join(
+        _ENTRY.pack(tag, permissions & others if tag == _GROUP_OBJ else permissions, number)
+        for tag, permissions, number in entries
+    )

@@ -74,17 +74,21 @@ class Identity:
         """The same where no attribute says anything; as the extension does, answers.c."""
         status = Status(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
         if st.st_uid == self.users.stranger or st.st_gid == self.groups.stranger:
-            return self._nameable(status)
+            return self._nameable(status, limit=True)
         return status
 
-    def _nameable(self, status: Status) -> Status:
-        """With owners that our user namespace has ids for. Where that is another, setuid and
-        setgid would give his rights away."""
+    def _nameable(self, status: Status, *, limit: bool) -> Status:
+        """With owners that our user namespace has ids for. `limit`: the mode gives away nothing
+        of those who stand in, by setuid and setgid, nor anything to the members of root's group."""
         uid, gid = self.users.show(status.uid), self.groups.show(status.gid)
         if (uid, gid) == status[:2]:
             return status
-        privileges = 0 if stat.S_ISDIR(status.mode) else stat.S_ISUID | stat.S_ISGID
-        return Status(uid, gid, status.mode & ~privileges, status.rdev)
+        mode = status.mode
+        if limit and not stat.S_ISDIR(mode):
+            mode &= ~(stat.S_ISUID | stat.S_ISGID)
+        if limit and gid != status.gid:
+            mode &= ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
+        return Status(uid, gid, mode, status.rdev)
 
     def to_copy(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
@@ -94,7 +98,7 @@ class Identity:
         status = self.stored(layer, path, st, follow=follow)
         if layer.override is None or self.override is not None:
             return status
-        return self._nameable(status)
+        return self._nameable(status, limit=self.users.several)
 
     def shown(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
@@ -107,17 +111,33 @@ class Identity:
     def shown_for(self, status: Status) -> Status:
         """The same for what is known to be stored."""
         uid, gid = self.uids.owner(status.uid), self.gids.owner(status.gid)
-        return self._nameable(Status(uid, gid, status.mode, status.rdev))
+        status = Status(uid, gid, status.mode, status.rdev)
+        # Where everybody is root modes give nothing away, and an image shows its own.
+        return self._nameable(status, limit=self.users.several)
 
-    def shown_attribute(self, name: bytes, value: bytes) -> bytes:
-        """A stored extended attribute as processes see it: ids in ACLs, and whose root file
-        capabilities count for. Nothing in there is squashed, so that it can be given back."""
+    def shown_attribute(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
+        """A stored extended attribute of a file with that status as processes see it: ids in ACLs,
+        and whose root file capabilities count for. Nothing in there is squashed, so that it can be
+        given back."""
         if name.startswith(acl.PREFIX):
             users = _known(self.users, self.uids.shown)
-            return acl.with_ids(value, users, _known(self.groups, self.gids.shown))
+            groups = _known(self.groups, self.gids.shown)
+            return self._limited(name, acl.with_ids(value, users, groups), st)
         if self._maps and name == xattrs.CAPABILITY:
             return capability.shown(value, self.uids)
         return value
+
+    def copied_attribute(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
+        """A stored one as a copy can have it: an ACL without those whom we cannot name."""
+        if name.startswith(acl.PREFIX):
+            value = acl.with_ids(value, _known(self.users), _known(self.groups))
+            return self._limited(name, value, st)
+        return value
+
+    def _limited(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
+        """An ACL that gives nothing to the group that stands in for the file's."""
+        strange = name == acl.ACCESS and st.st_gid == self.groups.stranger
+        return acl.without_group(value) if strange else value
 
     def stored_attribute(self, name: bytes, value: bytes) -> bytes:
         """The same for one that a process gives. EOVERFLOW: nothing is shown as an id in it."""
@@ -125,12 +145,6 @@ class Identity:
             return acl.with_ids(value, self.uids.stored, self.gids.stored)
         if self._maps and name == xattrs.CAPABILITY:
             return capability.stored(value, self.uids)
-        return value
-
-    def copied_attribute(self, name: bytes, value: bytes) -> bytes:
-        """A stored one as a copy can have it: an ACL without those whom we cannot name."""
-        if name.startswith(acl.PREFIX):
-            return acl.with_ids(value, _known(self.users), _known(self.groups))
         return value
 
     def is_born(self, stored: Status) -> bool:

@@ -40,6 +40,11 @@ class MappedIds:
         """Whom to show instead of who is not mapped: root, who is not given any rights by that."""
         return 0 if 0 in self else self.own
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one."""
+        return sum(count for _, count in self.ranges) > 1
+
     def show(self, number: int) -> int:
         """The id itself where it is mapped, else the one that stands in for it."""
         return number if number in self else self.stand_in

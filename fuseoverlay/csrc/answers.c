@@ -35,6 +35,8 @@ static void name_strangers(struct fuse_attr *attr)
         attr->gid = prepared.shown_gid;
     if ((strange_uid || strange_gid) && !S_ISDIR(attr->mode))
         attr->mode &= ~(S_ISUID | S_ISGID);
+    if (strange_gid)
+        attr->mode &= ~S_IRWXG | (attr->mode & S_IRWXO) << 3;
 }
 
 void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st)

@@ -25,13 +25,13 @@ class UserNamespace:
 
     holder: int
 
-    def run(self, work: Callable[[], Any], uid: int = 0) -> Any:
-        """What a process in there gets from `work`: its value, or the errno of its OSError, as
-        `OSError` itself."""
+    def run(self, work: Callable[[], Any], uid: int = 0, gid: int | None = None) -> Any:
+        """What a process of that user in there gets from `work`: its value or its OSError. The
+        group has the user's number unless `gid` says otherwise."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            os._exit(self._work(writing, work, uid))
+            os._exit(self._work(writing, work, uid, uid if gid is None else gid))
         os.close(writing)
         with open(reading, "rb") as pipe:
             answer = pipe.read()
@@ -41,16 +41,16 @@ class UserNamespace:
             raise OSError(code, os.strerror(code))
         return value
 
-    def _work(self, writing: int, work: Callable[[], Any], uid: int) -> int:
+    def _work(self, writing: int, work: Callable[[], Any], uid: int, gid: int) -> int:
         try:
             os.umask(0o022)
             for kind in ("user", "mnt"):
                 libc.setns(Path(f"/proc/{self.holder}/ns/{kind}"))
             os.setgroups(())
             # By way of its root, whose capabilities end with that.
-            for number in (0, uid):
-                os.setresgid(number, number, number)
-                os.setresuid(number, number, number)
+            for user, group in ((0, 0), (uid, gid)):
+                os.setresgid(group, group, group)
+                os.setresuid(user, user, user)
             try:
                 answer = (0, work())
             except OSError as exc:
