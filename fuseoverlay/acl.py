@@ -56,14 +56,30 @@ def _is_acl(value: bytes) -> bool:
     return whole and _HEADER.unpack_from(value)[0] == _VERSION
 
 
-def with_ids(value: bytes, user: Callable[[int], int], group: Callable[[int], int]) -> bytes:
-    """The ACL with the ids of named users and groups replaced; what is none is left as it is.
-    Errors of the functions."""
+def with_ids(
+    value: bytes, user: Callable[[int], int | None], group: Callable[[int], int | None]
+) -> bytes:
+    """The ACL with the ids of named users and groups replaced, and without those that become
+    None; the mask, and with it the mode, stays. What is none is left as it is. Errors of the
+    functions."""
     if not _is_acl(value):
         return value
     ids = {_USER: user, _GROUP: group}
-    entries = (
-        _ENTRY.pack(tag, permissions, ids[tag](number) if tag in ids else number)
-        for tag, permissions, number in _ENTRY.iter_unpack(value[_HEADER.size :])
+    kept = [value[: _HEADER.size]]
+    for tag, permissions, number in _ENTRY.iter_unpack(value[_HEADER.size :]):
+        name = ids[tag](number) if tag in ids else number
+        if name is not None:
+            kept.append(_ENTRY.pack(tag, permissions, name))
+    return b"".join(kept)
+
+
+def without_group(value: bytes) -> bytes:
+    """The ACL with no more permissions for the owning group than for all others."""
+    if not _is_acl(value):
+        return value
+    entries = list(_ENTRY.iter_unpack(value[_HEADER.size :]))
+    others = next((permissions for tag, permissions, _ in entries if tag == _OTHER), 0)
+    return value[: _HEADER.size] + b"".join(
+        _ENTRY.pack(tag, permissions & others if tag == _GROUP_OBJ else permissions, number)
+        for tag, permissions, number in entries
     )
-    return value[: _HEADER.size] + b"".join(entries)

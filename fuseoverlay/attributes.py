@@ -232,11 +232,11 @@ def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> by
         return syscalls.process_name()
     check_xattrs(ov)
     check_acl(name, acls=acls)
-    return ov.identity.shown_attribute(name, _stored_xattr(ov, inode, name))
-
-
-def _stored_xattr(ov: Overlay, inode: Inode, name: bytes) -> bytes:
     real = real_of(ov, inode)
+    return ov.identity.shown_attribute(name, _stored_xattr(real, name), real.st)
+
+
+def _stored_xattr(real: Real, name: bytes) -> bytes:
     try:
         real_name = real.layer.stored_name(name)
     except PermissionError:
@@ -304,7 +304,7 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
     check_xattrs(ov)
     protection.check_change(ov, inode)
     try:
-        _stored_xattr(ov, inode, name)
+        _stored_xattr(real_of(ov, inode), name)
     except OSError as exc:
         missing = exc.errno == errno.ENODATA and name.startswith(acl.PREFIX)
         if missing and inode.in_upper:

@@ -465,6 +465,7 @@ def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
         value = xattrs.get(source.path, name, follow=source.follow)
         if value is None:
             continue
+        value = ov.identity.copied_attribute(name, value, source.st)
         try:
             xattrs.put(target, ov.writable().upper.stored_name(shown), value)
         except OSError as exc:

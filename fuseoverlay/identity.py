@@ -12,15 +12,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from fuseoverlay import acl, capability, syscalls, trust, xattrs
+from fuseoverlay import acl, capability, syscalls, trust, userns, xattrs
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.layers import Layer
 from fuseoverlay.overridestat import OverrideStat, accessible
+from fuseoverlay.userns import MappedIds
 
 _HOLDERS: Final = (stat.S_IFREG, stat.S_IFDIR)
 _OVERRIDES: Final = {1: xattrs.PRIVILEGED_OVERRIDE_STAT, 2: xattrs.OVERRIDE_STAT}
@@ -37,42 +38,23 @@ class Status(NamedTuple):
     rdev: int
 
 
-@dataclass(frozen=True, slots=True)
-class IdRanges:
-    """Ids that this process' user namespace maps: (first, count) pairs."""
-
-    ranges: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, map_file: str) -> IdRanges:
-        """Read `uid_map` or `gid_map` in /proc/self."""
-        with open(f"/proc/self/{map_file}", encoding="ascii") as lines:
-            fields = [line.split() for line in lines]
-        return cls(tuple((int(f[0]), int(f[2])) for f in fields))
-
-    def show(self, number: int) -> int:
-        """The id itself where it is mapped, else 0: an id that nobody could have would make
-        the file one that nobody may change or delete."""
-        if any(first <= number < first + count for first, count in self.ranges):
-            return number
-        return 0
-
-
 class Identity:
     """How this mount translates. `override`: the attribute that the upper keeps."""
 
-    __slots__ = ("_gid_ranges", "_maps", "_uid_ranges", "gids", "override", "uids")
+    __slots__ = ("_maps", "gids", "groups", "override", "uids", "users")
 
     def __init__(self, override: bytes | None, uids: IdMap, gids: IdMap) -> None:
         self.override = override
         self.uids = uids
         self.gids = gids
         self._maps = bool(uids) or bool(gids)
-        self._uid_ranges = IdRanges.of("uid_map")
-        self._gid_ranges = IdRanges.of("gid_map")
+        #: What our user namespace knows.
+        self.users = userns.users()
+        self.groups = userns.groups()
 
     def translates(self, layer: Layer) -> bool:
-        """Whether what is shown of the layer is not what its files' real status says."""
+        """Whether what is shown of the layer is not what its files' real status says, strangers
+        to the user namespace aside."""
         return self._maps or layer.override is not None
 
     def stored(
@@ -86,7 +68,27 @@ class Identity:
                     return Status(override.uid, override.gid, override.mode, override.rdev)
             elif stat.S_ISLNK(st.st_mode):
                 return Status(0, 0, st.st_mode, 0)
-        return Status(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+        return self._real(st)
+
+    def _real(self, st: os.stat_result) -> Status:
+        """The same where no attribute says anything; as the extension does, answers.c."""
+        status = Status(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+        if st.st_uid == self.users.stranger or st.st_gid == self.groups.stranger:
+            return self._nameable(status, limit=True)
+        return status
+
+    def _nameable(self, status: Status, *, limit: bool) -> Status:
+        """With owners that our user namespace has ids for. `limit`: the mode gives away nothing
+        of those who stand in, by setuid and setgid, nor anything to the members of root's group."""
+        uid, gid = self.users.show(status.uid), self.groups.show(status.gid)
+        if (uid, gid) == status[:2]:
+            return status
+        mode = status.mode
+        if limit and not stat.S_ISDIR(mode):
+            mode &= ~(stat.S_ISUID | stat.S_ISGID)
+        if limit and gid != status.gid:
+            mode &= ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
+        return Status(uid, gid, mode, status.rdev)
 
     def to_copy(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
@@ -96,32 +98,46 @@ class Identity:
         status = self.stored(layer, path, st, follow=follow)
         if layer.override is None or self.override is not None:
             return status
-        uid, gid = self._uid_ranges.show(status.uid), self._gid_ranges.show(status.gid)
-        return status._replace(uid=uid, gid=gid)
+        return self._nameable(status, limit=self.users.several)
 
     def shown(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
     ) -> Status:
         """What to show for it."""
         if not self.translates(layer):
-            return Status(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
-        return self.shown_for(layer, self.stored(layer, path, st, follow=follow))
+            return self._real(st)
+        return self.shown_for(self.stored(layer, path, st, follow=follow))
 
-    def shown_for(self, layer: Layer, status: Status) -> Status:
+    def shown_for(self, status: Status) -> Status:
         """The same for what is known to be stored."""
         uid, gid = self.uids.owner(status.uid), self.gids.owner(status.gid)
-        if layer.override is not None:
-            uid, gid = self._uid_ranges.show(uid), self._gid_ranges.show(gid)
-        return Status(uid, gid, status.mode, status.rdev)
+        status = Status(uid, gid, status.mode, status.rdev)
+        # Where everybody is root modes give nothing away, and an image shows its own.
+        return self._nameable(status, limit=self.users.several)
 
-    def shown_attribute(self, name: bytes, value: bytes) -> bytes:
-        """A stored extended attribute as processes see it: ids in ACLs, and whose root file
-        capabilities count for. Nothing in there is squashed, so that it can be given back."""
-        if self._maps and name.startswith(acl.PREFIX):
-            return acl.with_ids(value, self.uids.shown, self.gids.shown)
+    def shown_attribute(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
+        """A stored extended attribute of a file with that status as processes see it: ids in ACLs,
+        and whose root file capabilities count for. Nothing in there is squashed, so that it can be
+        given back."""
+        if name.startswith(acl.PREFIX):
+            users = _known(self.users, self.uids.shown)
+            groups = _known(self.groups, self.gids.shown)
+            return self._limited(name, acl.with_ids(value, users, groups), st)
         if self._maps and name == xattrs.CAPABILITY:
             return capability.shown(value, self.uids)
         return value
+
+    def copied_attribute(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
+        """A stored one as a copy can have it: an ACL without those whom we cannot name."""
+        if name.startswith(acl.PREFIX):
+            value = acl.with_ids(value, _known(self.users), _known(self.groups))
+            return self._limited(name, value, st)
+        return value
+
+    def _limited(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
+        """An ACL that gives nothing to the group that stands in for the file's."""
+        strange = name == acl.ACCESS and st.st_gid == self.groups.stranger
+        return acl.without_group(value) if strange else value
 
     def stored_attribute(self, name: bytes, value: bytes) -> bytes:
         """The same for one that a process gives. EOVERFLOW: nothing is shown as an id in it."""
@@ -198,6 +214,20 @@ def use_override(upper: Layer, permissions: int, *, note: bool) -> None:
             where=upper.path,
             hint="xattr_permissions=1 takes root, xattr_permissions=2 user attributes",
         ) from None
+
+
+def _known(
+    ids: MappedIds, shown: Callable[[int], int] = lambda number: number
+) -> Callable[[int], int | None]:
+    """How such ids are shown, None: those whom our user namespace does not map."""
+
+    def known(number: int) -> int | None:
+        if number not in ids:
+            return None
+        name = shown(number)
+        return name if name in ids else None
+
+    return known
 
 
 def _setgid_parent(dir_fd: int) -> bool:

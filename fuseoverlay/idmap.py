@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from fuseoverlay import userns
+
 #: The greatest id; one more means "none" in chown(2).
 MOST: Final = 2**32 - 2
 _DIGITS: Final = 10
-_OVERFLOW_FILE: Final = "/proc/sys/kernel/overflowuid"
 
 
 class IdRange(NamedTuple):
@@ -50,7 +51,7 @@ class IdMap:
         for first, shown, length in self.ranges:
             if first <= stored < first + length:
                 return shown + stored - first
-        return _overflow_id()
+        return _nobody()
 
     def covers(self, stored: int) -> bool:
         """Whether a stored id has one to be shown by."""
@@ -129,7 +130,5 @@ def _number(text: str) -> int:
 
 
 @functools.cache
-def _overflow_id() -> int:
-    """What the kernel shows for ids that it has no name for."""
-    with open(_OVERFLOW_FILE, encoding="ascii") as file:
-        return int(file.read())
+def _nobody() -> int:
+    return userns.overflow_id("uid")

@@ -405,7 +405,7 @@ def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
 def shown_of(ov: Overlay, real: Real) -> Status:
     """Owner, mode and device number to show for a real object."""
     if real.stored is not None:
-        return ov.identity.shown_for(real.layer, real.stored)
+        return ov.identity.shown_for(real.stored)
     return ov.identity.shown(real.layer, real.path, real.st, follow=real.follow)
 
 

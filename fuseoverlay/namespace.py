@@ -208,6 +208,7 @@ def _inherit(
     if default is None:
         mode &= ~caller.umask
     else:
+        default = ov.identity.copied_attribute(acl.DEFAULT, default, real.st)
         mode, access = acl.inherit(default, mode)
         if access is not None:
             acls.append((acl.ACCESS, access))

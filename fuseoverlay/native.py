@@ -89,6 +89,13 @@ def setup(timeout: float, max_write: int | None) -> int | None:
     return count
 
 
+def name_strangers(strangers: tuple[int, int], shown: tuple[int, int]) -> None:
+    """Tell the extension what user and group a status has of whom the user namespace does not
+    map, and what to show instead."""
+    if _extension is not None:
+        _extension.name_strangers(*strangers, *shown)
+
+
 def prepare(
     entries: dict[int, Any], descriptors: dict[Any, int], *, read_listed: bool, acls: bool
 ) -> None:

@@ -155,6 +155,8 @@ class Operations(pyfuse3.Operations):
         self._ov.data.may_bind_writers = self._handleless
         if log.isEnabledFor(logging.DEBUG):
             native.log(requestlog.answered)
+        users, groups = self._ov.identity.users, self._ov.identity.groups
+        native.name_strangers((users.stranger, groups.stranger), (users.stand_in, groups.stand_in))
         native.prepare(
             self._ov.inodes.entries,
             self._ov.stack.descriptors,

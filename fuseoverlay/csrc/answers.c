@@ -17,11 +17,27 @@
 /* Smaller READs are copied sooner than they go through a pipe. */
 #define SPLICED (32 << 10)
 
-struct prepared prepared;
+struct prepared prepared = {.strange_uid = -1, .strange_gid = -1};
 
 /* Room for the largest READ. */
 static char *room;
 static size_t room_size;
+
+/* Owners whom the user namespace does not map, as in identity.py. */
+static void name_strangers(struct fuse_attr *attr)
+{
+    bool strange_uid = attr->uid == prepared.strange_uid;
+    bool strange_gid = attr->gid == prepared.strange_gid;
+
+    if (strange_uid)
+        attr->uid = prepared.shown_uid;
+    if (strange_gid)
+        attr->gid = prepared.shown_gid;
+    if ((strange_uid || strange_gid) && !S_ISDIR(attr->mode))
+        attr->mode &= ~(S_ISUID | S_ISGID);
+    if (strange_gid)
+        attr->mode &= ~S_IRWXG | (attr->mode & S_IRWXO) << 3;
+}
 
 void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st)
 {
@@ -32,6 +48,7 @@ void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st)
         .ctime = st->st_ctim.tv_sec, .ctimensec = st->st_ctim.tv_nsec,
         .mode = st->st_mode, .nlink = st->st_nlink, .uid = st->st_uid, .gid = st->st_gid,
         .rdev = st->st_rdev, .blksize = st->st_blksize};
+    name_strangers(attr);
 }
 
 static bool reply_attr(const struct fuse_in_header *in, const struct stat *st)

@@ -46,6 +46,18 @@ static PyObject *py_prepare(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(name_strangers_doc,
+    "name_strangers(uid, gid, shown_uid, shown_gid)\n\n"
+    "What a status has for owners whom the user namespace does not map, 2**32 - 1: nothing, and\n"
+    "what is shown instead.");
+static PyObject *py_name_strangers(PyObject *self, PyObject *args)
+{
+    if (!PyArg_ParseTuple(args, "IIII", &prepared.strange_uid, &prepared.strange_gid,
+                          &prepared.shown_uid, &prepared.shown_gid))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(init_flags_doc,
     "init_flags(set, clear)\n\nINIT flags to agree to if the kernel offers them, and not to.");
 static PyObject *py_init_flags(PyObject *self, PyObject *args)
@@ -179,6 +191,7 @@ static PyObject *py_last_caller(PyObject *self, PyObject *unused)
 static PyMethodDef methods[] = {
     {"setup", py_setup, METH_VARARGS, setup_doc},
     {"prepare", py_prepare, METH_VARARGS, prepare_doc},
+    {"name_strangers", py_name_strangers, METH_VARARGS, name_strangers_doc},
     {"init_flags", py_init_flags, METH_VARARGS, init_flags_doc},
     {"answer", py_answer, METH_VARARGS, answer_doc},
     {"take", py_take, METH_VARARGS, take_doc},

@@ -83,6 +83,8 @@ struct prepared {
     PyObject *plain;       /* dict: nodeid of a directory that only the upper has -> it there */
     bool read_listed;      /* whether listed files may be read here */
     bool acls;             /* whether the mount has ACLs */
+    uint32_t strange_uid, strange_gid; /* in a status: the user namespace has no id for the owner */
+    uint32_t shown_uid, shown_gid;     /* who is shown instead */
     uint64_t valid;        /* how long the kernel may keep what it is told */
     uint32_t valid_nsec;
 };

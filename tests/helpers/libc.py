@@ -84,6 +84,12 @@ def linkat(old: Path | bytes, new: Path, flags: int, *, fd: int = AT_FDCWD) -> N
     _checked(_libc.linkat(c_int(fd), _bytes(old), c_int(AT_FDCWD), _bytes(new), c_int(flags)))
 
 
+def setns(namespace: Path) -> None:
+    """Enter a namespace, a file in /proc/PID/ns."""
+    with open(namespace) as file:
+        _checked(_libc.setns(c_int(file.fileno()), c_int(0)))
+
+
 def unlinkat(path: Path, flags: int) -> None:
     """unlinkat(2) with flags."""
     _checked(_libc.unlinkat(c_int(AT_FDCWD), _bytes(path), c_int(flags)))

@@ -25,12 +25,12 @@ from tests.helpers.mounts import (
     root_only,
     wait_for,
 )
+from tests.helpers.namespaces import FIRST, user_namespace
 
 pytestmark = [root_only, fuse_only]
 
-#: The plain user who mounts (fusermount3 wants a name), the second one, and how root of the
-#: namespace is known outside.
-MOUNTER, OTHER, FIRST = pwd.getpwnam("daemon").pw_uid, 4002, 300_000
+#: The plain user who mounts (fusermount3 wants a name), and the second one.
+MOUNTER, OTHER = pwd.getpwnam("daemon").pw_uid, 4002
 CONTAINERS = "user.containers.override_stat"
 MAPPING = "uidmapping=0:5000:4900,gidmapping=0:5000:4900"
 AS = "setpriv --reuid={0} --regid={0} --clear-groups --"
@@ -72,21 +72,6 @@ def _others_allowed(base: Path) -> Iterator[None]:
         subprocess.run(["umount", "/etc/fuse.conf"], check=True, timeout=30)
 
 
-@contextlib.contextmanager
-def _user_namespace() -> Iterator[int]:
-    """A process in user and mount namespaces of their own, with 10,000 ids."""
-    with subprocess.Popen(
-        ["unshare", "-Um", "sh", "-c", "echo ready; cat"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as holder:  # fmt: skip
-        assert holder.stdin is not None and holder.stdout is not None
-        assert holder.stdout.readline() == b"ready\n"
-        for ids in ("uid_map", "gid_map"):
-            Path(f"/proc/{holder.pid}/{ids}").write_text(f"0 {FIRST} 10000")
-        yield holder.pid
-        holder.stdin.close()
-
-
 @pytest.fixture
 def side(request: pytest.FixtureRequest, space: Space) -> Iterator[Side]:
     """A way to mount; the space's directories belong to who does."""
@@ -98,8 +83,7 @@ def side(request: pytest.FixtureRequest, space: Space) -> Iterator[Side]:
             undo.enter_context(_others_allowed(space.base))
             side = Side(AS.format(MOUNTER).split(), other, MOUNTER)
         else:
-            pid = undo.enter_context(_user_namespace())
-            enter = ["nsenter", f"--target={pid}", "-U", "-m"]
+            enter = undo.enter_context(user_namespace(10_000)).enter
             side = Side([*enter, *AS.format(0).split()], [*enter, *other], FIRST)
         for path in (space.lower, space.upper, space.work, space.mnt):
             os.chown(path, side.owner, side.owner)

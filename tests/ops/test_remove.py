@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.mounts import (
     IMPL,
+    MODE,
     Space,
     differs,
     fails,
@@ -370,3 +373,24 @@ def test_renames_over_whiteouts_leave_nothing(space: Space) -> None:
         for number in range(5):
             assert (mnt / f"new{number}" / "inside").read_bytes() == b"%d" % number
         assert len(os.listdir(mnt)) == 5
+
+
+@pytest.mark.skipif(MODE != "userns", reason="of a user namespace")
+def test_files_of_strangers(space: Space) -> None:
+    """Root's, whom a plain user's namespace has no id for: `test_unmapped` has the rest. The kernel
+    removes no more than the files."""
+    # Only who owns files can look at them and leave no trace: the lower is not compared.
+    space.lowers = [Path(json.__file__).parent]
+    assert space.lower.stat().st_uid == 65534
+    mnt = space.mount()
+    for path in mnt.iterdir():
+        if not path.is_dir():
+            path.unlink()
+        elif IMPL == "fuse":
+            (path / "new").write_bytes(b"content")
+            shutil.rmtree(path)
+    for _ in range(2):
+        assert not [path for path in mnt.iterdir() if IMPL == "fuse" or not path.is_dir()]
+        mnt = space.remount()
+    space.unmount()
+    assert (space.lower / "__init__.py").exists()
