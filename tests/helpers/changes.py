@@ -85,8 +85,13 @@ def _copy_range(source: Path, target: Path) -> None:
 def _sync(path: Path) -> None:
     """What is on disk then is not seen here; that the error is told, is."""
     with open(path, "r+b", buffering=0) as stream:
-        stream.write(b"!")
         os.fsync(stream.fileno())
+
+
+def _scribble(path: Path) -> None:
+    """A change of its own, which stays if the sync fails."""
+    with open(path, "r+b", buffering=0) as stream:
+        stream.write(b"!")
 
 
 #: Another owner where he may be given.
@@ -185,6 +190,7 @@ MORE: dict[str, Change] = {
 }
 #: What happens before that is safe.
 BEFORE: dict[str, Change] = {
+    "sync": lambda mnt: _scribble(mnt / "file"),
     "data after metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
     "unlink second name": lambda mnt: os.unlink(mnt / "linked"),
     "unlink second name of a copy": lambda mnt: _append(mnt / "linked"),
