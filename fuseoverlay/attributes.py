@@ -242,7 +242,7 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
     except PermissionError:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
     try:
-        if name == xattrs.CAPABILITY and isinstance(inode, File) and not inode.in_upper:
+        if name == xattrs.CAPABILITY and real.layer.number and not real.follow:
             return _of_this_very_file(real, real_name)
         return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
     except OSError as exc:
