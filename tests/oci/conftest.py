@@ -10,7 +10,24 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.removal import remove_tree
+from tests.helpers.mounts import MODE
 from tests.oci.helpers import Unpacker, owner_possible
+
+#: Modules of which the tests mount nothing, so that the extension plays no part; of the first ones
+#: it is also all the same who runs them.
+_READ = {"test_blobs", "test_layout", "test_malformed", "test_model", "test_streams"}
+_UNPACK = {"test_store", "test_unpack", "test_unpack_bad"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run no test twice: there are runs with the extension, and of the plain user himself."""
+    without_extension = os.environ.get("FUSEOVERLAY_NATIVE") == "0"
+    repeated = _READ | _UNPACK if without_extension else _READ if MODE == "userns" else set()
+    mark = pytest.mark.skip(reason="the same in another mode, which runs it")
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.stem in repeated:
+            item.add_marker(mark)
+
 
 with tempfile.TemporaryDirectory() as _probe:
     #: Real owners can be set by root only; noting them works for everybody.
