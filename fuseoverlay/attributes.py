@@ -18,7 +18,7 @@ from fuseoverlay import acl, files, ownership, protection, syscalls, xattrs
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.inodes import Directory, File, Inode
-from fuseoverlay.layers import check_key, stat_key
+from fuseoverlay.layers import check_sighting, sighting
 from fuseoverlay.lookup import Real, index_of, real_of, shown_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.transaction import tidy
@@ -246,8 +246,10 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
             return _of_this_very_file(real, real_name)
         return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
     except OSError as exc:
-        # The kernel itself asks, before it writes or executes, and takes other errors amiss.
-        if exc.errno in xattrs.NONE and not real.layer.lists_attributes:
+        # The kernel itself asks, before it writes or executes or lets anybody in, and takes other
+        # errors amiss.
+        none = name.startswith(acl.PREFIX) and exc.errno == errno.EOPNOTSUPP
+        if none or (exc.errno in xattrs.NONE and not real.layer.lists_attributes):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
         raise
 
@@ -257,7 +259,7 @@ def _of_this_very_file(real: Real, name: bytes) -> bytes:
     we looked. ESTALE."""
     fd = os.open(real.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        check_key(os.fstat(fd), stat_key(real.st))
+        check_sighting(os.fstat(fd), sighting(real.st))
         return os.getxattr(syscalls.fd_path(fd), name)
     finally:
         os.close(fd)

@@ -379,7 +379,7 @@ def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None
     if not only_metadata:
         file.data = None
     elif file.data is None:
-        file.data, file.data_key = file.lower, file.lower_key
+        file.data, file.data_seen = file.lower, file.lower_seen
     ov.data.drop(file.ino)
     linkindex.set_links(ov, file, copy.links)
 

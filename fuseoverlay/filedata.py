@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from fuseoverlay import native
 from fuseoverlay.inodes import File, Place
-from fuseoverlay.layers import LayerStack, open_known, open_own
+from fuseoverlay.layers import LayerStack, Sighting, open_known, open_own
 from fuseoverlay.syscalls import fd_path
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
@@ -126,17 +126,17 @@ class FileData:
         if file.data is not None:
             if write:
                 raise AssertionError("data that is in a lower is never written")
-            return self._open_lower(file.data, file.data_key)
+            return self._open_lower(file.data, file.data_seen)
         if file.in_upper:
             return self._open_upper(file, write)
         if file.lower is None or write:
             raise AssertionError("a lower file is never opened for writing")
-        return self._open_lower(file.lower, file.lower_key)
+        return self._open_lower(file.lower, file.lower_seen)
 
-    def _open_lower(self, place: Place, key: tuple[int, int] | None) -> int:
+    def _open_lower(self, place: Place, seen: Sighting | None) -> int:
         flags = os.O_RDONLY | os.O_NOFOLLOW | _FLAGS
         dir_fd = self._stack.fd(place.real)
-        return open_known(place.name, flags, dir_fd, key if self._private else None)
+        return open_known(place.name, flags, dir_fd, seen if self._private else None)
 
     def _open_upper(self, file: File, write: bool) -> int:
         flags = (os.O_RDWR if write else os.O_RDONLY) | _FLAGS

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from fuseoverlay import protection, syscalls, transaction
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Inode
-from fuseoverlay.layers import open_known, open_own, stat_key
+from fuseoverlay.layers import open_known, open_own, sighting
 from fuseoverlay.lookup import real_of
 from fuseoverlay.overlay import Overlay
 
@@ -96,7 +96,7 @@ def _opened(ov: Overlay, inode: Inode) -> Iterator[int]:
     if real.layer.number == 0:
         fd = open_own(real.path, flags)
     else:
-        fd = open_known(real.path, flags, None, stat_key(real.st))
+        fd = open_known(real.path, flags, None, sighting(real.st))
     try:
         yield fd
     finally:

@@ -58,6 +58,16 @@ def may_be_indexed(st: os.stat_result) -> bool:
     return st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
 
 
+def stay_together(ov: Overlay, place: Place, st: os.stat_result) -> bool:
+    """Whether the names of the lower file at `place`, with this status, lead to one file also after
+    it was copied up: they do by the index, which takes a handle. Where they do not, each is a file
+    of its own from the start, as with `index=off`: else what is written by one name would be found
+    by another one in the next mount."""
+    if not may_be_indexed(st) or ov.workdir is None:
+        return True
+    return ov.config.index and origin_of(ov, place) is not None
+
+
 def find_copy(ov: Overlay, place: Place, st: os.stat_result) -> Held | None:
     """The entry of the index for the copy that another name of the lower file at `place`
     caused; None: it was not copied up. `st` is the lower file's status.

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Self
 import trio
 
 from fuseoverlay import native
-from fuseoverlay.layers import RealDir
+from fuseoverlay.layers import RealDir, Sighting
 from fuseoverlay.merge import Index
 from fuseoverlay.transaction import tidy
 
@@ -82,13 +82,13 @@ class File(Inode):
     __slots__ = (
         "alone",
         "data",
-        "data_key",
+        "data_seen",
         "hidden",
         "keys",
         "links",
         "lock",
         "lower",
-        "lower_key",
+        "lower_seen",
         "names",
         "upper",
         "writers",
@@ -100,10 +100,9 @@ class File(Inode):
         self.lower: Place | None = None
         #: Where the data is if it is not where the metadata is (metacopy).
         self.data: Place | None = None
-        #: Real (device, inode) pairs of what is at those places of lowers: what is found there
-        #: later may be another object.
-        self.lower_key: tuple[int, int] | None = None
-        self.data_key: tuple[int, int] | None = None
+        #: What was seen at those places of lowers: what is found there later may be another object.
+        self.lower_seen: Sighting | None = None
+        self.data_seen: Sighting | None = None
         #: Names by which the kernel knows it now, in order; a dictionary, since they may be many.
         self.names: dict[tuple[Directory, bytes], None] = {}
         #: Real (device, inode) pairs under which the table finds it.
@@ -177,9 +176,9 @@ class Directory(Inode):
 
 
 #: A plain file of a lower that the kernel knows from a listing or a look-up, and of which nothing
-#: else is known: (directory, name, real directory, look-up count, type, whether it has attributes).
-#: Made and read by the extension, too.
-Listed = tuple[Directory, bytes, RealDir, int, int, bool]
+#: else is known: (directory, name, real directory, look-up count, type, whether it has attributes,
+#: user id << 32 | group id). Made and read by the extension, too.
+Listed = tuple[Directory, bytes, RealDir, int, int, bool, int]
 
 
 class InodeTable:
@@ -239,15 +238,16 @@ class InodeTable:
 
     def _learn(self, ino: int, listed: Listed) -> File:
         """Make an inode of what was only listed."""
-        parent, name, real, nlookup, kind, _ = listed
+        parent, name, real, nlookup, kind, _, owner = listed
         file = File(ino, kind)
         file.nlookup = nlookup
         file.lower = Place(real, name)
         file.names[parent, name] = None
         self.add(file)
         device = self._devices[ino >> _INO_BITS]
-        file.lower_key = device, ino & (1 << _INO_BITS) - 1
-        self.bind(file, file.lower_key)
+        key = device, ino & (1 << _INO_BITS) - 1
+        file.lower_seen = *key, owner >> 32, owner & 0xFFFFFFFF
+        self.bind(file, key)
         return file
 
     def directory(self, ino: int) -> Directory:
@@ -358,9 +358,9 @@ class InodeTable:
         return inode if self.drop_unused(inode) else None
 
     def _forget_listed(self, ino: int, listed: Listed, count: int) -> None:
-        parent, name, real, nlookup, kind, attributes = listed
+        parent, name, real, nlookup, kind, attributes, owner = listed
         if nlookup > count:
-            self._by_ino[ino] = (parent, name, real, nlookup - count, kind, attributes)
+            self._by_ino[ino] = (parent, name, real, nlookup - count, kind, attributes, owner)
         else:
             del self._by_ino[ino]
 

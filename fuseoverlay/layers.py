@@ -138,14 +138,14 @@ class Layer:
 class RealDir:
     """One directory of one layer. In a lower it never moves; in the upper it follows renames."""
 
-    __slots__ = ("__weakref__", "key", "layer", "name", "parent")
+    __slots__ = ("__weakref__", "layer", "name", "parent", "seen")
 
     def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
         self.layer = layer
         self.parent = parent
         self.name = name
-        #: `stat_key` of a lower's, once it was opened; None: not opened yet, or anything will do.
-        self.key: tuple[int, int] | None = None
+        #: Which one of a lower was opened; None: not opened yet, or any will do.
+        self.seen: Sighting | None = None
 
     def path(self) -> bytes:
         """Path in the layer, for messages."""
@@ -184,6 +184,9 @@ class LayerStack:
             self.limit = 64
             #: Whether nobody else changes the lowers: what is opened again must be the same.
             self.lasting = False
+            #: `stat_key` of upper and work directory, in no lower; of the lowers, not in the upper.
+            self.written: frozenset[tuple[int, int]] = frozenset()
+            self.read: frozenset[tuple[int, int]] = frozenset()
             #: Whether `overlay.redirect` counts.
             self.follow_redirects = True
             self.upper: Layer | None = None
@@ -267,22 +270,30 @@ class LayerStack:
         the same."""
         step = real.parent
         while step is not None and step not in self._open:
-            if step.key is not None:
+            if step.seen is not None:
                 self.fd(step)
             step = step.parent
 
     def _keep(self, real: RealDir, fd: int) -> None:
-        """A directory is open. ESTALE where a lower has another one there by now: the kernel was
-        told who may enter the one that was looked up, not this one."""
-        if self.lasting and real.layer.number:
-            st = os.fstat(fd)
-            try:
-                check_key(st, real.key)
-            except OSError:
-                os.close(fd)
-                raise
-            real.key = stat_key(st)
+        """A directory is open; `_check`."""
+        try:
+            self._check(real, os.fstat(fd))
+        except OSError:
+            os.close(fd)
+            raise
         self._open[real] = fd
+
+    def _check(self, real: RealDir, st: os.stat_result) -> None:
+        """ELOOP where a lower leads into what we write, or the upper into a lower, by whatever bind
+        mount; the kernel's ovl_lookup_trap_inode(). ESTALE where a lower has another directory
+        there by now: the kernel was told who may enter the one that was looked up, not this
+        one."""
+        lower = bool(real.layer.number)
+        if stat_key(st) in (self.written if lower else self.read):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if lower and self.lasting:
+            check_sighting(st, real.seen)
+            real.seen = sighting(st)
 
     def _open_lower(self, real: RealDir) -> int:
         """A lower's directories are mostly wanted for themselves: one call, one descriptor; -1:
@@ -513,18 +524,29 @@ def stat_key(st: os.stat_result) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
-def check_key(st: os.stat_result, key: tuple[int, int] | None) -> None:
-    """ESTALE where that is not the real object whose `stat_key` we know; None: any will do."""
-    if key is not None and stat_key(st) != key:
+#: `stat_key` and owner.
+Sighting = tuple[int, int, int, int]
+
+
+def sighting(st: os.stat_result) -> Sighting:
+    """What tells whether an object of a lower is the one that was looked up. A filesystem gives the
+    number of a removed file to the next one; but whoever puts that in its place cannot make it
+    anybody else's, and in a file of his own he may write anyway."""
+    return st.st_dev, st.st_ino, st.st_uid, st.st_gid
+
+
+def check_sighting(st: os.stat_result, seen: Sighting | None) -> None:
+    """ESTALE where that is not the object that was seen; None: any will do."""
+    if seen is not None and sighting(st) != seen:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
-def open_known(name: bytes, flags: int, dir_fd: int | None, key: tuple[int, int] | None) -> int:
+def open_known(name: bytes, flags: int, dir_fd: int | None, seen: Sighting | None) -> int:
     """Open an object of a lower for reading, again: who owns the directory may have put another
-    one there, which the attributes that the kernel keeps are not true of. `check_key`."""
+    one there, which the attributes that the kernel keeps are not true of. `check_sighting`."""
     fd = open_noatime(name, flags, dir_fd)
     try:
-        check_key(os.fstat(fd), key)
+        check_sighting(os.fstat(fd), seen)
     except BaseException:
         os.close(fd)
         raise

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from fuseoverlay import hardlinks, native, redirect, renewal, whiteout, xattrs
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Held, Inode, Place
-from fuseoverlay.layers import Layer, RealDir, check_key, stat_key
+from fuseoverlay.layers import Layer, RealDir, check_sighting, sighting, stat_key
 from fuseoverlay.merge import Found, Index, Listing, at_once, scan, scan_soon
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
@@ -171,27 +171,26 @@ def _file(
     if whiteout.is_xattr_whiteout(fd, name, real.layer.namespaces, st):
         index.conceal(name)
         raise no_entry(name)
-    key = stat_key(st)
-    alone = not found.in_upper and not ov.config.index and hardlinks.may_be_indexed(st)
+    key, place = stat_key(st), Place(real, name)
+    alone = not found.in_upper and not hardlinks.stay_together(ov, place, st)
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
-    if file is not None and not found.in_upper and _is_elsewhere(file, Place(real, name), st):
+    if file is not None and not found.in_upper and _is_elsewhere(file, place, st):
         alone, file = True, ov.inodes.find_alone(parent, name)
-    if file is not None and alone and file.lower_key != key:
-        file = None
-    if file is not None and renewal.is_gone(ov, file, key):
-        ov.inodes.unbind(key)
+    if file is not None and not found.in_upper and _is_another(ov, file, key, st):
+        if not alone:
+            ov.inodes.unbind(key)
         file = None
     if file is None and found.in_upper:
-        file = _upper_file(ov, Place(real, name), found, st)
-        _find_data(ov, parent, file, Place(real, name), st)
+        file = _upper_file(ov, place, found, st)
+        _find_data(ov, parent, file, place, st)
     elif file is None:
-        file = _lower_file(ov, Place(real, name), st, (parent, name) if alone else None)
+        file = _lower_file(ov, place, st, (parent, name) if alone else None)
         if file.in_upper:
-            _find_copied_data(ov, parent, file, Place(real, name))
+            _find_copied_data(ov, parent, file, place)
         else:
-            _find_data(ov, parent, file, Place(real, name), st)
+            _find_data(ov, parent, file, place, st)
     if found.in_upper and file.upper is None:
-        file.upper = Place(real, name)
+        file.upper = place
         if file.held is not None:
             ov.inodes.let_go(file)
             # A name that only held it was counted.
@@ -203,11 +202,20 @@ def _file(
     return file, Real(real.layer, at(ov.stack.fd(real), name), False, st)
 
 
+def _is_another(ov: Overlay, file: File, key: tuple[int, int], st: os.stat_result) -> bool:
+    """Whether the lower file with this status has only come to the number of another one, which
+    `file` was."""
+    if ov.config.private or file.in_upper:
+        return file.lower_seen != sighting(st)
+    return renewal.is_gone(ov, file, key)
+
+
 def _is_elsewhere(file: File, place: Place, st: os.stat_result) -> bool:
-    """Whether the lower file at `place` has but one name and `file`, which it is, is known by
-    another: one of them is a bind mount's, and they are two files here, as after a copy-up."""
+    """Whether the lower file at `place` has but one name and `file`, which has its number, is known
+    by another: one of them is a bind mount's, and they are two files here, as after a copy-up; or
+    that one has been removed, and the number given out again."""
     known = file.lower
-    if st.st_nlink > 1 or not place.real.layer.crosses or known is None or known == place:
+    if st.st_nlink > 1 or known is None or known == place:
         return False
     same_name = known.name == place.name and known.real.layer is place.real.layer
     return not (same_name and known.real.path() == place.real.path())
@@ -231,7 +239,7 @@ def _find_data(
 
 def _take_data(ov: Overlay, file: File, place: Place) -> None:
     st = os.stat(place.name, dir_fd=ov.stack.fd(place.real), follow_symlinks=False)
-    file.data, file.data_key = place, stat_key(st)
+    file.data, file.data_seen = place, sighting(st)
 
 
 def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) -> None:
@@ -270,6 +278,7 @@ def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> 
     ov.inodes.bind(file, key)
     if file.links and origin is not None:
         ov.inodes.bind(file, stat_key(origin))
+        file.lower_seen = sighting(origin)
     return file
 
 
@@ -287,7 +296,7 @@ def _lower_file(
         ov.inodes.add(file)
     else:
         file = _indexed_file(ov, place, st, copy)
-    file.lower, file.lower_key = place, key
+    file.lower, file.lower_seen = place, sighting(st)
     if alone is None:
         ov.inodes.bind(file, key)
     else:
@@ -367,7 +376,7 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     fd = ov.stack.fd(place.real)
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
     if inode.upper is None and ov.config.private:
-        check_key(st, inode.lower_key)
+        check_sighting(st, inode.lower_seen)
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 

@@ -61,7 +61,7 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
     with contextlib.ExitStack() as owners:
         stack, workdir = _layers(config, owners)
         refuse_overlaps(stack, roots_of(stack, workdir))
-        hide_own(stack, workdir)
+        keep_apart(stack, workdir)
         identity = _identity(config, stack)
         if workdir is not None and not workdir.has_attributes:
             config = _without_attributes(config, workdir.upper.path)
@@ -145,12 +145,12 @@ def _without_attributes(config: MountConfig, upper: bytes) -> MountConfig:
     warning."""
     log.warning(
         "%s: the filesystem of upperdir does not keep the overlay's extended attributes: copied "
-        "files may lose theirs, ACLs too, and in the next mount their inode numbers and hard "
-        "links; redirect_dir=on and metacopy=on have no effect",
+        "files may lose theirs, ACLs too, and their inode numbers in the next mount; "
+        "redirect_dir=on, metacopy=on and index=on have no effect",
         printable(upper),
     )
     redirects = "follow" if config.redirect_dir == "on" else config.redirect_dir
-    return replace(config, redirect_dir=redirects, metacopy=False)
+    return replace(config, redirect_dir=redirects, metacopy=False, index=False)
 
 
 def refuse_uncovered(identity: Identity, stack: LayerStack) -> None:
@@ -193,15 +193,21 @@ def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> N
             )
 
 
-def hide_own(stack: LayerStack, workdir: WorkDir | None) -> None:
+def keep_apart(stack: LayerStack, workdir: WorkDir | None) -> None:
     """Keep upper and work directory out of lowers that they are inside of: they would be seen
-    twice, and change there without the kernel's knowing."""
-    own = [stack.upper.path] if stack.upper is not None else []
-    own += [workdir.path] if workdir is not None else []
-    for path in map(os.path.realpath, own):
-        key = stat_key(os.stat(path))
-        for layer in stack.lowers + stack.data_only:
-            inside = _path_in(layer, path)
+    twice, and change there without the kernel's knowing. By their own paths they do not show; by
+    others, of bind mounts, nobody gets into them."""
+    lowers = stack.lowers + stack.data_only
+    stack.read = frozenset(stat_key(os.fstat(layer.root_fd)) for layer in lowers)
+    own = {}
+    if stack.upper is not None:
+        own[stack.upper.path] = stat_key(os.fstat(stack.upper.root_fd))
+    if workdir is not None:
+        own[workdir.path] = workdir.key
+    stack.written = frozenset(own.values())
+    for path, key in own.items():
+        for layer in lowers:
+            inside = _path_in(layer, os.path.realpath(path))
             if inside is not None and key == _key_in(layer, inside):
                 above, name = os.path.split(inside)
                 layer.hidden.setdefault(above, set()).add(name)

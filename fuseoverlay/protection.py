@@ -17,7 +17,7 @@ from typing import Final
 
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.inodes import Directory, File, Inode
-from fuseoverlay.layers import open_known, open_own, stat_key
+from fuseoverlay.layers import open_known, open_own, sighting
 from fuseoverlay.lookup import Real, real_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import file_flags
@@ -65,7 +65,7 @@ def keep(ov: Overlay, inode: Inode, copy: bytes, source: int | None = None) -> N
 
 def _flags(real: Real) -> int:
     flags = _OPENING | (0 if real.follow else os.O_NOFOLLOW)
-    fd = open_known(real.path, flags, None, stat_key(real.st))
+    fd = open_known(real.path, flags, None, sighting(real.st))
     try:
         return file_flags(fd)
     finally:

@@ -29,7 +29,7 @@ import trio
 
 from fuseoverlay import files
 from fuseoverlay.inodes import File
-from fuseoverlay.layers import open_known, stat_key
+from fuseoverlay.layers import open_known, sighting, stat_key
 from fuseoverlay.merge import FIRST_POSITION, Index
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.threads import Wait, Worker
@@ -233,7 +233,7 @@ def _is_first(index: Index, window: Window, position: int) -> bool:
 
 def _read(name: bytes, dir_fd: int, st: os.stat_result) -> memoryview | None:
     """The whole file, if it is in the page cache, and of this size. ESTALE."""
-    fd, size = open_known(name, _FLAGS, dir_fd, stat_key(st)), st.st_size
+    fd, size = open_known(name, _FLAGS, dir_fd, sighting(st)), st.st_size
     try:
         buffer = bytearray(size + 1)
         count = files.read_nowait(fd, buffer, 0)

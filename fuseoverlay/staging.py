@@ -13,7 +13,7 @@ from fuseoverlay import syscalls
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Held, Place
-from fuseoverlay.layers import open_known, open_own, stat_key
+from fuseoverlay.layers import open_known, open_own, sighting
 from fuseoverlay.lookup import Real
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.transaction import Transaction, tidy
@@ -178,7 +178,7 @@ def read_link(ov: Overlay, real: Real) -> bytes:
     if real.layer.number == 0:
         fd = open_own(real.path, flags)
     else:
-        fd = open_known(real.path, flags, None, stat_key(real.st))
+        fd = open_known(real.path, flags, None, sighting(real.st))
     try:
         return os.read(fd, real.st.st_size)
     finally:

@@ -223,7 +223,7 @@ static bool answer_plain(const struct fuse_in_header *in, PyObject *real)
 }
 
 /* Small files only: of a larger one more will be read, and its descriptor is worth keeping. */
-static bool answer_listed_read(const struct fuse_in_header *in, PyObject *real, int dir_fd,
+static bool answer_listed_read(const struct fuse_in_header *in, PyObject *listed, int dir_fd,
                                const char *name)
 {
     int flags = O_RDONLY | O_NOATIME | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
@@ -233,7 +233,7 @@ static bool answer_listed_read(const struct fuse_in_header *in, PyObject *real, 
 
     if (fd < 0)
         return false;
-    done = fstat(fd, &st) == 0 && is_listed(in->nodeid, real, &st) && reply_data(in, fd, &st);
+    done = fstat(fd, &st) == 0 && is_listed(in->nodeid, listed, &st) && reply_data(in, fd, &st);
     close(fd);
     return done;
 }
@@ -251,10 +251,10 @@ static bool answer_listed(const struct fuse_in_header *in, PyObject *listed)
     fd = PyLong_AsLong(dir_fd);
     switch (in->opcode) {
     case FUSE_READ:
-        return answer_listed_read(in, real, fd, name);
+        return answer_listed_read(in, listed, fd, name);
     case FUSE_GETATTR:
         return fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-               is_listed(in->nodeid, real, &st) && reply_attr(in, &st);
+               is_listed(in->nodeid, listed, &st) && reply_attr(in, &st);
     case FUSE_GETXATTR:
         return PyTuple_GET_ITEM(listed, LISTED_XATTRS) == Py_False && reply_no_xattr(in);
     case FUSE_LISTXATTR:

@@ -91,11 +91,12 @@ static bool has_overlay_attribute(const char *list, ssize_t size)
 
 /* One more reference of the kernel to a listed file. */
 static int count_listed(PyObject *key, PyObject *known, PyObject *parent, PyObject *name,
-                        PyObject *real, unsigned int kind, bool has_attributes)
+                        PyObject *real, const struct stat *st, bool has_attributes)
 {
     long count = known ? PyLong_AsLong(PyTuple_GET_ITEM(known, LISTED_COUNT)) : 0;
-    PyObject *listed = Py_BuildValue("(OOOlIO)", parent, name, real, count + 1, kind,
-                                     has_attributes ? Py_True : Py_False);
+    PyObject *listed = Py_BuildValue("(OOOlIOK)", parent, name, real, count + 1,
+                                     st->st_mode & S_IFMT, has_attributes ? Py_True : Py_False,
+                                     (unsigned long long)st->st_uid << 32 | st->st_gid);
     int result = listed ? PyDict_SetItem(prepared.inodes, key, listed) : -1;
 
     Py_XDECREF(listed);
@@ -135,11 +136,12 @@ static PyObject *listing_add_lower(struct listing *self, PyObject *args)
         return NULL;
     known = PyDict_GetItemWithError(prepared.inodes, key);
     if (known && !(PyTuple_CheckExact(known) && PyTuple_GET_ITEM(known, LISTED_REAL) == real &&
+                   is_listed(attr.ino, known, &st) &&
                    PyObject_RichCompareBool(PyTuple_GET_ITEM(known, LISTED_NAME), name, Py_EQ) == 1))
         result = Py_NewRef(Py_None);
     else if (!put(self, text, PyBytes_GET_SIZE(name), cookie, 0, &attr))
         result = Py_NewRef(Py_False);
-    else if (count_listed(key, known, parent, name, real, st.st_mode & S_IFMT, list_size > 0) < 0)
+    else if (count_listed(key, known, parent, name, real, &st, list_size > 0) < 0)
         self->used = used;
     else
         result = Py_NewRef(Py_True);

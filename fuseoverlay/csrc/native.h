@@ -91,8 +91,17 @@ struct prepared {
 extern struct prepared prepared;
 
 /* A file of a lower that the kernel knows from a listing or a look-up, and of which nothing else is
- * known: (directory, name, real directory, look-up count, type, whether it has attributes). */
-enum { LISTED_PARENT, LISTED_NAME, LISTED_REAL, LISTED_COUNT, LISTED_KIND, LISTED_XATTRS };
+ * known: (directory, name, real directory, look-up count, type, whether it has attributes,
+ * user id << 32 | group id). */
+enum {
+    LISTED_PARENT,
+    LISTED_NAME,
+    LISTED_REAL,
+    LISTED_COUNT,
+    LISTED_KIND,
+    LISTED_XATTRS,
+    LISTED_OWNER
+};
 
 /* Whether the request has been answered. */
 bool answer(const struct fuse_in_header *in, size_t size);
@@ -118,8 +127,8 @@ ssize_t scan_directory(int fd, char *buffer, size_t room);
  * a symbolic link. -1: an error, or an exception. */
 int open_real(PyObject *real, PyObject *descriptors, int flags);
 
-/* Whether that is the file of the real directory's layer that was told the kernel as `nodeid`. */
-bool is_listed(uint64_t nodeid, PyObject *real, const struct stat *st);
+/* Whether that is the listed file that was told the kernel as `nodeid`; see layers.sighting. */
+bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st);
 
 /* Add what `real.c` has for Python; -1: an exception. */
 int add_real(PyObject *module);

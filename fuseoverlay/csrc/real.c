@@ -7,7 +7,7 @@
 #include <linux/openat2.h>
 #include <sys/syscall.h>
 
-static PyObject *device_name, *key_name, *layer_name, *name_name, *parent_name, *root_fd_name;
+static PyObject *device_name, *seen_name, *layer_name, *name_name, *parent_name, *root_fd_name;
 
 /* An attribute of an object, which keeps it alive. */
 static PyObject *borrowed(PyObject *object, PyObject *name)
@@ -26,13 +26,16 @@ static int root_of(PyObject *real)
     return fd ? PyLong_AsLong(fd) : -1;
 }
 
-bool is_listed(uint64_t nodeid, PyObject *real, const struct stat *st)
+bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st)
 {
-    PyObject *layer = borrowed(real, layer_name);
+    PyObject *layer = borrowed(PyTuple_GET_ITEM(listed, LISTED_REAL), layer_name);
     PyObject *device = layer ? borrowed(layer, device_name) : NULL;
 
+    uint64_t owner = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(listed, LISTED_OWNER));
+
     return device && st->st_ino == (nodeid & UINT64_MAX >> 8) &&
-           st->st_dev == PyLong_AsUnsignedLongLong(device);
+           st->st_dev == PyLong_AsUnsignedLongLong(device) &&
+           owner == ((uint64_t)st->st_uid << 32 | st->st_gid);
 }
 
 /* Put a name before a path, which ends with its room; false: there is too little of that. */
@@ -62,7 +65,7 @@ static int nearest(PyObject *real, PyObject *descriptors, char room[PATH_MAX], c
             return -1;
         if (parent == Py_None)
             break;
-        if (borrowed(real, key_name) != Py_None)
+        if (borrowed(real, seen_name) != Py_None)
             return -1;
         name = borrowed(real, name_name);
         if (!name || !PyBytes_Check(name) || !prepend(&way, room, name))
@@ -113,12 +116,12 @@ static PyMethodDef methods[] = {
 int add_real(PyObject *module)
 {
     device_name = PyUnicode_InternFromString("device");
-    key_name = PyUnicode_InternFromString("key");
+    seen_name = PyUnicode_InternFromString("seen");
     layer_name = PyUnicode_InternFromString("layer");
     name_name = PyUnicode_InternFromString("name");
     parent_name = PyUnicode_InternFromString("parent");
     root_fd_name = PyUnicode_InternFromString("root_fd");
-    if (!device_name || !key_name || !layer_name || !name_name || !parent_name || !root_fd_name)
+    if (!device_name || !seen_name || !layer_name || !name_name || !parent_name || !root_fd_name)
         return -1;
     return PyModule_AddFunctions(module, methods);
 }

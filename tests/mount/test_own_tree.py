@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ def test_upper_and_work_inside_a_lower(cli: Cli, deep: bool) -> None:
     names = ["other"] if deep else ["f", "other"]
     assert sorted(os.listdir(shown)) == names
     for name in ("upper", "work"):
-        with fails(2):
+        with fails(errno.ENOENT):
             os.stat(shown / name)
     (space.mnt / "f").write_bytes(b"changed")
     (shown / "upper").mkdir()
@@ -234,20 +235,42 @@ def test_submounts_stay(cli: Cli) -> None:
 
 
 @needs_mount
-def test_hard_links_on_submounts(cli: Cli) -> None:
-    """Those on one filesystem are one file; equal ones on another are another file."""
+@pytest.mark.parametrize("kind", ["submount", "no attributes"])
+@pytest.mark.parametrize("first", ["f", "g"])
+@pytest.mark.parametrize("written", ["f", "g"])
+def test_links_that_cannot_be_kept_together_lose_no_write(
+    cli: Cli, kind: str, first: str, written: str
+) -> None:
+    """What was written by a name is found by it in the next mount."""
     space = cli.space
-    with below(space, "one") as one, below(space, "two") as two:
-        for where in (one, two):
-            os.link(where / "f", where / "g")
-        cli.mount("-o", space.options() + ",submounts", space.mnt)
-        for name in ("one", "two"):
-            (space.mnt / name / "f").write_text("new " + name)
-        for name in ("one", "two"):
-            assert (space.mnt / name / "g").read_text() == "new " + name
+    with contextlib.ExitStack() as undo:
+        options = ""
+        where = space.lower / "d"
+        if kind == "submount":
+            where = undo.enter_context(below(space, "d"))
+            options = ",submounts"
+        else:
+            where.mkdir()
+            (where / "f").write_text("d")
+            bare = space.base / "bare"
+            bare.mkdir()
+            undo.enter_context(mounted("-t", "ramfs", "ramfs", bare))
+            space.upper, space.work = bare / "upper", bare / "work"
+            space.upper.mkdir()
+            space.work.mkdir()
+        os.link(where / "f", where / "g")
+        cli.mount("-o", space.options() + options, space.mnt)
+        assert (space.mnt / "d" / first).read_text() == "d"
+        (space.mnt / "d" / written).write_text("written")
+        expected = {name: "written" if name == written else "d" for name in ("f", "g")}
+        for _ in range(2):
+            found = {name: (space.mnt / "d" / name).read_text() for name in ("f", "g")}
+            assert found == expected
+            unmount(space.mnt)
+            cli.wait_until_gone()
+            cli.mount("-o", space.options() + options, space.mnt)
         unmount(space.mnt)
         cli.wait_until_gone()
-        assert [(where / "g").read_text() for where in (one, two)] == ["one", "two"]
 
 
 @needs_mount
@@ -333,3 +356,73 @@ def test_submounts_give_nobody_rights(cli: Cli, given: str) -> None:
     assert bool(flags & os.ST_NODEV) == ("dev" not in given)
     unmount(cli.space.mnt)
     cli.wait_until_gone()
+
+
+@needs_mount
+@pytest.mark.parametrize("options", ["", ",submounts"])
+def test_upper_inside_a_lower_by_a_bind_mount(cli: Cli, options: str) -> None:
+    """As in the kernel nobody gets into what is written there."""
+    space = cli.space
+    store, bound = space.lower / "store", space.base / "bound"
+    for path in (store / "upper", store / "work", bound):
+        path.mkdir(parents=True)
+    space.upper, space.work = store / "upper", store / "work"
+    with mounted("--bind", space.lower, bound):
+        space.lowers = [bound]
+        cli.mount("-o", space.options() + options, space.mnt)
+        (space.mnt / "new").write_text("new")
+        for path in ("upper", "work", "upper/new"):
+            with fails(errno.ELOOP):
+                os.stat(space.mnt / "store" / path)
+        unmount(space.mnt)
+        cli.wait_until_gone()
+
+
+@needs_mount
+def test_lower_inside_the_upper_by_a_bind_mount(cli: Cli) -> None:
+    """Nothing is written there."""
+    space = cli.space
+    inside, bound = space.upper / "inside", space.base / "bound"
+    inside.mkdir()
+    bound.mkdir()
+    (inside / "f").write_text("from the lower")
+    with mounted("--bind", inside, bound):
+        space.lowers = [bound]
+        cli.mount("-o", space.options(), space.mnt)
+        for call in (os.listdir, lambda path: (path / "f").write_text("x")):
+            with fails(errno.ELOOP):
+                call(space.mnt / "inside")
+        assert (space.mnt / "f").read_text() == "from the lower"
+        unmount(space.mnt)
+        cli.wait_until_gone()
+    assert (inside / "f").read_text() == "from the lower"
+
+
+@root_only
+@pytest.mark.parametrize("layer", ["lower", "upper"])
+def test_others_use_a_layer_without_acls(cli: Cli, layer: str) -> None:
+    """The kernel asks for an ACL when somebody is no owner, and takes a refusal for the answer."""
+    space = cli.space
+    bare = space.base / "bare"
+    bare.mkdir()
+    space.base.chmod(0o755)
+    with mounted("-t", "ramfs", "ramfs", bare):
+        for name in ("lower", "upper", "work"):
+            (bare / name).mkdir()
+        if layer == "lower":
+            space.lowers = [bare / "lower"]
+        else:
+            space.upper, space.work = bare / "upper", bare / "work"
+        (space.lower / "d").mkdir()
+        (space.lower / "d" / "f").write_text("readable")
+        cli.mount("-o", space.options(), space.mnt)
+        if layer == "upper":
+            (space.mnt / "d" / "f").write_text("readable")
+        argv = ["setpriv", "--reuid=4001", "--regid=4001", "--clear-groups", "sh", "-c"]
+        script = f"ls {space.mnt}/d; cat {space.mnt}/d/f"
+        done = subprocess.run([*argv, script], capture_output=True, text=True, timeout=30, cwd="/")
+        assert (done.stdout, done.stderr) == ("f\nreadable", "")
+        with fails(errno.ENODATA):
+            os.getxattr(space.mnt / "d" / "f", "system.posix_acl_access")
+        unmount(space.mnt)
+        cli.wait_until_gone()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Daemon, Space, command, fails, fuse_only
+from tests.helpers.mounts import MODE, Daemon, Space, command, fails, fuse_only, root_only
 
 pytestmark = [fuse_only, pytest.mark.timeout(60)]
 
@@ -188,3 +188,72 @@ def test_layers_that_are_edited(space: Space) -> None:
     _swap(space.lower / "f", NEW)
     assert path.read_bytes() == NEW
     assert stat.S_IMODE(path.stat().st_mode) == 0o4755
+
+
+def _reuse(path: Path, content: bytes) -> Path:
+    """Remove this file; another user's one, beside it, that has got its number."""
+    number = path.stat().st_ino
+    base = path.parent / "reused"
+    base.mkdir()
+    path.unlink()
+    for count in range(5000):
+        other = base / f"{count}"
+        other.write_bytes(content)
+        if other.stat().st_ino == number:
+            os.chown(other, 4001, 4001)
+            return other
+    pytest.fail("the filesystem does not give the number out again")
+
+
+@root_only
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("form", ["plain", "linked", "alone", "attribute"])
+def test_another_users_file_with_the_same_number(
+    space: Space, form: str, known: str, size: str
+) -> None:
+    count = SIZES[size]
+    lower = space.lower / "d" / "f"
+    lower.parent.mkdir()
+    lower.write_bytes(OLD * count)
+    lower.chmod(0o4755)
+    if form == "attribute":
+        os.setxattr(lower, "user.colour", b"red")
+    space.features = ("index=off",) if form == "alone" else ()
+    path = space.mount() / "d" / "f"
+    KNOWN[known](path)
+    with path.open("rb") as stream:
+        other = _reuse(lower, NEW * count)
+        if form in ("linked", "alone"):
+            os.link(other, f"{other}.link")
+        other.chmod(0o4755)
+        other.rename(lower)
+        with fails(errno.ESTALE):
+            stream.read()
+        with fails(errno.ESTALE):
+            os.getxattr(stream.fileno(), "user.colour")
+
+
+@root_only
+@pytest.mark.parametrize("names", [1, 2])
+def test_a_copy_is_not_found_by_a_number_that_was_given_out_again(space: Space, names: int) -> None:
+    """Or whoever may make files in a lower directory would get at what he cannot reach."""
+    lower = space.lower
+    for name in ("private", "late", "hidden"):
+        (lower / name).mkdir()
+    (lower / "private" / "f").write_bytes(OLD)
+    if names == 2:
+        os.link(lower / "private" / "f", lower / "private" / "g")
+    mnt = space.mount()
+    (mnt / "private" / "f").write_bytes(b"secret")
+    (mnt / "private" / "f").rename(mnt / "hidden" / "f")
+    if names == 2:
+        (lower / "private" / "g").unlink()
+    other = _reuse(lower / "private" / "f", NEW)
+    if names == 2:
+        os.link(other, f"{other}.link")
+    other.rename(lower / "late" / "mine")
+    assert (mnt / "late" / "mine").read_bytes() == NEW
+    (mnt / "late" / "mine").write_bytes(b"his")
+    assert (mnt / "hidden" / "f").read_bytes() == b"secret"
+    assert (mnt / "late" / "mine").stat().st_ino != (mnt / "hidden" / "f").stat().st_ino
