@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from fuseoverlay import handles, hardlinks, merge, redirect, whiteout, xattrs
 from fuseoverlay.copyup import times_kept
 from fuseoverlay.errors import describe
+from fuseoverlay.fsck import empty
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Kept, Kind, Problem, shown
 from fuseoverlay.inodes import Place
@@ -33,6 +34,7 @@ class _Node(NamedTuple):
 
     upper: RealDir | None
     lowers: tuple[RealDir, ...]
+    parent: _Node | None = None
 
 
 class UpperCheck:
@@ -63,6 +65,8 @@ class UpperCheck:
         self.opaque_files: list[RealDir] = []
         #: Directories whose redirect leads to one of the lowers.
         self.redirected = 0
+        #: A lower directory that is empty where the lowers lack something: see `empty`.
+        self.empty: RealDir | None = None
         #: Namespaces of attributes that a view depends on, each with the first path.
         self.namespaces: dict[bytes, bytes] = {}
 
@@ -78,10 +82,26 @@ class UpperCheck:
             node = pending.pop()
             inside: list[_Node] = []
             try:
-                yield from self._directory(node, inside)
+                for problem in self._directory(node, inside):
+                    if problem.by_lowers and self.empty is None:
+                        self.empty = self._empty_above(node)
+                    yield problem
             except OSError as exc:
                 yield self._unreadable(node.upper or node.lowers[0], b"", exc)
             pending += reversed(inside)
+
+    def _empty_above(self, node: _Node | None) -> RealDir | None:
+        """A lower directory that is empty and that the node, or one that it is in, goes on in."""
+        while node is not None and not (node.upper is not None and self._is_opaque(node.upper)):
+            found = empty.first(self.stack, node.lowers)
+            if found is not None:
+                return found
+            node = node.parent
+        return None
+
+    def _is_opaque(self, real: RealDir) -> bool:
+        value = whiteout.opaque_value(self.stack.fd(real), real.layer.namespaces)
+        return whiteout.is_opaque_value(value)
 
     def _unreadable(self, real: RealDir, name: bytes, exc: OSError) -> Problem:
         what = f"cannot be checked: {describe(exc)}"
@@ -185,11 +205,9 @@ class UpperCheck:
                 os.unlink(place.name, dir_fd=fd)
 
         # In a directory that is marked it hides nothing, whatever the lowers have.
-        fd, counted = self.stack.fd(place.real), place.real.layer.namespaces
-        marked = whiteout.is_opaque_value(whiteout.opaque_value(fd, counted))
         return Problem(
             Kind.DANGLING, self.path(*place), "whiteout that hides nothing", repair=remove,
-            by_lowers=not marked,
+            by_lowers=not self._is_opaque(place.real),
         )  # fmt: skip
 
     def _file(self, place: Place, lowers: Sequence[RealDir]) -> Iterator[Problem]:
@@ -239,13 +257,14 @@ class UpperCheck:
                 return
         same_name = [RealDir(real.layer, real, name) for real in found.lower_dirs]
         marks, below = redirect.merged(self.stack, lowers, upper, same_name)
-        inside.append(_Node(upper, below))
+        inside.append(_Node(upper, below, parent))
         if upper is None:
             return
         if below:
             self.redirected += marks.redirect is not None
             yield from self._claim(upper, below[0])
         elif marks.redirect is not None:
+            self.empty = self.empty or empty.on_the_way(self.stack, marks.redirect)
             yield Problem(
                 Kind.REDIRECT, self.path(upper),
                 f"redirect to {shown(marks.redirect)}, which is no directory of the lowers",

@@ -492,6 +492,99 @@ def test_lowers_that_are_the_right_ones(dirty: Dirty) -> None:
     assert compare(shown, dirty.view()) == []
 
 
+def _rm(path: str) -> Callable[[Dirty], None]:
+    return lambda dirty: (dirty.space.mnt / path).unlink()
+
+
+def _move_away(dirty: Dirty) -> None:
+    (dirty.space.mnt / "m" / "sub").rename(dirty.space.mnt / "d" / "moved")
+
+
+def _opaque_on_the_way(dirty: Dirty) -> None:
+    """Only where the redirect leads is anything missing."""
+    shutil.rmtree(dirty.space.mnt / "d")
+    (dirty.space.mnt / "d").mkdir()
+    _move_away(dirty)
+
+
+#: What is done where something is mounted on m in the lower.
+ON_A_MOUNT = {
+    "a name": _rm("m/a"),
+    "a name further down": _rm("m/sub/x"),
+    "renamed": _move_away,
+    "renamed to below an opaque directory": _opaque_on_the_way,
+}
+
+
+@pytest.mark.parametrize("what", ON_A_MOUNT)
+def test_something_below_a_lower_is_not_mounted(dirty: Dirty, what: str) -> None:
+    """Where a mount is missing a lower directory is empty, be it in one layer of two."""
+    mounted = dirty.space.lowers[1] / "m"
+    (mounted / "sub" / "deep").mkdir(parents=True)
+    (dirty.space.lower / "m").mkdir()
+    (dirty.space.lower / "m" / "other").touch()
+    for name in ("a", "sub/x", "sub/y"):
+        (mounted / name).write_bytes(b"mounted")
+    dirty.space.features = ("redirect_dir=on",)
+    dirty.space.mount()
+    for name in ("b", "big", "e/x"):
+        (dirty.space.mnt / name).unlink()
+    ON_A_MOUNT[what](dirty)
+    dirty.space.unmount()
+    shown, kept = dirty.view(), traces(dirty.upper)
+    there = mounted.rename(dirty.space.base / "unmounted")
+    mounted.mkdir()
+    code, lines = dirty.fsck("--repair")
+    assert code == LEFT
+    assert re.match(r"not everything was repaired: .*l1/m is empty; .*--force$", lines[-2]), lines
+    assert not compare(kept, traces(dirty.upper), ignore={"atime_ns"})
+    mounted.rmdir()
+    there.rename(mounted)
+    assert compare(shown, dirty.view()) == []
+    assert dirty.fsck("--repair")[1][0].startswith("clean")
+
+
+@root_only
+@pytest.mark.parametrize("option", ["submounts", "xino=off"])
+def test_submount_that_is_missing(dirty: Dirty, option: str) -> None:
+    """With or without `submounts` in the options: what the mount had is not known."""
+    bottom = dirty.space.lowers[1]
+    (bottom / "m").mkdir()
+    mount = ["mount", "-t", "tmpfs", "tmpfs", bottom / "m"]
+    subprocess.run(mount, check=True, timeout=30)
+    try:
+        (bottom / "m" / "a").touch()
+        dirty.space.extra = ("submounts",)
+        dirty.space.mount()
+        for name in ("m/a", "a"):
+            (dirty.space.mnt / name).unlink()
+        dirty.space.unmount()
+    finally:
+        unmount(bottom / "m")
+    dirty.options.append(option)
+    code, lines = dirty.fsck("--repair")
+    assert code == LEFT
+    assert "/m is empty" in lines[-2]
+    assert stat.S_ISCHR((dirty.upper / "m" / "a").lstat().st_mode)
+    assert dirty.fsck("--repair", "--force")[0] == 0
+    assert not (dirty.upper / "m" / "a").exists()
+
+
+def test_empty_directory_behind_an_opaque_one(dirty: Dirty) -> None:
+    """No mount on it would count."""
+    (dirty.space.lower / "m").mkdir()
+    dirty.space.mount()
+    (dirty.space.mnt / "m").rmdir()
+    (dirty.space.mnt / "m").mkdir()
+    (dirty.space.mnt / "m" / "new").mkdir()
+    (dirty.space.mnt / "b").unlink()
+    dirty.space.unmount()
+    make_whiteout(dirty.upper / "m" / "new" / "gone")
+    code, lines = dirty.fsck("--repair")
+    assert code == 0, lines
+    assert lines[0].endswith("whiteout that hides nothing; repaired")
+
+
 def test_redirects_by_the_wrong_lowers(dirty: Dirty) -> None:
     """A redirect that was taken away would take the content of its directory with it."""
     dirty.space.features = ("redirect_dir=on",)
