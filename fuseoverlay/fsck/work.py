@@ -115,7 +115,8 @@ class WorkCheck:
                 yield Problem(
                     Kind.INCOMPATIBLE, self._join(workdir.STAGING, name, mark),
                     f"the upper was mounted with {shown(mark)}: data may be missing",
-                    why="only you know whether the system has crashed since",
+                    why="remove it if the system has not crashed since, or use a new upper and "
+                    "work directory",
                 )  # fmt: skip
         elif workdir.is_foreign(name):
             yield Problem(

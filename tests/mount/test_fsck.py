@@ -848,7 +848,7 @@ def test_mark_of_a_volatile_mount(dirty: Dirty) -> None:
     dirty.space.mount()
     dirty.space.unmount()
     mark = "work/work/incompat/volatile"
-    _repair(dirty, mark, "was mounted with volatile", kept="only you know")
+    _repair(dirty, mark, "was mounted with volatile", kept="remove it if the system has not")
     assert (dirty.space.base / mark).is_dir()
 
 
@@ -918,6 +918,39 @@ def test_without_work_directory(dirty: Dirty) -> None:
     code, lines = dirty.fsck(workdir=False)
     assert code == 0
     assert lines[0].startswith("clean; not checked: the work directory")
+
+
+def test_options_of_the_mount(dirty: Dirty) -> None:
+    """With `upperdir=`, however that is written."""
+    _hides_nothing(dirty)
+    dirty.options.append(f"upperdir={escape(dirty.upper.parent)}/./{dirty.upper.name}")
+    code, lines = dirty.fsck()
+    assert (code, lines[0]) == (LEFT, "upper/gone: whiteout that hides nothing")
+
+
+def _asked(dirty: Dirty) -> str:
+    """What is said of whether lower files were looked for."""
+    return dirty.fsck()[1][-1].partition("whether the lower files of copies exist")[2]
+
+
+@pytest.mark.skipif(MODE == "root", reason="the superuser may ask")
+def test_lower_files_need_root(dirty: Dirty) -> None:
+    assert _asked(dirty) == " (needs root, outside of a user namespace)"
+
+
+@root_only
+def test_lower_files_that_root_cannot_ask_for(dirty: Dirty) -> None:
+    """Why not is said, and that it would take root is not the reason."""
+    assert _asked(dirty) == ""
+    dirty.options = ["submounts"]
+    assert re.fullmatch(r" \(what is mounted below l\d shows\)", _asked(dirty))
+    dirty.options = []
+    with contextlib.ExitStack() as mounted:
+        for lower in dirty.space.lowers:
+            mount = ["mount", "-t", "ramfs", "ramfs", lower]
+            subprocess.run(mount, check=True, timeout=30)
+            mounted.callback(unmount, lower)
+        assert re.fullmatch(r" \(another lower has the same UUID as l\d\)", _asked(dirty))
 
 
 def test_data_only_lowers(dirty: Dirty) -> None:
@@ -992,7 +1025,8 @@ def test_lower_inside_the_upper_is_refused(dirty: Dirty) -> None:
     ("arguments", "text"),
     [
         (["{upper}"], "no lowerdir= given"),
-        (["{upper}", "-o", "lowerdir={lower},upperdir={upper}"], "exclude each other"),
+        (["{upper}", "-o", "lowerdir={lower},upperdir={lower}"], "is not UPPER"),
+        (["{upper}", "-o", "lowerdir={lower},upperdir={upper}/none"], "is not UPPER"),
         (["-o", "lowerdir={lower}"], "UPPER"),
         (["{upper}", "{upper}", "-o", "lowerdir={lower}"], "unrecognized"),
     ],
