@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -945,12 +945,25 @@ def test_lower_files_that_root_cannot_ask_for(dirty: Dirty) -> None:
     dirty.options = ["submounts"]
     assert re.fullmatch(r" \(what is mounted below l\d shows\)", _asked(dirty))
     dirty.options = []
-    with contextlib.ExitStack() as mounted:
-        for lower in dirty.space.lowers:
-            mount = ["mount", "-t", "ramfs", "ramfs", lower]
-            subprocess.run(mount, check=True, timeout=30)
-            mounted.callback(unmount, lower)
+    images = [dirty.space.base / "disk", dirty.space.base / "snapshot"]
+    images[0].touch()
+    os.truncate(images[0], 1 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", images[0]], check=True, timeout=60)
+    shutil.copy(images[0], images[1])
+    with _mounted(dirty, ["-o", "loop", images[0]], ["-o", "loop", images[1]]):
         assert re.fullmatch(r" \(another lower has the same UUID as l\d\)", _asked(dirty))
+    with _mounted(dirty, ["-t", "ramfs", "ramfs"]):
+        assert _asked(dirty) == " (there are no file handles in l0)"
+
+
+@contextlib.contextmanager
+def _mounted(dirty: Dirty, *arguments: list[str | Path]) -> Iterator[None]:
+    """Something on the lowers, from the top on."""
+    with contextlib.ExitStack() as mounted:
+        for lower, what in zip(dirty.space.lowers, arguments, strict=False):
+            subprocess.run(["mount", *what, lower], check=True, timeout=30)
+            mounted.callback(unmount, lower)
+        yield
 
 
 def test_data_only_lowers(dirty: Dirty) -> None:
