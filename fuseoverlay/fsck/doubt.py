@@ -25,6 +25,8 @@ def about(stack: LayerStack, origins: Origins) -> str | None:
     """Why the lowers may be the wrong ones, as one line; None: nothing speaks for that."""
     upper = UpperCheck(stack, origins, indexed=None)
     missing = sum(problem.by_lowers and problem.kind in _BY_NAME for problem in upper.problems())
+    if upper.uncounted is not None:
+        return "attributes of the upper do not count; name userxattr in -o, or say --force"
     empty = upper.empty
     if empty is None and missing:
         empty = first(stack, (layer.root for layer in stack.lowers))

@@ -21,7 +21,7 @@ from fuseoverlay.fsck.work import WorkCheck
 from fuseoverlay.layers import Layer, LayerStack, stat_key
 
 _BACKSLASH: Final = re.compile(rb"\\(.)", re.DOTALL)
-_IN_DOUBT: Final = "the lower directories may not be the right ones"
+_IN_DOUBT: Final = "the lower directories may not be the right ones, or the options"
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 

@@ -69,10 +69,20 @@ class UpperCheck:
         self.empty: RealDir | None = None
         #: Namespaces of attributes that a view depends on, each with the first path.
         self.namespaces: dict[bytes, bytes] = {}
+        # Whether any attribute counts, and the first place, with an attribute, of those that do
+        # not: see `uncounted`.
+        self._counted = False
+        self._uncounted: tuple[bytes, bytes] | None = None
 
     def path(self, real: RealDir, name: bytes = b"") -> bytes:
         """Path for messages."""
         return os.path.join(*filter(None, (real.layer.path, real.path(), name)))
+
+    @property
+    def uncounted(self) -> tuple[bytes, bytes] | None:
+        """The first path, with an attribute, where all of the overlay's attributes in the upper
+        are in namespaces that do not count; if some count, others may be a nested overlay's."""
+        return None if self._counted else self._uncounted
 
     def problems(self) -> Iterator[Problem]:
         """Everything that is wrong, directory by directory."""
@@ -358,11 +368,15 @@ class UpperCheck:
 
     def _own(self, real: RealDir, name: bytes) -> list[bytes]:
         """Attributes of the overlay; those of a nested one are none."""
-        own = [
+        every = [
             attribute
             for attribute in xattrs.names(self._target(real, name))
-            if attribute.startswith(real.layer.namespaces) and xattrs.to_user(attribute) is None
+            if attribute.startswith(xattrs.NAMESPACES) and xattrs.to_user(attribute) is None
         ]
+        own = [attribute for attribute in every if attribute.startswith(real.layer.namespaces)]
+        self._counted = self._counted or bool(own)
+        if every and not own and self._uncounted is None:
+            self._uncounted = self.path(real, name), every[0]
         for namespace in xattrs.NAMESPACES:
             if any(namespace + what in own for what in _SHOWN):
                 self.namespaces.setdefault(namespace, self.path(real, name))

@@ -715,6 +715,55 @@ def test_index_copy_without_origin(dirty: Dirty, value: bytes | None) -> None:
         assert compare(shown, dirty.view("kernel")) == []
 
 
+@root_only
+def test_upper_of_a_plain_user(dirty: Dirty) -> None:
+    """His attributes count for nothing to root; without them an upper says something else."""
+    dirty.space.extra = ("userxattr",)
+    dirty.space.features = ("redirect_dir=on",)
+    (dirty.space.lower / "d" / "only").touch()
+    dirty.space.mount()
+    (dirty.space.mnt / "d" / "only").unlink()
+    (dirty.space.mnt / "d").rename(dirty.space.mnt / "moved")
+    (dirty.space.mnt / "big").unlink()
+    dirty.space.unmount()
+    dirty.index()
+    shown, kept = dirty.view(), traces(dirty.upper)
+    code, lines = dirty.fsck("--repair")
+    assert code == LEFT
+    assert [line for line in lines if "userxattr" in line] == [
+        "upper: its overlay attributes, user.overlay.impure for one, do not count without "
+        "userxattr; not repaired: name userxattr in -o, as for an upper that a plain user wrote",
+        lines[-2],
+    ]
+    assert lines[-2].startswith("not everything was repaired: ")
+    assert any(line.startswith("upper/moved/only: whiteout that hides nothing") for line in lines)
+    assert "overlay.origin" not in "".join(lines)
+    assert not compare(kept, traces(dirty.upper), ignore={"atime_ns"})
+    assert compare(shown, dirty.view()) == []
+    dirty.options.append("userxattr")
+    assert dirty.fsck("--repair")[1] == ["clean"]
+
+
+@root_only
+def test_plain_upper_in_two_dialects(dirty: Dirty) -> None:
+    """Root's marks in place of `.wh..wh..opq` would be none to its owner."""
+    _two_dialects(dirty)
+    os.setxattr(dirty.upper, "user.overlay.impure", b"y")
+    code, lines = dirty.fsck("--repair", "--force")
+    assert code == LEFT
+    assert "; repaired" not in "".join(lines)
+    assert (dirty.upper / "e" / ".wh..wh..opq").exists()
+
+
+@root_only
+def test_attributes_of_an_overlay_that_ran_inside(dirty: Dirty) -> None:
+    """Its upper may lie in one of root's."""
+    dirty.index()
+    (dirty.upper / "inner").mkdir()
+    os.setxattr(dirty.upper / "inner", "user.overlay.opaque", b"y")
+    assert dirty.fsck() == (0, ["clean"])
+
+
 def test_index_link_count_malformed(dirty: Dirty) -> None:
     entry = dirty.index()
     set_overlay_xattr(entry, "nlink", b"many")
