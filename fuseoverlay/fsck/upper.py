@@ -69,8 +69,7 @@ class UpperCheck:
         self.empty: RealDir | None = None
         #: Namespaces of attributes that a view depends on, each with the first path.
         self.namespaces: dict[bytes, bytes] = {}
-        # Whether any attribute counts, and the first place, with an attribute, of those that do
-        # not: see `uncounted`.
+        # Whether any attribute counts, and the root with one that does not: see `uncounted`.
         self._counted = False
         self._uncounted: tuple[bytes, bytes] | None = None
 
@@ -80,8 +79,8 @@ class UpperCheck:
 
     @property
     def uncounted(self) -> tuple[bytes, bytes] | None:
-        """The first path, with an attribute, where all of the overlay's attributes in the upper
-        are in namespaces that do not count; if some count, others may be a nested overlay's."""
+        """The root and an attribute of it that does not count, where no other in the upper does
+        either: somebody whose attributes are others wrote it."""
         return None if self._counted else self._uncounted
 
     def problems(self) -> Iterator[Problem]:
@@ -375,8 +374,9 @@ class UpperCheck:
         ]
         own = [attribute for attribute in every if attribute.startswith(real.layer.namespaces)]
         self._counted = self._counted or bool(own)
-        if every and not own and self._uncounted is None:
-            self._uncounted = self.path(real, name), every[0]
+        # Below the root whoever may write there may have set them; a copy-up marks the root, too.
+        if every and not own and real is self.root and not name:
+            self._uncounted = self.path(real), every[0]
         for namespace in xattrs.NAMESPACES:
             if any(namespace + what in own for what in _SHOWN):
                 self.namespaces.setdefault(namespace, self.path(real, name))

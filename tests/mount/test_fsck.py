@@ -1139,7 +1139,7 @@ def test_upper_of_an_honest_mount_is_clean(writer: str, seed: int) -> None:
                         step(space.mnt)
                 space.unmount()
                 lowers = ":".join(escape(path) for path in space.lowers)
-                options = f"lowerdir={lowers},workdir={space.work}"
+                options = ",".join([f"lowerdir={lowers},workdir={space.work}", *extra])
                 before = space.evidence()
                 done = cli.run("fsck", space.upper, "-o", options)
                 assert (done.returncode, done.stderr) == (0, ""), done.stdout
