@@ -269,11 +269,18 @@ def _fsck(argv: list[str]) -> int:
     parsed = _parsed(args.options)
     from fuseoverlay import config
 
-    if parsed.upperdir is not None:
-        raise UsageError("upperdir= and UPPER exclude each other", hint="leave upperdir= out")
-    config.check(replace(parsed, workdir=None, metacopy=True))
-    upper = replace(parsed, upperdir=os.fsencode(args.upper))
-    return _check(upper, repair=args.repair, force=args.force)
+    upper = os.fsencode(args.upper)
+    if parsed.upperdir is not None and not _is_same(parsed.upperdir, upper):
+        raise UsageError("upperdir= is not UPPER", hint="leave upperdir= out")
+    config.check(replace(parsed, upperdir=None, workdir=None, metacopy=True))
+    return _check(replace(parsed, upperdir=upper), repair=args.repair, force=args.force)
+
+
+def _is_same(one: bytes, other: bytes) -> bool:
+    try:
+        return one == other or os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _check(config: MountConfig, *, repair: bool, force: bool) -> int:

@@ -20,6 +20,13 @@ def problems(upper: UpperCheck, *, preferred: Dialect | None, userxattr: bool) -
 
     `preferred` and `userxattr` are the mount options.
     """
+    if upper.uncounted is not None:
+        path, attribute = upper.uncounted
+        yield Problem(
+            Kind.UNCOUNTED, path,
+            f"its overlay attributes, {shown(attribute)} for one, do not count without userxattr",
+            why="name userxattr in -o, as for an upper that a plain user wrote",
+        )  # fmt: skip
     if len(upper.namespaces) > 1:
         yield Problem(
             Kind.MIXED, upper.path(upper.root),
@@ -32,12 +39,15 @@ def problems(upper: UpperCheck, *, preferred: Dialect | None, userxattr: bool) -
         met.setdefault(Dialect.OCI, upper.path(upper.opaque_files[0], whiteout.WH_OPAQUE))
     if len(met) > 1:
         convertible = set(met) == {Dialect.CHAR, Dialect.OCI} and preferred is not Dialect.OCI
+        # Marks that we make would not count for whoever made the others.
+        convertible = convertible and upper.uncounted is None
         yield Problem(
             Kind.MIXED, upper.path(upper.root),
             "whiteouts in several dialects: "
             + _listed((dialect.value, path) for dialect, path in met.items()),
             repair=(lambda: _convert(upper, userxattr)) if convertible else None,
-            why="only `.wh.` names beside character devices are converted, to those",
+            why="only `.wh.` names beside character devices are converted, to those, where "
+            "the attributes count",
         )  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay import handles
+from fuseoverlay.errors import describe
+from fuseoverlay.fsck.problems import shown
 from fuseoverlay.handles import Handle
 from fuseoverlay.layers import Layer
 
@@ -23,12 +24,12 @@ class Origins:
     def __init__(self, layers: Sequence[Layer]) -> None:
         # One layer of each filesystem speaks for all. What is mounted below one is not asked.
         self._layers = list({os.fstat(layer.root_fd).st_dev: layer for layer in layers}.values())
-        #: Whether file handles can be followed on all of them.
-        self.known = all(map(_can_follow, self._layers))
+        #: Why file handles cannot be followed on all of them; None: they can.
+        self.unknown = next(filter(None, map(_obstacle, self._layers)), None)
 
     def gone(self, origin: Handle) -> bool:
         """Whether certainly no file of the lowers is meant."""
-        return self.known and not any(_has(layer, origin) for layer in self._layers)
+        return self.unknown is None and not any(_has(layer, origin) for layer in self._layers)
 
 
 def _has(layer: Layer, origin: Handle) -> bool:
@@ -41,13 +42,21 @@ def _has(layer: Layer, origin: Handle) -> bool:
     return True
 
 
-def _can_follow(layer: Layer) -> bool:
-    if layer.crosses or layer.uuid is None:
-        return False
-    own = handles.encode(layer.root_fd, b"", layer.uuid)
+def _obstacle(layer: Layer) -> str | None:
+    """Why file handles of the layer cannot be followed; None: they can."""
+    path = shown(layer.path)
+    own = handles.encode(layer.root_fd, b"", layer.uuid or _NO_UUID)
     handle = handles.decode(own) if own is not None else None
-    if handle is not None:
-        with contextlib.suppress(OSError):
-            handles.status(layer.root_fd, handle)
-            return True
-    return False
+    if handle is None:
+        return f"there are no file handles in {path}"
+    try:
+        handles.status(layer.root_fd, handle)
+    except PermissionError:
+        return "needs root, outside of a user namespace"
+    except OSError as exc:
+        return f"file handles cannot be followed in {path}: {describe(exc)}"
+    if layer.crosses:
+        return f"what is mounted below {path} shows"
+    if layer.uuid is None:
+        return f"another lower has the same UUID as {path}"
+    return None

@@ -23,6 +23,7 @@ class Kind(enum.Enum):
     NLINK = "wrong link count"
     OWNER = "directory about another upper"
     NOTE = "note on hidden names that is of no use"
+    UNCOUNTED = "attributes that do not count"
     MIXED = "two dialects in one upper"
     JUNK = "left in the work directory by a crash"
     FOREIGN = "not part of a work directory"

@@ -21,7 +21,7 @@ from fuseoverlay.fsck.work import WorkCheck
 from fuseoverlay.layers import Layer, LayerStack, stat_key
 
 _BACKSLASH: Final = re.compile(rb"\\(.)", re.DOTALL)
-_IN_DOUBT: Final = "the lower directories may not be the right ones"
+_IN_DOUBT: Final = "the lower directories may not be the right ones, or the options"
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
@@ -43,8 +43,8 @@ class Check:
             self._work = WorkCheck(work_fd, config.workdir, origins)
         else:
             self.skipped.append("the work directory (without workdir=)")
-        if not origins.known:
-            self.skipped.append("whether the lower files of copies exist (needs root)")
+        if origins.unknown is not None:
+            self.skipped.append(f"whether the lower files of copies exist ({origins.unknown})")
 
     def findings(self, *, repair: bool, force: bool = False) -> Iterator[Finding]:
         """What is wrong; with `repair` after repairing what is safe. Nothing else writes.

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from fuseoverlay import handles, hardlinks, merge, redirect, whiteout, xattrs
 from fuseoverlay.copyup import times_kept
 from fuseoverlay.errors import describe
+from fuseoverlay.fsck import empty
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Kept, Kind, Problem, shown
 from fuseoverlay.inodes import Place
@@ -33,6 +34,7 @@ class _Node(NamedTuple):
 
     upper: RealDir | None
     lowers: tuple[RealDir, ...]
+    parent: _Node | None = None
 
 
 class UpperCheck:
@@ -63,12 +65,23 @@ class UpperCheck:
         self.opaque_files: list[RealDir] = []
         #: Directories whose redirect leads to one of the lowers.
         self.redirected = 0
+        #: A lower directory that is empty where the lowers lack something: see `empty`.
+        self.empty: RealDir | None = None
         #: Namespaces of attributes that a view depends on, each with the first path.
         self.namespaces: dict[bytes, bytes] = {}
+        # Whether any attribute counts, and the root with one that does not: see `uncounted`.
+        self._counted = False
+        self._uncounted: tuple[bytes, bytes] | None = None
 
     def path(self, real: RealDir, name: bytes = b"") -> bytes:
         """Path for messages."""
         return os.path.join(*filter(None, (real.layer.path, real.path(), name)))
+
+    @property
+    def uncounted(self) -> tuple[bytes, bytes] | None:
+        """The root and an attribute of it that does not count, where no other in the upper does
+        either: somebody whose attributes are others wrote it."""
+        return None if self._counted else self._uncounted
 
     def problems(self) -> Iterator[Problem]:
         """Everything that is wrong, directory by directory."""
@@ -78,10 +91,26 @@ class UpperCheck:
             node = pending.pop()
             inside: list[_Node] = []
             try:
-                yield from self._directory(node, inside)
+                for problem in self._directory(node, inside):
+                    if problem.by_lowers and self.empty is None:
+                        self.empty = self._empty_above(node)
+                    yield problem
             except OSError as exc:
                 yield self._unreadable(node.upper or node.lowers[0], b"", exc)
             pending += reversed(inside)
+
+    def _empty_above(self, node: _Node | None) -> RealDir | None:
+        """A lower directory that is empty and that the node, or one that it is in, goes on in."""
+        while node is not None and not (node.upper is not None and self._is_opaque(node.upper)):
+            found = empty.first(self.stack, node.lowers)
+            if found is not None:
+                return found
+            node = node.parent
+        return None
+
+    def _is_opaque(self, real: RealDir) -> bool:
+        value = whiteout.opaque_value(self.stack.fd(real), real.layer.namespaces)
+        return whiteout.is_opaque_value(value)
 
     def _unreadable(self, real: RealDir, name: bytes, exc: OSError) -> Problem:
         what = f"cannot be checked: {describe(exc)}"
@@ -185,11 +214,9 @@ class UpperCheck:
                 os.unlink(place.name, dir_fd=fd)
 
         # In a directory that is marked it hides nothing, whatever the lowers have.
-        fd, counted = self.stack.fd(place.real), place.real.layer.namespaces
-        marked = whiteout.is_opaque_value(whiteout.opaque_value(fd, counted))
         return Problem(
             Kind.DANGLING, self.path(*place), "whiteout that hides nothing", repair=remove,
-            by_lowers=not marked,
+            by_lowers=not self._is_opaque(place.real),
         )  # fmt: skip
 
     def _file(self, place: Place, lowers: Sequence[RealDir]) -> Iterator[Problem]:
@@ -239,13 +266,14 @@ class UpperCheck:
                 return
         same_name = [RealDir(real.layer, real, name) for real in found.lower_dirs]
         marks, below = redirect.merged(self.stack, lowers, upper, same_name)
-        inside.append(_Node(upper, below))
+        inside.append(_Node(upper, below, parent))
         if upper is None:
             return
         if below:
             self.redirected += marks.redirect is not None
             yield from self._claim(upper, below[0])
         elif marks.redirect is not None:
+            self.empty = self.empty or empty.on_the_way(self.stack, marks.redirect)
             yield Problem(
                 Kind.REDIRECT, self.path(upper),
                 f"redirect to {shown(marks.redirect)}, which is no directory of the lowers",
@@ -339,11 +367,16 @@ class UpperCheck:
 
     def _own(self, real: RealDir, name: bytes) -> list[bytes]:
         """Attributes of the overlay; those of a nested one are none."""
-        own = [
+        every = [
             attribute
             for attribute in xattrs.names(self._target(real, name))
-            if attribute.startswith(real.layer.namespaces) and xattrs.to_user(attribute) is None
+            if attribute.startswith(xattrs.NAMESPACES) and xattrs.to_user(attribute) is None
         ]
+        own = [attribute for attribute in every if attribute.startswith(real.layer.namespaces)]
+        self._counted = self._counted or bool(own)
+        # Below the root whoever may write there may have set them; a copy-up marks the root, too.
+        if every and not own and real is self.root and not name:
+            self._uncounted = self.path(real), every[0]
         for namespace in xattrs.NAMESPACES:
             if any(namespace + what in own for what in _SHOWN):
                 self.namespaces.setdefault(namespace, self.path(real, name))

@@ -115,7 +115,8 @@ class WorkCheck:
                 yield Problem(
                     Kind.INCOMPATIBLE, self._join(workdir.STAGING, name, mark),
                     f"the upper was mounted with {shown(mark)}: data may be missing",
-                    why="only you know whether the system has crashed since",
+                    why="remove it if the system has not crashed since, or use a new upper and "
+                    "work directory",
                 )  # fmt: skip
         elif workdir.is_foreign(name):
             yield Problem(
@@ -142,7 +143,7 @@ class WorkCheck:
             elif not whiteout.is_char_whiteout(st):
                 yield self._junk(workdir.INDEX, fd, name)
         elif _is_copy(st):
-            yield from self._copy(_Copy(fd, name, stored, origin, st, upper))
+            yield from self._copy(_Copy(fd, name, stored, origin, st, upper), upper)
 
     def _problem(
         self, name: bytes, what: str, why: str = "", repair: Callable[[], None] | None = None,
@@ -150,7 +151,7 @@ class WorkCheck:
     ) -> Problem:  # fmt: skip
         return Problem(kind, self._join(workdir.INDEX, name), what, repair, why, by_lowers)
 
-    def _copy(self, copy: _Copy) -> Iterator[Problem]:
+    def _copy(self, copy: _Copy, upper: UpperCheck) -> Iterator[Problem]:
         """A file of the index: the copy of a lower file with several names."""
         if self._origins.gone(copy.origin):
             yield self._problem(
@@ -171,7 +172,8 @@ class WorkCheck:
                 copy.name, "a copy whose names are not in this upper",
                 "the work directory may belong to another upper",
             )  # fmt: skip
-        yield from self._copy_origin(copy)
+        if upper.uncounted is None:
+            yield from self._copy_origin(copy)
         yield from self._nlink(copy)
 
     def _copy_origin(self, copy: _Copy) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -492,6 +492,99 @@ def test_lowers_that_are_the_right_ones(dirty: Dirty) -> None:
     assert compare(shown, dirty.view()) == []
 
 
+def _rm(path: str) -> Callable[[Dirty], None]:
+    return lambda dirty: (dirty.space.mnt / path).unlink()
+
+
+def _move_away(dirty: Dirty) -> None:
+    (dirty.space.mnt / "m" / "sub").rename(dirty.space.mnt / "d" / "moved")
+
+
+def _opaque_on_the_way(dirty: Dirty) -> None:
+    """Only where the redirect leads is anything missing."""
+    shutil.rmtree(dirty.space.mnt / "d")
+    (dirty.space.mnt / "d").mkdir()
+    _move_away(dirty)
+
+
+#: What is done where something is mounted on m in the lower.
+ON_A_MOUNT = {
+    "a name": _rm("m/a"),
+    "a name further down": _rm("m/sub/x"),
+    "renamed": _move_away,
+    "renamed to below an opaque directory": _opaque_on_the_way,
+}
+
+
+@pytest.mark.parametrize("what", ON_A_MOUNT)
+def test_something_below_a_lower_is_not_mounted(dirty: Dirty, what: str) -> None:
+    """Where a mount is missing a lower directory is empty, be it in one layer of two."""
+    mounted = dirty.space.lowers[1] / "m"
+    (mounted / "sub" / "deep").mkdir(parents=True)
+    (dirty.space.lower / "m").mkdir()
+    (dirty.space.lower / "m" / "other").touch()
+    for name in ("a", "sub/x", "sub/y"):
+        (mounted / name).write_bytes(b"mounted")
+    dirty.space.features = ("redirect_dir=on",)
+    dirty.space.mount()
+    for name in ("b", "big", "e/x"):
+        (dirty.space.mnt / name).unlink()
+    ON_A_MOUNT[what](dirty)
+    dirty.space.unmount()
+    shown, kept = dirty.view(), traces(dirty.upper)
+    there = mounted.rename(dirty.space.base / "unmounted")
+    mounted.mkdir()
+    code, lines = dirty.fsck("--repair")
+    assert code == LEFT
+    assert re.match(r"not everything was repaired: .*l1/m is empty; .*--force$", lines[-2]), lines
+    assert not compare(kept, traces(dirty.upper), ignore={"atime_ns"})
+    mounted.rmdir()
+    there.rename(mounted)
+    assert compare(shown, dirty.view()) == []
+    assert dirty.fsck("--repair")[1][0].startswith("clean")
+
+
+@root_only
+@pytest.mark.parametrize("option", ["submounts", "xino=off"])
+def test_submount_that_is_missing(dirty: Dirty, option: str) -> None:
+    """With or without `submounts` in the options: what the mount had is not known."""
+    bottom = dirty.space.lowers[1]
+    (bottom / "m").mkdir()
+    mount = ["mount", "-t", "tmpfs", "tmpfs", bottom / "m"]
+    subprocess.run(mount, check=True, timeout=30)
+    try:
+        (bottom / "m" / "a").touch()
+        dirty.space.extra = ("submounts",)
+        dirty.space.mount()
+        for name in ("m/a", "a"):
+            (dirty.space.mnt / name).unlink()
+        dirty.space.unmount()
+    finally:
+        unmount(bottom / "m")
+    dirty.options.append(option)
+    code, lines = dirty.fsck("--repair")
+    assert code == LEFT
+    assert "/m is empty" in lines[-2]
+    assert stat.S_ISCHR((dirty.upper / "m" / "a").lstat().st_mode)
+    assert dirty.fsck("--repair", "--force")[0] == 0
+    assert not (dirty.upper / "m" / "a").exists()
+
+
+def test_empty_directory_behind_an_opaque_one(dirty: Dirty) -> None:
+    """No mount on it would count."""
+    (dirty.space.lower / "m").mkdir()
+    dirty.space.mount()
+    (dirty.space.mnt / "m").rmdir()
+    (dirty.space.mnt / "m").mkdir()
+    (dirty.space.mnt / "m" / "new").mkdir()
+    (dirty.space.mnt / "b").unlink()
+    dirty.space.unmount()
+    make_whiteout(dirty.upper / "m" / "new" / "gone")
+    code, lines = dirty.fsck("--repair")
+    assert code == 0, lines
+    assert lines[0].endswith("whiteout that hides nothing; repaired")
+
+
 def test_redirects_by_the_wrong_lowers(dirty: Dirty) -> None:
     """A redirect that was taken away would take the content of its directory with it."""
     dirty.space.features = ("redirect_dir=on",)
@@ -620,6 +713,55 @@ def test_index_copy_without_origin(dirty: Dirty, value: bytes | None) -> None:
     assert shown[b"b"].same_as == b"a"
     if MODE == "root":
         assert compare(shown, dirty.view("kernel")) == []
+
+
+@root_only
+def test_upper_of_a_plain_user(dirty: Dirty) -> None:
+    """His attributes count for nothing to root; without them an upper says something else."""
+    dirty.space.extra = ("userxattr",)
+    dirty.space.features = ("redirect_dir=on",)
+    (dirty.space.lower / "d" / "only").touch()
+    dirty.space.mount()
+    (dirty.space.mnt / "d" / "only").unlink()
+    (dirty.space.mnt / "d").rename(dirty.space.mnt / "moved")
+    (dirty.space.mnt / "big").unlink()
+    dirty.space.unmount()
+    dirty.index()
+    shown, kept = dirty.view(), traces(dirty.upper)
+    code, lines = dirty.fsck("--repair")
+    assert code == LEFT
+    assert [line for line in lines if "userxattr" in line] == [
+        "upper: its overlay attributes, user.overlay.impure for one, do not count without "
+        "userxattr; not repaired: name userxattr in -o, as for an upper that a plain user wrote",
+        lines[-2],
+    ]
+    assert lines[-2].startswith("not everything was repaired: ")
+    assert any(line.startswith("upper/moved/only: whiteout that hides nothing") for line in lines)
+    assert "overlay.origin" not in "".join(lines)
+    assert not compare(kept, traces(dirty.upper), ignore={"atime_ns"})
+    assert compare(shown, dirty.view()) == []
+    dirty.options.append("userxattr")
+    assert dirty.fsck("--repair")[1] == ["clean"]
+
+
+@root_only
+def test_plain_upper_in_two_dialects(dirty: Dirty) -> None:
+    """Root's marks in place of `.wh..wh..opq` would be none to its owner."""
+    _two_dialects(dirty)
+    os.setxattr(dirty.upper, "user.overlay.impure", b"y")
+    code, lines = dirty.fsck("--repair", "--force")
+    assert code == LEFT
+    assert "; repaired" not in "".join(lines)
+    assert (dirty.upper / "e" / ".wh..wh..opq").exists()
+
+
+@root_only
+def test_attributes_of_an_overlay_that_ran_inside(dirty: Dirty) -> None:
+    """Its upper may lie in one of root's."""
+    dirty.index()
+    (dirty.upper / "inner").mkdir()
+    os.setxattr(dirty.upper / "inner", "user.overlay.opaque", b"y")
+    assert dirty.fsck() == (0, ["clean"])
 
 
 def test_index_link_count_malformed(dirty: Dirty) -> None:
@@ -755,7 +897,7 @@ def test_mark_of_a_volatile_mount(dirty: Dirty) -> None:
     dirty.space.mount()
     dirty.space.unmount()
     mark = "work/work/incompat/volatile"
-    _repair(dirty, mark, "was mounted with volatile", kept="only you know")
+    _repair(dirty, mark, "was mounted with volatile", kept="remove it if the system has not")
     assert (dirty.space.base / mark).is_dir()
 
 
@@ -825,6 +967,52 @@ def test_without_work_directory(dirty: Dirty) -> None:
     code, lines = dirty.fsck(workdir=False)
     assert code == 0
     assert lines[0].startswith("clean; not checked: the work directory")
+
+
+def test_options_of_the_mount(dirty: Dirty) -> None:
+    """With `upperdir=`, however that is written."""
+    _hides_nothing(dirty)
+    dirty.options.append(f"upperdir={escape(dirty.upper.parent)}/./{dirty.upper.name}")
+    code, lines = dirty.fsck()
+    assert (code, lines[0]) == (LEFT, "upper/gone: whiteout that hides nothing")
+
+
+def _asked(dirty: Dirty) -> str:
+    """What is said of whether lower files were looked for."""
+    return dirty.fsck()[1][-1].partition("whether the lower files of copies exist")[2]
+
+
+@pytest.mark.skipif(MODE == "root", reason="the superuser may ask")
+def test_lower_files_need_root(dirty: Dirty) -> None:
+    assert _asked(dirty) == " (needs root, outside of a user namespace)"
+
+
+@root_only
+def test_lower_files_that_root_cannot_ask_for(dirty: Dirty) -> None:
+    """Why not is said, and that it would take root is not the reason."""
+    assert _asked(dirty) == ""
+    dirty.options = ["submounts"]
+    assert re.fullmatch(r" \(what is mounted below l\d shows\)", _asked(dirty))
+    dirty.options = []
+    images = [dirty.space.base / "disk", dirty.space.base / "snapshot"]
+    images[0].touch()
+    os.truncate(images[0], 1 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", images[0]], check=True, timeout=60)
+    shutil.copy(images[0], images[1])
+    with _mounted(dirty, ["-o", "loop", images[0]], ["-o", "loop", images[1]]):
+        assert re.fullmatch(r" \(another lower has the same UUID as l\d\)", _asked(dirty))
+    with _mounted(dirty, ["-t", "ramfs", "ramfs"]):
+        assert _asked(dirty) == " (there are no file handles in l0)"
+
+
+@contextlib.contextmanager
+def _mounted(dirty: Dirty, *arguments: list[str | Path]) -> Iterator[None]:
+    """Something on the lowers, from the top on."""
+    with contextlib.ExitStack() as mounted:
+        for lower, what in zip(dirty.space.lowers, arguments, strict=False):
+            subprocess.run(["mount", *what, lower], check=True, timeout=30)
+            mounted.callback(unmount, lower)
+        yield
 
 
 def test_data_only_lowers(dirty: Dirty) -> None:
@@ -899,7 +1087,8 @@ def test_lower_inside_the_upper_is_refused(dirty: Dirty) -> None:
     ("arguments", "text"),
     [
         (["{upper}"], "no lowerdir= given"),
-        (["{upper}", "-o", "lowerdir={lower},upperdir={upper}"], "exclude each other"),
+        (["{upper}", "-o", "lowerdir={lower},upperdir={lower}"], "is not UPPER"),
+        (["{upper}", "-o", "lowerdir={lower},upperdir={upper}/none"], "is not UPPER"),
         (["-o", "lowerdir={lower}"], "UPPER"),
         (["{upper}", "{upper}", "-o", "lowerdir={lower}"], "unrecognized"),
     ],
@@ -950,7 +1139,7 @@ def test_upper_of_an_honest_mount_is_clean(writer: str, seed: int) -> None:
                         step(space.mnt)
                 space.unmount()
                 lowers = ":".join(escape(path) for path in space.lowers)
-                options = f"lowerdir={lowers},workdir={space.work}"
+                options = ",".join([f"lowerdir={lowers},workdir={space.work}", *extra])
                 before = space.evidence()
                 done = cli.run("fsck", space.upper, "-o", options)
                 assert (done.returncode, done.stderr) == (0, ""), done.stdout
