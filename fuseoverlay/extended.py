@@ -145,8 +145,7 @@ class ExtendedOperations(Operations):
             if command == form.set and len(argument) == form.size:
                 await flags.put(self._ov, inode, form, argument)
                 # The change time has moved, and after a copy-up more than that.
-                with contextlib.suppress(OSError):
-                    pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
+                self._attributes_changed(inode.ino)
                 return wire.ioctl_reply(b"")
         raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 

@@ -167,6 +167,8 @@ class Operations(pyfuse3.Operations):
         if self._handleless:
             direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
             direct.register()
+        if self._ov.workdir is not None:
+            self._ov.workdir.changed = self._attributes_changed
         if self._ov.config.noxattrs:
             native.refuse(_XATTR_REQUESTS)
         self._ready()
@@ -193,10 +195,11 @@ class Operations(pyfuse3.Operations):
         """Who asks for a change; `privileged`: what the kernel says about him, if it does."""
         if privileged is None:
             privileged = asker.uid == 0
-        return Changer(asker.uid, lambda: _groups(asker), privileged, lambda: self._ended(ino))
+        return Changer(asker.uid, lambda: _groups(asker), privileged, lambda: self._attributes_changed(ino))
 
-    def _ended(self, ino: int) -> None:
-        """setuid has ended: the kernel must not go on with the mode that it knows."""
+    def _attributes_changed(self, ino: int) -> None:
+        """The kernel must not go on with what it knows of mode, links, times ... It takes that
+        without asking us: no data is concerned."""
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
@@ -374,7 +377,7 @@ class Operations(pyfuse3.Operations):
             who = self._changer(fh, native.caller(), privileged=not native.kills_privileges())
         else:
             writers = file.writers
-            who = Changer(0, lambda: writers or (), writers is None, lambda: self._ended(fh))
+            who = Changer(0, lambda: writers or (), writers is None, lambda: self._attributes_changed(fh))
         return await files.write(self._ov, file, off, buf, who)
 
     @handler
