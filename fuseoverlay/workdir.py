@@ -132,6 +132,12 @@ class WorkDir:
             fd = os.open(name, DIR_FLAGS, dir_fd=self._root)
         except FileNotFoundError:
             return None
+        except NotADirectoryError:
+            raise UpperError(
+                f"{os.fsdecode(name)} in the work directory is not a directory",
+                where=self.path,
+                hint="remove it, or name an empty directory as workdir",
+            ) from None
         try:
             self._own(fd, name)
         except BaseException:

@@ -144,10 +144,36 @@ def test_unmounting_a_busy_mount(cli: Cli, prefix: tuple[str, ...]) -> None:
     cli.wait_until_gone()
 
 
+def test_more_layers_than_the_soft_limit_of_descriptors(cli: Cli) -> None:
+    space = cli.space
+    for number in range(50):
+        (space.base / f"more{number}").mkdir()
+    lowers = ":".join(["l0", *(f"more{number}" for number in range(50))])
+    limit = ("prlimit", "--nofile=40:1024")
+    cli.mount("-o", f"lowerdir={lowers}", space.mnt, prefix=limit)
+    assert (space.mnt / "f").read_bytes() == b"from the lower"
+
+
+def test_what_is_wrong_is_named(cli: Cli) -> None:
+    space = cli.space
+    (space.work / "index").write_bytes(b"")
+    done = cli.run("-o", space.options(), space.mnt)
+    assert done.returncode == 4
+    assert done.stderr.endswith(
+        f"{space.work}: index in the work directory is not a directory; remove it, or name an "
+        "empty directory as workdir\n"
+    )
+    done = cli.run("-o", f"{space.options()},noxattrs", space.mnt)
+    assert done.returncode == 2
+    assert done.stderr.endswith("noxattrs needs a value; use noxattrs=0 or noxattrs=1\n")
+
+
 def test_unmounting_what_does_not_exist(cli: Cli) -> None:
     done = cli.run("unmount", cli.space.mnt / "nothing")
     assert done.returncode == 5
-    assert done.stderr.endswith("nothing: cannot be unmounted: No such file or directory\n")
+    assert done.stderr.endswith(
+        "nothing: cannot be unmounted: No such file or directory; name the mount point\n"
+    )
 
 
 @pytest.mark.skipif(MODE != "root", reason="takes another mount namespace")
