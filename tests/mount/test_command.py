@@ -168,6 +168,18 @@ def test_what_is_wrong_is_named(cli: Cli) -> None:
     assert done.stderr.endswith("noxattrs needs a value; use noxattrs=0 or noxattrs=1\n")
 
 
+def test_strict_access_times_that_cannot_be_had(cli: Cli) -> None:
+    """A plain user, and root of a user namespace over a mount from outside, cannot choose."""
+    space = cli.space
+    done = cli.run("-o", f"{space.options()},strictatime", space.mnt)
+    assert done.returncode == 0
+    flags = os.statvfs(space.upper).f_flag
+    chosen = MODE == "root" or not flags & (os.ST_NOATIME | os.ST_RELATIME)
+    assert ("strictatime has no effect" in done.stderr) == (not chosen), done.stderr
+    unmount(space.mnt)
+    cli.wait_until_gone()
+
+
 def test_unmounting_what_does_not_exist(cli: Cli) -> None:
     done = cli.run("unmount", cli.space.mnt / "nothing")
     assert done.returncode == 5
