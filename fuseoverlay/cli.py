@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -55,6 +56,8 @@ def main_of_helper(argv: Sequence[str]) -> int:
 
 def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     _have_standard_descriptors()
+    # Whoever started us may have had the kernel reap his children: we would not learn how ours end.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return command(list(argv))
     except FuseOverlayError as exc:

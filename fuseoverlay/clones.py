@@ -37,9 +37,7 @@ class Clones:
     ) -> None:
         if self._helper is not None:
             self._helper.close()
-            # Whoever started us may have had children of his reaped by the kernel.
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
+            os.waitpid(self._pid, 0)
 
     def of(self, fd: int, access_times: int, *, recursive: bool = False) -> int:
         """A descriptor of a copy of the mount that the directory `fd` was opened through, from that

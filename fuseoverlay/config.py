@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -293,7 +293,10 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
     """`config` with an option that only we know applied; None: not ours."""
     if name in _CHOICES and value not in _CHOICES[name]:
         trouble = "not supported" if name == "nfs_export" else "unknown"
-        raise UsageError(f"{name}={value} is {trouble}", hint=f"use {_any_of(_CHOICES[name])}")
+        hint = f"use {_any_of([f'{name}={choice}' for choice in _CHOICES[name]])}"
+        raise UsageError(
+            f"{name}={value} is {trouble}" if value else f"{name} needs a value", hint=hint
+        )
     if name == "timeout":
         return replace(config, timeout=_seconds(value))
     if name == "whiteout":
@@ -342,7 +345,7 @@ def _mapped(config: MountConfig, name: str, value: str) -> MountConfig:
     return replace(config, uids=ids) if kind == "uids" else replace(config, gids=ids)
 
 
-def _any_of(choices: tuple[str, ...]) -> str:
+def _any_of(choices: Sequence[str]) -> str:
     *others, last = choices
     return f"{', '.join(others)} or {last}" if others else last
 

@@ -119,6 +119,7 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
     directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
     if parent.index is not None:
         parent.index.put(directory.name, True)
+    _tell(ov, directory, parent)
 
 
 def _copy_up_removed(ov: Overlay, directory: Directory) -> None:
@@ -375,6 +376,7 @@ def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None
         for parent, name in ov.inodes.live_names(file)[:1]:
             if parent.index is not None:
                 parent.index.put(name, False)
+            _tell(ov, parent)
     ov.inodes.bind(file, copy.key)
     if not only_metadata:
         file.data = None
@@ -382,6 +384,14 @@ def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None
         file.data, file.data_seen = file.lower, file.lower_seen
     ov.data.drop(file.ino)
     linkindex.set_links(ov, file, copy.links)
+    _tell(ov, file)
+
+
+def _tell(ov: Overlay, *inodes: Inode) -> None:
+    """Have the kernel ask again for what stat shows of a copy, and of the directory that it is in:
+    of what it asked us to change it takes only some to have changed."""
+    for inode in inodes:
+        ov.writable().changed(inode.ino)
 
 
 def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:

@@ -10,12 +10,13 @@ import contextlib
 import errno
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from fuseoverlay import native  # isort: skip
 
 import pyfuse3
 import trio
+from pyfuse3 import EntryAttributes
 
 from fuseoverlay import attributes, files, flags, lookup, namespace, trust, wire
 from fuseoverlay.inodes import File
@@ -41,8 +42,17 @@ def _may_keep(request: Request) -> bool:
     return request.uid == 0 and trust.is_superuser()
 
 
+class _Served(NamedTuple):
+    """How a request is served: `function` takes it with what its body says, decoded; its answer
+    is to be encoded."""
+
+    function: Callable[..., Awaitable[Any]]
+    decode: Callable[[bytes], tuple[Any, ...]]
+    encode: Callable[[Any], bytes]
+
+
 class ExtendedOperations(Operations):
-    """All request handlers of one overlay. Those here return the reply as bytes."""
+    """All request handlers of one overlay."""
 
     def __init__(
         self, ov: Overlay, ahead: ReadAhead, *, acls: bool, ready: Callable[[], None]
@@ -84,25 +94,25 @@ class ExtendedOperations(Operations):
 
     async def _answer(self, request: Request, body: bytes) -> None:
         error, payload = 0, b""
+        served = self.handlers[request.opcode]
         try:
-            payload = await self.handlers[request.opcode](self, request, body)
+            payload = served.encode(await served.function(self, request, *served.decode(body)))
         except pyfuse3.FUSEError as exc:
             error = exc.errno
         native.reply(request.unique, error, payload)
 
     @handler
-    async def fallocate(self, request: Request, body: bytes) -> bytes:
+    async def fallocate(self, request: Request, mode: int, offset: int, length: int) -> None:
         file = self._ov.inodes.file(request.ino)
         who = self._changer(request.ino, request, privileged=_may_keep(request))
-        await files.allocate(self._ov, file, *wire.fallocate(body), who)
-        return b""
+        await files.allocate(self._ov, file, mode, offset, length, who)
 
     @handler
-    async def lseek(self, request: Request, body: bytes) -> bytes:
+    async def lseek(self, request: Request, offset: int, whence: int) -> int:
         file = self._ov.inodes.file(request.ino)
         if self._ov.workdir is not None:
             await self._write_mappings_back(file)
-        return wire.number_reply(files.seek(self._ov, file, *wire.lseek(body)))
+        return files.seek(self._ov, file, offset, whence)
 
     async def _write_mappings_back(self, file: File) -> None:
         """Have the kernel send us what was written to shared mappings of the file: it asks
@@ -115,15 +125,9 @@ class ExtendedOperations(Operations):
             await trio.to_thread.run_sync(_write_back, [file.ino], abandon_on_cancel=True)
 
     @handler
-    async def copy_file_range(self, request: Request, body: bytes) -> bytes:
-        return wire.count_reply(await self._copy_range(request, body))
-
-    @handler
-    async def copy_file_range_64(self, request: Request, body: bytes) -> bytes:
-        return wire.number_reply(await self._copy_range(request, body))
-
-    async def _copy_range(self, request: Request, body: bytes) -> int:
-        source_offset, target, target_offset, length = wire.copy_file_range(body)
+    async def copy_file_range(
+        self, request: Request, source_offset: int, target: int, target_offset: int, length: int
+    ) -> int:
         return await files.copy_range(
             self._ov,
             self._ov.inodes.file(request.ino),
@@ -135,46 +139,41 @@ class ExtendedOperations(Operations):
         )
 
     @handler
-    async def ioctl(self, request: Request, body: bytes) -> bytes:
+    async def ioctl(self, request: Request, command: int, argument: bytes) -> bytes:
         """Only chattr(1) and lsattr(1); the kernel itself asks on their behalf."""
-        command, argument = wire.ioctl(body)
         inode = self._ov.inodes.get(request.ino)
         for form in (flags.FLAGS, flags.FSXATTR):
             if command == form.get:
-                return wire.ioctl_reply(flags.get(self._ov, inode, form))
+                return flags.get(self._ov, inode, form)
             if command == form.set and len(argument) == form.size:
                 await flags.put(self._ov, inode, form, argument)
                 # The change time has moved, and after a copy-up more than that.
-                with contextlib.suppress(OSError):
-                    pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
-                return wire.ioctl_reply(b"")
+                self._changed(inode.ino)
+                return b""
         raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
     @handler
-    async def statx(self, request: Request, body: bytes) -> bytes:
+    async def statx(self, request: Request) -> tuple[EntryAttributes, int | None]:
         inode = self._ov.inodes.get(request.ino)
-        status = await self._status(inode)
-        return wire.statx_reply(status, attributes.birth_time(self._ov, inode))
+        return await self._status(inode), attributes.birth_time(self._ov, inode)
 
     @handler
-    async def tmpfile(self, request: Request, body: bytes) -> bytes:
+    async def tmpfile(self, request: Request, mode: int, umask: int) -> EntryAttributes:
         parent = self._ov.inodes.directory(request.ino)
-        mode, umask = wire.tmpfile(body)
         caller = Caller(request.uid, request.gid, umask)
         file = await namespace.make_nameless(self._ov, parent, mode, caller)
         real = lookup.real_of(self._ov, file)
-        return wire.create_reply(await self._entry(file, real))
+        return await self._entry(file, real)
 
     #: By opcode.
-    handlers: ClassVar[
-        dict[int, Callable[[ExtendedOperations, Request, bytes], Awaitable[bytes]]]
-    ] = {
-        wire.FALLOCATE: fallocate,
-        wire.LSEEK: lseek,
-        wire.COPY_FILE_RANGE: copy_file_range,
-        wire.COPY_FILE_RANGE_64: copy_file_range_64,
-        wire.IOCTL: ioctl,
-        wire.STATX: statx,
-        wire.TMPFILE: tmpfile,
+    handlers: ClassVar[dict[int, _Served]] = {
+        wire.FALLOCATE: _Served(fallocate, wire.fallocate, lambda _: b""),
+        wire.LSEEK: _Served(lseek, wire.lseek, wire.number_reply),
+        wire.COPY_FILE_RANGE: _Served(copy_file_range, wire.copy_file_range, wire.count_reply),
+        wire.COPY_FILE_RANGE_64: _Served(copy_file_range, wire.copy_file_range, wire.number_reply),
+        wire.IOCTL: _Served(ioctl, wire.ioctl, wire.ioctl_reply),
+        # What is asked for makes no difference.
+        wire.STATX: _Served(statx, lambda _: (), lambda answer: wire.statx_reply(*answer)),
+        wire.TMPFILE: _Served(tmpfile, wire.tmpfile, wire.create_reply),
     }
     taken: Collection[int] = handlers.keys()

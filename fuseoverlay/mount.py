@@ -23,7 +23,7 @@ from fuseoverlay import native  # isort: skip
 import pyfuse3
 import trio
 
-from fuseoverlay import overlay, trust, turns
+from fuseoverlay import overlay, syscalls, trust, turns
 from fuseoverlay.config import MountConfig
 from fuseoverlay.ending import Ending
 from fuseoverlay.errors import FuseError, MountpointError, UsageError, describe
@@ -65,6 +65,7 @@ def run(
         waits = turns.Trio()
         ov = undo.enter_context(overlay.opened(config, waits.lowlevel.wait_for_thread))
         _check_outside(mountpoint, ov)
+        _warn_of_access_times(ov)
         ready_read, ready_write = os.pipe()
 
         def agreed() -> None:
@@ -276,6 +277,18 @@ def _check_outside(mountpoint: bytes, ov: Overlay) -> None:
             f"mount point is inside {os.fsdecode(around)}, which belongs to the mount",
             where=mountpoint,
             hint="mount somewhere else",
+        )
+
+
+def _warn_of_access_times(ov: Overlay) -> None:
+    """Where we may not choose, they move as the mount that the upper lies on says."""
+    upper = ov.stack.upper
+    if upper is None or not upper.access_times & syscalls.MOUNT_ATTR_STRICTATIME:
+        return
+    if os.fstatvfs(upper.root_fd).f_flag & (os.ST_NOATIME | os.ST_RELATIME):
+        log.warning(
+            "strictatime has no effect: only root can have access times move more often than "
+            "on the mount that upperdir lies on"
         )
 
 

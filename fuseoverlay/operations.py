@@ -41,6 +41,7 @@ from fuseoverlay.namespace import Caller
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.ownership import Changer
 from fuseoverlay.readahead import ReadAhead
+from fuseoverlay.wire import Request
 
 log = logging.getLogger("fuseoverlay")
 
@@ -95,6 +96,8 @@ def _readable(args: tuple[Any, ...]) -> str:
 def _argument(arg: object) -> str:
     if isinstance(arg, bytes | memoryview):
         return f"{len(arg)} bytes" if len(arg) > 64 else repr(bytes(arg))
+    if isinstance(arg, Request):
+        return f"{arg.ino}, uid={arg.uid} gid={arg.gid} pid={arg.pid}"
     if isinstance(arg, RequestContext):
         return f"uid={arg.uid} gid={arg.gid} pid={arg.pid}"
     if isinstance(arg, EntryAttributes):
@@ -167,6 +170,8 @@ class Operations(pyfuse3.Operations):
         if self._handleless:
             direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
             direct.register()
+        if self._ov.workdir is not None:
+            self._ov.workdir.changed = self._changed
         if self._ov.config.noxattrs:
             native.refuse(_XATTR_REQUESTS)
         self._ready()
@@ -193,10 +198,11 @@ class Operations(pyfuse3.Operations):
         """Who asks for a change; `privileged`: what the kernel says about him, if it does."""
         if privileged is None:
             privileged = asker.uid == 0
-        return Changer(asker.uid, lambda: _groups(asker), privileged, lambda: self._ended(ino))
+        return Changer(asker.uid, lambda: _groups(asker), privileged, lambda: self._changed(ino))
 
-    def _ended(self, ino: int) -> None:
-        """setuid has ended: the kernel must not go on with the mode that it knows."""
+    def _changed(self, ino: int) -> None:
+        """The kernel must not go on with what it knows of mode, links, times ... It takes that
+        without asking us: no data is concerned."""
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
@@ -374,7 +380,7 @@ class Operations(pyfuse3.Operations):
             who = self._changer(fh, native.caller(), privileged=not native.kills_privileges())
         else:
             writers = file.writers
-            who = Changer(0, lambda: writers or (), writers is None, lambda: self._ended(fh))
+            who = Changer(0, lambda: writers or (), writers is None, lambda: self._changed(fh))
         return await files.write(self._ov, file, off, buf, who)
 
     @handler

@@ -59,6 +59,8 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
     """Open every owner; leaving closes them in reverse. `wait` is for threads. Raises
     `FuseOverlayError`."""
     with contextlib.ExitStack() as owners:
+        # Each layer takes one already.
+        _raise_descriptor_limit()
         stack, workdir = _layers(config, owners)
         refuse_overlaps(stack, roots_of(stack, workdir))
         keep_apart(stack, workdir)
@@ -239,13 +241,17 @@ def roots_of(stack: LayerStack, workdir: WorkDir | None) -> dict[tuple[int, int]
     return roots
 
 
-def _descriptor_budget(layers: int) -> int:
-    """Descriptors to share out, after raising the limit as far as it goes."""
+def _raise_descriptor_limit() -> None:
+    """As far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
+
+
+def _descriptor_budget(layers: int) -> int:
+    """Descriptors to share out, of those that the limit allows."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = _MOST
     return max(32, min(soft, _MOST + layers) - layers - _RESERVE)

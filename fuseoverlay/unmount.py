@@ -35,7 +35,7 @@ def unmount(mountpoint: bytes) -> bool:
             raise FuseError(
                 f"unmounting failed: {problem}",
                 where=mountpoint,
-                hint="end the processes that use it",
+                hint="end the processes that use it" if "busy" in problem else None,
             )
         return daemon is None or bool(select.select([daemon], [], [], _END_PATIENCE)[0])
 
@@ -82,7 +82,9 @@ def _resolved(path: bytes) -> bytes:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as exc:
-        raise MountpointError(f"cannot be unmounted: {describe(exc)}", where=path) from None
+        raise MountpointError(
+            f"cannot be unmounted: {describe(exc)}", where=path, hint="name the mount point"
+        ) from None
     try:
         return os.readlink(syscalls.fd_path(fd))
     finally:

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -61,6 +62,8 @@ class WorkDir:
         """
         self.path = path
         self.upper = upper
+        #: Told the number of each inode that a copy-up changes: the kernel keeps what it knows.
+        self.changed: Callable[[int], None] = lambda ino: None
         self._counter = 0
         #: What new whiteouts are links to.
         self._whiteout: bytes | None = None
@@ -129,6 +132,12 @@ class WorkDir:
             fd = os.open(name, DIR_FLAGS, dir_fd=self._root)
         except FileNotFoundError:
             return None
+        except NotADirectoryError:
+            raise UpperError(
+                f"{os.fsdecode(name)} in the work directory is not a directory",
+                where=self.path,
+                hint="remove it, or name an empty directory as workdir",
+            ) from None
         try:
             self._own(fd, name)
         except BaseException:

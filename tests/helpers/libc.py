@@ -26,6 +26,7 @@ UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 #: _IOR('f', 1, long), linux/fs.h
 FS_IOC_GETFLAGS = 0x80086601
+STATX_NLINK = 4
 STATX_BTIME = 0x800
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _MOUNT_ATTR_IDMAP = 1, 4, 0x100000
@@ -133,6 +134,14 @@ def statx_mask(path: Path, mask: int) -> int:
     buffer = ctypes.create_string_buffer(256)
     _checked(_libc.statx(AT_FDCWD, _bytes(path), AT_SYMLINK_NOFOLLOW, mask, buffer))
     return struct.unpack_from("I", buffer)[0] & mask
+
+
+def links_alone(path: Path) -> int:
+    """The link count by statx(2), asked for nothing else: a filesystem may know that without
+    knowing the rest."""
+    buffer = ctypes.create_string_buffer(256)
+    _checked(_libc.statx(AT_FDCWD, _bytes(path), AT_SYMLINK_NOFOLLOW, STATX_NLINK, buffer))
+    return int(struct.unpack_from("I", buffer, 16)[0])
 
 
 def getdents(fd: int, size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay import __version__
+from tests.helpers import libc
 from tests.helpers.mounts import (
     BARE_ENV,
     MODE,
@@ -124,32 +126,77 @@ def test_lazily_unmounted_with_a_file_open(cli: Cli) -> None:
     assert (space.upper / "f").read_bytes() == b"LATE the lower"
 
 
-def test_unmounting_a_busy_mount(cli: Cli) -> None:
+#: SIGCHLD may be ignored from the start: then there would be nobody to wait for.
+IGNORING = ("env", "--ignore-signal=CHLD")
+
+
+@pytest.mark.parametrize("prefix", [(), IGNORING])
+def test_unmounting_a_busy_mount(cli: Cli, prefix: tuple[str, ...]) -> None:
     space = cli.space
     cli.mount("-o", space.options(), space.mnt)
     with open(space.mnt / "f", "rb"):
-        done = cli.run("unmount", space.mnt)
-        assert done.returncode == 6
-        assert re.fullmatch(r"fuseoverlay: error: .*busy.*\n", done.stderr), done.stderr
+        done = cli.run("unmount", space.mnt, prefix=prefix)
+        assert done.returncode == 6, done.stderr
+        expected = r"fuseoverlay: error: .*busy.*; end the processes that use it\n"
+        assert re.fullmatch(expected, done.stderr), done.stderr
         assert len(mounts_at(space.mnt)) == 1
     assert cli.run("unmount", space.mnt).returncode == 0
+    cli.wait_until_gone()
+
+
+def test_more_layers_than_the_soft_limit_of_descriptors(cli: Cli) -> None:
+    space = cli.space
+    for number in range(50):
+        (space.base / f"more{number}").mkdir()
+    lowers = ":".join(["l0", *(f"more{number}" for number in range(50))])
+    limit = ("prlimit", "--nofile=40:1024")
+    cli.mount("-o", f"lowerdir={lowers}", space.mnt, prefix=limit)
+    assert (space.mnt / "f").read_bytes() == b"from the lower"
+
+
+def test_what_is_wrong_is_named(cli: Cli) -> None:
+    space = cli.space
+    (space.work / "index").write_bytes(b"")
+    done = cli.run("-o", space.options(), space.mnt)
+    assert done.returncode == 4
+    assert done.stderr.endswith(
+        f"{space.work}: index in the work directory is not a directory; remove it, or name an "
+        "empty directory as workdir\n"
+    )
+    done = cli.run("-o", f"{space.options()},noxattrs", space.mnt)
+    assert done.returncode == 2
+    assert done.stderr.endswith("noxattrs needs a value; use noxattrs=0 or noxattrs=1\n")
+
+
+def test_strict_access_times_that_cannot_be_had(cli: Cli) -> None:
+    """A plain user, and root of a user namespace over a mount from outside, cannot choose."""
+    space = cli.space
+    done = cli.run("-o", f"{space.options()},strictatime", space.mnt)
+    assert done.returncode == 0
+    flags = os.statvfs(space.upper).f_flag
+    chosen = MODE == "root" or not flags & (os.ST_NOATIME | os.ST_RELATIME)
+    assert ("strictatime has no effect" in done.stderr) == (not chosen), done.stderr
+    unmount(space.mnt)
     cli.wait_until_gone()
 
 
 def test_unmounting_what_does_not_exist(cli: Cli) -> None:
     done = cli.run("unmount", cli.space.mnt / "nothing")
     assert done.returncode == 5
-    assert done.stderr.endswith("nothing: cannot be unmounted: No such file or directory\n")
+    assert done.stderr.endswith(
+        "nothing: cannot be unmounted: No such file or directory; name the mount point\n"
+    )
 
 
 @pytest.mark.skipif(MODE != "root", reason="takes another mount namespace")
-def test_unmounting_what_another_namespace_has_too(cli: Cli) -> None:
+@pytest.mark.parametrize("prefix", [(), IGNORING])
+def test_unmounting_what_another_namespace_has_too(cli: Cli, prefix: tuple[str, ...]) -> None:
     """It is gone here, and a line says why the daemon goes on."""
     cli.mount("mount", "-o", cli.space.options(), cli.space.mnt)
     other = subprocess.Popen(["unshare", "-m", "--propagation=private", "sleep", "100"])
     try:
         wait_for(lambda: _namespace(other.pid) != _namespace("self"), 10, "another namespace")
-        done = cli.run("unmount", cli.space.mnt)
+        done = cli.run("unmount", cli.space.mnt, prefix=prefix)
         assert done.returncode == 0
         assert "its daemon goes on" in done.stderr
         assert not mounts_at(cli.space.mnt)
@@ -309,6 +356,45 @@ def test_debug_logs_requests_with_answers(cli: Cli) -> None:
         r"create\(.*'new'.*= ",
         r"write\(.*= (5|ok)",
         r"lookup\(.*'absent'.*= (ino=0|ok)",
+    ):
+        assert re.search(expected, text), f"no {expected} in\n{text}"
+
+
+@pytest.mark.skipif(not NATIVE, reason="needs the extension")
+def test_debug_logs_requests_that_the_extension_keeps(cli: Cli) -> None:
+    """Like all others: what is asked and answered, not bytes."""
+    space = cli.space
+    log = space.base / "debug"
+    daemon = Daemon(command("mount", "-d", "-o", space.options(), space.mnt), space.mnt, log)
+    try:
+        daemon.wait_until_mounted(1)
+        path = space.mnt / "new"
+        with path.open("w+b") as stream:
+            stream.write(b"x" * 5)
+            stream.flush()
+            fd = stream.fileno()
+            ino = os.fstat(fd).st_ino
+            libc.fallocate(fd, libc.FALLOC_FL_KEEP_SIZE, 7, 9000)
+            with fails(errno.ENXIO):
+                os.lseek(fd, 77, os.SEEK_DATA)
+            assert os.lseek(fd, 1, os.SEEK_HOLE) == 5
+            assert os.copy_file_range(fd, fd, 3, 0, 16) == 3
+            fcntl.ioctl(fd, libc.FS_IOC_GETFLAGS, bytes(8))
+        libc.statx_mask(path, libc.STATX_BTIME)
+        os.close(os.open(space.mnt, os.O_TMPFILE | os.O_RDWR, 0o640))
+        unmount(space.mnt)
+        daemon.finish()
+    finally:
+        daemon.kill()
+    text = log.read_text()
+    for expected in (
+        rf"fallocate\({ino}, uid=\d+ gid=\d+ pid=\d+, 1, 7, 9000\) = ok\n",
+        rf"lseek\({ino}, uid=.*, 77, 3\) = ENXIO\n",
+        rf"lseek\({ino}, uid=.*, 1, 4\) = 5\n",
+        rf"copy_file_range\({ino}, uid=.*, 0, {ino}, 16, 3\) = 3\n",
+        rf"statx\({ino}, uid=.*\) = \(ino={ino} mode=100644 size=19, \d+\)\n",
+        rf"ioctl\({ino}, uid=.*, 2148034049, b''\) = b'.*'\n",
+        r"tmpfile\(1, uid=.*, 33184, \d+\) = ino=\d+ mode=100640 size=0\n",
     ):
         assert re.search(expected, text), f"no {expected} in\n{text}"
 

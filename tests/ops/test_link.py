@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import IMPL, MODE, Space, detach, differs, fails, file_handles
+from tests.helpers import libc
+from tests.helpers.mounts import IMPL, MODE, NATIVE, Space, detach, differs, fails, file_handles
 from tests.ops.conftest import CONTENT, Case
 
 
@@ -419,3 +422,78 @@ def test_names_are_kept_apart_without_an_index(linked: Space) -> None:
         assert (mnt / "moved").read_bytes() == b"two names"
         assert sorted(os.listdir(mnt)) == ["a", "again", "dir", "moved", "other"]
     assert not (linked.work / "index").exists() or IMPL == "kernel"
+
+
+def _write(path: Path) -> None:
+    with path.open("ab") as stream:
+        stream.write(b"more")
+
+
+def _write_mapped(path: Path) -> None:
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapping:
+        mapping[:4] = b"more"
+        mapping.flush()
+
+
+def _allocate(path: Path) -> None:
+    with path.open("r+b") as stream:
+        libc.fallocate(stream.fileno(), 0, 0, 10_000)
+
+
+def _copy_range(path: Path) -> None:
+    with path.open("rb") as source, path.open("r+b") as sink:
+        assert os.copy_file_range(source.fileno(), sink.fileno(), 4, 0, 4) == 4
+
+
+def _rename(path: Path) -> None:
+    """There and back."""
+    moved = path.with_name("moved")
+    path.rename(moved)
+    moved.rename(path)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "write": _write,
+    "mapping": _write_mapped,
+    "open": lambda path: path.write_bytes(b""),
+    "truncate": lambda path: os.truncate(path, 3),
+    "copy": _copy_range,
+    "mode": lambda path: path.chmod(0o600),
+    "times": lambda path: os.utime(path, (1, 1)),
+    "attribute": lambda path: os.setxattr(path, "user.taste", b"sweet"),
+    "no attribute": lambda path: os.removexattr(path, "user.colour"),
+    "rename": _rename,
+}
+if IMPL == "kernel" or NATIVE:
+    CHANGES["allocate"] = _allocate
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_copying_a_file_up_changes_is_seen(linked: Space, change: str) -> None:
+    """A copy has one name, and its directory was changed: however much of that the kernel knows."""
+    (linked.upper / "dir").mkdir()
+    shutil.copystat(linked.lower / "dir", linked.upper / "dir")
+    os.setxattr(linked.lower / "dir" / "c", "user.colour", b"red")
+    linked.features = ("index=off",)
+    with linked.mounted(settle=False) as mnt:
+        path = mnt / "dir" / "c"
+        assert libc.links_alone(path) == 3
+        path.parent.stat()
+        CHANGES[change](path)
+        assert libc.links_alone(path) == 1
+        shown, real = path.parent.stat(), (linked.upper / "dir").stat()
+        assert (shown.st_ctime_ns, shown.st_size) == (real.st_ctime_ns, real.st_size)
+
+
+def test_what_copying_directories_up_changes_is_seen(space: Space) -> None:
+    inner = space.lower / "d" / "sub"
+    inner.mkdir(parents=True)
+    (inner / "f").write_bytes(CONTENT)
+    mnt = space.mount()
+    path = mnt / "d" / "sub" / "f"
+    for above in path.parents[:3]:
+        above.stat()
+    path.chmod(0o600)
+    for above in path.parents[:3]:
+        real = (space.upper / above.relative_to(mnt)).stat()
+        assert above.stat().st_ctime_ns == real.st_ctime_ns, above

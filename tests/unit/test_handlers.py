@@ -81,7 +81,7 @@ async def _call(operations: Operations, name: str) -> Any:
 
 def test_there_are_handlers() -> None:
     assert {"lookup", "getattr", "read", "write", "create", "rename"} <= set(_own_handlers())
-    extended = {function.__name__ for function in ExtendedOperations.handlers.values()}
+    extended = {served.function.__name__ for served in ExtendedOperations.handlers.values()}
     assert set(_own_handlers()) == extended | (set(_own_handlers()) & _requests())
 
 
