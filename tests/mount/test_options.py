@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -21,6 +22,7 @@ from tests.helpers.mounts import (
     NATIVE,
     Daemon,
     command,
+    detach,
     escape,
     fails,
     mounts_at,
@@ -383,13 +385,19 @@ def test_auto_unmount(cli: Cli, killed: bool) -> None:
     if killed and MODE == "user":
         pytest.skip("older libfuse does not where root may not look: without allow_other")
     space = cli.space
-    pid = cli.mount("-o", f"{space.options()},auto_unmount", space.mnt)
-    (space.mnt / "f").write_bytes(b"changed")
-    if killed:
+    for last in (False, False, True):
+        pid = cli.mount("-o", f"{space.options()},auto_unmount", space.mnt)
+        (space.mnt / "f").write_bytes(b"changed")
+        if not killed:
+            unmount(space.mnt)
+            break
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not mounts_at(space.mnt), 10, "unmounting")
-    else:
-        unmount(space.mnt)
+        # On a busy machine fusermount3 may look before the kernel has noticed, and then leaves it,
+        # https://github.com/libfuse/libfuse/issues/586
+        with contextlib.suppress(() if last else AssertionError):
+            wait_for(lambda: not mounts_at(space.mnt), 10, "unmounting")
+            break
+        detach(space.mnt)
     cli.wait_until_gone()
     assert (space.upper / "f").read_bytes() == b"changed"
 
