@@ -119,7 +119,6 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
     directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
     if parent.index is not None:
         parent.index.put(directory.name, True)
-    _tell(ov, directory, parent)
 
 
 def _copy_up_removed(ov: Overlay, directory: Directory) -> None:
@@ -376,7 +375,6 @@ def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None
         for parent, name in ov.inodes.live_names(file)[:1]:
             if parent.index is not None:
                 parent.index.put(name, False)
-            _tell(ov, parent)
     ov.inodes.bind(file, copy.key)
     if not only_metadata:
         file.data = None
@@ -384,14 +382,9 @@ def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None
         file.data, file.data_seen = file.lower, file.lower_seen
     ov.data.drop(file.ino)
     linkindex.set_links(ov, file, copy.links)
-    _tell(ov, file)
-
-
-def _tell(ov: Overlay, *inodes: Inode) -> None:
-    """Have the kernel ask again for what stat shows of a copy, and of the directory that it is in:
-    of what it asked us to change it takes only some to have changed."""
-    for inode in inodes:
-        ov.writable().changed(inode.ino)
+    # Of what it asked us to change the kernel takes only some to have changed. Directories above
+    # are another matter: nothing of them shall seem to change.
+    ov.writable().changed(file.ino)
 
 
 def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
