@@ -18,7 +18,7 @@ from fuseoverlay import acl, files, ownership, protection, syscalls, xattrs
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.inodes import Directory, File, Inode
-from fuseoverlay.layers import check_sighting, sighting
+from fuseoverlay.layers import open_known, sighting
 from fuseoverlay.lookup import Real, index_of, real_of, shown_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.transaction import tidy
@@ -257,9 +257,9 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
 def _of_this_very_file(real: Real, name: bytes) -> bytes:
     """An attribute that gives rights: not one of what was put in the place of the real object since
     we looked. ESTALE."""
-    fd = os.open(real.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = open_known(real.path, flags, None, sighting(real.st))
     try:
-        check_sighting(os.fstat(fd), sighting(real.st))
         return os.getxattr(syscalls.fd_path(fd), name)
     finally:
         os.close(fd)

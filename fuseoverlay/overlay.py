@@ -183,7 +183,7 @@ def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> N
 
     A lower inside the upper or the work directory would change with that, and is refused as by the
     kernel; so is one inside another lower, on the same filesystem."""
-    lowers = {stat_key(os.fstat(layer.root_fd)) for layer in stack.lowers + stack.data_only}
+    lowers = _keys_of_lowers(stack)
     changing = {key: path for key, path in roots.items() if key not in lowers}
     for layer in stack.lowers + stack.data_only:
         around = enclosing(layer.path, changing) or enclosing(layer.path, roots, crossing=False)
@@ -199,8 +199,7 @@ def keep_apart(stack: LayerStack, workdir: WorkDir | None) -> None:
     """Keep upper and work directory out of lowers that they are inside of: they would be seen
     twice, and change there without the kernel's knowing. By their own paths they do not show; by
     others, of bind mounts, nobody gets into them."""
-    lowers = stack.lowers + stack.data_only
-    stack.read = frozenset(stat_key(os.fstat(layer.root_fd)) for layer in lowers)
+    stack.read = _keys_of_lowers(stack)
     own = {}
     if stack.upper is not None:
         own[stack.upper.path] = stat_key(os.fstat(stack.upper.root_fd))
@@ -208,11 +207,15 @@ def keep_apart(stack: LayerStack, workdir: WorkDir | None) -> None:
         own[workdir.path] = workdir.key
     stack.written = frozenset(own.values())
     for path, key in own.items():
-        for layer in lowers:
+        for layer in stack.lowers + stack.data_only:
             inside = _path_in(layer, os.path.realpath(path))
             if inside is not None and key == _key_in(layer, inside):
                 above, name = os.path.split(inside)
                 layer.hidden.setdefault(above, set()).add(name)
+
+
+def _keys_of_lowers(stack: LayerStack) -> frozenset[tuple[int, int]]:
+    return frozenset(stat_key(os.fstat(layer.root_fd)) for layer in stack.lowers + stack.data_only)
 
 
 def _path_in(layer: Layer, path: bytes) -> bytes | None:

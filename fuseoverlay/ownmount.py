@@ -26,15 +26,8 @@ def enter(layer: Layer, clones: Clones, *, submounts: bool = False) -> None:
     `submounts`: with what is mounted below it; `LayerError` where that cannot be had. In a user
     namespace the kernel does not let us leave it out.
     """
-    recursive = submounts
     try:
-        try:
-            clone = clones.of(layer.root_fd, layer.access_times, recursive=recursive)
-        except OSError as exc:
-            if submounts or exc.errno != errno.EINVAL:
-                raise
-            recursive = True
-            clone = clones.of(layer.root_fd, layer.access_times, recursive=recursive)
+        clone, recursive = _entered(layer, clones, submounts)
     except OSError as exc:
         if submounts:
             raise LayerError(
@@ -47,6 +40,16 @@ def enter(layer: Layer, clones: Clones, *, submounts: bool = False) -> None:
     layer.root_fd = clone
     layer.detached = True
     layer.crosses = recursive
+
+
+def _entered(layer: Layer, clones: Clones, submounts: bool) -> tuple[int, bool]:
+    """A copy of the layer's mount, and whether what is mounted below is in it."""
+    try:
+        return clones.of(layer.root_fd, layer.access_times, recursive=submounts), submounts
+    except OSError as exc:
+        if submounts or exc.errno != errno.EINVAL:
+            raise
+    return clones.of(layer.root_fd, layer.access_times, recursive=True), True
 
 
 def moved(work: bytes, work_fd: int, upper: Layer, clones: Clones) -> int:

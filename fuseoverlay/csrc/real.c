@@ -30,7 +30,6 @@ bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st)
 {
     PyObject *layer = borrowed(PyTuple_GET_ITEM(listed, LISTED_REAL), layer_name);
     PyObject *device = layer ? borrowed(layer, device_name) : NULL;
-
     uint64_t owner = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(listed, LISTED_OWNER));
 
     return device && st->st_ino == (nodeid & UINT64_MAX >> 8) &&

@@ -31,6 +31,17 @@ def _swap(path: Path, content: bytes) -> None:
     other.rename(path)
 
 
+def _lower(space: Space, form: str, content: bytes) -> Path:
+    """The file `d/f` of a lower that is to be mounted in this form."""
+    lower = space.lower / "d" / "f"
+    lower.parent.mkdir()
+    lower.write_bytes(content)
+    if form == "attribute":
+        os.setxattr(lower, "user.colour", b"red")
+    space.features = ("index=off",) if form == "alone" else ()
+    return lower
+
+
 KNOWN: dict[str, Callable[[Path], object]] = {
     "looked up": os.stat,
     "listed": lambda path: [entry.stat() for entry in os.scandir(path.parent)],
@@ -42,14 +53,9 @@ KNOWN: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("form", ["plain", "linked", "alone", "attribute"])
 def test_data(space: Space, form: str, known: str, size: str) -> None:
     count = SIZES[size]
-    lower = space.lower / "d" / "f"
-    lower.parent.mkdir()
-    lower.write_bytes(OLD * count)
+    lower = _lower(space, form, OLD * count)
     if form in ("linked", "alone"):
         os.link(lower, f"{lower}2")
-    if form == "attribute":
-        os.setxattr(lower, "user.colour", b"red")
-    space.features = ("index=off",) if form == "alone" else ()
     path = space.mount() / "d" / "f"
     KNOWN[known](path)
     with path.open("rb") as stream:
@@ -213,13 +219,8 @@ def test_another_users_file_with_the_same_number(
     space: Space, form: str, known: str, size: str
 ) -> None:
     count = SIZES[size]
-    lower = space.lower / "d" / "f"
-    lower.parent.mkdir()
-    lower.write_bytes(OLD * count)
+    lower = _lower(space, form, OLD * count)
     lower.chmod(0o4755)
-    if form == "attribute":
-        os.setxattr(lower, "user.colour", b"red")
-    space.features = ("index=off",) if form == "alone" else ()
     path = space.mount() / "d" / "f"
     KNOWN[known](path)
     with path.open("rb") as stream:
