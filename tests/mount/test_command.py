@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.helpers.mounts import (
     NATIVE,
     PROJECT,
     Daemon,
+    Space,
     command,
     detach,
     escape,
@@ -325,12 +327,24 @@ def test_version_and_help(cli: Cli) -> None:
         assert "usage:" in done.stdout
 
 
-def test_debug_logs_requests_with_answers(cli: Cli) -> None:
-    space = cli.space
-    log = space.base / "debug"
-    daemon = Daemon(command("mount", "-d", "-o", space.options(), space.mnt), space.mnt, log)
+@contextlib.contextmanager
+def _logged(space: Space, *args: str) -> Iterator[Path]:
+    """A mount in the foreground, by the command with these arguments; yields the file with what it
+    prints, which is whole after the block."""
+    log = space.base / "log-of-the-command"
+    daemon = Daemon(command(*args, "-o", space.options(), space.mnt), space.mnt, log)
     try:
         daemon.wait_until_mounted(1)
+        yield log
+        unmount(space.mnt)
+        daemon.finish()
+    finally:
+        daemon.kill()
+
+
+def test_debug_logs_requests_with_answers(cli: Cli) -> None:
+    space = cli.space
+    with _logged(space, "mount", "-d") as log:
         (space.mnt / "f").read_bytes()
         with fails(errno.ENOENT):
             os.unlink(space.mnt / "nothing")
@@ -341,10 +355,6 @@ def test_debug_logs_requests_with_answers(cli: Cli) -> None:
         assert (space.mnt / "f").read_bytes() == b"from the lower"
         with fails(errno.ENOENT):
             os.stat(space.mnt / "absent")
-        unmount(space.mnt)
-        daemon.finish()
-    finally:
-        daemon.kill()
     text = log.read_text()
     # What runs with -d is what runs without: the extension.
     assert bool(re.search(r"open\(.* = ENOSYS", text)) == NATIVE, text
@@ -364,10 +374,7 @@ def test_debug_logs_requests_with_answers(cli: Cli) -> None:
 def test_debug_logs_requests_that_the_extension_keeps(cli: Cli) -> None:
     """Like all others: what is asked and answered, not bytes."""
     space = cli.space
-    log = space.base / "debug"
-    daemon = Daemon(command("mount", "-d", "-o", space.options(), space.mnt), space.mnt, log)
-    try:
-        daemon.wait_until_mounted(1)
+    with _logged(space, "mount", "-d") as log:
         path = space.mnt / "new"
         with path.open("w+b") as stream:
             stream.write(b"x" * 5)
@@ -382,10 +389,6 @@ def test_debug_logs_requests_that_the_extension_keeps(cli: Cli) -> None:
             fcntl.ioctl(fd, libc.FS_IOC_GETFLAGS, bytes(8))
         libc.statx_mask(path, libc.STATX_BTIME)
         os.close(os.open(space.mnt, os.O_TMPFILE | os.O_RDWR, 0o640))
-        unmount(space.mnt)
-        daemon.finish()
-    finally:
-        daemon.kill()
     text = log.read_text()
     for expected in (
         rf"fallocate\({ino}, uid=\d+ gid=\d+ pid=\d+, 1, 7, 9000\) = ok\n",
@@ -401,17 +404,10 @@ def test_debug_logs_requests_that_the_extension_keeps(cli: Cli) -> None:
 
 def test_foreground_prints_one_line(cli: Cli) -> None:
     space = cli.space
-    log = space.base / "out"
-    daemon = Daemon(command("-f", "-o", space.options(), space.mnt), space.mnt, log)
-    try:
-        daemon.wait_until_mounted(1)
+    with _logged(space, "-f") as log:
         (space.mnt / "f").write_bytes(b"x")
         with fails(errno.ENOENT):
             os.unlink(space.mnt / "nothing")
-        unmount(space.mnt)
-        daemon.finish()
-    finally:
-        daemon.kill()
     assert re.fullmatch(r"fuseoverlay: INFO: .*extension .*\n", log.read_text())
 
 
