@@ -136,7 +136,7 @@ class FileData:
     def _open_lower(self, place: Place, seen: Sighting | None) -> int:
         flags = os.O_RDONLY | os.O_NOFOLLOW | _FLAGS
         dir_fd = self._stack.fd(place.real)
-        return open_known(place.name, flags, dir_fd, seen if self._private else None)
+        return open_known(place.name, flags, dir_fd, seen, lasting=self._private)
 
     def _open_upper(self, file: File, write: bool) -> int:
         flags = (os.O_RDWR if write else os.O_RDONLY) | _FLAGS

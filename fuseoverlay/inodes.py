@@ -246,7 +246,7 @@ class InodeTable:
         self.add(file)
         device = self._devices[ino >> _INO_BITS]
         key = device, ino & (1 << _INO_BITS) - 1
-        file.lower_seen = *key, owner >> 32, owner & 0xFFFFFFFF
+        file.lower_seen = *key, owner >> 32, owner & 0xFFFFFFFF, kind
         self.bind(file, key)
         return file
 

@@ -277,23 +277,24 @@ class LayerStack:
     def _keep(self, real: RealDir, fd: int) -> None:
         """A directory is open; `_check`."""
         try:
-            self._check(real, os.fstat(fd))
+            self._check(real, sighting(os.fstat(fd)))
         except OSError:
             os.close(fd)
             raise
         self._open[real] = fd
 
-    def _check(self, real: RealDir, st: os.stat_result) -> None:
+    def _check(self, real: RealDir, now: Sighting) -> None:
         """ELOOP where a lower leads into what we write, or the upper into a lower, by whatever bind
         mount; the kernel's ovl_lookup_trap_inode(). ESTALE where a lower has another directory
         there by now: the kernel was told who may enter the one that was looked up, not this
         one."""
         lower = bool(real.layer.number)
-        if stat_key(st) in (self.written if lower else self.read):
+        if now[:2] in (self.written if lower else self.read):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        if lower and self.lasting:
-            check_sighting(st, real.seen)
-            real.seen = sighting(st)
+        if lower and self.lasting and now != real.seen:
+            if real.seen is not None:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            real.seen = now
 
     def _open_lower(self, real: RealDir) -> int:
         """A lower's directories are mostly wanted for themselves: one call, one descriptor; -1:
@@ -524,29 +525,38 @@ def stat_key(st: os.stat_result) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
-#: `stat_key` and owner.
-Sighting = tuple[int, int, int, int]
+#: `stat_key`, owner and type (S_IFREG and so on).
+Sighting = tuple[int, int, int, int, int]
 
 
 def sighting(st: os.stat_result) -> Sighting:
     """What tells whether an object of a lower is the one that was looked up. A filesystem gives the
     number of a removed file to the next one; but whoever puts that in its place cannot make it
     anybody else's, and in a file of his own he may write anyway."""
-    return st.st_dev, st.st_ino, st.st_uid, st.st_gid
+    return st.st_dev, st.st_ino, st.st_uid, st.st_gid, stat.S_IFMT(st.st_mode)
 
 
-def check_sighting(st: os.stat_result, seen: Sighting | None) -> None:
-    """ESTALE where that is not the object that was seen; None: any will do."""
-    if seen is not None and sighting(st) != seen:
+def check_sighting(st: os.stat_result, seen: Sighting | None, *, lasting: bool = True) -> None:
+    """ESTALE where that is not the object that was seen; None: any will do. Where others may
+    change the lower, so not `lasting`, any of its type will do: a type the kernel keeps."""
+    now = sighting(st)
+    if seen is not None and (now != seen if lasting else now[-1] != seen[-1]):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
-def open_known(name: bytes, flags: int, dir_fd: int | None, seen: Sighting | None) -> int:
+def open_known(
+    name: bytes, flags: int, dir_fd: int | None, seen: Sighting | None, *, lasting: bool = True
+) -> int:
     """Open an object of a lower for reading, again: who owns the directory may have put another
     one there, which the attributes that the kernel keeps are not true of. `check_sighting`."""
-    fd = open_noatime(name, flags, dir_fd)
     try:
-        check_sighting(os.fstat(fd), seen)
+        fd = open_noatime(name, flags, dir_fd)
+    except OSError:
+        # Another object may be none to open: a link, a socket.
+        check_sighting(os.stat(name, dir_fd=dir_fd, follow_symlinks=False), seen, lasting=lasting)
+        raise
+    try:
+        check_sighting(os.fstat(fd), seen, lasting=lasting)
     except BaseException:
         os.close(fd)
         raise

@@ -375,8 +375,8 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     fd = ov.stack.fd(place.real)
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
-    if inode.upper is None and ov.config.private:
-        check_sighting(st, inode.lower_seen)
+    if inode.upper is None:
+        check_sighting(st, inode.lower_seen, lasting=ov.config.private)
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 

@@ -34,6 +34,7 @@ bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st)
 
     return device && st->st_ino == (nodeid & UINT64_MAX >> 8) &&
            st->st_dev == PyLong_AsUnsignedLongLong(device) &&
+           (st->st_mode & S_IFMT) == PyLong_AsLong(PyTuple_GET_ITEM(listed, LISTED_KIND)) &&
            owner == ((uint64_t)st->st_uid << 32 | st->st_gid);
 }
 

@@ -196,19 +196,84 @@ def test_layers_that_are_edited(space: Space) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o4755
 
 
-def _reuse(path: Path, content: bytes) -> Path:
-    """Remove this file; another user's one, beside it, that has got its number."""
-    number = path.stat().st_ino
+@pytest.mark.parametrize("features", [(), ("timeout=0",)], ids=["", "edited"])
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("kind", ["link", "pipe", "file"])
+def test_another_type(space: Space, kind: str, known: str, features: tuple[str, ...]) -> None:
+    """The kernel gives an inode up for good whose type changes."""
+    lower = space.lower / "d" / "f"
+    lower.parent.mkdir()
+    if kind == "file":
+        os.mkfifo(lower)
+    else:
+        lower.write_bytes(OLD)
+    space.extra = features
+    path = space.mount() / "d" / "f"
+    KNOWN[known](path)
+    fd = os.open(path, os.O_PATH if kind == "file" else os.O_RDONLY)
+    try:
+        lower.rename(space.lower / "kept")
+        if kind == "link":
+            lower.symlink_to("elsewhere")
+        elif kind == "pipe":
+            os.mkfifo(lower)
+        else:
+            lower.write_bytes(NEW)
+        if features:
+            with fails(errno.ESTALE):
+                os.fstat(fd)
+        with fails(errno.ESTALE):
+            os.chmod(f"/proc/self/fd/{fd}", 0o600)
+        if kind != "file":
+            with fails(errno.ESTALE):
+                os.read(fd, 1)
+        if features:
+            assert path.lstat().st_mode == lower.lstat().st_mode
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_another_type_with_the_same_number(space: Space, kind: str, known: str) -> None:
+    lower = space.lower / "d" / "f"
+    lower.parent.mkdir()
+    lower.write_bytes(OLD)
+    path = space.mount() / "d" / "f"
+    KNOWN[known](path)
+    with path.open("rb") as stream:
+        _reuse(lower, os.mkfifo if kind == "pipe" else lambda other: other.symlink_to("to")).rename(
+            lower
+        )
+        with fails(errno.ESTALE):
+            os.fchmod(stream.fileno(), 0o600)
+        with fails(errno.ESTALE):
+            stream.read()
+    assert path.lstat().st_mode == lower.lstat().st_mode
+
+
+def _reuse(path: Path, make: Callable[[Path], object]) -> Path:
+    """Remove this file; another object, beside it, that has got its number."""
+    number = path.lstat().st_ino
     base = path.parent / "reused"
     base.mkdir()
     path.unlink()
     for count in range(5000):
         other = base / f"{count}"
-        other.write_bytes(content)
-        if other.stat().st_ino == number:
-            os.chown(other, 4001, 4001)
+        make(other)
+        if other.lstat().st_ino == number:
             return other
     pytest.fail("the filesystem does not give the number out again")
+
+
+def _anothers(content: bytes) -> Callable[[Path], object]:
+    """Makes files that belong to another user."""
+
+    def make(path: Path) -> None:
+        path.write_bytes(content)
+        os.chown(path, 4001, 4001)
+
+    return make
 
 
 @root_only
@@ -224,7 +289,7 @@ def test_another_users_file_with_the_same_number(
     path = space.mount() / "d" / "f"
     KNOWN[known](path)
     with path.open("rb") as stream:
-        other = _reuse(lower, NEW * count)
+        other = _reuse(lower, _anothers(NEW * count))
         if form in ("linked", "alone"):
             os.link(other, f"{other}.link")
         other.chmod(0o4755)
@@ -250,7 +315,7 @@ def test_a_copy_is_not_found_by_a_number_that_was_given_out_again(space: Space, 
     (mnt / "private" / "f").rename(mnt / "hidden" / "f")
     if names == 2:
         (lower / "private" / "g").unlink()
-    other = _reuse(lower / "private" / "f", NEW)
+    other = _reuse(lower / "private" / "f", _anothers(NEW))
     if names == 2:
         os.link(other, f"{other}.link")
     other.rename(lower / "late" / "mine")
