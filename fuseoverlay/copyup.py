@@ -26,7 +26,6 @@ from fuseoverlay import (
     redirect,
     staging,
     syscalls,
-    transaction,
     xattrs,
 )
 from fuseoverlay.copydata import copy_data
@@ -112,7 +111,7 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
     parent = directory.parent
     if parent is None or parent.upper is None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    with transaction.begin() as change:
+    with Transaction() as change:
         staged = staging.stage(ov, change)
         stage_directory(ov, directory, staged)
         _publish(ov, staged, parent, directory.name)
@@ -125,7 +124,7 @@ def _copy_up_removed(ov: Overlay, directory: Directory) -> None:
     """Of a directory that somebody still has open: its copy has no name either."""
     if directory.held is not None:
         return
-    with transaction.begin() as change:
+    with Transaction() as change:
         staged = staging.stage(ov, change)
         stage_directory(ov, directory, staged)
         held = staging.hold(ov, staged, is_dir=True)
@@ -150,7 +149,7 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
         break
     real = real_of(ov, file)
     origin = _origin(ov, file)
-    with transaction.begin() as change:
+    with Transaction() as change:
         staged = staging.stage(ov, change)
         metacopy = None if data else _metacopy_redirect(ov, file, real.st)
         if metacopy is not None:
@@ -200,7 +199,7 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
     try:
         before = os.fstat(target)
         times = before.st_atime_ns, before.st_mtime_ns
-        with transaction.begin() as change:
+        with Transaction() as change:
             change.on_error(os.utime, target, ns=times)
             source = ov.data.acquire(file)
             try:
@@ -396,7 +395,7 @@ def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
         return
     copy_up_directory(ov, parent)
     real = upper_of(ov, file)
-    with transaction.begin() as change:
+    with Transaction() as change:
         linkindex.hold_count(ov, change, file, real)
         staged = staging.stage(ov, change)
         os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)

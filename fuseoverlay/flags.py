@@ -14,12 +14,13 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from fuseoverlay import protection, syscalls, transaction
+from fuseoverlay import protection, syscalls
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.inodes import Inode
 from fuseoverlay.layers import open_known, open_own, sighting
 from fuseoverlay.lookup import real_of
 from fuseoverlay.overlay import Overlay
+from fuseoverlay.transaction import Transaction
 
 _WORD: Final = struct.Struct("=I")
 
@@ -78,7 +79,7 @@ async def put(ov: Overlay, inode: Inode, form: Form, value: bytes) -> None:
     """Set them, after copy-up. The kernel has checked who may. EOPNOTSUPP for flags that the
     upper does not know; EROFS."""
     await copy_up(ov, inode, data=False)
-    with _opened(ov, inode) as fd, transaction.begin() as change:
+    with _opened(ov, inode) as fd, Transaction() as change:
         old = fcntl.ioctl(fd, form.get, bytes(form.size))
         fcntl.ioctl(fd, form.set, form.with_letters(value, b""))
         change.on_error(fcntl.ioctl, fd, form.set, old)

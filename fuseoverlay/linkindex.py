@@ -7,7 +7,7 @@ import errno
 import os
 from typing import Final
 
-from fuseoverlay import hardlinks, staging, transaction, xattrs
+from fuseoverlay import hardlinks, staging, xattrs
 from fuseoverlay.inodes import File, Held, Place
 from fuseoverlay.lookup import Real, upper_of
 from fuseoverlay.overlay import Overlay
@@ -36,7 +36,7 @@ def note_hidden(ov: Overlay, origin: bytes, hidden: int) -> None:
     """
     workdir = ov.writable()
     links_fd = workdir.links_fd(create=True)
-    with transaction.begin() as change:
+    with Transaction() as change:
         staged = staging.stage(ov, change)
         os.symlink(b"x" * min(hidden, _MOST_HIDDEN), staged, dir_fd=workdir.fd)
         os.rename(staged, hardlinks.index_name(origin), src_dir_fd=workdir.fd, dst_dir_fd=links_fd)

@@ -22,7 +22,6 @@ from fuseoverlay import (
     protection,
     staging,
     syscalls,
-    transaction,
     whiteout,
     xattrs,
 )
@@ -111,7 +110,7 @@ def make_now(
     work, is_dir = ov.writable().fd, stat.S_ISDIR(mode)
     place = upper_place(parent, name)
     fd = ov.stack.fd(place.real)
-    with transaction.begin() as change:
+    with Transaction() as change:
         staged = staging.stage(ov, change)
         staging.make(ov, staged, status, target)
         for attribute, value in acls:
@@ -140,7 +139,7 @@ def _opened(
 ) -> tuple[Inode, Real]:
     """A file that was made in place; takes over its descriptor."""
     dir_fd = ov.stack.fd(place.real)
-    with transaction.begin() as change:
+    with Transaction() as change:
         change.on_error(os.unlink, place.name, dir_fd=dir_fd)
         change.on_error(os.close, fd)
         st = os.fstat(fd)
@@ -162,7 +161,7 @@ async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Calle
     status, acls = _inherit(ov, parent, caller, mode)
     fd = staging.make_nameless(ov, status)
     held = Held(fd)
-    with transaction.begin() as change:
+    with Transaction() as change:
         change.on_error(os.close, fd)
         for attribute, value in acls:
             os.setxattr(syscalls.fd_path(fd), attribute, value)
@@ -289,7 +288,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
         mark_impure(ov, parent)
     work = ov.writable().fd
     linkindex.prepare_count(ov, file)
-    with transaction.begin() as change:
+    with Transaction() as change:
         staged = staging.stage(ov, change)
         os.link(real.path, staged, dst_dir_fd=work, follow_symlinks=real.follow)
         st = os.stat(staged, dir_fd=work, follow_symlinks=False)
@@ -316,7 +315,7 @@ async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
     if file.links:
         # Real and shown count then go down by the same call.
         give_name(ov, file, parent, name)
-    with transaction.begin() as change:
+    with Transaction() as change:
         goes = hold(ov, change, file, parent, name)
         if index.covers(name):
             whiteout_over(ov, change, parent, index, name)
@@ -424,7 +423,7 @@ def put_whiteout(
     """Rename a whiteout to the place, over a file if one is there, or with `over_whiteout` over
     another whiteout. Not for `Dialect.OCI`."""
     workdir = ov.writable()
-    with transaction.begin() as change:
+    with Transaction() as change:
         staged = stage_whiteout(ov, change, place, dialect, shared=not over_whiteout)
         fd = ov.stack.fd(place.real)
         os.rename(staged, place.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
@@ -505,7 +504,7 @@ def _remove_directory(
     name = directory.name
     dialect = whiteout.dialect_for(name, workdir.dialect)
     old: bytes | None = None
-    with transaction.begin() as change:
+    with Transaction() as change:
         held = hold_directory(ov, change, directory)
         place = upper_place(parent, name) if directory.upper is not None else None
         if place is None:
@@ -558,7 +557,7 @@ def _move_away(ov: Overlay, place: Place) -> bytes:
 
 def _exchange_for_whiteout(ov: Overlay, place: Place, dialect: Dialect) -> bytes:
     workdir = ov.writable()
-    with transaction.begin() as change:
+    with Transaction() as change:
         staged = stage_whiteout(ov, change, place, dialect)
         fd = ov.stack.fd(place.real)
         staging.move(workdir.fd, staged, fd, place.name, syscalls.RENAME_EXCHANGE)

@@ -7,12 +7,12 @@ import stat
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from fuseoverlay import transaction
 from fuseoverlay.identity import Status, write_override
 from fuseoverlay.inodes import Inode
 from fuseoverlay.lookup import Real, real_of, shown_of, stored_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.overridestat import accessible
+from fuseoverlay.transaction import Transaction
 
 
 class Changer(NamedTuple):
@@ -41,7 +41,7 @@ def change(
     if ov.identity.override is not None:
         _change_override(ov, real, ov.identity.override, uid, gid, mode)
         return
-    with transaction.begin() as change:
+    with Transaction() as change:
         if uid is not None or gid is not None:
             ov.identity.give(
                 real.path,
@@ -75,7 +75,7 @@ def _change_override(
         new_mode,
         old.rdev,
     )
-    with transaction.begin() as change:
+    with Transaction() as change:
         # Whoever looks sees what the attribute says: that is changed last.
         os.chmod(real.path, accessible(new_mode))
         change.on_error(os.chmod, real.path, stat.S_IMODE(real.st.st_mode))

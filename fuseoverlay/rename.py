@@ -17,7 +17,6 @@ from fuseoverlay import (
     redirect,
     staging,
     syscalls,
-    transaction,
     whiteout,
     xattrs,
 )
@@ -178,7 +177,7 @@ async def _check_replaceable(ov: Overlay, src: Inode, dst: Inode) -> None:
 def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
     """Commit of RENAME_EXCHANGE: both are in the upper."""
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
-    with transaction.begin() as change:
+    with Transaction() as change:
         redirects = [_mark(ov, change, src, dst), _mark(ov, change, dst, src)]
         syscalls.renameat2(src_fd, src.name, dst_fd, dst.name, syscalls.RENAME_EXCHANGE)
     first, second = src.inode, dst.inode
@@ -232,7 +231,7 @@ def _replace(ov: Overlay, src: Side, dst: Side) -> bytes | None:
     """
     old = dst.inode
     held, goes, emptied = None, None, None
-    with transaction.begin() as change:
+    with Transaction() as change:
         redirected = _mark(ov, change, src, dst)
         if isinstance(old, Directory):
             held = hold_directory(ov, change, old)
@@ -270,7 +269,7 @@ def _empty_for_real(
         if not keep and not os.listdir(inside):
             return None
     workdir = ov.writable()
-    with transaction.begin() as staging_it:
+    with Transaction() as staging_it:
         staged = staging.stage(ov, staging_it)
         stage_directory(ov, directory, staged)
         if dst.covered:
@@ -287,7 +286,7 @@ def _exchange_staged(ov: Overlay, staged: bytes, dst: Side) -> None:
         staging.move(workdir.fd, staged, fd, dst.name, syscalls.RENAME_EXCHANGE)
         return
     spare = workdir.new_name()
-    with transaction.begin() as change:
+    with Transaction() as change:
         staging.move(fd, dst.name, workdir.fd, spare)
         change.on_error(staging.move, workdir.fd, spare, fd, dst.name)
         staging.move(workdir.fd, staged, fd, dst.name)

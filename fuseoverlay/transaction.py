@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from typing import ParamSpec
+from collections.abc import Callable
+from types import TracebackType
+from typing import ParamSpec, Self
 
 log = logging.getLogger("fuseoverlay")
 
@@ -19,23 +20,29 @@ P = ParamSpec("P")
 
 
 class Transaction:
-    """One change that is being made."""
+    """One change, made by the end of a `with` block; what an exception leaves half done is taken
+    back."""
 
-    def __init__(self, undo: contextlib.ExitStack) -> None:
-        self._undo = undo
+    __slots__ = ("_undo",)
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
 
     def on_error(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make this call if the change fails, the last one noted first. Its own errors are
         logged: nobody can do more."""
-        self._undo.callback(functools.partial(tidy, call, *args, **kwargs))
+        self._undo.append(functools.partial(tidy, call, *args, **kwargs))
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextlib.contextmanager
-def begin() -> Iterator[Transaction]:
-    """A change, made by the end of the block; what an exception leaves half done is taken back."""
-    with contextlib.ExitStack() as undo:
-        yield Transaction(undo)
-        undo.pop_all()
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            with contextlib.ExitStack() as undo:
+                for call in self._undo:
+                    undo.callback(call)
 
 
 def tidy(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
