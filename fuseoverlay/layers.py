@@ -204,7 +204,7 @@ class LayerStack:
                 _ask_for_attributes(layer)
                 if as_stored:
                     _see_stored_ids(layer, self.upper)
-            _distrust_copies(self.lowers + self.data_only)
+            _distrust_copies(self.below)
             for layer in self.all():
                 layer.settle(user_attributes=user_attributes)
             undo.pop_all()
@@ -235,7 +235,12 @@ class LayerStack:
 
     def all(self) -> list[Layer]:
         """Upper, if there is one, then the lowers, then the data-only lowers."""
-        return ([self.upper] if self.upper else []) + self.lowers + self.data_only
+        return ([self.upper] if self.upper else []) + self.below
+
+    @property
+    def below(self) -> list[Layer]:
+        """What is never written: the lowers, then the data-only lowers."""
+        return self.lowers + self.data_only
 
     def _missing(self, real: RealDir) -> tuple[int, list[RealDir]]:
         """The descriptor to start from, and the steps to `real` from there, last one first."""

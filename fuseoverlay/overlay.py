@@ -113,7 +113,7 @@ def _layers(config: MountConfig, owners: contextlib.ExitStack) -> tuple[LayerSta
         stack.upper.access_times = config.access_times
     workdir = None
     with Clones() as clones:
-        for layer in stack.lowers + stack.data_only:
+        for layer in stack.below:
             ownmount.enter(layer, clones, submounts=config.submounts)
         if stack.upper is not None and config.workdir is not None and not config.read_only:
             workdir = owners.enter_context(
@@ -185,7 +185,7 @@ def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> N
     kernel; so is one inside another lower, on the same filesystem."""
     lowers = _keys_of_lowers(stack)
     changing = {key: path for key, path in roots.items() if key not in lowers}
-    for layer in stack.lowers + stack.data_only:
+    for layer in stack.below:
         around = enclosing(layer.path, changing) or enclosing(layer.path, roots, crossing=False)
         if around is not None:
             raise LayerError(
@@ -207,7 +207,7 @@ def keep_apart(stack: LayerStack, workdir: WorkDir | None) -> None:
         own[workdir.path] = workdir.key
     stack.written = frozenset(own.values())
     for path, key in own.items():
-        for layer in stack.lowers + stack.data_only:
+        for layer in stack.below:
             inside = _path_in(layer, os.path.realpath(path))
             if inside is not None and key == _key_in(layer, inside):
                 above, name = os.path.split(inside)
@@ -215,7 +215,7 @@ def keep_apart(stack: LayerStack, workdir: WorkDir | None) -> None:
 
 
 def _keys_of_lowers(stack: LayerStack) -> frozenset[tuple[int, int]]:
-    return frozenset(stat_key(os.fstat(layer.root_fd)) for layer in stack.lowers + stack.data_only)
+    return frozenset(stat_key(os.fstat(layer.root_fd)) for layer in stack.below)
 
 
 def _path_in(layer: Layer, path: bytes) -> bytes | None:

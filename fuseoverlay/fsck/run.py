@@ -84,7 +84,7 @@ def opened(config: MountConfig) -> Iterator[Check]:
         )
         if stack.upper is None:
             raise ValueError("there is no upper to check")
-        for layer in stack.lowers + stack.data_only:
+        for layer in stack.below:
             ownmount.enter(layer, clones, submounts=config.submounts)
         roots = overlay.roots_of(stack, None)
         work_fd = None
