@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from fuseoverlay import native
 from fuseoverlay.inodes import File, Place
-from fuseoverlay.layers import LayerStack, Sighting, open_known, open_own
+from fuseoverlay.layers import LayerStack, Sighting, open_checked, open_known, open_own
 from fuseoverlay.syscalls import fd_path
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
@@ -146,12 +146,13 @@ class FileData:
             # A link in /proc, to be followed.
             return open_own(fd_path(file.held.fd), flags)
         if file.held is not None:
-            name, dir_fd = file.held.name, file.held.fd
-        elif file.upper is not None:
-            name, dir_fd = file.upper.name, self._stack.fd(file.upper.real)
-        else:
+            return open_own(file.held.name, flags | os.O_NOFOLLOW, file.held.fd)
+        if file.upper is None:
             raise AssertionError("not in the upper")
-        return open_own(name, flags | os.O_NOFOLLOW, dir_fd)
+        name, dir_fd = file.upper.name, self._stack.fd(file.upper.real)
+        return open_checked(
+            lambda: open_own(name, flags | os.O_NOFOLLOW, dir_fd), name, dir_fd, file.check_upper
+        )
 
     def open_for_copy(self, file: File) -> int:
         """A writable descriptor, the caller's own, of an upper file whose data is still in a

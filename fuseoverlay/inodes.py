@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Self
 import trio
 
 from fuseoverlay import native
-from fuseoverlay.layers import RealDir, Sighting
+from fuseoverlay.layers import RealDir, Sighting, stat_key
 from fuseoverlay.merge import Index
 from fuseoverlay.transaction import tidy
 
@@ -122,6 +122,12 @@ class File(Inode):
     def in_upper(self) -> bool:
         """Whether what counts is in the upper, with a name or without."""
         return self.upper is not None or self.held is not None
+
+    def check_upper(self, st: os.stat_result) -> None:
+        """ESTALE where that is not the upper object: somebody has put another one in its place, by
+        the upper's own path."""
+        if stat_key(st) not in self.keys:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def links_of(self, st: os.stat_result) -> int:
         """Link count of the upper object with this status, but for a name that only holds it."""
@@ -331,8 +337,9 @@ class InodeTable:
         self._by_ino[inode.ino] = inode
 
     def bind(self, file: File, key: tuple[int, int]) -> None:
-        """Let `find` lead from the real file to `file`."""
+        """Let `find` lead from the real file to `file`, and to no other."""
         if self._by_key.get(key) is not file:
+            self.unbind(key)
             self._by_key[key] = file
             file.keys.append(key)
 

@@ -14,7 +14,7 @@ import logging
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
@@ -290,16 +290,17 @@ class LayerStack:
 
     def _check(self, real: RealDir, now: Sighting) -> None:
         """ELOOP where a lower leads into what we write, or the upper into a lower, by whatever bind
-        mount; the kernel's ovl_lookup_trap_inode(). ESTALE where a lower has another directory
-        there by now: the kernel was told who may enter the one that was looked up, not this
-        one."""
+        mount; the kernel's ovl_lookup_trap_inode(). ESTALE where there is another directory by
+        now: the kernel was told who may enter the one that was looked up, not this one."""
         lower = bool(real.layer.number)
         if now[:2] in (self.written if lower else self.read):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        if lower and self.lasting and now != real.seen:
-            if real.seen is not None:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            real.seen = now
+        if lower and not self.lasting:
+            return
+        # Of the upper it is we who change owners.
+        if real.seen is not None and (now != real.seen if lower else now[:2] != real.seen[:2]):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        real.seen = now
 
     def _open_lower(self, real: RealDir) -> int:
         """A lower's directories are mostly wanted for themselves: one call, one descriptor; -1:
@@ -554,14 +555,29 @@ def open_known(
 ) -> int:
     """Open an object of a lower for reading, again: who owns the directory may have put another
     one there, which the attributes that the kernel keeps are not true of. `check_sighting`."""
+    return open_checked(
+        lambda: open_noatime(name, flags, dir_fd),
+        name,
+        dir_fd,
+        lambda st: check_sighting(st, seen, lasting=lasting),
+    )
+
+
+def open_checked(
+    opening: Callable[[], int],
+    name: bytes,
+    dir_fd: int | None,
+    check: Callable[[os.stat_result], None],
+) -> int:
+    """The descriptor that `opening` gives of the object at `name` in `dir_fd`, if `check` lets its
+    status pass. Another object there may be none to open, a link or a socket: `check` says so."""
     try:
-        fd = open_noatime(name, flags, dir_fd)
+        fd = opening()
     except OSError:
-        # Another object may be none to open: a link, a socket.
-        check_sighting(os.stat(name, dir_fd=dir_fd, follow_symlinks=False), seen, lasting=lasting)
+        check(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
         raise
     try:
-        check_sighting(os.fstat(fd), seen, lasting=lasting)
+        check(os.fstat(fd))
     except BaseException:
         os.close(fd)
         raise

@@ -377,6 +377,8 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
     if inode.upper is None:
         check_sighting(st, inode.lower_seen, lasting=ov.config.private)
+    else:
+        inode.check_upper(st)
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 

@@ -174,7 +174,9 @@ def read_link(ov: Overlay, real: Real) -> bytes:
             os.close(fd)
     if real.st.st_size > _TARGET_MAX:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-    flags = os.O_RDONLY | os.O_CLOEXEC | real.layer.reading
+    # Somebody may have put something else in its place.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | real.layer.reading
+    flags |= 0 if real.follow else os.O_NOFOLLOW
     if real.layer.number == 0:
         fd = open_own(real.path, flags)
     else:

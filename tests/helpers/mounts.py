@@ -348,12 +348,21 @@ class Space:
             text += f",upperdir={escape(self.upper)},workdir={escape(self.work)}"
         return ",".join([text, *self.features, *self.extra])
 
-    def mount(self, *, read_only: bool = False, impl: str = IMPL, args: tuple = ()) -> Path:
-        """Mount; returns the mount point."""
+    def mount(
+        self,
+        *,
+        read_only: bool = False,
+        impl: str = IMPL,
+        args: tuple = (),
+        descriptors: int | None = None,
+    ) -> Path:
+        """Mount; returns the mount point. The daemon may have only so many descriptors."""
         if impl == "kernel":
             self._mount_kernel(read_only)
             return self.mnt
         argv = command("mount", "-f", *args, "-o", self.options(read_only=read_only), self.mnt)
+        if descriptors is not None:
+            argv = ["prlimit", f"--nofile={descriptors}:{descriptors}", *argv]
         depth = len(mounts_at(self.mnt)) + 1
         self.daemon = Daemon(argv, self.mnt, self.log)
         self.daemon.wait_until_mounted(depth)

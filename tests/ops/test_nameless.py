@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import libc
-from tests.helpers.mounts import MODE, NATIVE, Daemon, Space, command, detach, fails, fuse_only
+from tests.helpers.mounts import MODE, NATIVE, Space, detach, fails, fuse_only
 
 pytestmark = fuse_only
 
@@ -28,10 +28,7 @@ def few(space: Space) -> Space:
         (bottom / f"linked{number}").write_bytes(b"linked %d" % number)
         os.link(bottom / f"linked{number}", bottom / f"other{number}")
         (bottom / f"dir{number}").mkdir()
-    argv = ["prlimit", f"--nofile={LIMIT}:{LIMIT}", *command("mount", "-f")]
-    argv += ["-o", space.options(), str(space.mnt)]
-    space.daemon = Daemon(argv, space.mnt, space.log)
-    space.daemon.wait_until_mounted(1)
+    space.mount(descriptors=LIMIT)
     return space
 
 
@@ -203,10 +200,7 @@ def test_removing_where_there_is_no_room(space: Space) -> None:
         space.upper, space.work = small / "upper", small / "work"
         space.upper.mkdir()
         space.work.mkdir()
-        argv = ["prlimit", "--nofile=512:512", *command("mount", "-f")]
-        argv += ["-o", space.options(), str(space.mnt)]
-        space.daemon = Daemon(argv, space.mnt, space.log)
-        space.daemon.wait_until_mounted(1)
+        space.mount(descriptors=512)
         made = [
             os.open(space.mnt / f"new{number}", os.O_CREAT | os.O_RDWR) for number in range(150)
         ]

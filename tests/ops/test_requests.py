@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import IMPL, NATIVE, Daemon, Space, command, scratch, unmount
+from tests.helpers.mounts import IMPL, NATIVE, Space, scratch, unmount
 from tests.helpers.requests import counted
 
 pytestmark = pytest.mark.skipif(IMPL == "kernel", reason="the kernel asks nobody")
@@ -309,10 +309,7 @@ def test_few_descriptors(space: Space, read_only: bool) -> None:
         contents[name] = b"%d" % number
         (space.lower / name).parent.mkdir(exist_ok=True)
         (space.lower / name).write_bytes(contents[name])
-    argv = ["prlimit", "--nofile=64:64", *command("mount", "-f")]
-    argv += ["-o", space.options(read_only=read_only), str(space.mnt)]
-    space.daemon = Daemon(argv, space.mnt, space.log)
-    space.daemon.wait_until_mounted(1)
+    space.mount(read_only=read_only, descriptors=64)
     for _ in range(2):
         assert _walk(space.mnt) == 2100
         _check(space.mnt, contents)

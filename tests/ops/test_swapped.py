@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Daemon, Space, command, fails, fuse_only, root_only
+from tests.helpers.mounts import MODE, Space, fails, fuse_only, root_only
 
 pytestmark = [fuse_only, pytest.mark.timeout(60)]
 
@@ -136,10 +136,7 @@ def test_directories(space: Space, inner: str) -> None:
     other.chmod(0o700)
     for number in range(200):
         (space.lower / f"n{number}" / "sub").mkdir(parents=True)
-    argv = ["prlimit", "--nofile=128:128", *command("mount", "-f")]
-    space.daemon = Daemon([*argv, "-o", space.options(), str(space.mnt)], space.mnt, space.log)
-    space.daemon.wait_until_mounted(1)
-    path = space.mnt / "d"
+    path = space.mount(descriptors=128) / "d"
     path.stat()
     fd = os.open(path, os.O_RDONLY)
     try:
