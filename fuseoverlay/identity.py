@@ -111,9 +111,14 @@ class Identity:
     def shown_for(self, status: Status) -> Status:
         """The same for what is known to be stored."""
         uid, gid = self.uids.owner(status.uid), self.gids.owner(status.gid)
-        status = Status(uid, gid, status.mode, status.rdev)
+        mode = status.mode
         # Where everybody is root modes give nothing away, and an image shows its own.
-        return self._nameable(status, limit=self.users.several)
+        limit = self.users.several
+        if limit and not stat.S_ISDIR(mode):
+            # A program of one owner must not run as another.
+            mode &= ~(0 if self.uids.stands_for(status.uid) else stat.S_ISUID)
+            mode &= ~(0 if self.gids.stands_for(status.gid) else stat.S_ISGID)
+        return self._nameable(Status(uid, gid, mode, status.rdev), limit=limit)
 
     def shown_attribute(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
         """A stored extended attribute of a file with that status as processes see it: ids in ACLs,

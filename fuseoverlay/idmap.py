@@ -53,6 +53,10 @@ class IdMap:
                 return shown + stored - first
         return _nobody()
 
+    def stands_for(self, stored: int) -> bool:
+        """Whether the owner that is shown is the stored one, perhaps by another number."""
+        return self.covers(stored) if self.squash is None else self.squash == self.shown(stored)
+
     def covers(self, stored: int) -> bool:
         """Whether a stored id has one to be shown by."""
         return not self.ranges or any(

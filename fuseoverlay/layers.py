@@ -273,11 +273,15 @@ class LayerStack:
     def _open_known_above(self, real: RealDir) -> None:
         """Pass through no directory that was looked at before without seeing that it is still
         the same."""
+        known = []
         step = real.parent
         while step is not None and step not in self._open:
             if step.seen is not None:
-                self.fd(step)
+                known.append(step)
             step = step.parent
+        # From the top down: each finds the one above it open.
+        for step in reversed(known):
+            self.fd(step)
 
     def _keep(self, real: RealDir, fd: int) -> None:
         """A directory is open; `_check`."""

@@ -133,7 +133,14 @@ def mounts_at(path: Path, process: int | str = "self") -> list[str]:
     for char in b"\\ \t\n":
         wanted = wanted.replace(b"%c" % char, b"\\%03o" % char)
     found = []
-    for line in Path(f"/proc/{process}/mountinfo").read_bytes().splitlines():
+    try:
+        lines = Path(f"/proc/{process}/mountinfo").read_bytes().splitlines()
+    except OSError as exc:
+        # A process that is about to end is nowhere any more.
+        if exc.errno != errno.EINVAL:
+            raise
+        return []
+    for line in lines:
         left, _, right = line.partition(b" - ")
         if left.split()[4] == wanted:
             found.append(right.split()[0].decode())

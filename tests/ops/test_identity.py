@@ -538,6 +538,45 @@ def test_squash_and_mapping(space: Space) -> None:
     assert (owner(mnt / "f"), owner(space.upper / "f")) == ((7, 8), (7, 8))
 
 
+@root_only
+@pytest.mark.parametrize(
+    ("what", "kept"),
+    [
+        ("root", {(0, 0): 0o6755, (12, 0): 0o2755}),
+        ("one owner", {}),
+        ("mapped", {(uid, gid): 0o6755 for uid, gid in OWNERS if uid < LENGTH}),
+        ("both", {(uid, gid): 0o2755 for uid, gid in OWNERS if gid < LENGTH}),
+    ],
+)
+def test_nobodys_program_is_another_ones(
+    space: Space, what: str, kept: dict[tuple[int, int], int]
+) -> None:
+    """setuid and setgid show only with the owner on disk, or the number that stands for it."""
+    populate(space.lower)
+    names = {ids: f"{ids[0]}-{ids[1]}" for ids in OWNERS}
+    for name in names.values():
+        os.chmod(space.lower / f"f{name}", 0o6755)
+        os.chmod(space.lower / f"d{name}", 0o2755)
+    mnt = mount(space, SHIFTS[what].options)
+    for step in ("in the lower", "copied up"):
+        shown = {ids: (mnt / f"f{name}").stat().st_mode & 0o7777 for ids, name in names.items()}
+        assert shown == {ids: kept.get(ids, 0o755) for ids in OWNERS}, step
+        for name in names.values():
+            assert (mnt / f"d{name}").stat().st_mode & 0o7777 == 0o2755
+            os.utime(mnt / f"f{name}")
+
+
+@root_only
+def test_setuid_given_through_a_squashed_mount(space: Space) -> None:
+    mnt = mount(space, "squash_to_root")
+    (mnt / "f").touch()
+    os.chmod(mnt / "f", 0o6755)
+    assert (mnt / "f").stat().st_mode & 0o7777 == 0o6755
+    os.chown(mnt / "f", 5, 6)
+    os.chmod(mnt / "f", 0o6755)
+    assert (mnt / "f").stat().st_mode & 0o7777 == 0o755
+
+
 @pytest.mark.skipif(MODE == "root", reason="root may give everything away")
 def test_squash_what_is_not_ours(space: Space) -> None:
     """A lower's owners that we cannot give are no reason not to copy its files up."""

@@ -188,6 +188,32 @@ def test_500_layers(space: Space) -> None:
         assert (space.upper / "own499").read_bytes() == b"changed"
 
 
+@pytest.mark.parametrize("layer", ["lower", "upper"])
+def test_deep_directories_whose_descriptors_were_needed(space: Space, layer: str) -> None:
+    """They are opened again one by one, and there are more than Python nests calls."""
+    here = os.open(getattr(space, layer), os.O_RDONLY)
+    for _ in range(700):
+        os.mkdir("d", dir_fd=here)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    for number in range(200):
+        (space.lower / f"n{number}").mkdir()
+    here = os.open(space.mount(descriptors=128), os.O_RDONLY)
+    try:
+        for _ in range(700):
+            deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = deeper
+        for number in range(200):
+            assert os.listdir(space.mnt / f"n{number}") == []
+        os.mkdir("new", dir_fd=here)
+        assert os.listdir(here) == ["new"]
+    finally:
+        os.close(here)
+
+
 def test_deeper_than_path_max(space: Space) -> None:
     """A tree whose full path no system call takes, walked by chdir."""
     name, levels = "x" * 200, 30
