@@ -245,6 +245,12 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
         ) from None
     if not stat.S_ISDIR(st.st_mode):
         raise MountpointError("mount point is not a directory", where=mountpoint)
+    if _is_in_proc(st):
+        raise MountpointError(
+            "mount point is in /proc, where fuseoverlay itself has to look",
+            where=mountpoint,
+            hint="mount somewhere else",
+        )
     path = os.path.realpath(mountpoint)
     if fuse_mount(path):
         raise MountpointError(
@@ -253,6 +259,13 @@ def _check_mountpoint(mountpoint: bytes) -> bytes:
             hint="unmount that first: fuseoverlay unmount MNT",
         )
     return path
+
+
+def _is_in_proc(st: os.stat_result) -> bool:
+    try:
+        return st.st_dev == os.stat("/proc/self").st_dev
+    except FileNotFoundError:
+        return False
 
 
 def _read_further_ahead(device: str | None) -> None:

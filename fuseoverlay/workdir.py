@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from fuseoverlay import handles, ownmount, syscalls, whiteout, xattrs
+from fuseoverlay import handles, kerneloverlays, ownmount, syscalls, whiteout, xattrs
 from fuseoverlay.clones import Clones
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import Layer, absence, stat_key
@@ -34,6 +34,11 @@ INCOMPAT: Final = b"incompat"
 _VOLATILE: Final = b"volatile"
 #: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.probe`.
 _STAGED: Final = re.compile(rb"#[0-9a-f]+|[0-9]+|\.fuseoverlay-probe")
+_ADVICE: Final = {
+    errno.ENOSPC: "free some, or mount with ro",
+    errno.EDQUOT: "free some, or mount with ro",
+    errno.EROFS: "mount with ro, or use directories elsewhere",
+}
 _LOCK_PATIENCE: Final = 2.0
 # linux/magic.h; ext2 and ext3 have the same.
 _EXT4: Final = 0xEF53
@@ -90,10 +95,10 @@ class WorkDir:
                     syscalls.RENAME_WHITEOUT
                 )
             except OSError as exc:
-                full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
-                hint = "free some, or mount with ro" if full else "it needs to be yours to write"
                 raise UpperError(
-                    f"workdir cannot be written: {describe(exc)}", where=path, hint=hint
+                    f"workdir cannot be written: {describe(exc)}",
+                    where=path,
+                    hint=_ADVICE.get(exc.errno or 0, "it needs to be yours to write"),
                 ) from None
             undo.pop_all()
 
@@ -287,7 +292,7 @@ def claim(path: bytes, upper: Layer, clones: Clones) -> int:
     try:
         _check_pair(path, fd, upper)
         fd = ownmount.moved(path, fd, upper, clones)
-        lock(upper.root_fd, upper.path)
+        lock_upper(upper)
         lock(fd, path)
     except BaseException:
         os.close(fd)
@@ -365,6 +370,12 @@ def is_foreign(name: bytes) -> bool:
 def foreign(staging_fd: int) -> list[bytes]:
     """Names in a staging directory that no overlay puts there."""
     return sorted(filter(is_foreign, map(os.fsencode, os.listdir(staging_fd))))
+
+
+def lock_upper(upper: Layer) -> None:
+    """`lock`, and none of the kernel's overlays may have it either."""
+    lock(upper.root_fd, upper.path)
+    kerneloverlays.refuse_upper(upper)
 
 
 def lock(fd: int, path: bytes) -> None:

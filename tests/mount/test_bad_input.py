@@ -322,6 +322,27 @@ def test_in_use_by_a_living_mount(cli: Cli, shared: str) -> None:
     other.wait_until_gone()
 
 
+@pytest.mark.skipif(MODE == "user", reason="a plain user cannot mount kernel overlayfs")
+def test_upper_of_a_kernel_overlay(cli: Cli) -> None:
+    space = cli.space
+    space.mount(impl="kernel")
+    (space.base / "mnt2").mkdir()
+    (space.base / "work2").mkdir()
+    kernels, space.mnt, space.work = space.mnt, space.base / "mnt2", space.base / "work2"
+    refused(cli, UPPER, "-o", space.options(), space.mnt, word="kernel overlay")
+    unmount(kernels)
+    cli.mount("-o", space.options(), space.mnt)
+    unmount(space.mnt)
+    cli.wait_until_gone()
+
+
+def test_mount_point_in_proc(cli: Cli) -> None:
+    """Where the daemon itself has to look."""
+    options = f"lowerdir={escape(cli.space.lower)}"
+    for path in ("/proc", "/proc/self/fd"):
+        refused(cli, MOUNTPOINT, "-o", options, path, word="/proc")
+
+
 def test_mount_point_is_busy(cli: Cli) -> None:
     space = cli.space
     pid = cli.mount("-o", space.options(), space.mnt)
