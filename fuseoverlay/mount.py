@@ -85,6 +85,8 @@ def run(
         operations = ExtendedOperations(ov, ahead, acls=acls, ready=ready)
         requests = _mount(operations, mountpoint, options, ov.config)
         device = fuse_mount(mountpoint)
+        if ov.workdir is not None:
+            ov.workdir.note_lowers(ov.stack.below)
 
         async def stop() -> None:
             # They may wait for a READ or WRITE, which nobody answers after the end.

@@ -15,11 +15,19 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from fuseoverlay import handles, kerneloverlays, ownmount, syscalls, whiteout, xattrs
+from fuseoverlay import (
+    handles,
+    kerneloverlays,
+    ownmount,
+    syscalls,
+    usedlowers,
+    whiteout,
+    xattrs,
+)
 from fuseoverlay.clones import Clones
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import Layer, absence, stat_key
@@ -115,6 +123,10 @@ class WorkDir:
             if fd is not None:
                 os.close(fd)
         os.close(self._root)
+
+    def note_lowers(self, lowers: Sequence[Layer]) -> None:
+        """`usedlowers.note`."""
+        usedlowers.note(self._root, lowers)
 
     def index_fd(self, *, create: bool = False) -> int | None:
         """Copies of lower files with several names; None: there is none yet."""

@@ -1,13 +1,15 @@
 """Whether the lowers that were named are those that the upper belongs to.
 
-With a layer missing, wrong or not mounted nearly every whiteout seems to hide nothing, and
-removing them brings back what was deleted. A whiteout too many harms nobody, so the check
-gives in early: where more of them miss than meet something, be it only one of one, and where a
-lower directory is empty on the way to any that misses: something may not be mounted on it.
+With a layer missing, wrong or not mounted whiteouts seem to hide nothing, and removing them
+brings back what was deleted. A whiteout too many harms nobody, so the check gives in early: where
+the last mount was over other layers, where more whiteouts miss than meet something, be it only one
+of one, and where a lower directory is empty on the way to any that misses: something may not be
+mounted on it.
 """
 
 from __future__ import annotations
 
+from fuseoverlay import usedlowers
 from fuseoverlay.fsck.empty import first
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Kind, shown
@@ -21,7 +23,7 @@ _HINT = (
 )
 
 
-def about(stack: LayerStack, origins: Origins) -> str | None:
+def about(stack: LayerStack, origins: Origins, work_fd: int | None) -> str | None:
     """Why the lowers may be the wrong ones, as one line; None: nothing speaks for that."""
     upper = UpperCheck(stack, origins, indexed=None)
     missing = sum(problem.by_lowers and problem.kind in _BY_NAME for problem in upper.problems())
@@ -33,6 +35,8 @@ def about(stack: LayerStack, origins: Origins) -> str | None:
     if empty is not None:
         return f"the lower directory {shown(upper.path(empty))} is empty; {_HINT}"
     met = sum(map(len, upper.whiteouts.values())) + len(upper.opaque_files) + upper.redirected
-    if missing <= met:
-        return None
-    return f"{missing} of {missing + met} whiteouts and redirects meet nothing; {_HINT}"
+    if missing > met:
+        return f"{missing} of {missing + met} whiteouts and redirects meet nothing; {_HINT}"
+    if missing and work_fd is not None and usedlowers.are_others(work_fd, stack.below):
+        return f"the last mount was over other lower directories; {_HINT}"
+    return None

@@ -30,6 +30,7 @@ class Check:
         self._stack = stack
         self._origins = origins
         self._work = None
+        self._work_fd = work_fd
         #: What is not looked at, and why.
         self.skipped: list[str] = []
         #: Why repairs were not made that only the right lowers make safe.
@@ -47,7 +48,7 @@ class Check:
         `force`: also what is safe only if the lowers are the right ones, though they may not be.
         """
         if repair and not force:
-            self.doubt = doubt.about(self._stack, self._origins)
+            self.doubt = doubt.about(self._stack, self._origins, self._work_fd)
         return settle(self._problems(), repair=repair, doubt=self.doubt and _IN_DOUBT)
 
     def _problems(self) -> Iterator[Problem]:

@@ -450,7 +450,19 @@ def _one_lower_missing(dirty: Dirty) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
 
 
+def _lowest_missing(dirty: Dirty) -> None:
+    """Most whiteouts are of what the others have."""
+    assert len(dirty.space.lowers) > 1
+    hidden = dirty.space.lowers.pop()
+    for name in ("a", "big", "d/x", "e"):
+        path = dirty.space.lowers[0] / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            shutil.copytree(hidden / name, path) if name == "e" else path.touch()
+
+
 DOUBT = {
+    "the lowest missing": (_lowest_missing, "the last mount was over other lower directories"),
     "another": (_other_lower, r"\d of \d whiteouts and redirects meet nothing"),
     "an empty one": (_no_lower, r"empty is empty"),
     "one of two empty": (_one_lower_empty, r"empty is empty"),
