@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fuseoverlay import __version__
+from fuseoverlay import __version__, advice
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import (
     INTERRUPTED,
@@ -28,8 +28,6 @@ from fuseoverlay.errors import (
     mount_exit_code,
     visible,
 )
-
-_COMMANDS = ("mount", "unmount", "umount", "fsck")
 
 _EPILOG = """\
 exit codes: 0 done; 1 unexpected error; 2 usage; 3 lower directory; 4 upper or work
@@ -88,22 +86,35 @@ def _complain(level: str, text: str) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    command = _COMMANDS[0]
-    if argv and argv[0] in _COMMANDS:
-        command = argv.pop(0)
-        if command == "fsck":
-            return _fsck(argv)
-        return _unmount(argv) if command.startswith("u") else _mount(argv)
+    if argv and argv[0] in advice.COMMANDS:
+        return _command(argv[0], argv[1:])
+    if argv:
+        advice.check_first(argv[0])
     parser = _mount_parser("fuseoverlay")
     parser.add_argument("--version", "-V", action="store_true",
                         help="print the version; with -v also of what it runs on")  # fmt: skip
     parser.add_argument("-v", dest="verbose", action="store_true", help=argparse.SUPPRESS)
     parser.description = (
         "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
-        "Commands: mount (also images), unmount, fsck; see fuseoverlay mount --help."
+        "Commands: mount (also images), unmount, fsck, help, version; see fuseoverlay mount --help."
     )
+    parser.set_defaults(command=False)
     args = parser.parse_intermixed_args(argv)
     return _version(verbose=args.verbose) if args.version else _mount_with(args)
+
+
+def _command(name: str, argv: list[str]) -> int:
+    match name:
+        case "mount":
+            return _mount(argv)
+        case "unmount" | "umount":
+            return _unmount(argv)
+        case "fsck":
+            return _fsck(argv)
+        case "help":
+            return _run([*argv[:1], "--help"])
+        case _:
+            return _run(["--version", *argv])
 
 
 def _version(*, verbose: bool) -> int:
@@ -132,7 +143,7 @@ def _helper(argv: list[str]) -> int:
     parser.add_argument("-t", dest="type", metavar="TYPE", help="fuseoverlay, whatever is said")
     for flag in "snvw":
         parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(foreground=False, debug=False, upper=None, platform=None)
+    parser.set_defaults(foreground=False, debug=False, upper=None, platform=None, command=True)
     args = parser.parse_intermixed_args(argv)
     args.paths = [args.source, args.mountpoint]
     if args.fake:
@@ -147,6 +158,7 @@ def _mount(argv: list[str]) -> int:
         "Mount layer directories (-o lowerdir=...) or an image: an OCI layout directory, an "
         "OCI archive or a docker-save archive, as IMAGE[:REF]."
     )
+    parser.set_defaults(command=True)
     return _mount_with(parser.parse_intermixed_args(argv))
 
 
@@ -171,13 +183,15 @@ def _mount_parser(prog: str) -> _Parser:
 
 def _mount_with(args: argparse.Namespace) -> int:
     """Tell an image from directories, and mount."""
-    if not args.paths:
-        raise UsageError("no mount point given", hint="see fuseoverlay --help")
-    if len(args.paths) > 2:
-        raise UsageError(f"too many arguments: {args.paths[2]}", hint="see fuseoverlay --help")
     from fuseoverlay import config
 
     parsed = _parsed(args.options)
+    advice.check_paths(
+        args.paths,
+        directories=bool(parsed.lowerdirs),
+        image=bool(args.upper or args.platform),
+        command=args.command,
+    )
     if args.read_only:
         parsed = replace(parsed, fuse_options=(*parsed.fuse_options, "ro"))
     if len(args.paths) == 2:

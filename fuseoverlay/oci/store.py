@@ -25,9 +25,10 @@ from typing import Final
 from fuseoverlay import syscalls
 from fuseoverlay.errors import StoreError
 from fuseoverlay.oci import metadata
-from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image, parse_image_name
+from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Digest, Platform
+from fuseoverlay.oci.names import parse_image_name
 from fuseoverlay.oci.streams import ForwardStream
 from fuseoverlay.oci.unpack import Job, store_error, unpack_blob, unpack_stream
 from fuseoverlay.removal import remove_tree
