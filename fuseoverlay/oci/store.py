@@ -24,11 +24,10 @@ from typing import Final
 
 from fuseoverlay import syscalls
 from fuseoverlay.errors import StoreError
-from fuseoverlay.oci import metadata
+from fuseoverlay.oci import metadata, names
 from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Digest, Platform
-from fuseoverlay.oci.names import parse_image_name
 from fuseoverlay.oci.streams import ForwardStream
 from fuseoverlay.oci.unpack import Job, store_error, unpack_blob, unpack_stream
 from fuseoverlay.removal import remove_tree
@@ -87,7 +86,7 @@ class Store:
         No directory comes twice, and there is at least one. Raises ImageError,
         DigestError, StoreError; the layers finished by then stay.
         """
-        path, ref = parse_image_name(image)
+        path, ref = names.find(image)
         wanted = Platform.parse(platform) if platform else None
         self._prepare()
         with malformed(path), open_image(path, scratch=str(self._tmp)) as source:

@@ -10,7 +10,7 @@ from fuseoverlay import __version__
 from fuseoverlay.oci.layout import LayoutWriter, Node, layer_tar
 from tests.helpers.mounts import mounts_at
 from tests.mount.conftest import Cli
-from tests.mount.test_bad_input import USAGE, refused
+from tests.mount.test_bad_input import IMAGE, USAGE, refused
 
 DIRECTORIES = "write fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
 MISSING_MNT = "image: no mount point given; write fuseoverlay mount IMAGE MNT"
@@ -55,6 +55,40 @@ def here(cli: Cli) -> Cli:
 )
 def test_advice(here: Cli, line: str, word: str) -> None:
     refused(here, USAGE, *line.split(), word=word, cwd=here.space.base)
+
+
+SKOPEO = "get it with skopeo copy docker://debian{} oci-archive:debian.tar, and mount debian.tar"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("debian:12", f"there is no file or directory debian here; if a registry has it, {SKOPEO}"),
+        ("docker://debian:12", f"images come from files, there is no download; {SKOPEO}"),
+        ("docker://debian", f"images come from files, there is no download; {SKOPEO}"),
+        ("quay.io:443/a/b@sha256:0", "oci-archive:b.tar, and mount b.tar"),
+        ("docker-daemon:debian:12", "skopeo copy docker-daemon:debian:12 oci-archive:debian.tar"),
+        ("oci:image:latest", "oci: does not belong here; write image:latest"),
+        ("oci-archive:image", "oci-archive: does not belong here; write image"),
+        ("oci:nothing:latest", "there is no file or directory nothing; correct it"),
+        ("./debian:12", "there is no file or directory ./debian; correct the path"),
+        ("debian.tar", "there is no such file or directory; correct the path"),
+        ("debian.tar.gz:12", "there is no file or directory debian.tar.gz; correct the path"),
+        ("a $(b)", "there is no such file or directory; correct the path"),
+        ("l0/f/x", "cannot open: Not a directory"),
+    ],
+)
+def test_image_that_is_not_here(here: Cli, image: str, message: str) -> None:
+    """What was typed is named whole, and how to get it is said. Nothing is made on the way."""
+    space = here.space
+    (space.base / "nowhere").symlink_to("gone")
+    env = {"PATH": "/usr/bin:/bin", "XDG_DATA_HOME": str(space.base / "data")}
+    tag = image.removeprefix("docker://").removeprefix("debian")
+    words = ("mount", image, space.mnt)
+    said = refused(here, IMAGE, *words, word=message.format(tag), cwd=space.base, env=env)
+    assert f"error: {image}: " in said
+    assert not (space.base / "data").exists()
+    refused(here, IMAGE, "nowhere", space.mnt, cwd=space.base, env=env, word="is a link to gone")
 
 
 def test_source_that_looks_like_a_command_but_is_meant(here: Cli) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.mounts import MODE, Space, detach, escape, fails, unmount
 from tests.mount.conftest import Cli
 
-USAGE, LOWER, UPPER, MOUNTPOINT, FUSE = 2, 3, 4, 5, 6
+USAGE, LOWER, UPPER, MOUNTPOINT, FUSE, IMAGE = 2, 3, 4, 5, 6, 7
 
 
 def mounts_below(path: Path) -> list[str]:
