@@ -203,7 +203,7 @@ def _mount_with(args: argparse.Namespace) -> int:
                 raise UsageError(f"--{name} is for images", hint="use upperdir= and workdir=")
         _serve(args, config.check(parsed))
     else:
-        _mount_image(args, parsed)
+        _mount_image(args, config.check_upper(parsed))
     return 0
 
 
@@ -213,7 +213,7 @@ def _parsed(options: Sequence[str]) -> MountConfig:
     parsed = config.parse(os.fsencode(",".join(options)))
     parsed = config.with_environment(parsed, os.environ)
     for option in parsed.ignored:
-        _complain("warning", f"option {option} is unknown and ignored")
+        _warn(f"option {option} is unknown and ignored")
     return parsed
 
 
@@ -241,16 +241,28 @@ def _serve(
 
 
 def _mount_image(args: argparse.Namespace, config: MountConfig) -> None:
-    from fuseoverlay import images, progress
+    from fuseoverlay import images, mount, progress
 
-    def warn(text: str) -> None:
-        _complain("warning", text)
-
-    with progress.shown("Unpacking") as report:
-        layers = images.layers(args.paths[0], platform=args.platform, progress=report, warn=warn)
+    mountpoint = os.fsencode(args.paths[-1])
+    mount.check(config, mountpoint)
     with contextlib.ExitStack() as changes:
-        upper = changes.enter_context(images.changes(layers, config, keep_in=args.upper))
-        _serve(args, images.configure(layers, upper, config), at_exit=changes.close)
+        with progress.shown("Unpacking") as report:
+            config = changes.enter_context(
+                images.prepared(
+                    args.paths[0],
+                    config,
+                    platform=args.platform,
+                    keep_in=args.upper,
+                    check=lambda now: mount.check(now, mountpoint),
+                    progress=report,
+                    warn=_warn,
+                )
+            )
+        _serve(args, config, at_exit=changes.close)
+
+
+def _warn(text: str) -> None:
+    _complain("warning", text)
 
 
 def _unmount(argv: list[str]) -> int:
@@ -260,10 +272,9 @@ def _unmount(argv: list[str]) -> int:
     from fuseoverlay import unmount
 
     if not unmount.unmount(os.fsencode(args.mountpoint)):
-        _complain(
-            "warning",
+        _warn(
             f"{args.mountpoint}: unmounted, but its daemon goes on: another mount namespace (a "
-            "container, say) has a copy of the mount, or the disk is slow",
+            "container, say) has a copy of the mount, or the disk is slow"
         )
     return 0
 

@@ -243,14 +243,19 @@ def check(config: MountConfig) -> MountConfig:
     """The same, if it names the directories that a mount needs. Raises `UsageError`."""
     if not config.lowerdirs:
         raise UsageError("no lowerdir= given", hint="name at least one: -o lowerdir=DIR")
+    if config.data_only and not config.metacopy:
+        raise UsageError("data-only lowers need metacopy=on", hint="add it, or leave them out")
+    return check_upper(config)
+
+
+def check_upper(config: MountConfig) -> MountConfig:
+    """The same, if it names all or none of what changes take. Raises `UsageError`."""
     if (config.upperdir is None) != (config.workdir is None):
         missing = "workdir" if config.workdir is None else "upperdir"
         raise UsageError(
             f"{missing}= is missing",
             hint="a writable mount needs both upperdir= and workdir=, a read-only one neither",
         )
-    if config.data_only and not config.metacopy:
-        raise UsageError("data-only lowers need metacopy=on", hint="add it, or leave them out")
     return config
 
 

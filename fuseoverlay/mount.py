@@ -55,11 +55,7 @@ def run(
     """
     os.umask(0)
     inherited = _inherited()
-    if "allow_root" in config.fuse_options and os.geteuid() != 0:
-        raise UsageError(
-            "allow_root takes root: the kernel lets in everybody or the mounting user alone",
-            hint="leave it out, or use allow_other: others may then do what permissions allow",
-        )
+    _check_allowed(config)
     mountpoint = _check_mountpoint(mountpoint)
     with contextlib.ExitStack() as undo:
         waits = turns.Trio()
@@ -112,6 +108,23 @@ def run(
             _serve(operations, stop, requests)
         finally:
             ending.finish()
+
+
+def check(config: MountConfig, mountpoint: bytes) -> None:
+    """Raise what `run` would, as far as that can be told without the lowers: for who has to make
+    them first."""
+    _check_allowed(config)
+    _check_mountpoint(mountpoint)
+    _check_device()
+    overlay.check_upper(config)
+
+
+def _check_allowed(config: MountConfig) -> None:
+    if "allow_root" in config.fuse_options and os.geteuid() != 0:
+        raise UsageError(
+            "allow_root takes root: the kernel lets in everybody or the mounting user alone",
+            hint="leave it out, or use allow_other: others may then do what permissions allow",
+        )
 
 
 def _mount(

@@ -81,20 +81,28 @@ class Store:
         progress: ProgressCallback | None = None,
         warn: Callable[[str], None] = _ignore,
     ) -> list[pathlib.Path]:
-        """The layer directories of `IMAGE[:REF]`, top first; unpacks what is missing.
+        """The layer directories of `IMAGE[:REF]`, as `StoredImage.layers` has them."""
+        with self.opened(image, platform=platform, progress=progress, warn=warn) as found:
+            return found.layers()
 
-        No directory comes twice, and there is at least one. Raises ImageError,
-        DigestError, StoreError; the layers finished by then stay.
+    @contextlib.contextmanager
+    def opened(
+        self,
+        image: str,
+        *,
+        platform: str | None = None,
+        progress: ProgressCallback | None = None,
+        warn: Callable[[str], None] = _ignore,
+    ) -> Iterator[StoredImage]:
+        """The image `IMAGE[:REF]`, of which nothing but its manifest has been read.
+
+        Raises ImageError, DigestError, StoreError.
         """
         path, ref = names.find(image)
         wanted = Platform.parse(platform) if platform else None
         self._prepare()
         with malformed(path), open_image(path, scratch=str(self._tmp)) as source:
-            chosen = source.resolve(ref, wanted)
-            found = _Stack(self, source, chosen, progress, warn).directories()
-        # Of a layer that comes twice the upper one stays: all that the lower one holds
-        # or hides is held or hidden by it already, whatever lies between.
-        return list(dict.fromkeys(reversed(found)))
+            yield StoredImage(self, source, source.resolve(ref, wanted), progress, warn)
 
     def _prepare(self) -> None:
         try:
@@ -185,8 +193,8 @@ class Store:
                 os.close(fd)
 
 
-class _Stack:
-    """The layers of one image on their way into the store."""
+class StoredImage:
+    """One image, and its layers on their way into the store."""
 
     def __init__(
         self,
@@ -206,8 +214,22 @@ class _Stack:
         self._base = store.root / ("layers-override" if self._override else "layers")
         self._done = self._total = self._number = self._count = 0
 
-    def directories(self) -> list[pathlib.Path]:
-        """The directories, bottom first."""
+    @property
+    def diff_ids(self) -> list[str]:
+        """What its layers are, bottom first."""
+        return [str(layer.diff_id) for layer in self._image.layers]
+
+    def layers(self) -> list[pathlib.Path]:
+        """The layer directories, top first; unpacks what is missing.
+
+        No directory comes twice, and there is at least one. Raises ImageError, DigestError,
+        StoreError; the layers finished by then stay.
+        """
+        # Of a layer that comes twice the upper one stays: all that the lower one holds
+        # or hides is held or hidden by it already, whatever lies between.
+        return list(dict.fromkeys(reversed(self._directories())))
+
+    def _directories(self) -> list[pathlib.Path]:
         chains = _chain_ids(self._image.layers)
         missing = [
             layer

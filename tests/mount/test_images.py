@@ -1,0 +1,154 @@
+"""An image as a mount: what is checked, and when; whose changes `--upper` keeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar
+from tests.helpers.mounts import MODE, mounts_at, scratch, unmount
+from tests.mount.conftest import Cli
+from tests.mount.test_bad_input import MOUNTPOINT, UPPER, USAGE, refused
+
+BASE = [directory("./", mode=0o751), Node("f", data=b"from the image"), Node("gone", data=b"x")]
+
+
+def make_image(path: Path, *layers: list[Node], ref: str = "latest") -> Path:
+    """A layout of these layers, bottom first."""
+    writer = LayoutWriter(path)
+    writer.add_image([writer.add_layer(layer_tar(nodes), "gzip") for nodes in layers], ref=ref)
+    return path
+
+
+class Images:
+    """The command line, with a store of its own."""
+
+    def __init__(self, cli: Cli) -> None:
+        self.cli = cli
+        self.base, self.mnt = cli.space.base, cli.space.mnt
+        self.upper = self.base / "changes"
+        self.data = self.base / "data"
+        self.env = {"PATH": os.environ["PATH"], "XDG_DATA_HOME": str(self.data)}
+        self.image = make_image(self.base / "image", BASE)
+
+    def unpacked(self) -> list[Path]:
+        """The layers in the store."""
+        return [path for path in self.data.glob("fuseoverlay/layers*/*/*") if path.is_dir()]
+
+    def mount(self, *args: object, image: Path | None = None) -> None:
+        """Mount in the background."""
+        self.cli.mount("mount", image or self.image, self.mnt, *args, env=self.env)
+
+    def unmount(self) -> None:
+        """And see the daemon end."""
+        unmount(self.mnt)
+        self.cli.wait_until_gone()
+
+    def refused(self, code: int, *args: object, word: str, image: Path | None = None) -> str:
+        """The mount must be refused before anything is unpacked."""
+        said = refused(
+            self.cli, code, "mount", image or self.image, self.mnt, *args, env=self.env, word=word
+        )
+        assert self.unpacked() == []
+        return said
+
+
+@pytest.fixture
+def images(cli: Cli) -> Iterator[Images]:
+    return Images(cli)
+
+
+def test_changes_are_kept(images: Images) -> None:
+    """The base of what follows: the tests see layers that are unpacked."""
+    for _ in range(2):
+        images.mount("--upper", images.upper)
+        assert len(images.unpacked()) == 1
+        assert os.stat(images.mnt).st_mode & 0o7777 == 0o751
+        (images.mnt / "new").write_bytes(b"new")
+        (images.mnt / "gone").unlink(missing_ok=True)
+        images.unmount()
+    images.mount("--upper", images.upper, "--read-only")
+    assert sorted(os.listdir(images.mnt)) == ["f", "new"]
+    assert os.statvfs(images.mnt).f_flag & os.ST_RDONLY
+    images.unmount()
+
+
+def _no_mount_point(images: Images) -> None:
+    images.mnt.rmdir()
+
+
+def _mount_point_is_a_file(images: Images) -> None:
+    images.mnt.rmdir()
+    images.mnt.touch()
+
+
+@pytest.mark.parametrize("prepare", [_no_mount_point, _mount_point_is_a_file])
+def test_mount_point_before_unpacking(images: Images, prepare: Callable[[Images], None]) -> None:
+    prepare(images)
+    images.refused(MOUNTPOINT, "--upper", images.upper, word=str(images.mnt))
+    assert not images.upper.exists(), "it made something"
+
+
+def test_busy_mount_point_before_unpacking(images: Images) -> None:
+    cli = images.cli
+    cli.mount("-o", cli.space.options(), images.mnt)
+    done = cli.run("mount", images.image, images.mnt, env=images.env)
+    assert (done.returncode, images.unpacked()) == (MOUNTPOINT, [])
+    assert "busy" in done.stderr
+    images.unmount()
+
+
+def test_upper_before_unpacking(images: Images) -> None:
+    file = images.base / "file"
+    file.touch()
+    hint = "; name a directory\n"
+    assert images.refused(UPPER, "--upper", file, word=str(file)).endswith(hint)
+    assert images.refused(UPPER, "--upper", file / "x", word=str(file)).endswith(hint)
+    images.upper.mkdir()
+    (images.upper / "diff").touch()
+    assert images.refused(UPPER, "--upper", images.upper, word="kept here").endswith(hint)
+    (images.upper / "diff").unlink()
+    (images.upper / "work").touch()
+    assert images.refused(UPPER, "--upper", images.upper, word="kept here").endswith(hint)
+    assert os.listdir(images.upper) == ["work"], "it left something"
+
+
+@pytest.mark.skipif(MODE != "user", reason="root writes everything")
+def test_upper_of_another_user_before_unpacking(images: Images) -> None:
+    images.refused(UPPER, "--upper", "/srv/changes", word="name a directory that you may write")
+
+
+def test_upper_in_use_before_unpacking(images: Images) -> None:
+    cli, upper = images.cli, images.upper
+    for name in ("diff", "work"):
+        (upper / name).mkdir(parents=True)
+    with scratch() as other:
+        options = f"lowerdir={cli.space.lower},upperdir={upper}/diff,workdir={upper}/work"
+        assert cli.run("-o", options, other).returncode == 0
+        try:
+            images.refused(UPPER, "--upper", upper, word="in use by another mount")
+        finally:
+            unmount(other)
+    assert not mounts_at(other)
+
+
+def test_options_before_unpacking(images: Images) -> None:
+    space = images.cli.space
+    both = f"upperdir={space.upper},workdir={space.work}"
+    images.refused(USAGE, "-o", f"upperdir={space.upper}", word="workdir= is missing")
+    images.refused(USAGE, "-o", both, "--upper", images.upper, word="exclude each other")
+    images.refused(UPPER, "-o", both + "x", word="workdir does not exist")
+    images.refused(UPPER, "-o", both.replace("upper,", "upperx,"), word="upperdir does not exist")
+    if MODE == "user":
+        images.refused(USAGE, "-o", "allow_root", word="allow_root takes root")
+
+
+def test_nothing_is_left_where_the_image_is_bad(images: Images) -> None:
+    blobs = images.image.glob("blobs/*/*")
+    (blob,) = (path for path in blobs if path.read_bytes()[:2] == b"\x1f\x8b")
+    blob.write_bytes(blob.read_bytes()[:-9] + b"\0" * 9)
+    images.refused(8, "--upper", images.upper / "deeper", word="sha256")
+    assert not images.upper.exists()
