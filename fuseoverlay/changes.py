@@ -1,22 +1,30 @@
 """A directory that keeps the changes of an image's mount: the upper is `diff` in it, the work
-directory `work`."""
+directory `work`; `image` says whose changes they are.
+
+In the mount of another image whiteouts and opaque directories would hide the wrong things, and
+notes on hard links lead to the wrong files.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-from fuseoverlay import xattrs
+from fuseoverlay import workdir, xattrs
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import UpperError, describe
+from fuseoverlay.removal import remove_tree
+from fuseoverlay.syscalls import DIR_FLAGS
 
 _UPPER: Final = "diff"
 _WORK: Final = "work"
+_NOTE: Final = "image"
 _HINTS: Final = {
     errno.ENOSPC: "free some space there, or name a directory elsewhere",
     errno.EDQUOT: "free some space there, or name a directory elsewhere",
@@ -26,13 +34,25 @@ _HINTS: Final = {
 }
 
 
-class Changes:
-    """One such directory, which need not exist yet."""
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The image that changes belong to: what it was called, for messages, and its layers' digests,
+    bottom first."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    name: str
+    layers: tuple[str, ...]
+
+
+class Changes:
+    """One such directory, which need not exist yet. `owner` None: it lasts no longer than the
+    mount."""
+
+    def __init__(self, directory: str | os.PathLike[str], owner: Owner | None = None) -> None:
         self.directory = pathlib.Path(directory)
-        self._upper = self.directory / _UPPER
-        #: Whether the upper is new: it does not show yet what the image's root directory is.
+        self._upper, self._work = self.directory / _UPPER, self.directory / _WORK
+        self._note = self.directory / _NOTE
+        self._owner = owner
+        #: Whether the upper does not show yet what the image's root directory is.
         self._fresh = False
 
     def exist(self) -> bool:
@@ -41,21 +61,40 @@ class Changes:
 
     def of(self, config: MountConfig) -> MountConfig:
         """`config` with its changes in here."""
-        work = self.directory / _WORK
-        return replace(config, upperdir=os.fsencode(self._upper), workdir=os.fsencode(work))
+        upper, work = os.fsencode(self._upper), os.fsencode(self._work)
+        return replace(config, upperdir=upper, workdir=work)
+
+    def check(self) -> bool:
+        """Raise `UpperError` where the changes are another image's; whether there are none yet.
+
+        An upper of which nothing is noted, made by hand or before there were notes, is accepted.
+        """
+        noted = self._noted()
+        empty = not os.listdir(self._upper)
+        if noted is None or self._owner is None:
+            return empty
+        same = noted.layers == self._owner.layers
+        if not same and not empty:
+            raise UpperError(
+                f"holds the changes of another image, {noted.name}",
+                where=self.directory,
+                hint=f"name another directory, or remove {self._note} if these shall be used all "
+                "the same",
+            )
+        return not same
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Make what is missing, and take it away again if the block fails. Raises `UpperError`."""
         made: list[pathlib.Path] = []
-        work = self.directory / _WORK
         try:
             with self._errors():
-                for path in (*reversed(self.directory.parents), self.directory, work, self._upper):
+                above = reversed(self.directory.parents)
+                for path in (*above, self.directory, self._work, self._upper):
                     if not path.is_dir():
                         path.mkdir()
                         made.append(path)
-            self._fresh = self._upper in made
+                self._fresh = self.check() or self._upper in made
             yield
         except BaseException:
             for path in reversed(made):
@@ -64,11 +103,52 @@ class Changes:
             raise
 
     def begin(self, top: pathlib.Path, *, keeps: bool) -> None:
-        """Let a new upper show the image's root as it is, which is the directory `top`. `keeps`:
-        the attribute that keeps owners counts."""
-        if self._fresh:
-            with self._errors():
-                _copy_root(os.fsencode(top), os.fsencode(self._upper), keeps=keeps)
+        """Let a new upper show the image's root as it is, which is the directory `top`, and note
+        whose it is. `keeps`: the attribute that keeps owners counts."""
+        with self._errors():
+            fd = os.open(self._upper, DIR_FLAGS)
+            try:
+                workdir.lock(fd, os.fsencode(self._upper))
+                if self._fresh:
+                    self._forget()
+                    _copy_root(os.fsencode(top), os.fsencode(self._upper), keeps=keeps)
+                if self._owner is not None and self._noted() != self._owner:
+                    self._write_note(self._owner)
+            finally:
+                os.close(fd)
+
+    def _forget(self) -> None:
+        """The upper is empty: nothing of an earlier one may remain."""
+        self._upper.rmdir()
+        self._upper.mkdir()
+        work_fd = os.open(self._work, DIR_FLAGS)
+        try:
+            for name in (workdir.INDEX, workdir.LINKS):
+                with contextlib.suppress(FileNotFoundError):
+                    remove_tree(work_fd, name)
+        finally:
+            os.close(work_fd)
+
+    def _noted(self) -> Owner | None:
+        try:
+            said = json.loads(self._note.read_text("utf-8", "surrogateescape"))
+            return Owner(str(said["name"]), tuple(map(str, said["layers"])))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            raise UpperError(
+                "does not say which image the changes are of",
+                where=self._note,
+                hint="remove it if they are this one's",
+            ) from None
+
+    def _write_note(self, owner: Owner) -> None:
+        made = self._note.with_suffix(".new")
+        with made.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump({"name": owner.name, "layers": owner.layers}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(self._note)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from fuseoverlay import trust, xattrs
-from fuseoverlay.changes import Changes
+from fuseoverlay.changes import Changes, Owner
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import UsageError
 from fuseoverlay.oci.store import ProgressCallback, Store, default_root
@@ -37,7 +37,8 @@ def prepared(
     store = Store(default_root())
     with contextlib.ExitStack() as undo:
         with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
-            changes = undo.enter_context(_place(store, config, keep_in))
+            owner = Owner(image, found.diff_ids)
+            changes = undo.enter_context(_place(store, config, keep_in, owner))
             if changes is None:
                 check(config)
                 layers = found.layers()
@@ -46,13 +47,16 @@ def prepared(
                     config = changes.of(config)
                     check(config)
                     layers = found.layers()
-                    top = _listed_root(layers)
-                    changes.begin(top, keeps=_keeps_owners(top, config))
+                    if not config.read_only:
+                        top = _listed_root(layers)
+                        changes.begin(top, keeps=_keeps_owners(top, config))
         yield _with_layers(layers, config)
 
 
 @contextlib.contextmanager
-def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[Changes | None]:
+def _place(
+    store: Store, config: MountConfig, keep_in: str | None, owner: Owner
+) -> Iterator[Changes | None]:
     """Where changes go; None: `config` says it, or there are none."""
     if config.upperdir is not None:
         if keep_in is not None:
@@ -61,7 +65,7 @@ def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[C
     elif "ro" in config.fuse_options and (keep_in is None or not Changes(keep_in).exist()):
         yield None
     elif keep_in is not None:
-        yield Changes(keep_in)
+        yield Changes(keep_in, owner)
     else:
         with store.workspace() as scratch:
             yield Changes(scratch)

@@ -215,9 +215,9 @@ class StoredImage:
         self._done = self._total = self._number = self._count = 0
 
     @property
-    def diff_ids(self) -> list[str]:
+    def diff_ids(self) -> tuple[str, ...]:
         """What its layers are, bottom first."""
-        return [str(layer.diff_id) for layer in self._image.layers]
+        return tuple(str(layer.diff_id) for layer in self._image.layers)
 
     def layers(self) -> list[pathlib.Path]:
         """The layer directories, top first; unpacks what is missing.

@@ -13,7 +13,14 @@ from tests.helpers.mounts import MODE, mounts_at, scratch, unmount
 from tests.mount.conftest import Cli
 from tests.mount.test_bad_input import MOUNTPOINT, UPPER, USAGE, refused
 
-BASE = [directory("./", mode=0o751), Node("f", data=b"from the image"), Node("gone", data=b"x")]
+BASE = [
+    directory("./", mode=0o751),
+    Node("f", data=b"from the image"),
+    Node("gone", data=b"x"),
+    Node("linked", data=b"two names"),
+    Node("linked2", hardlink="linked"),
+]
+NAMES = ["f", "gone", "linked", "linked2"]
 
 
 def make_image(path: Path, *layers: list[Node], ref: str = "latest") -> Path:
@@ -71,7 +78,7 @@ def test_changes_are_kept(images: Images) -> None:
         (images.mnt / "gone").unlink(missing_ok=True)
         images.unmount()
     images.mount("--upper", images.upper, "--read-only")
-    assert sorted(os.listdir(images.mnt)) == ["f", "new"]
+    assert sorted(os.listdir(images.mnt)) == ["f", "linked", "linked2", "new"]
     assert os.statvfs(images.mnt).f_flag & os.ST_RDONLY
     images.unmount()
 
@@ -152,3 +159,87 @@ def test_nothing_is_left_where_the_image_is_bad(images: Images) -> None:
     blob.write_bytes(blob.read_bytes()[:-9] + b"\0" * 9)
     images.refused(8, "--upper", images.upper / "deeper", word="sha256")
     assert not images.upper.exists()
+
+
+# Whose changes
+
+
+@pytest.fixture
+def other(images: Images) -> Path:
+    """Another image, whose lowest layer is the first one's."""
+    top = [directory("./", mode=0o711), Node("of-the-other", data=b"other")]
+    return make_image(images.base / "other", BASE, top)
+
+
+def test_changes_of_another_image_are_refused(images: Images, other: Path) -> None:
+    images.mount("--upper", images.upper)
+    (images.mnt / "gone").unlink()
+    images.unmount()
+    before = sorted(os.listdir(images.upper))
+    assert os.listdir(images.upper / "diff") == ["gone"]
+    word = f"{images.upper}: holds the changes of another image, {images.image}; name another"
+    cli = images.cli
+    for image, arguments in ((other, ()), (other, ("--read-only",))):
+        words = ("mount", image, images.mnt, "--upper", images.upper, *arguments)
+        refused(cli, UPPER, *words, env=images.env, word=word)
+    assert len(images.unpacked()) == 1, "it unpacked what cannot be mounted"
+    assert sorted(os.listdir(images.upper)) == before
+    # The advice.
+    (images.upper / "image").unlink()
+    images.mount("--upper", images.upper, image=other)
+    assert sorted(os.listdir(images.mnt)) == ["f", "linked", "linked2", "of-the-other"]
+    images.unmount()
+    word = f"another image, {other}"
+    refused(cli, UPPER, "mount", images.image, images.mnt, "--upper", images.upper, env=images.env,
+            word=word)  # fmt: skip
+
+
+def test_the_same_image_by_another_name(images: Images) -> None:
+    """What counts is what its layers are."""
+    images.mount("--upper", images.upper)
+    (images.mnt / "new").touch()
+    images.unmount()
+    images.mount("--upper", images.upper, image=make_image(images.base / "copy", BASE, ref="v2"))
+    assert sorted(os.listdir(images.mnt)) == [*NAMES, "new"]
+    images.unmount()
+
+
+def test_an_empty_upper_can_be_taken(images: Images, other: Path) -> None:
+    """As if it were new: nothing of the first image's is left."""
+    images.mount("--upper", images.upper)
+    (images.mnt / "linked").write_bytes(b"changed")
+    os.setxattr(images.mnt, "user.mine", b"1")
+    images.unmount()
+    for path in (images.upper / "diff").iterdir():
+        path.unlink()
+    if MODE == "root":
+        assert os.listdir(images.upper / "work" / "index")
+    images.mount("--upper", images.upper, image=other)
+    assert sorted(os.listdir(images.mnt)) == [*NAMES, "of-the-other"]
+    assert os.stat(images.mnt).st_mode & 0o7777 == 0o711
+    assert "user.mine" not in os.listxattr(images.mnt)
+    assert (images.mnt / "linked2").read_bytes() == b"two names"
+    (images.mnt / "gone").unlink()
+    images.unmount()
+    refused(images.cli, UPPER, "mount", images.image, images.mnt, "--upper", images.upper,
+            env=images.env, word=f"another image, {other}")  # fmt: skip
+
+
+def test_an_upper_of_which_nothing_is_noted(images: Images, other: Path) -> None:
+    """Accepted, and from then on remembered."""
+    images.mount("--upper", images.upper)
+    (images.mnt / "new").touch()
+    images.unmount()
+    (images.upper / "image").unlink()
+    images.mount("--upper", images.upper)
+    assert "new" in os.listdir(images.mnt)
+    images.unmount()
+    refused(images.cli, UPPER, "mount", other, images.mnt, "--upper", images.upper,
+            env=images.env, word=f"another image, {images.image}")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"name": 1}', '{"name": "", "layers": 3}', "\0"])
+def test_a_note_that_says_nothing(images: Images, text: str) -> None:
+    (images.upper / "diff").mkdir(parents=True)
+    (images.upper / "image").write_text(text)
+    images.refused(UPPER, "--upper", images.upper, word=f"{images.upper}/image: does not say")
