@@ -55,6 +55,19 @@ def check_paths(paths: Iterable[str], *, directories: bool, image: bool, command
             raise UsageError(f"too many arguments: {extra}", hint=f"write {_HOW}")
 
 
+def check_fsck(what: str, *, directories: bool, kept: str | None) -> None:
+    """Refuse what is not an upper and its lower directories, nor an image and `--upper`."""
+    if kept is not None and directories:
+        raise UsageError(
+            "--upper is for the changes of an image, lowerdir= for directories",
+            hint="leave one of the two out",
+        )
+    if kept is None and not directories and names.is_image(what):
+        raise UsageError(
+            "this is an image", where=what, hint=f"write fuseoverlay fsck --upper DIR {what}"
+        )
+
+
 def _is_slip(word: str, command: str) -> bool:
     """Whether one letter is wrong, missing or too many, or two have changed places."""
     if word == command:

@@ -64,8 +64,20 @@ class Changes:
         upper, work = os.fsencode(self._upper), os.fsencode(self._work)
         return replace(config, upperdir=upper, workdir=work)
 
-    def check(self) -> bool:
-        """Raise `UpperError` where the changes are another image's; whether there are none yet.
+    def check(self) -> None:
+        """Raise `UpperError` where there are no changes, or those of another image."""
+        if not self.exist():
+            raise UpperError(
+                "there are no changes",
+                where=self._upper,
+                hint=f"name the directory that has them in {_UPPER}, as for the mount",
+            )
+        with self._errors():
+            self._is_fresh()
+
+    def _is_fresh(self) -> bool:
+        """Whether the upper is to begin anew, as nobody's or empty. Raises `UpperError` where it
+        holds changes of another image.
 
         An upper of which nothing is noted, made by hand or before there were notes, is accepted.
         """
@@ -94,7 +106,7 @@ class Changes:
                     if not path.is_dir():
                         path.mkdir()
                         made.append(path)
-                self._fresh = self.check() or self._upper in made
+                self._fresh = self._is_fresh() or self._upper in made
             yield
         except BaseException:
             for path in reversed(made):

@@ -284,24 +284,50 @@ def _fsck(argv: list[str]) -> int:
         prog="fuseoverlay fsck", epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Check an upper directory that is not mounted: whiteouts, redirects, the "
-        "work directory. Name the layers as for the mount.",
+        "work directory. Name the layers, or the image, as for the mount.",
     )  # fmt: skip
-    parser.add_argument("upper", metavar="UPPER", help="the upper directory")
+    parser.add_argument("what", metavar="UPPER|IMAGE",
+                        help="the upper directory, or with --upper the image")  # fmt: skip
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
                         help="lowerdir=A:B[,workdir=W] and mount options")  # fmt: skip
+    parser.add_argument("--upper", metavar="DIR", help="image: check the changes kept in DIR")
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="image: which of a multi-platform image")  # fmt: skip
     parser.add_argument("--repair", action="store_true",
                         help="repair what does not change what a mount shows")  # fmt: skip
     parser.add_argument("--force", action="store_true",
                         help="repair although the layers seem to be the wrong ones")  # fmt: skip
     args = parser.parse_intermixed_args(argv)
     parsed = _parsed(args.options)
+    advice.check_fsck(args.what, directories=bool(parsed.lowerdirs), kept=args.upper)
+    upper = _of_image(args, parsed) if args.upper else _of_directories(args.what, parsed)
+    return _check(upper, repair=args.repair, force=args.force)
+
+
+def _of_directories(name: str, parsed: MountConfig) -> MountConfig:
+    """What a check of this upper directory looks at."""
     from fuseoverlay import config
 
-    upper = os.fsencode(args.upper)
+    upper = os.fsencode(name)
     if parsed.upperdir is not None and not _is_same(parsed.upperdir, upper):
         raise UsageError("upperdir= is not UPPER", hint="leave upperdir= out")
     config.check(replace(parsed, upperdir=None, workdir=None, metacopy=True))
-    return _check(replace(parsed, upperdir=upper), repair=args.repair, force=args.force)
+    return replace(parsed, upperdir=upper)
+
+
+def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
+    """What a check of the changes of this image looks at."""
+    from fuseoverlay import images, progress
+
+    with progress.shown("Unpacking") as report:
+        return images.to_check(
+            args.what,
+            parsed,
+            platform=args.platform,
+            keep_in=args.upper,
+            progress=report,
+            warn=_warn,
+        )
 
 
 def _is_same(one: bytes, other: bytes) -> bool:

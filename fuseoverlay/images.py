@@ -53,6 +53,27 @@ def prepared(
         yield _with_layers(layers, config)
 
 
+def to_check(
+    image: str,
+    config: MountConfig,
+    *,
+    platform: str | None,
+    keep_in: str,
+    progress: ProgressCallback | None,
+    warn: Callable[[str], None],
+) -> MountConfig:
+    """The same mount for a check of the changes in `keep_in`; nothing is made there.
+
+    Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
+    """
+    store = Store(default_root())
+    with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
+        changes = Changes(keep_in, Owner(image, found.diff_ids))
+        changes.check()
+        layers = found.layers()
+    return _with_layers(layers, changes.of(config))
+
+
 @contextlib.contextmanager
 def _place(
     store: Store, config: MountConfig, keep_in: str | None, owner: Owner

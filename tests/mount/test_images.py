@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar
-from tests.helpers.mounts import MODE, mounts_at, scratch, unmount
+from tests.helpers.mounts import MODE, is_whiteout, make_whiteout, mounts_at, scratch, unmount
 from tests.mount.conftest import Cli
 from tests.mount.test_bad_input import MOUNTPOINT, UPPER, USAGE, refused
 
@@ -243,3 +244,46 @@ def test_a_note_that_says_nothing(images: Images, text: str) -> None:
     (images.upper / "diff").mkdir(parents=True)
     (images.upper / "image").write_text(text)
     images.refused(UPPER, "--upper", images.upper, word=f"{images.upper}/image: does not say")
+
+
+# A check of the changes
+
+
+def check(images: Images, *args: object, image: Path | None = None) -> tuple[int, str]:
+    """What fsck says of them."""
+    words = ("fsck", "--upper", images.upper, image or images.image, *args)
+    done = images.cli.run(*words, env=images.env)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_fsck_of_an_images_changes(images: Images, other: Path) -> None:
+    images.mount("--upper", images.upper)
+    (images.mnt / "gone").unlink()
+    (images.mnt / "new").touch()
+    code, text = check(images)
+    assert (code, "in use by another mount" in text) == (UPPER, True), text
+    images.unmount()
+    code, text = check(images)
+    assert (code, text.startswith("clean")) == (0, True), text
+    wrong = images.upper / "diff" / "nothing-below"
+    make_whiteout(wrong)
+    code, text = check(images)
+    assert code == 10, text
+    assert re.search(r"nothing-below.*\n1 problem, 0 repaired", text), text
+    code, text = check(images, "--repair")
+    assert (code, wrong.exists()) == (0, False), text
+    assert is_whiteout(images.upper / "diff" / "gone")
+    code, text = check(images, image=other)
+    assert (code, "the changes of another image" in text) == (UPPER, True), text
+
+
+def test_fsck_called_wrongly(images: Images) -> None:
+    cli = images.cli
+    how = {"env": images.env, "cwd": images.base}
+    refused(cli, UPPER, "fsck", "--upper", "changes", "image", word="there are no changes", **how)
+    assert not images.upper.exists()
+    word = "image: this is an image; write fuseoverlay fsck --upper DIR image"
+    refused(cli, USAGE, "fsck", "image", word=word, **how)
+    words = ("fsck", "--upper", "changes", "image", "-o", "lowerdir=l0")
+    refused(cli, USAGE, *words, word="leave one of the two out", **how)
+    refused(cli, 7, "fsck", "--upper", "changes", "missing", word="there is no such file", **how)
