@@ -19,7 +19,7 @@ import os
 import pathlib
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fuseoverlay import syscalls
@@ -102,7 +102,10 @@ class Store:
         wanted = Platform.parse(platform) if platform else None
         self._prepare()
         with malformed(path), open_image(path, scratch=str(self._tmp)) as source:
-            yield StoredImage(self, source, source.resolve(ref, wanted), progress, warn)
+            chosen = source.resolve(ref, wanted)
+            if wanted is None and chosen.platform is not None:
+                _check_platform(image, chosen.platform, warn)
+            yield StoredImage(self, source, chosen, progress, warn)
 
     def _prepare(self) -> None:
         try:
@@ -191,6 +194,18 @@ class Store:
                 return metadata.can_own(fd)
             finally:
                 os.close(fd)
+
+
+def _check_platform(image: str, platform: Platform, warn: Callable[[str], None]) -> None:
+    """Warn of an image that is the only one there, but for other machines."""
+    host = Platform.host()
+    # Its kernel runs these, too.
+    also = replace(host, architecture="386", variant="") if host.architecture == "amd64" else host
+    if platform.rank(host) is None and platform.rank(also) is None:
+        warn(
+            f"{image}: is for {platform}, and this machine is {host}: its programs may not run; "
+            f"--platform {platform} says that it is meant"
+        )
 
 
 class StoredImage:

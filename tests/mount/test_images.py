@@ -24,10 +24,13 @@ BASE = [
 NAMES = ["f", "gone", "linked", "linked2"]
 
 
-def make_image(path: Path, *layers: list[Node], ref: str = "latest") -> Path:
-    """A layout of these layers, bottom first."""
+def make_image(
+    path: Path, *layers: list[Node], ref: str | None = "latest", platform: str | None = None
+) -> Path:
+    """A layout of these layers, bottom first; or one more image in it."""
     writer = LayoutWriter(path)
-    writer.add_image([writer.add_layer(layer_tar(nodes), "gzip") for nodes in layers], ref=ref)
+    handles = [writer.add_layer(layer_tar(nodes), "gzip") for nodes in layers]
+    writer.add_image(handles, ref=ref, platform=platform)
     return path
 
 
@@ -160,6 +163,33 @@ def test_nothing_is_left_where_the_image_is_bad(images: Images) -> None:
     blob.write_bytes(blob.read_bytes()[:-9] + b"\0" * 9)
     images.refused(8, "--upper", images.upper / "deeper", word="sha256")
     assert not images.upper.exists()
+
+
+def test_image_for_another_platform(images: Images) -> None:
+    """A warning where there is no choice, unless it is asked for; else it is refused."""
+    image = make_image(images.base / "foreign", BASE, ref=None, platform="linux/s390x")
+    words = ("mount", image, images.mnt, "--read-only")
+    done = images.cli.run(*words, env=images.env)
+    warning = f"fuseoverlay: warning: {image}: is for linux/s390x, and this machine is linux/"
+    assert (done.returncode, done.stderr.startswith(warning)) == (0, True), done.stderr
+    assert done.stderr.count("\n") == 1
+    images.unmount()
+    done = images.cli.run(*words, "--platform", "s390x", env=images.env)
+    assert (done.returncode, done.stderr) == (0, "")
+    images.unmount()
+    top = [Node("of-the-other", data=b"other")]
+    make_image(image, BASE, top, ref=None, platform="linux/mips")
+    word = "there are: linux/mips, linux/s390x"
+    refused(images.cli, 7, *words, env=images.env, word=word)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="needs a machine that runs two kinds")
+def test_image_for_the_same_machine(images: Images) -> None:
+    for name in ("linux/386", "linux/amd64", "linux/amd64/v3"):
+        path = make_image(images.base / name.replace("/", "-"), BASE, platform=name)
+        done = images.cli.run("mount", path, images.mnt, env=images.env)
+        assert (done.returncode, done.stderr) == (0, "")
+        images.unmount()
 
 
 # Whose changes
