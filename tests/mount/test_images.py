@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -190,6 +191,21 @@ def test_image_for_the_same_machine(images: Images) -> None:
         done = images.cli.run("mount", path, images.mnt, env=images.env)
         assert (done.returncode, done.stderr) == (0, "")
         images.unmount()
+
+
+def test_symbolic_links_have_no_mode(images: Images) -> None:
+    """Whatever the archive says, also after a copy-up: as on any filesystem."""
+    nodes = [Node(f"l{mode:o}", stat.S_IFLNK | mode, link="f") for mode in (0o644, 0o4755, 0)]
+    images.mount("--upper", images.upper, image=make_image(images.base / "links", BASE, nodes))
+    for node in nodes:
+        path = images.mnt / str(node.name)
+        assert stat.filemode(path.lstat().st_mode) == "lrwxrwxrwx"
+        os.utime(path, (1, 1), follow_symlinks=False)
+        path.rename(path.with_suffix(".moved"))
+    modes = {entry.name: entry.stat(follow_symlinks=False).st_mode for entry in
+             os.scandir(images.mnt) if entry.is_symlink()}  # fmt: skip
+    assert modes == {f"{node.name}.moved": stat.S_IFLNK | 0o777 for node in nodes}
+    images.unmount()
 
 
 # Whose changes
