@@ -25,6 +25,7 @@ from fuseoverlay.syscalls import DIR_FLAGS
 _UPPER: Final = "diff"
 _WORK: Final = "work"
 _NOTE: Final = "image"
+_PROBE: Final = b"user.fuseoverlay.probe"
 _HINTS: Final = {
     errno.ENOSPC: "free some space there, or name a directory elsewhere",
     errno.EDQUOT: "free some space there, or name a directory elsewhere",
@@ -96,8 +97,9 @@ class Changes:
         return not same
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Make what is missing, and take it away again if the block fails. Raises `UpperError`."""
+    def claimed(self, *, attributes: bool) -> Iterator[None]:
+        """Make what is missing, and take it away again if the block fails. `attributes`: those
+        of users are needed. Raises `UpperError`."""
         made: list[pathlib.Path] = []
         try:
             with self._errors():
@@ -106,6 +108,9 @@ class Changes:
                     if not path.is_dir():
                         path.mkdir()
                         made.append(path)
+                if attributes:
+                    os.setxattr(self._work, _PROBE, b"")
+                    os.removexattr(self._work, _PROBE)
                 self._fresh = self._is_fresh() or self._upper in made
             yield
         except BaseException:

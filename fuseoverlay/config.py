@@ -45,6 +45,8 @@ _DIRECTORIES: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir
 #: A value in double quotes, from the first to the second.
 _CLOSED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FUSE_VALUES: Final = ("fsname", "subtype")
+#: Both have to go into the one page that mount(2) and fusermount3 take, and leave room for others.
+_LONGEST_VALUE: Final = 1500
 # SELinux labels, mount(8).
 _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
 # Fields of `MountConfig` that an option of the same name turns on.
@@ -163,9 +165,9 @@ class MountConfig:
 
     def shown_as(self, source: str) -> MountConfig:
         """The same with `source` in lists of mounts, unless `fsname=` names another one; also
-        unless it is not ASCII, which pyfuse3 does not pass on."""
+        unless it is too long, or not ASCII, which pyfuse3 does not pass on."""
         named = any(option.startswith("fsname=") for option in self.fuse_options)
-        if named or not source or not source.isascii():
+        if named or not source or not source.isascii() or len(source) > _LONGEST_VALUE:
             return self
         return replace(self, fuse_options=(*self.fuse_options, f"fsname={source}"))
 
@@ -199,6 +201,11 @@ def parse(options: bytes) -> MountConfig:
         elif text in _FLAGS:
             flags[_FLAGS[text]] = text
         elif name in _FUSE_VALUES and value.isascii():
+            if len(value) > _LONGEST_VALUE:
+                raise UsageError(
+                    f"{name}= is {len(value)} characters long",
+                    hint=f"the kernel takes no names like that; use at most {_LONGEST_VALUE}",
+                )
             values[name] = f"{name}={value}"
         elif name in _CONTEXTS and value.isascii():
             if '"' in value:

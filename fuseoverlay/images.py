@@ -43,7 +43,7 @@ def prepared(
                 check(config)
                 layers = found.layers()
             else:
-                with changes.claimed():
+                with changes.claimed(attributes=found.override):
                     config = changes.of(config)
                     check(config)
                     layers = found.layers()

@@ -53,7 +53,8 @@ def find(text: str) -> tuple[str, str | None]:
     except FileNotFoundError:
         raise _missing(text, path) from None
     except OSError as exc:
-        raise ImageError(f"cannot open: {describe(exc)}", where=path) from None
+        hint = "name a file that you may read"
+        raise ImageError(f"cannot open: {describe(exc)}", where=path, hint=hint) from None
     return path, ref
 
 

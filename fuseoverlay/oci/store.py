@@ -225,8 +225,9 @@ class StoredImage:
         self._progress = progress
         self._warn = warn
         with self._store_errors():
-            self._override = not store.owns()
-        self._base = store.root / ("layers-override" if self._override else "layers")
+            #: Whether owners and modes are only noted, in an attribute.
+            self.override = not store.owns()
+        self._base = store.root / ("layers-override" if self.override else "layers")
         self._done = self._total = self._number = self._count = 0
 
     @property
@@ -274,7 +275,7 @@ class StoredImage:
         self._number += 1
         self._tell(0)
         job = Job(
-            override=self._override,
+            override=self.override,
             lowers=list(reversed(below)),
             warn=self._warn,
             where=f"{self._source.path}: layer {layer.digest or layer.diff_id}",
@@ -291,7 +292,7 @@ class StoredImage:
         place = self._plain_path(diff_id)
         if not place.is_dir():
             with self._making() as target:
-                job = Job(override=self._override, place=str(self._store.root))
+                job = Job(override=self.override, place=str(self._store.root))
                 stream = ForwardStream(io.BytesIO(_EMPTY_TAR), diff_id, "empty layer")
                 unpack_stream(stream, str(target), job)
                 self._store.publish(target, place)

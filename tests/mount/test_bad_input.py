@@ -408,6 +408,25 @@ def test_options(cli: Cli, what: str) -> None:
     refused(cli, USAGE, "-o", options, space.mnt)
 
 
+@pytest.mark.parametrize("option", ["fsname", "subtype"])
+def test_names_that_are_too_long_for_the_kernel(cli: Cli, option: str) -> None:
+    space = cli.space
+    options = f"{space.options()},fsname={'f' * 1500},subtype={'s' * 1500}"
+    word = f"{option}= is 5000 characters long; the kernel takes"
+    refused(cli, USAGE, "-o", f"{options},{option}={'x' * 5000}", space.mnt, word=word)
+    cli.mount("mount", "x" * 5000, space.mnt, "-o", options)
+    unmount(space.mnt)
+    cli.wait_until_gone()
+
+
+def test_names_that_are_not_utf8(cli: Cli) -> None:
+    """As a shell would take them."""
+    mnt = cli.space.mnt
+    for args in (("mount", "-o", "lowerdir=no\udcffpe", mnt), ("mount", "no\udcffpe", mnt)):
+        done = cli.run(*args)
+        assert done.stderr.startswith("fuseoverlay: error: no\\xffpe: ")
+
+
 @pytest.mark.parametrize("option", ["uidmapping", "gidmapping"])
 def test_mapping_does_not_cover_a_layer(cli: Cli, option: str) -> None:
     """Most of it would belong to nobody."""

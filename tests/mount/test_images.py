@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,6 +157,34 @@ def test_options_before_unpacking(images: Images) -> None:
     images.refused(UPPER, "-o", both.replace("upper,", "upperx,"), word="upperdir does not exist")
     if MODE == "user":
         images.refused(USAGE, "-o", "allow_root", word="allow_root takes root")
+
+
+@pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
+def test_upper_without_attributes(images: Images) -> None:
+    """Root's mount works there; where owners are kept in attributes, that is said at once."""
+    images.upper.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", images.upper], check=True, timeout=30)
+    try:
+        if MODE == "root":
+            images.mount("--upper", images.upper)
+            images.unmount()
+        else:
+            word = "Operation not supported; its filesystem keeps no extended attributes; name a"
+            images.refused(UPPER, "--upper", images.upper, word=word)
+            assert os.listdir(images.upper) == []
+    finally:
+        subprocess.run(["umount", "-l", images.upper], check=False, timeout=30)
+
+
+@pytest.mark.parametrize("place", ["f", "f/below"])
+def test_store_that_is_a_file(images: Images, place: str) -> None:
+    images.env["XDG_DATA_HOME"] = str(images.cli.space.lower / place)
+    images.refused(9, word="; set XDG_DATA_HOME to a directory")
+
+
+def test_a_malformed_layer_comes_with_advice(images: Images) -> None:
+    bad = make_image(images.base / "bad", [Node("a", stat.S_IFLNK, link="")])
+    images.refused(7, image=bad, word="; the image is damaged, or made in a way that is not")
 
 
 def test_nothing_is_left_where_the_image_is_bad(images: Images) -> None:
