@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fuseoverlay import __version__, advice
 from fuseoverlay.config import MountConfig
@@ -28,6 +29,9 @@ from fuseoverlay.errors import (
     mount_exit_code,
     visible,
 )
+
+if TYPE_CHECKING:
+    from fuseoverlay.daemonlog import DaemonLog
 
 _EPILOG = """\
 exit codes: 0 done; 1 unexpected error; 2 usage; 3 lower directory; 4 upper or work
@@ -184,6 +188,7 @@ def _mount_parser(prog: str) -> _Parser:
 def _mount_with(args: argparse.Namespace) -> int:
     """Tell an image from directories, and mount."""
     from fuseoverlay import config
+    from fuseoverlay.daemonlog import DaemonLog
 
     parsed = _parsed(args.options)
     advice.check_paths(
@@ -201,9 +206,11 @@ def _mount_with(args: argparse.Namespace) -> int:
         for name in ("upper", "platform"):
             if getattr(args, name):
                 raise UsageError(f"--{name} is for images", hint="use upperdir= and workdir=")
-        _serve(args, config.check(parsed))
+        config.check(parsed)
+        _serve(args, parsed, DaemonLog(parsed.log, debug=args.debug))
     else:
-        _mount_image(args, config.check_upper(parsed))
+        config.check_upper(parsed)
+        _mount_image(args, parsed, DaemonLog(parsed.log, debug=args.debug))
     return 0
 
 
@@ -220,6 +227,7 @@ def _parsed(options: Sequence[str]) -> MountConfig:
 def _serve(
     args: argparse.Namespace,
     config: MountConfig,
+    logs: DaemonLog,
     at_exit: Callable[[], None] | None = None,
 ) -> None:
     # What is imported stays to the end: no collection need look at it, not the last one either.
@@ -231,16 +239,16 @@ def _serve(
     # long as serving them, and a look at all of them at once would be felt.
     gc.set_threshold(20_000, 5, 1_000)
     gc.enable()
-    mount.log_to_stderr(debug=args.debug)
     mount.run(
         config,
         os.fsencode(args.paths[-1]),
         foreground=args.foreground or args.debug,
+        logs=logs,
         at_exit=at_exit,
     )
 
 
-def _mount_image(args: argparse.Namespace, config: MountConfig) -> None:
+def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog) -> None:
     from fuseoverlay import images, mount, progress
 
     mountpoint = os.fsencode(args.paths[-1])
@@ -258,7 +266,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig) -> None:
                     warn=_warn,
                 )
             )
-        _serve(args, config, at_exit=changes.close)
+        _serve(args, config, logs, at_exit=changes.close)
 
 
 def _warn(text: str) -> None:

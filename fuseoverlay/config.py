@@ -41,7 +41,7 @@ _NOT_PASSED: Final = (
     "rw", "async", "atime", "noatime", "diratime", "nodiratime", "strictatime", "nostrictatime",
 )  # fmt: skip
 # Options whose value is a path, or several.
-_DIRECTORIES: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
+_PATHS: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir", "log")
 #: A value in double quotes, from the first to the second.
 _CLOSED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FUSE_VALUES: Final = ("fsname", "subtype")
@@ -129,6 +129,8 @@ class MountConfig:
     contexts: tuple[str, ...] = ()
     #: Log every request with its answer, in the foreground.
     debug: bool = False
+    #: Where the log goes besides the caller's stderr: see `fuseoverlay.daemonlog`.
+    log: bytes | None = None
     #: Keep owner, mode and type in an attribute: 1 in one that takes root, 2 in one that does
     #: not, 0: nowhere but where they belong (see `fuseoverlay.overridestat`).
     xattr_permissions: int = 0
@@ -190,8 +192,8 @@ def parse(options: bytes) -> MountConfig:
     for raw in _options(options):
         name_b, _, value_b = raw.partition(b"=")
         name = os.fsdecode(name_b)
-        if name in _DIRECTORIES:
-            config = _directory_option(config, name, value_b)
+        if name in _PATHS:
+            config = _path_option(config, name, value_b)
             continue
         text = os.fsdecode(_unescape(raw))
         value = os.fsdecode(_unescape(value_b)).strip('"')
@@ -266,24 +268,26 @@ def check_upper(config: MountConfig) -> MountConfig:
     return config
 
 
-def _directory_option(config: MountConfig, name: str, value: bytes) -> MountConfig:
+def _path_option(config: MountConfig, name: str, value: bytes) -> MountConfig:
     if name == "lowerdir+":
-        return replace(config, lowerdirs=(*config.lowerdirs, _directory(name, value)))
+        return replace(config, lowerdirs=(*config.lowerdirs, _path(name, value)))
     if name == "lowerdir":
         return _lowerdir(config, _split(value, b":"))
     if name == "datadir+":
-        return replace(config, data_only=(*config.data_only, _directory(name, value)))
+        return replace(config, data_only=(*config.data_only, _path(name, value)))
+    if name == "log":
+        return replace(config, log=_path(name, value))
     if name == "upperdir":
-        return replace(config, upperdir=_directory(name, value))
-    return replace(config, workdir=_directory(name, value))
+        return replace(config, upperdir=_path(name, value))
+    return replace(config, workdir=_path(name, value))
 
 
 def _lowerdir(config: MountConfig, parts: list[bytes]) -> MountConfig:
     """`A:B::C::D`: lowers A and B, and after the first double colon data-only lowers."""
     cut = parts.index(b"", 1) if b"" in parts[1:-1] else len(parts)
-    lowers = [_directory("lowerdir", part) for part in parts[:cut]]
+    lowers = [_path("lowerdir", part) for part in parts[:cut]]
     # After the cut every other part is the inside of a double colon.
-    data = [_directory("lowerdir", part) for part in parts[cut + 1 :: 2]]
+    data = [_path("lowerdir", part) for part in parts[cut + 1 :: 2]]
     if any(parts[cut + 2 :: 2]):
         raise UsageError(
             "a single colon after a double one in lowerdir=",
@@ -292,7 +296,7 @@ def _lowerdir(config: MountConfig, parts: list[bytes]) -> MountConfig:
     return replace(config, lowerdirs=tuple(lowers), data_only=tuple(data))
 
 
-def _directory(name: str, value: bytes) -> bytes:
+def _path(name: str, value: bytes) -> bytes:
     path = _unescape(value)
     if not path:
         raise UsageError(
@@ -388,7 +392,7 @@ def _options(text: bytes) -> Iterator[bytes]:
     for piece in _split(text, b","):
         part = begun + piece
         name, _, value = part.partition(b"=")
-        quoted = value.startswith(b'"') and os.fsdecode(name) not in _DIRECTORIES
+        quoted = value.startswith(b'"') and os.fsdecode(name) not in _PATHS
         begun = part + b"," if quoted and not _CLOSED.match(value) else b""
         if part and not begun:
             yield part
