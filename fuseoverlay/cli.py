@@ -16,8 +16,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from fuseoverlay import __version__
+from fuseoverlay import __version__, advice
 from fuseoverlay.config import MountConfig
 from fuseoverlay.errors import (
     INTERRUPTED,
@@ -29,7 +30,8 @@ from fuseoverlay.errors import (
     visible,
 )
 
-_COMMANDS = ("mount", "unmount", "umount", "fsck")
+if TYPE_CHECKING:
+    from fuseoverlay.daemonlog import DaemonLog
 
 _EPILOG = """\
 exit codes: 0 done; 1 unexpected error; 2 usage; 3 lower directory; 4 upper or work
@@ -88,22 +90,35 @@ def _complain(level: str, text: str) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    command = _COMMANDS[0]
-    if argv and argv[0] in _COMMANDS:
-        command = argv.pop(0)
-        if command == "fsck":
-            return _fsck(argv)
-        return _unmount(argv) if command.startswith("u") else _mount(argv)
+    if argv and argv[0] in advice.COMMANDS:
+        return _command(argv[0], argv[1:])
+    if argv:
+        advice.check_first(argv[0])
     parser = _mount_parser("fuseoverlay")
     parser.add_argument("--version", "-V", action="store_true",
                         help="print the version; with -v also of what it runs on")  # fmt: skip
     parser.add_argument("-v", dest="verbose", action="store_true", help=argparse.SUPPRESS)
     parser.description = (
         "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
-        "Commands: mount (also images), unmount, fsck; see fuseoverlay mount --help."
+        "Commands: mount (also images), unmount, fsck, help, version; see fuseoverlay mount --help."
     )
+    parser.set_defaults(command=False)
     args = parser.parse_intermixed_args(argv)
     return _version(verbose=args.verbose) if args.version else _mount_with(args)
+
+
+def _command(name: str, argv: list[str]) -> int:
+    match name:
+        case "mount":
+            return _mount(argv)
+        case "unmount" | "umount":
+            return _unmount(argv)
+        case "fsck":
+            return _fsck(argv)
+        case "help":
+            return _run([*argv[:1], "--help"])
+        case _:
+            return _run(["--version", *argv])
 
 
 def _version(*, verbose: bool) -> int:
@@ -132,7 +147,7 @@ def _helper(argv: list[str]) -> int:
     parser.add_argument("-t", dest="type", metavar="TYPE", help="fuseoverlay, whatever is said")
     for flag in "snvw":
         parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(foreground=False, debug=False, upper=None, platform=None)
+    parser.set_defaults(foreground=False, debug=False, upper=None, platform=None, command=True)
     args = parser.parse_intermixed_args(argv)
     args.paths = [args.source, args.mountpoint]
     if args.fake:
@@ -147,6 +162,7 @@ def _mount(argv: list[str]) -> int:
         "Mount layer directories (-o lowerdir=...) or an image: an OCI layout directory, an "
         "OCI archive or a docker-save archive, as IMAGE[:REF]."
     )
+    parser.set_defaults(command=True)
     return _mount_with(parser.parse_intermixed_args(argv))
 
 
@@ -171,13 +187,16 @@ def _mount_parser(prog: str) -> _Parser:
 
 def _mount_with(args: argparse.Namespace) -> int:
     """Tell an image from directories, and mount."""
-    if not args.paths:
-        raise UsageError("no mount point given", hint="see fuseoverlay --help")
-    if len(args.paths) > 2:
-        raise UsageError(f"too many arguments: {args.paths[2]}", hint="see fuseoverlay --help")
     from fuseoverlay import config
+    from fuseoverlay.daemonlog import DaemonLog
 
     parsed = _parsed(args.options)
+    advice.check_paths(
+        args.paths,
+        directories=bool(parsed.lowerdirs),
+        image=bool(args.upper or args.platform),
+        command=args.command,
+    )
     if args.read_only:
         parsed = replace(parsed, fuse_options=(*parsed.fuse_options, "ro"))
     if len(args.paths) == 2:
@@ -187,9 +206,11 @@ def _mount_with(args: argparse.Namespace) -> int:
         for name in ("upper", "platform"):
             if getattr(args, name):
                 raise UsageError(f"--{name} is for images", hint="use upperdir= and workdir=")
-        _serve(args, config.check(parsed))
+        config.check(parsed)
+        _serve(args, parsed, DaemonLog(parsed.log, debug=args.debug))
     else:
-        _mount_image(args, parsed)
+        config.check_upper(parsed)
+        _mount_image(args, parsed, DaemonLog(parsed.log, debug=args.debug))
     return 0
 
 
@@ -199,13 +220,14 @@ def _parsed(options: Sequence[str]) -> MountConfig:
     parsed = config.parse(os.fsencode(",".join(options)))
     parsed = config.with_environment(parsed, os.environ)
     for option in parsed.ignored:
-        _complain("warning", f"option {option} is unknown and ignored")
+        _warn(f"option {option} is unknown and ignored")
     return parsed
 
 
 def _serve(
     args: argparse.Namespace,
     config: MountConfig,
+    logs: DaemonLog,
     at_exit: Callable[[], None] | None = None,
 ) -> None:
     # What is imported stays to the end: no collection need look at it, not the last one either.
@@ -217,26 +239,38 @@ def _serve(
     # long as serving them, and a look at all of them at once would be felt.
     gc.set_threshold(20_000, 5, 1_000)
     gc.enable()
-    mount.log_to_stderr(debug=args.debug)
     mount.run(
         config,
         os.fsencode(args.paths[-1]),
         foreground=args.foreground or args.debug,
+        logs=logs,
         at_exit=at_exit,
     )
 
 
-def _mount_image(args: argparse.Namespace, config: MountConfig) -> None:
-    from fuseoverlay import images, progress
+def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog) -> None:
+    from fuseoverlay import images, mount, progress
 
-    def warn(text: str) -> None:
-        _complain("warning", text)
-
-    with progress.shown("Unpacking") as report:
-        layers = images.layers(args.paths[0], platform=args.platform, progress=report, warn=warn)
+    mountpoint = os.fsencode(args.paths[-1])
+    mount.check(config, mountpoint)
     with contextlib.ExitStack() as changes:
-        upper = changes.enter_context(images.changes(layers, config, keep_in=args.upper))
-        _serve(args, images.configure(layers, upper, config), at_exit=changes.close)
+        with progress.shown("Unpacking") as report:
+            config = changes.enter_context(
+                images.prepared(
+                    args.paths[0],
+                    config,
+                    platform=args.platform,
+                    keep_in=args.upper,
+                    check=lambda now: mount.check(now, mountpoint),
+                    progress=report,
+                    warn=_warn,
+                )
+            )
+        _serve(args, config, logs, at_exit=changes.close)
+
+
+def _warn(text: str) -> None:
+    _complain("warning", text)
 
 
 def _unmount(argv: list[str]) -> int:
@@ -246,10 +280,9 @@ def _unmount(argv: list[str]) -> int:
     from fuseoverlay import unmount
 
     if not unmount.unmount(os.fsencode(args.mountpoint)):
-        _complain(
-            "warning",
+        _warn(
             f"{args.mountpoint}: unmounted, but its daemon goes on: another mount namespace (a "
-            "container, say) has a copy of the mount, or the disk is slow",
+            "container, say) has a copy of the mount, or the disk is slow"
         )
     return 0
 
@@ -259,24 +292,50 @@ def _fsck(argv: list[str]) -> int:
         prog="fuseoverlay fsck", epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Check an upper directory that is not mounted: whiteouts, redirects, the "
-        "work directory. Name the layers as for the mount.",
+        "work directory. Name the layers, or the image, as for the mount.",
     )  # fmt: skip
-    parser.add_argument("upper", metavar="UPPER", help="the upper directory")
+    parser.add_argument("what", metavar="UPPER|IMAGE",
+                        help="the upper directory, or with --upper the image")  # fmt: skip
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
                         help="lowerdir=A:B[,workdir=W] and mount options")  # fmt: skip
+    parser.add_argument("--upper", metavar="DIR", help="image: check the changes kept in DIR")
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="image: which of a multi-platform image")  # fmt: skip
     parser.add_argument("--repair", action="store_true",
                         help="repair what does not change what a mount shows")  # fmt: skip
     parser.add_argument("--force", action="store_true",
                         help="repair although the layers seem to be the wrong ones")  # fmt: skip
     args = parser.parse_intermixed_args(argv)
     parsed = _parsed(args.options)
+    advice.check_fsck(args.what, directories=bool(parsed.lowerdirs), kept=args.upper)
+    upper = _of_image(args, parsed) if args.upper else _of_directories(args.what, parsed)
+    return _check(upper, repair=args.repair, force=args.force)
+
+
+def _of_directories(name: str, parsed: MountConfig) -> MountConfig:
+    """What a check of this upper directory looks at."""
     from fuseoverlay import config
 
-    upper = os.fsencode(args.upper)
+    upper = os.fsencode(name)
     if parsed.upperdir is not None and not _is_same(parsed.upperdir, upper):
         raise UsageError("upperdir= is not UPPER", hint="leave upperdir= out")
     config.check(replace(parsed, upperdir=None, workdir=None, metacopy=True))
-    return _check(replace(parsed, upperdir=upper), repair=args.repair, force=args.force)
+    return replace(parsed, upperdir=upper)
+
+
+def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
+    """What a check of the changes of this image looks at."""
+    from fuseoverlay import images, progress
+
+    with progress.shown("Unpacking") as report:
+        return images.to_check(
+            args.what,
+            parsed,
+            platform=args.platform,
+            keep_in=args.upper,
+            progress=report,
+            warn=_warn,
+        )
 
 
 def _is_same(one: bytes, other: bytes) -> bool:

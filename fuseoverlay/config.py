@@ -41,10 +41,12 @@ _NOT_PASSED: Final = (
     "rw", "async", "atime", "noatime", "diratime", "nodiratime", "strictatime", "nostrictatime",
 )  # fmt: skip
 # Options whose value is a path, or several.
-_DIRECTORIES: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
+_PATHS: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir", "log")
 #: A value in double quotes, from the first to the second.
 _CLOSED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FUSE_VALUES: Final = ("fsname", "subtype")
+#: Both have to go into the one page that mount(2) and fusermount3 take, and leave room for others.
+_LONGEST_VALUE: Final = 1500
 # SELinux labels, mount(8).
 _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
 # Fields of `MountConfig` that an option of the same name turns on.
@@ -127,6 +129,8 @@ class MountConfig:
     contexts: tuple[str, ...] = ()
     #: Log every request with its answer, in the foreground.
     debug: bool = False
+    #: Where the log goes besides the caller's stderr: see `fuseoverlay.daemonlog`.
+    log: bytes | None = None
     #: Keep owner, mode and type in an attribute: 1 in one that takes root, 2 in one that does
     #: not, 0: nowhere but where they belong (see `fuseoverlay.overridestat`).
     xattr_permissions: int = 0
@@ -163,9 +167,9 @@ class MountConfig:
 
     def shown_as(self, source: str) -> MountConfig:
         """The same with `source` in lists of mounts, unless `fsname=` names another one; also
-        unless it is not ASCII, which pyfuse3 does not pass on."""
+        unless it is too long, or not ASCII, which pyfuse3 does not pass on."""
         named = any(option.startswith("fsname=") for option in self.fuse_options)
-        if named or not source or not source.isascii():
+        if named or not source or not source.isascii() or len(source) > _LONGEST_VALUE:
             return self
         return replace(self, fuse_options=(*self.fuse_options, f"fsname={source}"))
 
@@ -188,8 +192,8 @@ def parse(options: bytes) -> MountConfig:
     for raw in _options(options):
         name_b, _, value_b = raw.partition(b"=")
         name = os.fsdecode(name_b)
-        if name in _DIRECTORIES:
-            config = _directory_option(config, name, value_b)
+        if name in _PATHS:
+            config = _path_option(config, name, value_b)
             continue
         text = os.fsdecode(_unescape(raw))
         value = os.fsdecode(_unescape(value_b)).strip('"')
@@ -199,6 +203,11 @@ def parse(options: bytes) -> MountConfig:
         elif text in _FLAGS:
             flags[_FLAGS[text]] = text
         elif name in _FUSE_VALUES and value.isascii():
+            if len(value) > _LONGEST_VALUE:
+                raise UsageError(
+                    f"{name}= is {len(value)} characters long",
+                    hint=f"the kernel takes no names like that; use at most {_LONGEST_VALUE}",
+                )
             values[name] = f"{name}={value}"
         elif name in _CONTEXTS and value.isascii():
             if '"' in value:
@@ -243,35 +252,42 @@ def check(config: MountConfig) -> MountConfig:
     """The same, if it names the directories that a mount needs. Raises `UsageError`."""
     if not config.lowerdirs:
         raise UsageError("no lowerdir= given", hint="name at least one: -o lowerdir=DIR")
+    if config.data_only and not config.metacopy:
+        raise UsageError("data-only lowers need metacopy=on", hint="add it, or leave them out")
+    return check_upper(config)
+
+
+def check_upper(config: MountConfig) -> MountConfig:
+    """The same, if it names all or none of what changes take. Raises `UsageError`."""
     if (config.upperdir is None) != (config.workdir is None):
         missing = "workdir" if config.workdir is None else "upperdir"
         raise UsageError(
             f"{missing}= is missing",
             hint="a writable mount needs both upperdir= and workdir=, a read-only one neither",
         )
-    if config.data_only and not config.metacopy:
-        raise UsageError("data-only lowers need metacopy=on", hint="add it, or leave them out")
     return config
 
 
-def _directory_option(config: MountConfig, name: str, value: bytes) -> MountConfig:
+def _path_option(config: MountConfig, name: str, value: bytes) -> MountConfig:
     if name == "lowerdir+":
-        return replace(config, lowerdirs=(*config.lowerdirs, _directory(name, value)))
+        return replace(config, lowerdirs=(*config.lowerdirs, _path(name, value)))
     if name == "lowerdir":
         return _lowerdir(config, _split(value, b":"))
     if name == "datadir+":
-        return replace(config, data_only=(*config.data_only, _directory(name, value)))
+        return replace(config, data_only=(*config.data_only, _path(name, value)))
+    if name == "log":
+        return replace(config, log=_path(name, value))
     if name == "upperdir":
-        return replace(config, upperdir=_directory(name, value))
-    return replace(config, workdir=_directory(name, value))
+        return replace(config, upperdir=_path(name, value))
+    return replace(config, workdir=_path(name, value))
 
 
 def _lowerdir(config: MountConfig, parts: list[bytes]) -> MountConfig:
     """`A:B::C::D`: lowers A and B, and after the first double colon data-only lowers."""
     cut = parts.index(b"", 1) if b"" in parts[1:-1] else len(parts)
-    lowers = [_directory("lowerdir", part) for part in parts[:cut]]
+    lowers = [_path("lowerdir", part) for part in parts[:cut]]
     # After the cut every other part is the inside of a double colon.
-    data = [_directory("lowerdir", part) for part in parts[cut + 1 :: 2]]
+    data = [_path("lowerdir", part) for part in parts[cut + 1 :: 2]]
     if any(parts[cut + 2 :: 2]):
         raise UsageError(
             "a single colon after a double one in lowerdir=",
@@ -280,7 +296,7 @@ def _lowerdir(config: MountConfig, parts: list[bytes]) -> MountConfig:
     return replace(config, lowerdirs=tuple(lowers), data_only=tuple(data))
 
 
-def _directory(name: str, value: bytes) -> bytes:
+def _path(name: str, value: bytes) -> bytes:
     path = _unescape(value)
     if not path:
         raise UsageError(
@@ -376,7 +392,7 @@ def _options(text: bytes) -> Iterator[bytes]:
     for piece in _split(text, b","):
         part = begun + piece
         name, _, value = part.partition(b"=")
-        quoted = value.startswith(b'"') and os.fsdecode(name) not in _DIRECTORIES
+        quoted = value.startswith(b'"') and os.fsdecode(name) not in _PATHS
         begun = part + b"," if quoted and not _CLOSED.match(value) else b""
         if part and not begun:
             yield part

@@ -95,9 +95,8 @@ def mount_exit_code(code: int) -> int:
 
 def printable(where: object) -> str:
     """Text of a path or other thing for a message; undecodable bytes are escaped."""
-    if isinstance(where, bytes):
-        where = os.fsdecode(where)
-    return str(where).encode("utf-8", "backslashreplace").decode()
+    text = os.fsdecode(where) if isinstance(where, bytes) else str(where)
+    return "".join(_escaped(char) if "\ud800" <= char <= "\udfff" else char for char in text)
 
 
 def visible(text: str) -> str:
@@ -105,9 +104,14 @@ def visible(text: str) -> str:
     line = " ".join(text.splitlines())
     if line.isprintable():
         return line
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
-    )
+    return "".join(char if char.isprintable() else _escaped(char) for char in line)
+
+
+def _escaped(char: str) -> str:
+    """`char` as a shell's $'...' has it, also where it stands for a byte that is not UTF-8."""
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def describe(exc: OSError) -> str:

@@ -9,54 +9,90 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from fuseoverlay import trust, xattrs
+from fuseoverlay.changes import Changes, Owner
 from fuseoverlay.config import MountConfig
-from fuseoverlay.errors import UpperError, UsageError, describe
+from fuseoverlay.errors import UsageError
 from fuseoverlay.oci.store import ProgressCallback, Store, default_root
 from fuseoverlay.syscalls import DIR_FLAGS
 
 
-def layers(
+@contextlib.contextmanager
+def prepared(
     image: str,
+    config: MountConfig,
     *,
     platform: str | None,
+    keep_in: str | None,
+    check: Callable[[MountConfig], None],
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
-) -> list[pathlib.Path]:
-    """The image's layer directories, top first, unpacked where they were missing.
+) -> Iterator[MountConfig]:
+    """The mount of an image, while the context lasts; its layers are unpacked where they were
+    missing.
 
-    Raises `ImageError`, `DigestError`, `StoreError`.
+    Changes are kept in the directory `keep_in`, else they go when the context ends. `check` is
+    asked about the mount, which has no layers yet, before any is unpacked. Raises `ImageError`,
+    `DigestError`, `StoreError`, `UpperError`, and what `check` does.
     """
-    return Store(default_root()).layers(image, platform=platform, progress=progress, warn=warn)
+    store = Store(default_root())
+    with contextlib.ExitStack() as undo:
+        with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
+            owner = Owner(image, found.diff_ids)
+            changes = undo.enter_context(_place(store, config, keep_in, owner))
+            if changes is None:
+                check(config)
+                layers = found.layers()
+            else:
+                with changes.claimed(attributes=found.override):
+                    config = changes.of(config)
+                    check(config)
+                    layers = found.layers()
+                    if not config.read_only:
+                        top = _listed_root(layers)
+                        changes.begin(top, keeps=_keeps_owners(top, config))
+        yield _with_layers(layers, config)
+
+
+def to_check(
+    image: str,
+    config: MountConfig,
+    *,
+    platform: str | None,
+    keep_in: str,
+    progress: ProgressCallback | None,
+    warn: Callable[[str], None],
+) -> MountConfig:
+    """The same mount for a check of the changes in `keep_in`; nothing is made there.
+
+    Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
+    """
+    store = Store(default_root())
+    with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
+        changes = Changes(keep_in, Owner(image, found.diff_ids))
+        changes.check()
+        layers = found.layers()
+    return _with_layers(layers, changes.of(config))
 
 
 @contextlib.contextmanager
-def changes(
-    lowers: Sequence[pathlib.Path], config: MountConfig, *, keep_in: str | None
-) -> Iterator[pathlib.Path | None]:
-    """A directory with `diff` and `work` for the changes; None: the mount has no such.
-
-    Changes are kept where the user said, else they go when the context ends.
-    """
+def _place(
+    store: Store, config: MountConfig, keep_in: str | None, owner: Owner
+) -> Iterator[Changes | None]:
+    """Where changes go; None: `config` says it, or there are none."""
     if config.upperdir is not None:
         if keep_in is not None:
             raise UsageError("--upper and upperdir= exclude each other", hint="leave one out")
         yield None
-    elif "ro" in config.fuse_options:
+    elif "ro" in config.fuse_options and (keep_in is None or not Changes(keep_in).exist()):
         yield None
     elif keep_in is not None:
-        yield _prepared(pathlib.Path(keep_in), _listed_root(lowers), config)
+        yield Changes(keep_in, owner)
     else:
-        with Store(default_root()).workspace() as scratch:
-            yield _prepared(scratch, _listed_root(lowers), config)
+        with store.workspace() as scratch:
+            yield Changes(scratch)
 
 
-def configure(
-    lowers: Sequence[pathlib.Path], upper: pathlib.Path | None, config: MountConfig
-) -> MountConfig:
-    """The mount of these layers with the changes in `upper`, as `changes` gave it."""
-    if upper is not None:
-        diff, work = os.fsencode(upper / "diff"), os.fsencode(upper / "work")
-        config = replace(config, upperdir=diff, workdir=work)
+def _with_layers(lowers: Sequence[pathlib.Path], config: MountConfig) -> MountConfig:
     permissions = config.xattr_permissions or (2 if _keeps_owners(lowers[0], config) else 0)
     return replace(
         config,
@@ -75,41 +111,9 @@ def _keeps_owners(layer: pathlib.Path, config: MountConfig) -> bool:
         os.close(root_fd)
 
 
-def _prepared(directory: pathlib.Path, top: pathlib.Path, config: MountConfig) -> pathlib.Path:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "work").mkdir(exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            (directory / "diff").mkdir()
-            keeps = _keeps_owners(top, config)
-            _copy_root(os.fsencode(top), os.fsencode(directory / "diff"), keeps=keeps)
-    except OSError as exc:
-        raise UpperError(
-            f"changes cannot be kept here: {describe(exc)}",
-            where=directory,
-            hint="name a directory of yours with space left",
-        ) from None
-    return directory
-
-
 def _listed_root(lowers: Sequence[pathlib.Path]) -> pathlib.Path:
     """The topmost layer whose archive says something about the root directory."""
     for lower in lowers:
         if xattrs.get(os.fsencode(lower / "."), xattrs.IMPLIED) != xattrs.IMPLIED_SELF:
             return lower
     return lowers[-1]
-
-
-def _copy_root(source: bytes, target: bytes, *, keeps: bool) -> None:
-    """Let a new upper show the image's root as it is: owner, mode, attributes, times. `keeps`:
-    the attribute that keeps owners counts."""
-    st = os.stat(source)
-    with contextlib.suppress(PermissionError):
-        os.chown(target, st.st_uid, st.st_gid)
-    os.chmod(target, st.st_mode & 0o7777)
-    for name in xattrs.names(source):
-        if (keeps and name == xattrs.OVERRIDE_STAT) or xattrs.to_user(name) == name:
-            value = xattrs.get(source, name)
-            if value is not None:
-                os.setxattr(target, name, value)
-    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import stat
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ import trio
 
 from fuseoverlay import overlay, syscalls, trust, turns
 from fuseoverlay.config import MountConfig
+from fuseoverlay.daemonlog import DaemonLog
 from fuseoverlay.ending import Ending
 from fuseoverlay.errors import FuseError, MountpointError, UsageError, describe
 from fuseoverlay.extended import ExtendedOperations
@@ -46,6 +46,7 @@ def run(
     mountpoint: bytes,
     *,
     foreground: bool,
+    logs: DaemonLog,
     at_exit: Callable[[], None] | None = None,
 ) -> None:
     """Mount and serve until unmounted; in the background unless `foreground`.
@@ -55,11 +56,7 @@ def run(
     """
     os.umask(0)
     inherited = _inherited()
-    if "allow_root" in config.fuse_options and os.geteuid() != 0:
-        raise UsageError(
-            "allow_root takes root: the kernel lets in everybody or the mounting user alone",
-            hint="leave it out, or use allow_other: others may then do what permissions allow",
-        )
+    _check_allowed(config)
     mountpoint = _check_mountpoint(mountpoint)
     with contextlib.ExitStack() as undo:
         waits = turns.Trio()
@@ -101,6 +98,7 @@ def run(
             if os.fork():
                 _leave_when_ready(ready_read, ready_write)
             _detach(inherited)
+            logs.detach()
         os.close(ready_read)
         ending = Ending(undo, ov, at_exit)
 
@@ -110,10 +108,28 @@ def run(
                 ending.finish()
 
         waits.lowlevel.at_end(gone)
-        try:
-            _serve(operations, stop, requests)
-        finally:
-            ending.finish()
+        with contextlib.nullcontext() if foreground else _last_words():
+            try:
+                _serve(operations, stop, requests)
+            finally:
+                ending.finish()
+
+
+def check(config: MountConfig, mountpoint: bytes) -> None:
+    """Raise what `run` would, as far as that can be told without the lowers: for who has to make
+    them first."""
+    _check_allowed(config)
+    _check_mountpoint(mountpoint)
+    _check_device()
+    overlay.check_upper(config)
+
+
+def _check_allowed(config: MountConfig) -> None:
+    if "allow_root" in config.fuse_options and os.geteuid() != 0:
+        raise UsageError(
+            "allow_root takes root: the kernel lets in everybody or the mounting user alone",
+            hint="leave it out, or use allow_other: others may then do what permissions allow",
+        )
 
 
 def _mount(
@@ -341,6 +357,16 @@ def _detach(inherited: Iterable[int]) -> None:
         os.close(null)
 
 
+@contextlib.contextmanager
+def _last_words() -> Iterator[None]:
+    """In the background: log what ends the daemon, since nobody sees what else is said of it."""
+    try:
+        yield
+    except Exception:
+        log.critical("the daemon ends by a bug", exc_info=True)
+        raise SystemExit(1) from None
+
+
 def _serve(
     operations: ExtendedOperations, stop: Callable[[], Awaitable[None]], requests: int | None
 ) -> None:
@@ -376,15 +402,3 @@ async def _end_on_signal(
         async for number in signals:
             log.info("ended by signal %d", number)
             await stop()
-
-
-def log_to_stderr(*, debug: bool) -> None:
-    """Log what was agreed on and warnings, and with `debug` every request with its answer."""
-    logging.addLevelName(logging.WARNING, "warning")
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if not debug else logging.DEBUG,
-        format="fuseoverlay: %(levelname)s: %(message)s" if not debug else "%(message)s",
-    )
-    # pyfuse3 and trio have nothing to say about requests.
-    logging.getLogger("pyfuse3").setLevel(logging.WARNING)

@@ -25,7 +25,7 @@ from fuseoverlay.identity import Identity, use_override
 from fuseoverlay.inodes import InodeTable
 from fuseoverlay.layers import Layer, LayerStack, enclosing, stat_key
 from fuseoverlay.threads import Threads, Wait
-from fuseoverlay.workdir import WorkDir
+from fuseoverlay.workdir import WorkDir, claim
 
 log = logging.getLogger("fuseoverlay")
 
@@ -94,6 +94,18 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
             identity=identity,
             threads=Threads(wait),
         )
+
+
+def check_upper(config: MountConfig) -> None:
+    """Refuse an upper or a work directory that `opened` would refuse whatever the lowers are.
+
+    Raises `UpperError`.
+    """
+    if config.upperdir is None:
+        return
+    with LayerStack(config.upperdir, ()) as stack, Clones() as clones:
+        if stack.upper is not None and config.workdir is not None and not config.read_only:
+            os.close(claim(config.workdir, stack.upper, clones))
 
 
 def _layers(config: MountConfig, owners: contextlib.ExitStack) -> tuple[LayerStack, WorkDir | None]:

@@ -67,6 +67,8 @@ class OverrideStat:
             or stat.S_ISDIR(file_type) != stat.S_ISDIR(real_mode)
         ):
             return None
+        # Layers have what an archive says of a symbolic link. Linux has only one mode for all.
+        mode = 0o777 if stat.S_ISLNK(file_type) else mode
         return cls(uid, gid, file_type | mode, os.makedev(major, minor))
 
     def format(self) -> bytes:

@@ -75,7 +75,7 @@ fo_install() {
     say "please have these packages installed: apt-get install ${missing[*]}"
     return 1
   fi
-  say "installing ${missing[*]}"
+  say "installing the Debian packages ${missing[*]}: this may take a minute"
   # Not fatal: one broken third-party source must not stop an install that would work.
   fo_retry "${FO_SUDO[@]}" apt-get update -qq >&2 || true
   fo_retry "${FO_SUDO[@]}" env DEBIAN_FRONTEND=noninteractive \
@@ -155,12 +155,14 @@ fo_venv() {
     [ "$(sed -n 2p "$file")" = "$(fo_built)" ] && [ "$extras" = "$had" ]; then
     return
   fi
-  say "preparing $FUSEOVERLAY_HOME/venv"
+  say "preparing a virtual environment in $FUSEOVERLAY_HOME/venv, once"
   if ! "$FO_PYTHON" -c 'import pip' 2>/dev/null; then
     rm -rf "$FUSEOVERLAY_HOME/venv"
     "$python" -m venv "$FUSEOVERLAY_HOME/venv" || die "python3 -m venv failed"
   fi
   rm -f "$file"
+  say "installing fuseoverlay${extras:+ ($extras)} in it, with the Python packages that it needs:" \
+    "this may take a minute"
   # By a path: a finder of modules, setuptools' way otherwise, costs each start of Python 15 ms.
   fo_retry env PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
     "$FO_PYTHON" -m pip install -q --config-settings editable_mode=compat \

@@ -8,7 +8,6 @@ archive, whose `manifest.json` names the config and the layers, in the old form
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,23 +56,6 @@ class Image:
 
     platform: Platform | None
     layers: tuple[Layer, ...]
-
-
-def parse_image_name(text: str) -> tuple[str, str | None]:
-    """Split `IMAGE[:REF]` into path and ref.
-
-    A path that exists as a whole has no ref. Else the longest part before a colon that
-    exists is the path, so that `image.tar:debian:12` works; else the last colon splits.
-    """
-    if os.path.lexists(text):
-        return text, None
-    at = text.rfind(":")
-    while at > 0:
-        if os.path.lexists(text[:at]):
-            return text[:at], text[at + 1 :] or None
-        at = text.rfind(":", 0, at)
-    path, colon, ref = text.rpartition(":")
-    return (path, ref or None) if colon and path else (text, None)
 
 
 @contextlib.contextmanager

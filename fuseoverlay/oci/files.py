@@ -8,6 +8,7 @@ members only, by name and never through the filesystem.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import posixpath
@@ -66,7 +67,8 @@ class DirectoryFiles:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
-            raise ImageError(_missing(exc), where=path) from exc
+            hint = "see to it that you may read it" if exc.errno == errno.EACCES else None
+            raise ImageError(_missing(exc), where=path, hint=hint) from exc
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
             os.close(fd)
@@ -148,7 +150,8 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
             if room < 0:
                 raise ImageError("too many members for an image archive", where=path)
     except OSError as exc:
-        raise ImageError(f"cannot read: {describe(exc)}", where=path) from exc
+        hint = "the disk that it is on may be broken"
+        raise ImageError(f"cannot read: {describe(exc)}", where=path, hint=hint) from exc
     return members
 
 
@@ -189,9 +192,11 @@ def open_files(path: str, scratch: str | None) -> Iterator[Files]:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise ImageError("neither a directory nor a regular file", where=path)
+            raise ImageError(
+                "neither a directory nor a regular file", where=path, hint="name an image"
+            )
     except OSError as exc:
-        raise ImageError(_missing(exc), where=path) from exc
+        raise ImageError(_missing(exc), where=path, hint="name a file that you may read") from exc
     with open(fd, "rb") as file, contextlib.ExitStack() as stack:
         kind = compression_of(file.read(4))
         file.seek(0)

@@ -15,19 +15,25 @@ from fuseoverlay.errors import FuseOverlayError, ImageError
 
 #: These say nothing about the image: the store, the machine, the installation.
 _NOT_THE_IMAGE: Final = (FuseOverlayError, OSError, MemoryError, ImportError)
+_ADVICE: Final = (
+    "the image is damaged, or made in a way that is not supported: get it again, or have skopeo or "
+    "podman convert it"
+)
 
 
 @contextlib.contextmanager
 def malformed(where: object) -> Iterator[None]:
     """Turn what the content of the image at `where` has led to into ImageError.
 
-    An ImageError that names no place gets this one.
+    An ImageError that names no place gets this one, and one without advice the likeliest.
     """
     try:
         yield
     except ImageError as exc:
         if exc.where is None:
             exc.where = where
+        if exc.hint is None:
+            exc.hint = _ADVICE
         raise
     except _NOT_THE_IMAGE:
         raise

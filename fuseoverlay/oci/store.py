@@ -19,13 +19,13 @@ import os
 import pathlib
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fuseoverlay import syscalls
 from fuseoverlay.errors import StoreError
-from fuseoverlay.oci import metadata
-from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image, parse_image_name
+from fuseoverlay.oci import metadata, names
+from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.streams import ForwardStream
@@ -81,20 +81,31 @@ class Store:
         progress: ProgressCallback | None = None,
         warn: Callable[[str], None] = _ignore,
     ) -> list[pathlib.Path]:
-        """The layer directories of `IMAGE[:REF]`, top first; unpacks what is missing.
+        """The layer directories of `IMAGE[:REF]`, as `StoredImage.layers` has them."""
+        with self.opened(image, platform=platform, progress=progress, warn=warn) as found:
+            return found.layers()
 
-        No directory comes twice, and there is at least one. Raises ImageError,
-        DigestError, StoreError; the layers finished by then stay.
+    @contextlib.contextmanager
+    def opened(
+        self,
+        image: str,
+        *,
+        platform: str | None = None,
+        progress: ProgressCallback | None = None,
+        warn: Callable[[str], None] = _ignore,
+    ) -> Iterator[StoredImage]:
+        """The image `IMAGE[:REF]`, of which nothing but its manifest has been read.
+
+        Raises ImageError, DigestError, StoreError.
         """
-        path, ref = parse_image_name(image)
+        path, ref = names.find(image)
         wanted = Platform.parse(platform) if platform else None
         self._prepare()
         with malformed(path), open_image(path, scratch=str(self._tmp)) as source:
             chosen = source.resolve(ref, wanted)
-            found = _Stack(self, source, chosen, progress, warn).directories()
-        # Of a layer that comes twice the upper one stays: all that the lower one holds
-        # or hides is held or hidden by it already, whatever lies between.
-        return list(dict.fromkeys(reversed(found)))
+            if wanted is None and chosen.platform is not None:
+                _check_platform(image, chosen.platform, warn)
+            yield StoredImage(self, source, chosen, progress, warn)
 
     def _prepare(self) -> None:
         try:
@@ -185,8 +196,20 @@ class Store:
                 os.close(fd)
 
 
-class _Stack:
-    """The layers of one image on their way into the store."""
+def _check_platform(image: str, platform: Platform, warn: Callable[[str], None]) -> None:
+    """Warn of an image that is the only one there, but for other machines."""
+    host = Platform.host()
+    # Its kernel runs these, too.
+    also = replace(host, architecture="386", variant="") if host.architecture == "amd64" else host
+    if platform.rank(host) is None and platform.rank(also) is None:
+        warn(
+            f"{image}: is for {platform}, and this machine is {host}: its programs may not run; "
+            f"--platform {platform} says that it is meant"
+        )
+
+
+class StoredImage:
+    """One image, and its layers on their way into the store."""
 
     def __init__(
         self,
@@ -202,12 +225,27 @@ class _Stack:
         self._progress = progress
         self._warn = warn
         with self._store_errors():
-            self._override = not store.owns()
-        self._base = store.root / ("layers-override" if self._override else "layers")
+            #: Whether owners and modes are only noted, in an attribute.
+            self.override = not store.owns()
+        self._base = store.root / ("layers-override" if self.override else "layers")
         self._done = self._total = self._number = self._count = 0
 
-    def directories(self) -> list[pathlib.Path]:
-        """The directories, bottom first."""
+    @property
+    def diff_ids(self) -> tuple[str, ...]:
+        """What its layers are, bottom first."""
+        return tuple(str(layer.diff_id) for layer in self._image.layers)
+
+    def layers(self) -> list[pathlib.Path]:
+        """The layer directories, top first; unpacks what is missing.
+
+        No directory comes twice, and there is at least one. Raises ImageError, DigestError,
+        StoreError; the layers finished by then stay.
+        """
+        # Of a layer that comes twice the upper one stays: all that the lower one holds
+        # or hides is held or hidden by it already, whatever lies between.
+        return list(dict.fromkeys(reversed(self._directories())))
+
+    def _directories(self) -> list[pathlib.Path]:
         chains = _chain_ids(self._image.layers)
         missing = [
             layer
@@ -237,7 +275,7 @@ class _Stack:
         self._number += 1
         self._tell(0)
         job = Job(
-            override=self._override,
+            override=self.override,
             lowers=list(reversed(below)),
             warn=self._warn,
             where=f"{self._source.path}: layer {layer.digest or layer.diff_id}",
@@ -254,7 +292,7 @@ class _Stack:
         place = self._plain_path(diff_id)
         if not place.is_dir():
             with self._making() as target:
-                job = Job(override=self._override, place=str(self._store.root))
+                job = Job(override=self.override, place=str(self._store.root))
                 stream = ForwardStream(io.BytesIO(_EMPTY_TAR), diff_id, "empty layer")
                 unpack_stream(stream, str(target), job)
                 self._store.publish(target, place)

@@ -52,6 +52,9 @@ _HINTS: Final = {
     errno.EROFS: "set XDG_DATA_HOME to a directory that can be written",
     errno.EACCES: "set XDG_DATA_HOME to a directory that can be written",
     errno.EPERM: "set XDG_DATA_HOME to a directory that can be written",
+    errno.ENOTDIR: "set XDG_DATA_HOME to a directory",
+    errno.EEXIST: "set XDG_DATA_HOME to a directory",
+    errno.EOPNOTSUPP: "set XDG_DATA_HOME to a directory on a filesystem with extended attributes",
 }
 
 

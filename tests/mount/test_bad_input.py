@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.mounts import MODE, Space, detach, escape, fails, unmount
 from tests.mount.conftest import Cli
 
-USAGE, LOWER, UPPER, MOUNTPOINT, FUSE = 2, 3, 4, 5, 6
+USAGE, LOWER, UPPER, MOUNTPOINT, FUSE, IMAGE = 2, 3, 4, 5, 6, 7
 
 
 def mounts_below(path: Path) -> list[str]:
@@ -427,6 +427,25 @@ def test_options(cli: Cli, what: str) -> None:
     space = cli.space
     options = OPTIONS[what].format(lower=space.lower, upper=space.upper, work=space.work)
     refused(cli, USAGE, "-o", options, space.mnt)
+
+
+@pytest.mark.parametrize("option", ["fsname", "subtype"])
+def test_names_that_are_too_long_for_the_kernel(cli: Cli, option: str) -> None:
+    space = cli.space
+    options = f"{space.options()},fsname={'f' * 1500},subtype={'s' * 1500}"
+    word = f"{option}= is 5000 characters long; the kernel takes"
+    refused(cli, USAGE, "-o", f"{options},{option}={'x' * 5000}", space.mnt, word=word)
+    cli.mount("mount", "x" * 5000, space.mnt, "-o", options)
+    unmount(space.mnt)
+    cli.wait_until_gone()
+
+
+def test_names_that_are_not_utf8(cli: Cli) -> None:
+    """As a shell would take them."""
+    mnt = cli.space.mnt
+    for args in (("mount", "-o", "lowerdir=no\udcffpe", mnt), ("mount", "no\udcffpe", mnt)):
+        done = cli.run(*args)
+        assert done.stderr.startswith("fuseoverlay: error: no\\xffpe: ")
 
 
 @pytest.mark.parametrize("option", ["uidmapping", "gidmapping"])

@@ -938,7 +938,7 @@ def test_names_are_printed_on_one_line(dirty: Dirty) -> None:
     os.mknod(os.path.join(os.fsencode(dirty.upper), name), stat.S_IFCHR)
     code, lines = dirty.fsck()
     assert (code, len(lines)) == (LEFT, 2)
-    assert lines[0] == "upper/a\\nline: \\x1b[31m \\udcff: whiteout that hides nothing"
+    assert lines[0] == "upper/a\\nline: \\x1b[31m \\xff: whiteout that hides nothing"
 
 
 def test_very_deep_trees(dirty: Dirty) -> None:

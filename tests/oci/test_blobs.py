@@ -15,9 +15,10 @@ import pytest
 
 from fuseoverlay.errors import DigestError, ImageError
 from fuseoverlay.oci import model
-from fuseoverlay.oci.blobs import Image, open_image, parse_image_name
+from fuseoverlay.oci.blobs import Image, open_image
 from fuseoverlay.oci.layout import LayoutWriter, Node, layer_tar, pack
 from fuseoverlay.oci.model import Digest, Platform
+from fuseoverlay.oci.names import parse_image_name
 from fuseoverlay.oci.streams import zstd_module
 
 TARS = [layer_tar([Node(name, data=name.encode() * 500)]) for name in ("one", "two")]

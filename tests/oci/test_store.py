@@ -225,7 +225,7 @@ def test_wrong_diff_id(kept: Store, place: Path) -> None:
 
 
 def test_missing_image_and_bad_platform(kept: Store, place: Path) -> None:
-    with pytest.raises(ImageError, match="No such file"):
+    with pytest.raises(ImageError, match="no such file"):
         kept.layers(str(place / "missing"))
     with pytest.raises(ImageError, match="not a platform"):
         kept.layers(image(place / "l", BASE), platform="a/b/c/d")

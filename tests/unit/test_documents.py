@@ -135,3 +135,23 @@ def test_manual_pages_are_installed() -> None:
     assert installed == expected
     commands = set(project["project"]["scripts"])
     assert {page.stem for page in PAGES} == commands, "one page for each command"
+
+
+def test_installed_as_readme_says_it_is_a_command(tmp_path: Path) -> None:
+    """Of the lines in Install those after the installation, which takes the network: here what they
+    would find is the installation that the tests have."""
+    install = README[README.index("## Install") : README.index("## Mount directories")]
+    block = install.split("```")[1]
+    assert "pip install ." in block
+    (tmp_path / "fuseoverlay-venv").symlink_to(Path(sys.executable).parents[1])
+    done = subprocess.run(
+        ["sh", "-euc", block.partition("pip install .")[2] + "fuseoverlay --version"],
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **BARE_ENV},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("fuseoverlay ")

@@ -116,7 +116,8 @@ def test_images_and_overlay_meet_in_one_place() -> None:
         if not module.startswith("oci.")
         and any(name.startswith("oci.") for name in _imports(module)[0])
     }
-    assert users <= {"images", "cli"}
+    assert users <= {"images", "cli", "advice"}
+    assert {name for name in _imports("advice")[0] if name.startswith("oci.")} == {"oci.names"}
 
 
 def test_only_the_command_line_prints() -> None:

@@ -1,0 +1,83 @@
+"""A command line that cannot be meant: the sentence that helps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from fuseoverlay.errors import UsageError
+from fuseoverlay.oci import names
+
+COMMANDS = ("mount", "unmount", "umount", "fsck", "help", "version")
+
+_HOW = "fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
+
+
+def check_first(word: str) -> None:
+    """Refuse a first word that is a command but for a slip of the finger: it would be taken for a
+    SOURCE, which may be any word."""
+    if os.path.lexists(word):
+        return
+    meant = [command for command in COMMANDS if _is_slip(word, command)]
+    if meant:
+        raise UsageError(
+            f"{word} is no command; did you mean {meant[0]}?",
+            hint=f"if it is the SOURCE of a mount, write fuseoverlay mount {word} ...",
+        )
+
+
+def check_paths(paths: Iterable[str], *, directories: bool, image: bool, command: bool) -> None:
+    """Refuse what is not `[SOURCE] MNT` with lower directories, nor `IMAGE MNT` without.
+
+    `directories`: lowerdir= is given, `image`: an option that is for images,
+    `command`: `mount`.
+    """
+    match list(paths):
+        case []:
+            raise UsageError("no mount point given", hint=f"write {_HOW}")
+        case [only] if not directories and (image or names.is_image(only)):
+            raise UsageError(
+                "no mount point given", where=only, hint="write fuseoverlay mount IMAGE MNT"
+            )
+        case [only] if not directories and not command and not os.path.lexists(only):
+            raise UsageError(
+                f"{only} is no command",
+                hint=f"the commands are {', '.join(COMMANDS)}; to mount write {_HOW}",
+            )
+        case [_] if not directories:
+            raise UsageError("no lowerdir= and no image given", hint=f"write {_HOW}")
+        case [source, _] if directories and names.is_image(source):
+            raise UsageError(
+                f"lowerdir= is given, and the image {source}",
+                hint="leave one of the two out: a mount shows directories or an image",
+            )
+        case [_, _, extra, *_]:
+            raise UsageError(f"too many arguments: {extra}", hint=f"write {_HOW}")
+
+
+def check_fsck(what: str, *, directories: bool, kept: str | None) -> None:
+    """Refuse what is not an upper and its lower directories, nor an image and `--upper`."""
+    if kept is not None and directories:
+        raise UsageError(
+            "--upper is for the changes of an image, lowerdir= for directories",
+            hint="leave one of the two out",
+        )
+    if kept is None and not directories and names.is_image(what):
+        raise UsageError(
+            "this is an image", where=what, hint=f"write fuseoverlay fsck --upper DIR {what}"
+        )
+
+
+def _is_slip(word: str, command: str) -> bool:
+    """Whether one letter is wrong, missing or too many, or two have changed places."""
+    if word == command:
+        return False
+    shorter = min(len(word), len(command))
+    same = next((at for at in range(shorter) if word[at] != command[at]), shorter)
+    was, meant = word[same:], command[same:]
+    return (
+        was[1:] == meant[1:]
+        or was[1:] == meant
+        or was == meant[1:]
+        or (was[:2] == meant[1::-1] and was[2:] == meant[2:])
+    )

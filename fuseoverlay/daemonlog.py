@@ -1,0 +1,105 @@
+"""Where a daemon's log goes: to stderr while that is the caller's, else to a file or to syslog."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from typing import Final
+
+from fuseoverlay.errors import UsageError, describe, visible
+
+log = logging.getLogger("fuseoverlay")
+
+#: Instead of a file's name; a file that is called so is `./syslog`.
+SYSLOG: Final = b"syslog"
+#: syslog(3)
+_DAEMON: Final = 3 << 3
+_SEVERITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+_DEBUG: Final = 7
+_FILE_FORMAT: Final = "%(asctime)s fuseoverlay[%(process)d] %(levelname)s: %(message)s"
+
+
+class DaemonLog:
+    """Takes what is logged from now on, on stderr and where `target` says: a file, `SYSLOG`, or
+    None, where only a daemon in the background uses syslog, and for warnings alone: nobody has
+    asked for more.
+
+    With `debug` every request and its answer. Raises `UsageError` where the file cannot be opened.
+    """
+
+    def __init__(self, target: bytes | None, *, debug: bool) -> None:
+        self._fd = None if target in (None, SYSLOG) else _opened(target)
+        self._asked = target is not None
+        form = "fuseoverlay: %(levelname)s: %(message)s" if not debug else "%(message)s"
+        self._stderr = logging.StreamHandler(sys.stderr)
+        self._stderr.setFormatter(logging.Formatter(form))
+        logging.addLevelName(logging.WARNING, "warning")
+        root = logging.getLogger()
+        root.setLevel(logging.DEBUG if debug else logging.INFO)
+        root.addHandler(self._stderr)
+        if self._fd is not None:
+            stream = os.fdopen(self._fd, "a", encoding="utf-8", errors="backslashreplace")
+            file = logging.StreamHandler(stream)
+            file.setFormatter(logging.Formatter(_FILE_FORMAT))
+            root.addHandler(file)
+        elif target == SYSLOG:
+            root.addHandler(_Syslog())
+        # pyfuse3 and trio have nothing to say about requests.
+        logging.getLogger("pyfuse3").setLevel(logging.WARNING)
+
+    def detach(self) -> None:
+        """Stderr is nobody's any more; what libraries and the interpreter write to it goes to the
+        file, if there is one."""
+        root = logging.getLogger()
+        root.removeHandler(self._stderr)
+        if self._fd is not None:
+            os.dup2(self._fd, 2)
+        if not self._asked:
+            syslog = _Syslog()
+            syslog.setLevel(logging.WARNING)
+            root.addHandler(syslog)
+        sys.unraisablehook = _unraisable
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    """A bug in a function that C code called: the interpreter would tell stderr alone."""
+    error = what.exc_value
+    log.error("bug in %r", what.object, exc_info=error if error is not None else False)
+
+
+def _opened(path: bytes) -> int:
+    """To be appended to. Not waited for, if it is a fifo."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as exc:
+        raise UsageError(
+            f"log= cannot be written: {describe(exc)}",
+            where=path,
+            hint="name a file that you may write, or leave log= out",
+        ) from None
+
+
+class _Syslog(logging.Handler):
+    """What listens at /dev/log, if anything does. Never waits: what does not go out is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        place, self._name = os.path.split(os.path.realpath("/dev/log"))
+        try:
+            # Whatever is mounted later: the path could lead to ourselves.
+            self._place = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self._place = -1
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send it in one piece, as syslog(3) does: who listens takes few pieces at a time."""
+        severity = _SEVERITIES.get(record.levelno, _DEBUG)
+        lines = "\n".join(visible(line) for line in self.format(record).splitlines())
+        text = f"<{_DAEMON | severity}>fuseoverlay[{os.getpid()}]: {lines}"
+        with contextlib.suppress(OSError):
+            self._socket.sendto(text.encode(), f"/proc/self/fd/{self._place}/{self._name}")

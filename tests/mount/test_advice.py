@@ -1,0 +1,120 @@
+"""What a newcomer types: what cannot be meant is refused by the sentence that helps."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from fuseoverlay import __version__
+from fuseoverlay.oci.layout import LayoutWriter, Node, layer_tar
+from tests.helpers.mounts import mounts_at
+from tests.mount.conftest import Cli
+from tests.mount.test_bad_input import IMAGE, USAGE, refused
+
+DIRECTORIES = "write fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
+MISSING_MNT = "image: no mount point given; write fuseoverlay mount IMAGE MNT"
+BOTH = "lowerdir= is given, and the image image"
+
+
+@pytest.fixture
+def here(cli: Cli) -> Cli:
+    """Among the directories is an image."""
+    writer = LayoutWriter(cli.space.base / "image")
+    tar = layer_tar([Node("f", data=b"from the image")])
+    writer.add_image([writer.add_layer(tar, "gzip")], ref="latest")
+    return cli
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("", f"no mount point given; {DIRECTORIES}"),
+        ("mount", f"no mount point given; {DIRECTORIES}"),
+        ("mount -o lowerdir=l0", "no mount point given"),
+        ("mount image", MISSING_MNT),
+        ("image", MISSING_MNT),
+        ("image:latest", MISSING_MNT.replace("image:", "image:latest:", 1)),
+        ("mount mnt", f"no lowerdir= and no image given; {DIRECTORIES}"),
+        ("mnt", f"no lowerdir= and no image given; {DIRECTORIES}"),
+        ("mount nothing --upper changes", "nothing: no mount point given"),
+        ("mount nothing --platform arm64", "nothing: no mount point given"),
+        ("frobnicate", "frobnicate is no command; the commands are mount, unmount, umount, fsck"),
+        ("moutn -o lowerdir=l0 mnt", "moutn is no command; did you mean mount?"),
+        ("mout image mnt", "mout is no command; did you mean mount?"),
+        ("unmuont mnt", "unmuont is no command; did you mean unmount?"),
+        ("unount mnt", "unount is no command; did you mean unmount?"),
+        ("fsckk upper -o lowerdir=l0", "fsckk is no command; did you mean fsck?"),
+        ("fcsk upper -o lowerdir=l0", "did you mean fsck?"),
+        ("vers", "vers is no command; the commands are"),
+        ("halp", "did you mean help?"),
+        ("mount image mnt -o lowerdir=l0", BOTH),
+        ("image:latest mnt -o lowerdir=l0", f"{BOTH}:latest"),
+        ("mount image l0 mnt", f"too many arguments: mnt; {DIRECTORIES}"),
+    ],
+)
+def test_advice(here: Cli, line: str, word: str) -> None:
+    refused(here, USAGE, *line.split(), word=word, cwd=here.space.base)
+
+
+SKOPEO = "get it with skopeo copy docker://debian{} oci-archive:debian.tar, and mount debian.tar"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("debian:12", f"there is no file or directory debian here; if a registry has it, {SKOPEO}"),
+        ("docker://debian:12", f"images come from files, there is no download; {SKOPEO}"),
+        ("docker://debian", f"images come from files, there is no download; {SKOPEO}"),
+        ("quay.io:443/a/b@sha256:0", "oci-archive:b.tar, and mount b.tar"),
+        ("docker-daemon:debian:12", "skopeo copy docker-daemon:debian:12 oci-archive:debian.tar"),
+        ("oci:image:latest", "oci: does not belong here; write image:latest"),
+        ("oci-archive:image", "oci-archive: does not belong here; write image"),
+        ("oci:nothing:latest", "there is no file or directory nothing; correct it"),
+        ("./debian:12", "there is no file or directory ./debian; correct the path"),
+        ("debian.tar", "there is no such file or directory; correct the path"),
+        ("debian.tar.gz:12", "there is no file or directory debian.tar.gz; correct the path"),
+        ("a $(b)", "there is no such file or directory; correct the path"),
+        ("l0/f/x", "cannot open: Not a directory"),
+    ],
+)
+def test_image_that_is_not_here(here: Cli, image: str, message: str) -> None:
+    """What was typed is named whole, and how to get it is said. Nothing is made on the way."""
+    space = here.space
+    (space.base / "nowhere").symlink_to("gone")
+    env = {"PATH": "/usr/bin:/bin", "XDG_DATA_HOME": str(space.base / "data")}
+    tag = image.removeprefix("docker://").removeprefix("debian")
+    words = ("mount", image, space.mnt)
+    said = refused(here, IMAGE, *words, word=message.format(tag), cwd=space.base, env=env)
+    assert f"error: {image}: " in said
+    assert not (space.base / "data").exists()
+    refused(here, IMAGE, "nowhere", space.mnt, cwd=space.base, env=env, word="is a link to gone")
+
+
+def test_source_that_looks_like_a_command_but_is_meant(here: Cli) -> None:
+    """The command itself takes any word, and so does what mount(8) calls."""
+    space = here.space
+    here.mount("mount", "moutn", space.mnt, "-o", "lowerdir=l0", cwd=space.base)
+    assert os.listdir(space.mnt) == ["f"]
+    assert len(mounts_at(space.mnt)) == 1
+
+
+@pytest.mark.parametrize("source", ["overlay", "none", "l0", "nothing:latest", "/dev/null"])
+def test_sources_that_are_no_image(here: Cli, source: str) -> None:
+    done = here.run(source, here.space.mnt, "-o", "lowerdir=l0", cwd=here.space.base)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("line", ["help", "help help", "help mount", "help unmount", "help fsck"])
+def test_help(cli: Cli, line: str) -> None:
+    done = cli.run(*line.split())
+    flags = cli.run(*line.split()[1:], "--help")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", flags.stdout)
+    assert "usage:" in done.stdout
+
+
+def test_version(cli: Cli) -> None:
+    done = cli.run("version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"fuseoverlay {__version__}\n"
+    assert cli.run("version", "-v").stdout == cli.run("--version", "-v").stdout
