@@ -1,7 +1,7 @@
 """Entries of a layer archive, read from a tar stream and checked.
 
-Names come out as tuples of components, with `.` and empty ones gone; absolute names and
-`..` are refused.
+Names come out as tuples of components from the layer's root, which is `/`: `.`, `..` and
+empty ones are gone, as in what Go's path.Clean leaves. What leads out of the root is refused.
 
 Sources: OCI image-spec layer.md; tar(5) of libarchive; pax in POSIX.1-2017.
 """
@@ -24,7 +24,7 @@ from fuseoverlay.oci.headers import read_headers
 from fuseoverlay.oci.streams import ForwardStream
 
 #: PATH_MAX: no program could name the file.
-_MAX_PATH: Final = 4096
+MAX_PATH: Final = 4096
 #: Linux device numbers: 12 bits major, 20 bits minor.
 _MAX_MAJOR: Final = 0xFFF
 _MAX_MINOR: Final = 0xFFFFF
@@ -104,7 +104,7 @@ def _entry(info: tarfile.TarInfo, where: str) -> Entry:
     if kind is None:
         raise ImageError(f"unknown tar entry type {info.type!r}", where=label)
     link = _bytes(info.linkname) if kind == stat.S_IFLNK else b""
-    if kind == stat.S_IFLNK and (not link or b"\0" in link or len(link) >= _MAX_PATH):
+    if kind == stat.S_IFLNK and (not link or b"\0" in link or len(link) >= MAX_PATH):
         raise ImageError("a symbolic link whose target is empty or too long", where=label)
     if not path and kind != stat.S_IFDIR:
         raise ImageError("the root of a layer must be a directory", where=label)
@@ -130,15 +130,17 @@ def _bytes(text: str) -> bytes:
 
 
 def _path(name: bytes, what: str, where: str) -> Path:
-    # tarfile strips the slash from "/", which leaves nothing.
-    if not name or name.startswith(b"/"):
-        raise ImageError(f"absolute or empty {what}: {_quote(name)}", where=where)
-    if b"\0" in name or len(name) >= _MAX_PATH:
+    if b"\0" in name or len(name) >= MAX_PATH:
         raise ImageError(f"bad {what}, it is too long or holds a zero byte", where=where)
-    parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
-    if b".." in parts:
-        raise ImageError(f"{what} leads out of the layer: {_quote(name)}", where=where)
-    return parts
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise ImageError(f"{what} leads out of the layer: {_quote(name)}", where=where)
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return tuple(parts)
 
 
 def _quote(name: bytes) -> str:

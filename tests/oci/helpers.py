@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fuseoverlay import whiteout, xattrs
+from fuseoverlay.oci.job import Job
 from fuseoverlay.oci.layout import Node, layer_tar
 from fuseoverlay.oci.metadata import can_own
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
-from fuseoverlay.oci.unpack import Job, unpack_blob, unpack_stream
+from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
 from fuseoverlay.overridestat import OverrideStat
 
 
