@@ -16,11 +16,11 @@ import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from fuseoverlay.errors import ImageError, printable
-from fuseoverlay.oci.headers import read_headers
+from fuseoverlay.oci.headers import read_headers, sparse_map
 from fuseoverlay.oci.streams import ForwardStream
 
 #: PATH_MAX: no program could name the file.
@@ -30,8 +30,6 @@ _MAX_MAJOR: Final = 0xFFF
 _MAX_MINOR: Final = 0xFFFFF
 _MAX_ID: Final = 0xFFFFFFFE
 _MAX_SECONDS: Final = (1 << 63) - 1
-#: The largest offset that a system call takes.
-_MAX_SIZE: Final = (1 << 63) - 1
 
 _SCHILY: Final = "SCHILY.xattr."
 _LIBARCHIVE: Final = "LIBARCHIVE.xattr."
@@ -120,7 +118,7 @@ def _entry(info: tarfile.TarInfo, where: str) -> Entry:
         mtime=_mtime(info, label),
         rdev=_rdev(info, label) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
         link=link,
-        segments=_segments(info, label),
+        segments=sparse_map(info, label),
         xattrs=_xattrs(info.pax_headers, label),
     )
 
@@ -174,23 +172,6 @@ def _rdev(info: tarfile.TarInfo, where: str) -> int:
             "a character device 0:0, which an overlay takes for a deletion", where=where
         )
     return os.makedev(major, minor)
-
-
-def _segments(info: tarfile.TarInfo, where: str) -> tuple[tuple[int, int], ...] | None:
-    if not 0 <= info.size <= _MAX_SIZE:
-        raise ImageError("no file has this size", where=where)
-    if info.sparse is None:
-        return None
-    end = 0
-    # tarfile keeps unused slots of the old GNU form as (0, 0).
-    pieces = [piece for piece in cast("list[tuple[int, int]]", info.sparse) if piece[1]]
-    for offset, length in pieces:
-        if offset < end or length < 0:
-            raise ImageError("the map of a sparse file is out of order", where=where)
-        end = offset + length
-    if end > info.size:
-        raise ImageError("the map of a sparse file goes beyond its end", where=where)
-    return tuple(pieces)
 
 
 def _xattrs(headers: Mapping[str, str], where: str) -> dict[bytes, bytes]:

@@ -20,6 +20,9 @@ _MAX_HEADER: Final = 4 << 20
 #: Headers before one entry that extend it: real ones have up to four. `tarfile` recurses.
 _MAX_CHAIN: Final = 64
 
+#: The largest offset that a system call takes.
+_MAX_SIZE: Final = (1 << 63) - 1
+
 # Of the typeflag in a header; those of PAX records for one entry, for all, and of Solaris.
 _TYPE: Final = slice(156, 157)
 _PAX_TYPES: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -149,3 +152,21 @@ def _check_globals(archive: tarfile.TarFile) -> None:
     """Global headers stay, and are copied into each entry."""
     if sum(len(key) + len(value) for key, value in archive.pax_headers.items()) > _MAX_HEADER:
         raise _tar.ReadError("the global headers are too large")
+
+
+def sparse_map(info: tarfile.TarInfo, where: str) -> tuple[tuple[int, int], ...] | None:
+    """Offset and length of the pieces of a sparse file, in order; None: it is whole."""
+    if not 0 <= info.size <= _MAX_SIZE:
+        raise ImageError("no file has this size", where=where)
+    if info.sparse is None:
+        return None
+    end = 0
+    # tarfile keeps unused slots of the old GNU form as (0, 0).
+    pieces = [piece for piece in cast("list[tuple[int, int]]", info.sparse) if piece[1]]
+    for offset, length in pieces:
+        if offset < end or length < 0:
+            raise ImageError("the map of a sparse file is out of order", where=where)
+        end = offset + length
+    if end > info.size:
+        raise ImageError("the map of a sparse file goes beyond its end", where=where)
+    return tuple(pieces)

@@ -7,15 +7,19 @@ is unpacked on its own, as here; umoci unpacks all into one tree.
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import shutil
 import subprocess
+import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
+from fuseoverlay.oci.model import Digest
 from tests.clients.store import Store, missing
 from tests.helpers import tree
 from tests.helpers.images import ImageMount
@@ -24,6 +28,7 @@ from tests.helpers.mounts import fuse_only, root_only, scratch
 pytestmark = [root_only, fuse_only, pytest.mark.timeout(120)]
 
 Layer = Sequence[Node] | bytes
+Member = bytes | tuple[bytes, str]
 
 #: What only one of them notes; the root, which not all of them make alike.
 _PRIVATE = (b"trusted.overlay.", b"user.fuseoverlay.")
@@ -254,3 +259,134 @@ def test_layers(podman: Store, base: Path, name: str) -> None:
             wanted = comparable(other, born, case.without)
             lines = tree.compare(wanted, shown, ignore=case.ignore)
             assert not lines, f"{who}: " + "\n".join(lines)
+
+
+# archives of images
+
+TAR = layer_tar([directory("d", 0o750), Node("d/f", data=bytes(1 << 20) + b"end")])
+
+
+def saved(
+    *, layer: str = "l.tar", config: str = "", tags: object = ("localhost/x:latest",)
+) -> dict[str, Member]:
+    """The members of a `docker save` archive."""
+    digest = str(Digest.of(TAR))
+    text = json.dumps(
+        {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [digest]}}
+    ).encode()
+    config = config or f"{Digest.of(text).hex}.json"
+    manifest = [{"Config": config, "RepoTags": tags, "Layers": [layer]}]
+    return {config: text, layer: TAR, "manifest.json": json.dumps(manifest).encode()}
+
+
+def archive(members: dict[str, Member]) -> bytes:
+    """An archive; what is no content is a type, and what a link leads to."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as target:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, tuple):
+                info.type, info.linkname = data
+                target.addfile(info)
+            else:
+                info.size = len(data)
+                target.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def compressed(kind: str, data: bytes) -> bytes:
+    done = subprocess.run([kind, "-c"], input=data, capture_output=True, check=True, timeout=60)
+    return done.stdout
+
+
+def with_holes(*options: str) -> bytes:
+    """As `tar --sparse` packs an image that was unpacked."""
+    with scratch() as path:
+        for name, data in saved().items():
+            assert isinstance(data, bytes)
+            (path / name).write_bytes(data)
+        subprocess.run(["fallocate", "--dig-holes", path / "l.tar"], check=True)
+        packed = subprocess.run(
+            ["tar", "--sparse", *options, "-C", path, "-c", "."], capture_output=True, check=True
+        ).stdout
+        assert len(packed) < len(TAR)
+        return packed
+
+
+ODD = {"fifo": (tarfile.FIFOTYPE, ""), "char": (tarfile.CHRTYPE, ""), "odd": (b"Z", "")}
+
+#: What podman reads, and so do we.
+ARCHIVES: dict[str, Callable[[], bytes]] = {
+    "xz": lambda: compressed("xz", archive(saved())),
+    "bzip2": lambda: compressed("bzip2", archive(saved())),
+    "streams of xz": lambda: (
+        compressed("xz", archive(saved())[:9999])
+        + compressed("xz", archive(saved())[9999:])
+        + bytes(8)
+    ),
+    "streams of bzip2": lambda: (
+        compressed("bzip2", archive(saved())[:9999]) + compressed("bzip2", archive(saved())[9999:])
+    ),
+    "layer xz": lambda: archive({**saved(), "l.tar": compressed("xz", TAR)}),
+    "layer bzip2": lambda: archive({**saved(), "l.tar": compressed("bzip2", TAR)}),
+    "layer in compressed archive": lambda: compressed(
+        "xz", archive({**saved(), "l.tar": compressed("bzip2", TAR)})
+    ),
+    "absolute layer": lambda: archive(saved(layer="/l.tar")),
+    "absolute config": lambda: archive(saved(config="/c.json")),
+    "inner dots": lambda: archive({**saved(layer="a/../l.tar"), "./l.tar": TAR}),
+    "dots": lambda: archive({f"./{name}": data for name, data in saved().items()}),
+    "no tags": lambda: archive(saved(tags=None)),
+    "things beside": lambda: archive({**saved(), **ODD}),
+    "manifest first": lambda: archive(dict(reversed(saved().items()))),
+    "holes": lambda: with_holes("--format=gnu"),
+    "holes 0.0": lambda: with_holes("--format=posix", "--sparse-version=0.0"),
+    "holes 0.1": lambda: with_holes("--format=posix", "--sparse-version=0.1"),
+    "holes 1.0": lambda: with_holes("--format=posix", "--sparse-version=1.0"),
+}
+#: What neither reads, and what we say.
+BAD_ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "tags": (lambda: archive(saved(tags="x:latest")), "RepoTags: not a JSON array of text"),
+    "cut xz": (lambda: compressed("xz", archive(saved()))[:-40], "cut short"),
+    "cut bzip2": (lambda: compressed("bzip2", archive(saved()))[:-40], "cut short"),
+    "rubbish after xz": (lambda: compressed("xz", archive(saved())) + b"rubbish" * 9, "damaged"),
+    "rubbish after bzip2": (lambda: compressed("bzip2", archive(saved())) + b"rubbish", "damaged"),
+}
+
+
+def loaded_by_podman(store: Store, file: Path) -> tree.Tree | None:
+    done = store.run("podman", "load", "--quiet", "--input", file, check=False)
+    if done.returncode:
+        return None
+    image = done.stdout.decode().strip().removeprefix("Loaded image: ")
+    shown = store.mounted(image)
+    store.podman("rmi", "--force", image)
+    return shown
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives(podman: Store, base: Path, name: str) -> None:
+    born = int(time.time())
+    (base / "image").write_bytes(ARCHIVES[name]())
+    expected = loaded_by_podman(podman, base / "image")
+    assert expected is not None
+    ours = ImageMount(base, str(base / "image"))
+    try:
+        ours.mount("--read-only")
+        shown = tree.record(str(ours.mnt))
+        ours.unmount()
+    finally:
+        ours.drop()
+    lines = tree.compare(comparable(expected, born), comparable(shown, born))
+    assert not lines, "\n".join(lines)
+    assert shown[b"d/f"].size == (1 << 20) + 3
+
+
+@pytest.mark.parametrize("name", BAD_ARCHIVES)
+def test_bad_archives(podman: Store, base: Path, name: str) -> None:
+    make, says = BAD_ARCHIVES[name]
+    (base / "image").write_bytes(make())
+    assert loaded_by_podman(podman, base / "image") is None
+    ours = ImageMount(base, str(base / "image"))
+    done = ours.run("mount", "--read-only", ours.image, ours.mnt)
+    assert done.returncode == 7 and says in done.stderr, done.stderr
