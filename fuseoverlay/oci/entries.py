@@ -8,8 +8,6 @@ Sources: OCI image-spec layer.md; tar(5) of libarchive; pax in POSIX.1-2017.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
 import stat
@@ -17,7 +15,6 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from fuseoverlay.errors import ImageError, printable
 from fuseoverlay.oci.headers import read_headers, sparse_map
@@ -28,11 +25,11 @@ MAX_PATH: Final = 4096
 #: Linux device numbers: 12 bits major, 20 bits minor.
 _MAX_MAJOR: Final = 0xFFF
 _MAX_MINOR: Final = 0xFFFFF
-_MAX_ID: Final = 0xFFFFFFFE
+_NO_ID: Final = 0xFFFFFFFF
+_MAX_NUMBER: Final = 1 << 63
 _MAX_SECONDS: Final = (1 << 63) - 1
 
 _SCHILY: Final = "SCHILY.xattr."
-_LIBARCHIVE: Final = "LIBARCHIVE.xattr."
 _TIME: Final = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?\Z", re.ASCII)
 
 _KINDS: Final = {
@@ -106,14 +103,11 @@ def _entry(info: tarfile.TarInfo, where: str) -> Entry:
         raise ImageError("a symbolic link whose target is empty or too long", where=label)
     if not path and kind != stat.S_IFDIR:
         raise ImageError("the root of a layer must be a directory", where=label)
-    for number in (info.uid, info.gid):
-        if not 0 <= number <= _MAX_ID:
-            raise ImageError(f"{number} is no user or group number", where=label)
     return Entry(
         path=path,
         mode=kind | (info.mode & 0o7777),
-        uid=info.uid,
-        gid=info.gid,
+        uid=_id(info.uid, label),
+        gid=_id(info.gid, label),
         size=info.size if kind == stat.S_IFREG else 0,
         mtime=_mtime(info, label),
         rdev=_rdev(info, label) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
@@ -143,6 +137,15 @@ def _path(name: bytes, what: str, where: str) -> Path:
 
 def _quote(name: bytes) -> str:
     return printable(name if len(name) <= 200 else name[:200] + b"...")
+
+
+def _id(number: int, where: str) -> int:
+    """A user or group number as chown(2) gets it from Go: its lower 32 bits, and not the highest
+    number, which leaves the file root's. On macOS nobody is -2."""
+    if not -_MAX_NUMBER <= number < _MAX_NUMBER:
+        raise ImageError(f"{str(number)[:40]} is no user or group number", where=where)
+    number &= _NO_ID
+    return 0 if number == _NO_ID else number
 
 
 def _mtime(info: tarfile.TarInfo, where: str) -> int:
@@ -175,22 +178,15 @@ def _rdev(info: tarfile.TarInfo, where: str) -> int:
 
 
 def _xattrs(headers: Mapping[str, str], where: str) -> dict[bytes, bytes]:
-    """Extended attributes. SCHILY (star, GNU tar, Go) holds raw bytes, LIBARCHIVE base64."""
-    found: dict[bytes, bytes] = {}
-    for key, value in headers.items():
-        if key.startswith(_LIBARCHIVE):
-            name = unquote_to_bytes(_bytes(key[len(_LIBARCHIVE) :]))
-            found.setdefault(name, _base64(value, where))
-    for key, value in headers.items():
-        if key.startswith(_SCHILY):
-            found[_bytes(key[len(_SCHILY) :])] = _bytes(value)
+    """Extended attributes, in the form of star, GNU tar and Go, which holds raw bytes.
+
+    libarchive's own, `LIBARCHIVE.xattr.`, none of those reads; what it writes has both.
+    """
+    found = {
+        _bytes(key[len(_SCHILY) :]): _bytes(value)
+        for key, value in headers.items()
+        if key.startswith(_SCHILY)
+    }
     if any(not name or b"\0" in name for name in found):
         raise ImageError("an extended attribute without a name", where=where)
     return found
-
-
-def _base64(text: str, where: str) -> bytes:
-    try:
-        return base64.b64decode(_bytes(text) + b"=" * (-len(text) % 4), validate=True)
-    except binascii.Error as exc:
-        raise ImageError("an extended attribute is not base64", where=where) from exc

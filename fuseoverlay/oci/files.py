@@ -173,7 +173,7 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
             if name is None or info.isdir() or len(name) > _MAX_PATH:
                 # Nothing that could be asked for.
                 continue
-            members[name] = _member(info, name)
+            members[name] = _member(info, name, f"{path}: {name}")
             pieces = len(members[name].pieces or ())
             room -= _MEMBER + len(name) + len(info.linkname) + pieces * _PIECE
             if room < 0:
@@ -183,7 +183,7 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
     return members
 
 
-def _member(info: tarfile.TarInfo, name: str) -> _Member:
+def _member(info: tarfile.TarInfo, name: str, where: str) -> _Member:
     if info.issym():
         return _Member(link=posixpath.join(posixpath.dirname(name), info.linkname))
     if info.islnk():
@@ -191,11 +191,11 @@ def _member(info: tarfile.TarInfo, name: str) -> _Member:
     if not info.isreg():
         # Builders' archives have all kinds of things beside the image.
         return _Member()
-    pieces = sparse_map(info, name)
+    pieces = sparse_map(info, where)
     if pieces is None:
         pieces = ((0, info.size),) if info.size else ()
     elif info.size - sum(length for _, length in pieces) > _MAX_HOLES:
-        raise ImageError(f"{name}: a sparse file with more than {_MAX_HOLES} bytes of holes")
+        raise ImageError(f"a sparse file with more than {_MAX_HOLES} bytes of holes", where=where)
     return _Member(info.offset_data, info.size, pieces)
 
 

@@ -3,14 +3,16 @@
 `tarfile` parses all kinds (ustar, GNU, PAX, sparse files). What it would let pass or run
 into is refused here: a damaged header in the middle, a header that claims gigabytes, headers
 that extend headers without end, global headers that pile up, records that take it time or memory
-in the square of their length.
+in the square of their length. Where what it makes of headers is not what POSIX says, or what Go's
+archive/tar does, with which images are read everywhere, `Header` is as those.
 """
 
 from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Protocol, Self, cast
 
 from fuseoverlay.errors import ImageError
@@ -28,6 +30,11 @@ _TYPE: Final = slice(156, 157)
 _PAX_TYPES: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _RECORD: Final = re.compile(rb"([1-9][0-9]{0,9}) ")
 _DIGITS: Final = re.compile(rb"[0-9]{1000,}")
+_NUMBERS: Final = ("uid", "gid", "size")
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
+#: Of attributes an empty value is a value.
+_XATTR: Final = "SCHILY.xattr."
+_SPARSE: Final = "GNU.sparse."
 # About a second.
 _MOST_STEPS: Final = 10**9
 
@@ -98,18 +105,38 @@ class _Archive(tarfile.TarFile):
 
 
 class Header(tarfile.TarInfo):
-    """A header block that ends the archive only where an archive ends."""
+    """A header block that ends the archive only where an archive ends.
+
+    A PAX record without a value deletes: what counts is the field of the header itself. Of
+    several headers of one kind before an entry the last one counts; a long name in GNU's form
+    more than a record.
+    """
+
+    #: The header's own fields, where global headers may have replaced them.
+    _fields: Mapping[str, object] = MappingProxyType({})
+    #: Records that say nothing, as there is a long name in GNU's form.
+    _long: frozenset[str] = frozenset()
+    #: Whether the records that come are those of the global headers; whether its own came.
+    _shared = False
+    _extended = False
+    #: Where its data begin, the map of a sparse file included.
+    _start = 0
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
         """Parse the next header, with those before it that extend it."""
         archive = cast("_Archive", tarfile)
+        shared: dict[str, str] = cast(Any, archive).pax_headers
+        for key in [key for key, value in shared.items() if not value]:
+            del shared[key]
         archive.chain += 1
         try:
             if archive.chain > _MAX_CHAIN:
                 raise _tar.ReadError(f"more than {_MAX_CHAIN} headers for one entry")
-            return super().fromtarfile(tarfile)
+            found = super().fromtarfile(tarfile)
         except _tar.EOFHeaderError:
+            if cast("_Records", archive.fileobj).read(_tar.BLOCKSIZE).strip(b"\0"):
+                raise _tar.ReadError("damaged header, a block of zeros in the middle") from None
             raise
         except _tar.EmptyHeaderError as exc:
             # Many writers leave the two zero blocks out: the digest vouches for the end.
@@ -118,6 +145,81 @@ class Header(tarfile.TarInfo):
             raise _tar.ReadError(f"damaged header, {exc}") from exc
         finally:
             archive.chain -= 1
+        own = cast("dict[str, str]", found.pax_headers)
+        for key in [key for key in shared if not own.get(key, key)]:
+            del own[key]
+        return found
+
+    def _proc_builtin(self, tarfile: tarfile.TarFile) -> Self:
+        if tarfile.pax_headers:
+            self._fields = {key: getattr(self, key) for key in _tar.PAX_FIELDS}
+        self._shared = True
+        found = cast("Self", super()._proc_builtin(tarfile))  # type: ignore[misc]
+        self._shared = False
+        self._start = self.offset_data
+        return found
+
+    def _proc_gnulong(self, tarfile: tarfile.TarFile) -> Self:
+        archive = cast("_Archive", tarfile)
+        data = cast("_Records", archive.fileobj).read(self._block(self.size))  # type: ignore[attr-defined]
+        name = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        found = self._next(archive)
+        field, record = (
+            ("name", "path") if self.type == _tar.GNUTYPE_LONGNAME else ("linkname", "linkpath")
+        )
+        if name and record not in found._long:
+            setattr(found, field, name.rstrip("/") if field == "name" and found.isdir() else name)
+            found._long |= {record}
+        return found
+
+    def _proc_pax(self, tarfile: tarfile.TarFile) -> Self:
+        found = cast("Self", super()._proc_pax(tarfile))  # type: ignore[misc]
+        stored = found.pax_headers.get("size")
+        if found.sparse and stored:
+            # `tarfile` takes that for the size of the file, and looks behind it for the next.
+            found.size = int(found.pax_headers.get("GNU.sparse.realsize") or found.size)
+            tarfile.offset = found._start + found._block(int(stored))  # type: ignore[attr-defined]
+        return found
+
+    def _next(self, archive: _Archive) -> Self:
+        """The header that this one extends."""
+        try:
+            return self.fromtarfile(archive)
+        except _tar.EOFHeaderError as exc:
+            raise _tar.ReadError("damaged header, nothing comes after it") from exc
+
+    # What comes after `found` is not the same in all versions of Python.
+
+    def _proc_gnusparse_00(self, found: Header, *records: object) -> None:
+        if not found._extended:
+            super()._proc_gnusparse_00(found, *records)  # type: ignore[misc]
+
+    def _proc_gnusparse_01(self, found: Header, records: dict[str, str], *rest: object) -> None:
+        if records["GNU.sparse.map"].count(",") % 2 == 0:
+            raise _tar.ReadError("damaged header, half a piece in the map of a sparse file")
+        if not found._extended:
+            super()._proc_gnusparse_01(found, records, *rest)  # type: ignore[misc]
+
+    def _proc_gnusparse_10(self, found: Header, *rest: object) -> None:
+        if not found._extended:
+            super()._proc_gnusparse_10(found, *rest)  # type: ignore[misc]
+
+    def _apply_pax_info(self, records: dict[str, str], encoding: str, errors: str) -> None:
+        if self._extended:
+            return
+        self._extended = not self._shared
+        counting = {}
+        for key, value in records.items():
+            if value and key in _NUMBERS and not _NUMBER.fullmatch(value):
+                raise _tar.ReadError(f"damaged header, {key}={value[:40]!r} is no number")
+            if key in self._long or (key.startswith(_SPARSE) and self.sparse is None):
+                # The second: of a kind that nobody knows, and so a file like any other.
+                continue
+            if value or key.startswith(_XATTR):
+                counting[key] = value
+            elif key in self._fields:
+                setattr(self, key, self._fields[key])
+        super()._apply_pax_info(counting, encoding, errors)  # type: ignore[misc]
 
 
 def read_headers(

@@ -15,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.clients.store import Store, missing
 from tests.helpers import tree
 from tests.helpers.images import ImageMount
 from tests.helpers.mounts import fuse_only, root_only, scratch
+from tests.oci.helpers import block, header, pax
 
 pytestmark = [root_only, fuse_only, pytest.mark.timeout(120)]
 
@@ -158,9 +160,109 @@ AUFS = {
     ),
 }
 
+END = bytes(1024)
+GLOBAL = tarfile.XGLTYPE
+
+
+def file(name: str, data: bytes = b"", **fields: Any) -> bytes:
+    return header(name, size=len(data), **fields) + block(data)
+
+
+def long(name: bytes, kind: bytes = tarfile.GNUTYPE_LONGNAME) -> bytes:
+    return header("././@LongLink", kind, len(name) + 1) + block(name + b"\0")
+
+
+def sparse(*records: str) -> bytes:
+    return pax(*(f"GNU.sparse.{record}".encode() for record in records))
+
+
+HEADERS = {
+    "no values": both(
+        pax(b"path=", b"uid=", b"size=", b"mtime=") + file("a", b"1", uid=3, mtime=9) + END
+    ),
+    "no link": both(pax(b"linkpath=") + header("l", tarfile.SYMTYPE, linkname="t") + END),
+    "twice in one": both(pax(b"uid=4", b"uid=5") + file("a") + END),
+    "twice": both(
+        pax(b"uid=4", b"SCHILY.xattr.user.a=1", b"path=x") + pax(b"gid=5") + file("a") + END
+    ),
+    "twice sparse": both(
+        sparse("map=0,1", "size=5", "numblocks=1") + pax(b"uid=1") + file("a", b"1") + END
+    ),
+    "attributes": both(
+        pax(b"SCHILY.xattr.user.a=\0\xff=\n", b"LIBARCHIVE.xattr.user.a=AAAA") + file("a") + END
+    ),
+    "attributes of libarchive": both(pax(b"LIBARCHIVE.xattr.user.b%20c=AP8") + file("a") + END),
+    "no attributes of libarchive": both(pax(b"LIBARCHIVE.xattr.user.b=*") + file("a") + END),
+    "bytes": both(pax(b"hdrcharset=BINARY", b"path=\xff\xfe") + file("a") + END),
+    "long before a record": both(long(b"B") + pax(b"path=A") + file("c") + END),
+    "long after a record": both(pax(b"path=A") + long(b"B") + file("c") + END),
+    "long link after a record": both(
+        pax(b"linkpath=A")
+        + long(b"B", tarfile.GNUTYPE_LONGLINK)
+        + header("l", tarfile.SYMTYPE, linkname="c")
+        + END
+    ),
+    "long twice": both(long(b"B") + long(b"C") + file("c") + END),
+    "long without a name": both(long(b"") + header("c/", tarfile.DIRTYPE, mode=0o711) + END),
+    "not a number": refused("is no number", pax(b"uid=5.5") + file("a") + END),
+    "nobody of macOS": both(file("a", uid=-2, gid=-2) + END),
+    "largest id": both(pax(b"uid=4294967294", b"gid=4294967294") + file("a") + END),
+    "no id": both(pax(b"uid=4294967295", b"gid=-1") + file("a") + END),
+    "more than 32 bits": both(pax(b"uid=4294967301", b"gid=-4294967290") + file("a") + END),
+    "more than 64 bits": refused("no user", pax(b"uid=99999999999999999999") + file("a") + END),
+    "old directories": both(header("d/", tarfile.AREGTYPE, mode=0o711) + END),
+    "links with a size": both(
+        file("x", b"1")
+        + header("l", tarfile.LNKTYPE, 1, linkname="x")
+        + header("s", tarfile.SYMTYPE, 3, linkname="t")
+        + file("y")
+        + END
+    ),
+    "types in the mode": both(file("a", mode=0o100644) + file("b", mode=0o120777) + END),
+    "one block of zeros": refused("zeros in the middle", file("a") + bytes(512) + file("b") + END),
+    "two blocks of zeros": both(file("a") + END + file("b") + END),
+    "sparse 0.0": both(
+        sparse("size=5", "numblocks=1", "offset=2", "numbytes=1") + file("c", b"1") + END
+    ),
+    "sparse 0.1": both(
+        sparse("map=0,1,5,0", "size=5", "numblocks=2", "name=n") + file("c", b"1") + END
+    ),
+    "sparse 1.0": both(
+        sparse("major=1", "minor=0", "name=n", "realsize=9")
+        + file("c", b"1\n5\n1\n".ljust(512, b"\0") + b"x")
+        + file("d")
+        + END
+    ),
+    "sparse of an unknown version": both(
+        sparse("major=2", "minor=0", "name=n", "realsize=5")
+        + file("c", b"x" * 600)
+        + file("d")
+        + END
+    ),
+    "half a piece": refused("half a piece", sparse("map=0,1,3", "size=5") + file("c", b"1") + END),
+    # umoci knows no global headers, podman ignores them: POSIX does not.
+    "global": dataclasses.replace(
+        both(pax(b"comment=made by git", kind=GLOBAL) + file("a") + END), umoci=False
+    ),
+    "global deleted": dataclasses.replace(
+        both(
+            pax(b"uid=5", b"SCHILY.xattr.user.a=1", kind=GLOBAL)
+            + pax(b"uid=", b"SCHILY.xattr.user.a=")
+            + file("a", uid=4)
+            + END
+        ),
+        umoci=False,
+    ),
+}
+
 CASES = {
     f"{group}: {name}": case
-    for group, cases in {"names": NAMES, "below links": BELOW_LINKS, "aufs": AUFS}.items()
+    for group, cases in {
+        "names": NAMES,
+        "below links": BELOW_LINKS,
+        "aufs": AUFS,
+        "headers": HEADERS,
+    }.items()
     for name, case in cases.items()
 }
 

@@ -240,10 +240,43 @@ def test_unknown_type(unpacker: Unpacker) -> None:
 
 
 @pytest.mark.parametrize("field", [b"uid", b"gid"])
-@pytest.mark.parametrize("value", [b"-1", b"4294967295", b"99999999999999999999"])
+@pytest.mark.parametrize("value", [b"-99999999999999999999", b"99999999999999999999"])
 def test_impossible_owners(unpacker: Unpacker, field: bytes, value: bytes) -> None:
     with pytest.raises(ImageError, match="no user or group number"):
         unpacker.tar(raw_pax([field + b"=" + value]))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"-2", 0xFFFFFFFE),
+        (b"4294967294", 0xFFFFFFFE),
+        # It stays root's, as nobody is that.
+        (b"-1", 0),
+        (b"4294967295", 0),
+        (b"4294967301", 5),
+        (b"+7", 7),
+    ],
+)
+def test_owners_beyond_32_bits(unpacker: Unpacker, value: bytes, expected: int) -> None:
+    """As Go hands them to chown(2)."""
+    layer = unpacker.tar(raw_pax([b"uid=" + value, b"gid=" + value]))
+    assert see(layer / "f", unpacker.override).owner == (expected, expected)
+
+
+@pytest.mark.parametrize("field", [b"uid", b"gid", b"size"])
+@pytest.mark.parametrize("value", [b"x", b" 5", b"5_0", b"5.5", b"0x5", "\u0665".encode()])
+def test_numbers_that_are_none(unpacker: Unpacker, field: bytes, value: bytes) -> None:
+    with pytest.raises(ImageError, match="is no number"):
+        unpacker.tar(raw_pax([field + b"=" + value]))
+
+
+def test_one_block_of_zeros_in_the_middle(unpacker: Unpacker) -> None:
+    """What comes after the end is nobody's; but two blocks make an end."""
+    tar = layer_tar([Node("a"), Node("b")])
+    with pytest.raises(ImageError, match="zeros in the middle"):
+        unpacker.tar(tar[:512] + bytes(512) + tar[512:])
+    assert names(unpacker.tar(tar[:512] + bytes(1024) + tar[512:])) == {b"a"}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +288,7 @@ def test_impossible_owners(unpacker: Unpacker, field: bytes, value: bytes) -> No
         [b"size=-5"],
         [b"SCHILY.xattr.=x"],
         [b"SCHILY.xattr.a\0b=x"],
-        [b"LIBARCHIVE.xattr.user.a=*"],
+        [b"GNU.sparse.map=0,1,3", b"GNU.sparse.size=5"],
         [b"GNU.sparse.map=5,1,0,1", b"GNU.sparse.size=10"],
         [b"GNU.sparse.map=0,100", b"GNU.sparse.size=10"],
         [b"GNU.sparse.map=x"],
