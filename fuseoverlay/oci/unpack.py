@@ -57,8 +57,8 @@ _IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EFBIG, errno.EINVA
 def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> bool:
     """Unpack `blob` into the empty directory `target`; verify its digest and `diff_id`.
 
-    Returns whether data of `job.lowers` went in, so that the result is good above
-    those only. Raises ImageError, DigestError, StoreError; `target` then holds junk.
+    Returns whether `job.lowers` gave data or decided about something, so that the result is
+    good above those only. Raises ImageError, DigestError, StoreError; `target` then holds junk.
     """
     try:
         stream = ForwardStream(decompress(blob, job.where), diff_id, job.where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import stat
 import tarfile
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 
 from fuseoverlay.errors import ImageError
 from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
+from tests.helpers import tree
 from tests.oci.helpers import Unpacker, is_opaque, is_whiteout, names, see
 from tests.oci.test_unpack import raw_pax
+
+MANY = 3000 if os.environ.get("FUSEOVERLAY_LONG") else 300
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "./../x", "/../x", "/a/../../b"])
@@ -150,6 +154,48 @@ def test_links_in_the_place_of_directories_that_are_open(unpacker: Unpacker, pla
     layer = unpacker.nodes(Node("first"), *nodes)
     assert os.listdir(place / "outside") == []
     assert (layer / str(place / "outside").lstrip("/") / "x").exists()
+
+
+def random_layer(chance: random.Random, outside: Path) -> list[Node]:
+    """Members that take one another's places, and links to everywhere."""
+    words = ["a", "b", "c", "d", ".", ".wh.a"]
+    nodes = []
+    for number in range(chance.randrange(4, 30)):
+        name = "/".join(chance.choices(words[:5], k=chance.randrange(1, 4)))
+        other = "/".join(chance.choices(["..", *words[:5]], k=chance.randrange(1, 4)))
+        there = chance.choice([other, f"/{other}", str(outside), f"{outside}/kept", "..", "/"])
+        nodes.append(
+            chance.choice(
+                [
+                    Node(name, data=b"%d" % number),
+                    directory(name),
+                    symlink(name, there),
+                    symlink(name, there),
+                    Node(name, hardlink=other.replace("..", "a")),
+                    Node(f"{name}/.wh.{chance.choice('abcd')}"),
+                    Node(f"{name}/.wh..wh..opq"),
+                ]
+            )
+        )
+    return nodes
+
+
+def test_random_layers_stay_inside(unpacker: Unpacker, place: Path) -> None:
+    outside = place / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    before = tree.digest(str(outside))
+    done = 0
+    for seed in range(MANY):
+        try:
+            unpacker.nodes(*random_layer(random.Random(seed), outside))
+            done += 1
+        except ImageError:
+            pass
+        assert tree.digest(str(outside)) == before, f"seed {seed}"
+        made = {"outside", *(f"layer{number + 1}" for number in range(seed + 1))}
+        assert set(os.listdir(place)) == made, f"seed {seed}"
+    assert MANY // 10 < done < MANY
 
 
 @pytest.mark.parametrize(
