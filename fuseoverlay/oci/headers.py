@@ -174,10 +174,11 @@ class Header(tarfile.TarInfo):
 
     def _proc_pax(self, tarfile: tarfile.TarFile) -> Self:
         found = cast("Self", super()._proc_pax(tarfile))  # type: ignore[misc]
-        stored = found.pax_headers.get("size")
-        if found.sparse and stored:
+        records = found.pax_headers
+        stored, sizes = records.get("size"), ("GNU.sparse.size", "GNU.sparse.realsize")
+        if found.sparse is not None and stored:
             # `tarfile` takes that for the size of the file, and looks behind it for the next.
-            found.size = int(found.pax_headers.get("GNU.sparse.realsize") or found.size)
+            found.size = next((int(records[key]) for key in sizes if key in records), found.size)
             tarfile.offset = found._start + found._block(int(stored))  # type: ignore[attr-defined]
         return found
 
@@ -193,6 +194,8 @@ class Header(tarfile.TarInfo):
     def _proc_gnusparse_00(self, found: Header, *records: object) -> None:
         if not found._extended:
             super()._proc_gnusparse_00(found, *records)  # type: ignore[misc]
+            # A size alone makes no sparse file.
+            found.sparse = found.sparse or None
 
     def _proc_gnusparse_01(self, found: Header, records: dict[str, str], *rest: object) -> None:
         if records["GNU.sparse.map"].count(",") % 2 == 0:
@@ -209,10 +212,15 @@ class Header(tarfile.TarInfo):
             return
         self._extended = not self._shared
         counting = {}
+        passed_over = set(self._long)
+        if self.sparse is not None and records.get("GNU.sparse.name"):
+            # What counts most; a long name that is still to come counts less, too.
+            passed_over.add("path")
+            self._long |= {"path"}
         for key, value in records.items():
             if value and key in _NUMBERS and not _NUMBER.fullmatch(value):
                 raise _tar.ReadError(f"damaged header, {key}={value[:40]!r} is no number")
-            if key in self._long or (key.startswith(_SPARSE) and self.sparse is None):
+            if key in passed_over or (key.startswith(_SPARSE) and self.sparse is None):
                 # The second: of a kind that nobody knows, and so a file like any other.
                 continue
             if value or key.startswith(_XATTR):

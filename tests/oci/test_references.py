@@ -176,6 +176,8 @@ def sparse(*records: str) -> bytes:
     return pax(*(f"GNU.sparse.{record}".encode() for record in records))
 
 
+SPARSE = (b"GNU.sparse.map=0,1", b"GNU.sparse.size=5", b"GNU.sparse.numblocks=1")
+
 HEADERS = {
     "no values": both(
         pax(b"path=", b"uid=", b"size=", b"mtime=") + file("a", b"1", uid=3, mtime=9) + END
@@ -238,6 +240,16 @@ HEADERS = {
         + file("c", b"x" * 600)
         + file("d")
         + END
+    ),
+    "sparse without a map": both(sparse("size=5") + file("c", b"x") + END),
+    "sparse name before a long one": both(
+        sparse("name=n", "map=0,1", "size=5", "numblocks=1") + long(b"B") + file("c", b"x") + END
+    ),
+    "sparse name after a long one": both(
+        long(b"B") + sparse("name=n", "map=0,1", "size=5", "numblocks=1") + file("c", b"x") + END
+    ),
+    "sparse name and a path": both(
+        pax(b"GNU.sparse.name=n", b"path=p", *SPARSE) + file("c", b"x") + END
     ),
     "half a piece": refused("half a piece", sparse("map=0,1,3", "size=5") + file("c", b"1") + END),
     # umoci knows no global headers, podman ignores them: POSIX does not.
