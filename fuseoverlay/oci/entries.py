@@ -1,40 +1,35 @@
 """Entries of a layer archive, read from a tar stream and checked.
 
-Names come out as tuples of components, with `.` and empty ones gone; absolute names and
-`..` are refused.
+Names come out as tuples of components from the layer's root, which is `/`: `.`, `..` and
+empty ones are gone, as in what Go's path.Clean leaves. What leads out of the root is refused.
 
 Sources: OCI image-spec layer.md; tar(5) of libarchive; pax in POSIX.1-2017.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
 import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
-from urllib.parse import unquote_to_bytes
+from typing import Final
 
 from fuseoverlay.errors import ImageError, printable
-from fuseoverlay.oci.headers import read_headers
+from fuseoverlay.oci.headers import read_headers, sparse_map
 from fuseoverlay.oci.streams import ForwardStream
 
 #: PATH_MAX: no program could name the file.
-_MAX_PATH: Final = 4096
+MAX_PATH: Final = 4096
 #: Linux device numbers: 12 bits major, 20 bits minor.
 _MAX_MAJOR: Final = 0xFFF
 _MAX_MINOR: Final = 0xFFFFF
-_MAX_ID: Final = 0xFFFFFFFE
+_NO_ID: Final = 0xFFFFFFFF
+_MAX_NUMBER: Final = 1 << 63
 _MAX_SECONDS: Final = (1 << 63) - 1
-#: The largest offset that a system call takes.
-_MAX_SIZE: Final = (1 << 63) - 1
 
 _SCHILY: Final = "SCHILY.xattr."
-_LIBARCHIVE: Final = "LIBARCHIVE.xattr."
 _TIME: Final = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?\Z", re.ASCII)
 
 _KINDS: Final = {
@@ -104,23 +99,20 @@ def _entry(info: tarfile.TarInfo, where: str) -> Entry:
     if kind is None:
         raise ImageError(f"unknown tar entry type {info.type!r}", where=label)
     link = _bytes(info.linkname) if kind == stat.S_IFLNK else b""
-    if kind == stat.S_IFLNK and (not link or b"\0" in link or len(link) >= _MAX_PATH):
+    if kind == stat.S_IFLNK and (not link or b"\0" in link or len(link) >= MAX_PATH):
         raise ImageError("a symbolic link whose target is empty or too long", where=label)
     if not path and kind != stat.S_IFDIR:
         raise ImageError("the root of a layer must be a directory", where=label)
-    for number in (info.uid, info.gid):
-        if not 0 <= number <= _MAX_ID:
-            raise ImageError(f"{number} is no user or group number", where=label)
     return Entry(
         path=path,
         mode=kind | (info.mode & 0o7777),
-        uid=info.uid,
-        gid=info.gid,
+        uid=_id(info.uid, label),
+        gid=_id(info.gid, label),
         size=info.size if kind == stat.S_IFREG else 0,
         mtime=_mtime(info, label),
         rdev=_rdev(info, label) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
         link=link,
-        segments=_segments(info, label),
+        segments=sparse_map(info, label),
         xattrs=_xattrs(info.pax_headers, label),
     )
 
@@ -130,19 +122,30 @@ def _bytes(text: str) -> bytes:
 
 
 def _path(name: bytes, what: str, where: str) -> Path:
-    # tarfile strips the slash from "/", which leaves nothing.
-    if not name or name.startswith(b"/"):
-        raise ImageError(f"absolute or empty {what}: {_quote(name)}", where=where)
-    if b"\0" in name or len(name) >= _MAX_PATH:
+    if b"\0" in name or len(name) >= MAX_PATH:
         raise ImageError(f"bad {what}, it is too long or holds a zero byte", where=where)
-    parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
-    if b".." in parts:
-        raise ImageError(f"{what} leads out of the layer: {_quote(name)}", where=where)
-    return parts
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise ImageError(f"{what} leads out of the layer: {_quote(name)}", where=where)
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return tuple(parts)
 
 
 def _quote(name: bytes) -> str:
     return printable(name if len(name) <= 200 else name[:200] + b"...")
+
+
+def _id(number: int, where: str) -> int:
+    """A user or group number as chown(2) gets it from Go: its lower 32 bits, and not the highest
+    number, which leaves the file root's. On macOS nobody is -2."""
+    if not -_MAX_NUMBER <= number < _MAX_NUMBER:
+        raise ImageError(f"{str(number)[:40]} is no user or group number", where=where)
+    number &= _NO_ID
+    return 0 if number == _NO_ID else number
 
 
 def _mtime(info: tarfile.TarInfo, where: str) -> int:
@@ -174,40 +177,16 @@ def _rdev(info: tarfile.TarInfo, where: str) -> int:
     return os.makedev(major, minor)
 
 
-def _segments(info: tarfile.TarInfo, where: str) -> tuple[tuple[int, int], ...] | None:
-    if not 0 <= info.size <= _MAX_SIZE:
-        raise ImageError("no file has this size", where=where)
-    if info.sparse is None:
-        return None
-    end = 0
-    # tarfile keeps unused slots of the old GNU form as (0, 0).
-    pieces = [piece for piece in cast("list[tuple[int, int]]", info.sparse) if piece[1]]
-    for offset, length in pieces:
-        if offset < end or length < 0:
-            raise ImageError("the map of a sparse file is out of order", where=where)
-        end = offset + length
-    if end > info.size:
-        raise ImageError("the map of a sparse file goes beyond its end", where=where)
-    return tuple(pieces)
-
-
 def _xattrs(headers: Mapping[str, str], where: str) -> dict[bytes, bytes]:
-    """Extended attributes. SCHILY (star, GNU tar, Go) holds raw bytes, LIBARCHIVE base64."""
-    found: dict[bytes, bytes] = {}
-    for key, value in headers.items():
-        if key.startswith(_LIBARCHIVE):
-            name = unquote_to_bytes(_bytes(key[len(_LIBARCHIVE) :]))
-            found.setdefault(name, _base64(value, where))
-    for key, value in headers.items():
-        if key.startswith(_SCHILY):
-            found[_bytes(key[len(_SCHILY) :])] = _bytes(value)
+    """Extended attributes, in the form of star, GNU tar and Go, which holds raw bytes.
+
+    libarchive's own, `LIBARCHIVE.xattr.`, none of those reads; what it writes has both.
+    """
+    found = {
+        _bytes(key[len(_SCHILY) :]): _bytes(value)
+        for key, value in headers.items()
+        if key.startswith(_SCHILY)
+    }
     if any(not name or b"\0" in name for name in found):
         raise ImageError("an extended attribute without a name", where=where)
     return found
-
-
-def _base64(text: str, where: str) -> bytes:
-    try:
-        return base64.b64decode(_bytes(text) + b"=" * (-len(text) % 4), validate=True)
-    except binascii.Error as exc:
-        raise ImageError("an extended attribute is not base64", where=where) from exc

@@ -1,7 +1,7 @@
 """The files of an image, by name: in a directory or in a tar archive.
 
-Names are those inside the image, like `blobs/sha256/HEX`. In an archive, links
-(docker writes them between equal layers) are followed among the archive's own
+Names are those inside the image, like `blobs/sha256/HEX`; its root is `/`. In an archive,
+links (docker writes them between equal layers) are followed among the archive's own
 members only, by name and never through the filesystem.
 """
 
@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol, cast
 
 from fuseoverlay.errors import ImageError, StoreError, describe
-from fuseoverlay.oci.headers import read_headers
+from fuseoverlay.oci.headers import read_headers, sparse_map
 from fuseoverlay.oci.streams import (
     CHUNK,
+    HEAD,
     MemberStream,
     Readable,
     compression_of,
     decode_errors,
-    open_gzip,
-    open_zstd,
+    open_plain,
 )
 
 _MAX_LINKS: Final = 40
@@ -36,7 +36,10 @@ _MAX_LINKS: Final = 40
 _MAX_PATH: Final = 4096
 #: Members are kept in memory: about so many bytes each besides their names, so many in all.
 _MEMBER: Final = 400
+_PIECE: Final = 130
 _MAX_NAMES: Final = 64 << 20
+#: Zeros that are nowhere take time all the same.
+_MAX_HOLES: Final = 16 << 30
 
 
 class Files(Protocol):
@@ -57,13 +60,15 @@ class DirectoryFiles:
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
-        return _inner(name) is not None and os.path.exists(os.path.join(self._root, name))
+        inner = _inner(name)
+        return inner is not None and os.path.exists(os.path.join(self._root, inner))
 
     def open(self, name: str) -> tuple[IO[bytes], int]:
         """Open a regular file; a fifo or device under its name is refused, not waited for."""
-        path = os.path.join(self._root, name)
-        if _inner(name) is None:
+        inner = _inner(name)
+        if inner is None:
             raise ImageError("not a name inside the image", where=name)
+        path = os.path.join(self._root, inner)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
@@ -78,10 +83,14 @@ class DirectoryFiles:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Where a file lies in an archive, or which other name it is a link to."""
+    """Where a file lies in an archive, or which other name it is a link to.
+
+    `pieces` as `sparse_map` has them; None: this is no file that could be read.
+    """
 
     offset: int = 0
     size: int = 0
+    pieces: tuple[tuple[int, int], ...] | None = None
     link: str | None = None
 
 
@@ -102,7 +111,10 @@ class ArchiveFiles:
         member = self._find(name)
         if member is None:
             raise ImageError(f"{name} is missing", where=self._path, hint="the archive is damaged")
-        return cast("IO[bytes]", _Window(self._file.fileno(), member.offset)), member.size
+        if member.pieces is None:
+            raise ImageError(f"{name} is no regular file", where=self._path)
+        window = _Window(self._file.fileno(), member.offset, member.pieces, member.size)
+        return cast("IO[bytes]", window), member.size
 
     def _find(self, name: str) -> _Member | None:
         inner = _inner(name)
@@ -115,12 +127,21 @@ class ArchiveFiles:
 
 
 class _Window(io.RawIOBase):
-    """A descriptor from an offset on, with a position of its own."""
+    """A file of `size` bytes in an archive, with a position of its own.
 
-    def __init__(self, fd: int, offset: int) -> None:
+    `pieces` of it, in their order, lie one after the other from `offset` on; between them are
+    zeros.
+    """
+
+    def __init__(
+        self, fd: int, offset: int, pieces: tuple[tuple[int, int], ...], size: int
+    ) -> None:
         super().__init__()
         self._fd = fd
         self._offset = offset
+        self._left = list(reversed(pieces))
+        self._size = size
+        self._position = 0
 
     def readable(self) -> bool:
         """Always."""
@@ -128,8 +149,17 @@ class _Window(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read at the own position."""
-        count = os.preadv(self._fd, [buffer], self._offset)
-        self._offset += count
+        view = memoryview(buffer).cast("B")
+        begin, length = self._left[-1] if self._left else (self._size, 0)
+        if self._position < begin:
+            count = min(len(view), begin - self._position)
+            view[:count] = bytes(count)
+        else:
+            count = os.preadv(self._fd, [view[: begin + length - self._position]], self._offset)
+            self._offset += count
+        self._position += count
+        if self._left and self._position == begin + length:
+            self._left.pop()
         return count
 
 
@@ -145,8 +175,9 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
             if name is None or info.isdir() or len(name) > _MAX_PATH:
                 # Nothing that could be asked for.
                 continue
-            members[name] = _member(info, name)
-            room -= _MEMBER + len(name) + len(info.linkname)
+            members[name] = _member(info, name, f"{path}: {name}")
+            pieces = len(members[name].pieces or ())
+            room -= _MEMBER + len(name) + len(info.linkname) + pieces * _PIECE
             if room < 0:
                 raise ImageError("too many members for an image archive", where=path)
     except OSError as exc:
@@ -155,26 +186,32 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
     return members
 
 
-def _member(info: tarfile.TarInfo, name: str) -> _Member:
+def _member(info: tarfile.TarInfo, name: str, where: str) -> _Member:
     if info.issym():
         return _Member(link=posixpath.join(posixpath.dirname(name), info.linkname))
     if info.islnk():
         return _Member(link=info.linkname)
-    if not info.isreg() or info.sparse is not None:
-        raise ImageError(f"{name}: an image archive holds regular files and links only")
-    return _Member(info.offset_data, info.size)
+    if not info.isreg():
+        # Builders' archives have all kinds of things beside the image.
+        return _Member()
+    pieces = sparse_map(info, where)
+    if pieces is None:
+        pieces = ((0, info.size),) if info.size else ()
+    elif info.size - sum(length for _, length in pieces) > _MAX_HOLES:
+        raise ImageError(f"a sparse file with more than {_MAX_HOLES} bytes of holes", where=where)
+    return _Member(info.offset_data, info.size, pieces)
 
 
 def _inner(name: str) -> str | None:
-    """`name` without `.` and `..`; None where it would lead out of the image."""
-    if name.startswith("/") or "\0" in name:
+    """`name` from the root on, without `.` and `..`; None where it would lead out of the image."""
+    if "\0" in name:
         return None
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
         # JSON may hold halves of surrogate pairs.
         return None
-    clean = posixpath.normpath(name)
+    clean = posixpath.normpath(name.lstrip("/"))
     return None if clean == ".." or clean.startswith("../") else clean
 
 
@@ -198,14 +235,14 @@ def open_files(path: str, scratch: str | None) -> Iterator[Files]:
     except OSError as exc:
         raise ImageError(_missing(exc), where=path, hint="name a file that you may read") from exc
     with open(fd, "rb") as file, contextlib.ExitStack() as stack:
-        kind = compression_of(file.read(4))
+        kind = compression_of(file.read(HEAD))
         file.seek(0)
         if kind is None:
             yield ArchiveFiles(file, path)
             return
         plain = stack.enter_context(_temporary(scratch))
         with decode_errors(path):
-            decoded = open_gzip(file) if kind == "gzip" else open_zstd(file)
+            decoded = open_plain(file, kind)
         _copy(decoded, plain, path, scratch)
         yield ArchiveFiles(plain, path)
 

@@ -15,10 +15,11 @@ from typing import Final
 
 from fuseoverlay import overridestat, syscalls, trust, xattrs
 from fuseoverlay.errors import StoreError
-from fuseoverlay.oci.entries import Entry
+from fuseoverlay.oci.entries import MAX_PATH, Entry
 from fuseoverlay.overridestat import OverrideStat
 
 _PROBE: Final = b".fuseoverlay-owner"
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: The filesystem or our rights do not allow this attribute here.
 _NOT_SETTABLE: Final = (
     errno.EPERM,
@@ -99,6 +100,23 @@ class Writer:
             os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=dir_fd)
         self._set_xattrs(entry, syscalls.at(dir_fd, name))
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=dir_fd, follow_symlinks=False)
+
+    def link_text(self, dir_fd: int, name: bytes) -> bytes | None:
+        """The target of the symbolic link `name` that was made here; None: `name` is no such."""
+        try:
+            if not self.override:
+                return os.readlink(name, dir_fd=dir_fd)
+            fd = os.open(name, _READ, dir_fd=dir_fd)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.EINVAL):
+                return None
+            raise
+        try:
+            note = OverrideStat.parse(xattrs.get(fd, xattrs.OVERRIDE_STAT) or b"", stat.S_IFREG)
+            is_link = note is not None and stat.S_ISLNK(note.mode)
+            return os.read(fd, MAX_PATH) if is_link else None
+        finally:
+            os.close(fd)
 
     def finish(self, entry: Entry, fd: int) -> None:
         """Set the metadata of the open regular file, placeholder or directory `fd`.

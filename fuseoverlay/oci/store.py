@@ -26,10 +26,11 @@ from fuseoverlay import syscalls
 from fuseoverlay.errors import StoreError
 from fuseoverlay.oci import metadata, names
 from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image
+from fuseoverlay.oci.job import Job, store_error
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.streams import ForwardStream
-from fuseoverlay.oci.unpack import Job, store_error, unpack_blob, unpack_stream
+from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
 from fuseoverlay.removal import remove_tree
 from fuseoverlay.syscalls import DIR_FLAGS
 

@@ -1,7 +1,7 @@
 """Byte streams between an image file and the tar parser.
 
 `BlobReader` checks a blob's size and digest while it is read, `decompress` undoes
-gzip or zstd, `ForwardStream` hashes what comes out and lets `tarfile` read it
+gzip, zstd, xz or bzip2, `ForwardStream` hashes what comes out and lets `tarfile` read it
 without ever going back. Each raises `ImageError` for bad content.
 """
 
@@ -11,21 +11,28 @@ import contextlib
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Final, Protocol, cast
 
 from fuseoverlay.errors import DigestError, ImageError, describe
+from fuseoverlay.oci.members import open_bzip2, open_xz
 from fuseoverlay.oci.model import Digest
 
 CHUNK: Final = 256 * 1024
 #: What the parts of a tar archive are padded to.
 _BLOCK: Final = 512
 
+#: As many bytes tell the compression.
+HEAD: Final = 10
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 #: A zstd stream may begin with a skippable frame (pzstd, zstd:chunked): 0x184D2A5?.
 _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+_XZ_MAGIC: Final = b"\xfd7zXZ\0"
+#: The size of blocks, then a block or the end. Shorter it might be the name in a tar header.
+_BZIP2_MAGIC: Final = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 
 
 class Readable(Protocol):
@@ -107,7 +114,7 @@ class BlobReader(io.RawIOBase):
 
 
 def compression_of(head: bytes) -> str | None:
-    """`gzip`, `zstd` or None, told from the first four bytes.
+    """`gzip`, `zstd`, `xz`, `bzip2` or None, told from the first `HEAD` bytes.
 
     The media type is not asked: docker writes plain layers under a gzip type, and
     the digest of the plain stream decides in the end.
@@ -116,7 +123,20 @@ def compression_of(head: bytes) -> str | None:
         return "gzip"
     if head.startswith(ZSTD_MAGIC) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
         return "zstd"
-    return None
+    if head.startswith(_XZ_MAGIC):
+        return "xz"
+    return "bzip2" if _BZIP2_MAGIC.match(head) else None
+
+
+def open_plain(raw: IO[bytes], kind: str) -> Readable:
+    """The plain bytes of what is compressed as `compression_of` says."""
+    openers: dict[str, Callable[[IO[bytes]], Readable]] = {
+        "gzip": open_gzip,
+        "zstd": open_zstd,
+        "xz": open_xz,
+        "bzip2": open_bzip2,
+    }
+    return openers[kind](raw)
 
 
 def open_gzip(raw: IO[bytes]) -> Readable:
@@ -162,7 +182,7 @@ def decode_errors(where: str) -> Iterator[None]:
     except (OSError, ValueError, zlib.error) as exc:
         raise ImageError(f"the compressed data is damaged: {exc}", where=where) from exc
     except Exception as exc:
-        if type(exc).__name__ not in ("ZstdError", "IsalError", "error"):
+        if type(exc).__name__ not in ("ZstdError", "IsalError", "LZMAError", "error"):
             raise
         raise ImageError(f"the compressed data is damaged: {exc}", where=where) from exc
 
@@ -182,11 +202,11 @@ class _Decoded:
 def decompress(raw: io.RawIOBase, where: str) -> Readable:
     """The plain bytes of `raw`, whatever its compression."""
     buffered = io.BufferedReader(raw, CHUNK)
-    kind = compression_of(buffered.peek(4)[:4])
+    kind = compression_of(buffered.peek(HEAD)[:HEAD])
     if kind is None:
         return buffered
     with decode_errors(where):
-        return _Decoded(open_gzip(buffered) if kind == "gzip" else open_zstd(buffered), where)
+        return _Decoded(open_plain(buffered, kind), where)
 
 
 class _Budgeted:

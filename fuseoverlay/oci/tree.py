@@ -52,12 +52,12 @@ class DirCache:
             os.close(self._open.pop(known))
 
 
-def find_below(lowers: Sequence[str | os.PathLike[str]], path: Path) -> int | None:
-    """Find the file `path` as the stack of layer directories `lowers`, top first, shows it.
+def find_below(lowers: Sequence[str | os.PathLike[str]], path: Path) -> tuple[int, int] | None:
+    """Find `path` as the stack of layer directories `lowers`, top first, shows it.
 
-    Returns a descriptor, the caller's to close, of the directory that has it; None where there
-    is no such file, or a directory. Whiteouts and opaque directories count; symbolic
-    links on the way are not followed.
+    Returns a descriptor, the caller's to close, of the directory that has it, and its file
+    type; None where there is no such name. Whiteouts and opaque directories count;
+    symbolic links on the way are not followed.
     """
     for lower in lowers:
         fd = os.open(lower, DIR_FLAGS)
@@ -70,7 +70,7 @@ def find_below(lowers: Sequence[str | os.PathLike[str]], path: Path) -> int | No
     return None
 
 
-def _look(root_fd: int, path: Path) -> tuple[int | None, bool]:
+def _look(root_fd: int, path: Path) -> tuple[tuple[int, int] | None, bool]:
     """One layer of `find_below`: what it found, else whether to look further down."""
     with contextlib.ExitStack() as stack:
         fd = root_fd
@@ -85,8 +85,7 @@ def _look(root_fd: int, path: Path) -> tuple[int | None, bool]:
         kind = _kind(fd, path[-1])
         if kind == 0:
             return None, transparent and not _is_opaque(fd)
-        hidden = kind in (_WHITEOUT, stat.S_IFDIR)
-        return (None if hidden else os.dup(fd)), False
+        return (None if kind == _WHITEOUT else (os.dup(fd), kind)), False
 
 
 #: No file type has this number.

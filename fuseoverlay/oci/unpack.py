@@ -1,18 +1,21 @@
 """Unpack one layer archive into an empty directory that an overlay can use as a lower.
 
 Deletions become whiteouts and opaque marks. Entries may come in any order: whiteouts,
-directory metadata and hard links to what is not there yet wait for the end. No
-symbolic link of the layer is ever followed: every call names one component in an open
-directory. Source: OCI image-spec layer.md. Where umoci, containers-storage and Docker
-disagree:
+directory metadata and hard links to what is not there yet wait for the end. What is named
+below a symbolic link of the layer goes where the link leads inside the layer (`follow`); no call
+follows one: each names one component in an open directory. Source: OCI image-spec layer.md.
+Where umoci, containers-storage and Docker disagree:
 
 - a whiteout acts on lower layers only: the layer's own name stays, a directory of that
   name becomes opaque;
 - the same path twice: the last one wins, a directory keeps its children;
 - a hard link to a file of a lower layer: its data are copied into this layer;
-- an entry below something that is no directory in this layer is refused, below a link of
-  a lower layer it gets a real directory;
-- char device 0:0, absolute names and `..` are refused, overlay attributes dropped.
+- an entry below something that is neither directory nor link in this layer is refused, below
+  a link of a lower layer it gets a real directory, as does the missing target of a link;
+- a whiteout below a link to what neither this layer nor those below have says nothing;
+- files in `.wh..wh.plnk`, where AUFS kept those with several names, are there to be linked to
+  and then gone;
+- char device 0:0 and what leads out of the layer are refused, overlay attributes dropped.
 """
 
 from __future__ import annotations
@@ -21,69 +24,41 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from fuseoverlay import whiteout, xattrs
-from fuseoverlay.errors import DigestError, ImageError, StoreError, describe
+from fuseoverlay.errors import DigestError, ImageError, describe
+from fuseoverlay.oci.contents import write_all, write_data
 from fuseoverlay.oci.copyfile import copy_file
 from fuseoverlay.oci.entries import Entry, Path, read_entries, show
+from fuseoverlay.oci.follow import follow
+from fuseoverlay.oci.job import Job, store_error
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.metadata import Warnings, Writer
 from fuseoverlay.oci.model import Digest
-from fuseoverlay.oci.streams import CHUNK, BlobReader, ForwardStream, decompress
+from fuseoverlay.oci.streams import BlobReader, ForwardStream, decompress
 from fuseoverlay.oci.tree import DirCache, find_below
 from fuseoverlay.removal import remove_tree
 from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_ZEROS: Final = bytes(CHUNK)
-_HOLE: Final = 4096
+#: AUFS kept files here that had several names in a layer, each a hard link to it.
+_AUFS_LINKS: Final = b".wh..wh.plnk"
 #: Value of `xattrs.IMPLIED` on a root that was listed, but holds directories that were not.
 _IMPLIED_INSIDE: Final = b"x"
 
 #: The filesystem cannot hold what the layer asks for, whatever room there is.
 _IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EFBIG, errno.EINVAL, errno.EMLINK)
-_HINTS: Final = {
-    errno.ENOSPC: "make room, or set XDG_DATA_HOME to a directory with more",
-    errno.EDQUOT: "make room in your quota, or set XDG_DATA_HOME to another directory",
-    errno.EROFS: "set XDG_DATA_HOME to a directory that can be written",
-    errno.EACCES: "set XDG_DATA_HOME to a directory that can be written",
-    errno.EPERM: "set XDG_DATA_HOME to a directory that can be written",
-    errno.ENOTDIR: "set XDG_DATA_HOME to a directory",
-    errno.EEXIST: "set XDG_DATA_HOME to a directory",
-    errno.EOPNOTSUPP: "set XDG_DATA_HOME to a directory on a filesystem with extended attributes",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """How to unpack a layer.
-
-    `override`: note owners and modes instead of setting them. `lowers`: the unpacked
-    layers below, top first, for hard links into them. `where` names the layer, `place`
-    the directory, both for messages.
-    """
-
-    override: bool
-    lowers: Sequence[str | os.PathLike[str]] = ()
-    warn: Callable[[str], None] = lambda line: None
-    where: str = "layer"
-    place: str = "store"
-
-
-def store_error(exc: OSError, what: str, place: object) -> StoreError:
-    """`exc` as an error of the store, with a hint."""
-    return StoreError(f"{what}: {describe(exc)}", where=place, hint=_HINTS.get(exc.errno or 0))
 
 
 def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> bool:
     """Unpack `blob` into the empty directory `target`; verify its digest and `diff_id`.
 
-    Returns whether data of `job.lowers` went in, so that the result is good above
-    those only. Raises ImageError, DigestError, StoreError; `target` then holds junk.
+    Returns whether `job.lowers` gave data or decided about something, so that the result is
+    good above those only. Raises ImageError, DigestError, StoreError; `target` then holds junk.
     """
     try:
         stream = ForwardStream(decompress(blob, job.where), diff_id, job.where)
@@ -159,10 +134,13 @@ class _Layer:
     def add(self, entry: Entry) -> None:
         """Unpack one entry, or note it for the end."""
         self._current = entry.name
-        path = entry.path
-        if any(part.startswith(whiteout.WH_PREFIX) for part in path):
-            self._add_special(path)
-        elif entry.hardlink is not None:
+        if any(part.startswith(whiteout.WH_PREFIX) for part in entry.path):
+            self._add_special(entry)
+            return
+        path = self._place(entry.path)
+        if path != entry.path:
+            entry = replace(entry, path=path)
+        if entry.hardlink is not None:
             self._add_hardlink(path, entry.hardlink)
         elif stat.S_ISDIR(entry.mode):
             self._add_directory(entry)
@@ -171,29 +149,41 @@ class _Layer:
         else:
             self._make(path, lambda fd, name: self._writer.make_node(entry, fd, name))
 
-    def _add_special(self, path: Path) -> None:
+    def _add_special(self, entry: Entry) -> None:
         """A name with `.wh.` in it; what the file is does not matter, its name says it all."""
-        *parents, name = path
-        parent = tuple(parents)
-        if any(part.startswith(whiteout.WH_META_PREFIX) for part in parents):
+        *parents, name = entry.path
+        if _is_linked_by_aufs(entry.path) and stat.S_ISREG(entry.mode) and entry.hardlink is None:
+            self._add_file(entry)
+        elif any(part.startswith(whiteout.WH_META_PREFIX) for part in parents):
             self._warnings.add("AUFS housekeeping is left out", self._current)
-            return
-        if any(part.startswith(whiteout.WH_PREFIX) for part in parents):
+        elif any(part.startswith(whiteout.WH_PREFIX) for part in parents):
             raise self._bad("a whiteout that is used as a directory")
-        if name == whiteout.WH_OPAQUE:
-            self._need_directory(parent)
-            self._opaque.add(parent)
+        elif name == whiteout.WH_OPAQUE:
+            self._add_opaque(self._follow(tuple(parents)))
         elif name.startswith(whiteout.WH_META_PREFIX):
             self._warnings.add("AUFS housekeeping is left out", self._current)
         else:
-            target = whiteout.oci_target(name)
-            if target in (None, b".", b".."):
-                raise self._bad("a whiteout of nothing, '.' or '..'")
-            if self._replaced(parent):
-                # `umoci repack` deletes the children of a directory that it replaces by a file.
-                return
-            self._need_directory(parent)
-            self._whiteouts.setdefault(parent, set()).add(target or b"")
+            self._add_whiteout(tuple(parents), name)
+
+    def _add_opaque(self, path: Path) -> None:
+        # As with whiteouts: what is no directory hides all that was below it already.
+        if not self._replaced(path):
+            self._need_directory(path)
+            self._opaque.add(path)
+
+    def _add_whiteout(self, parent: Path, name: bytes) -> None:
+        target = whiteout.oci_target(name)
+        if target in (None, b".", b".."):
+            raise self._bad("a whiteout of nothing, '.' or '..'")
+        place = self._follow(parent)
+        if self._replaced(place):
+            # `umoci repack` deletes the children of a directory that it replaces by a file.
+            return
+        if place != parent and place not in self._dirs and not self._is_directory_below(place):
+            # A link of this layer to nowhere: there is nothing to delete, and nothing to make.
+            return
+        self._need_directory(place)
+        self._whiteouts.setdefault(place, set()).add(target or b"")
 
     def _add_directory(self, entry: Entry) -> None:
         path = entry.path
@@ -211,30 +201,19 @@ class _Layer:
         (fd,) = opened
         try:
             if stat.S_ISREG(entry.mode):
-                self._write_data(entry, fd)
+                if not write_data(self._stream, entry, fd):
+                    raise self._bad("the archive ends in the middle of this file")
             elif entry.link:
-                _write_all(fd, entry.link, 0)
+                write_all(fd, entry.link, 0)
             self._writer.finish(entry, fd)
         finally:
             os.close(fd)
 
-    def _write_data(self, entry: Entry, fd: int) -> None:
-        pieces = ((0, entry.size),) if entry.segments is None else entry.segments
-        for offset, length in pieces:
-            end = offset
-            while end < offset + length:
-                data = self._stream.read_some(min(offset + length - end, CHUNK))
-                if not data:
-                    raise self._bad("the archive ends in the middle of this file")
-                # Few archives keep holes: long runs of zeros are made holes again.
-                if len(data) < _HOLE or data != _ZEROS[: len(data)]:
-                    _write_all(fd, data, end)
-                end += len(data)
-        os.ftruncate(fd, entry.size)
-
-    def _add_hardlink(self, path: Path, target: Path) -> None:
-        if not target or any(part.startswith(whiteout.WH_PREFIX) for part in target):
-            raise self._bad(f"a hard link to {show(target)}, which is no file")
+    def _add_hardlink(self, path: Path, name: Path) -> None:
+        special = any(part.startswith(whiteout.WH_PREFIX) for part in name)
+        if not name or (special and not _is_linked_by_aufs(name)):
+            raise self._bad(f"a hard link to {show(name)}, which is no file")
+        target = name if special else self._place(name)
         if target in self._dirs:
             raise self._bad(f"a hard link to the directory {show(target)}")
         there = self._exists(target)
@@ -247,7 +226,7 @@ class _Layer:
         else:
             self._need_directory(path[:-1])
             self._clear(path)
-            self._links[path] = target
+            self._links[path] = name
 
     def _link(self, path: Path, target: Path) -> None:
         def link(fd: int, name: bytes) -> None:
@@ -257,6 +236,20 @@ class _Layer:
         self._make(path, link)
 
     # names
+
+    def _place(self, path: Path) -> Path:
+        """Where the layer has what it calls `path`; what that is plays no part."""
+        return (*self._follow(path[:-1]), path[-1]) if path else path
+
+    def _follow(self, path: Path) -> Path:
+        """`path` as `follow` has it."""
+        if path in self._dirs:
+            return path
+        where = f"{self._job.where}: {self._current}"
+        return follow(path, where, self._dirs.__contains__, self._link_text)
+
+    def _link_text(self, parent: Path, name: bytes) -> bytes | None:
+        return self._writer.link_text(self._cache.fd(parent), name)
 
     def _make(self, path: Path, make: Callable[[int, bytes], None]) -> None:
         """Make something under a new name; what has the name already goes."""
@@ -311,7 +304,7 @@ class _Layer:
         return False
 
     def _no_directory(self, path: Path) -> ImageError:
-        return self._bad(f"{show(path)} is no directory in this layer, and no link is followed")
+        return self._bad(f"{show(path)} is no directory in this layer")
 
     def _exists(self, path: Path) -> bool:
         if path[:-1] not in self._dirs:
@@ -327,13 +320,17 @@ class _Layer:
     def finish(self) -> None:
         """Do all that had to wait."""
         self._finish_links()
+        if (_AUFS_LINKS,) in self._dirs:
+            self._clear((_AUFS_LINKS,))
         self._finish_whiteouts()
         self._finish_directories()
 
     def _finish_links(self) -> None:
         copies: dict[Path, Path] = {}
-        for path, target in list(self._links.items()):
+        for path, name in list(self._links.items()):
             self._current = show(path)
+            # Through links that came after this one, too.
+            target = name if _is_linked_by_aufs(name) else self._place(name)
             if target in self._dirs:
                 raise self._bad(f"a hard link to the directory {show(target)}")
             if path != target and self._exists(target):
@@ -345,16 +342,28 @@ class _Layer:
                 copies[target] = path
 
     def _copy_below(self, path: Path, target: Path) -> None:
-        source = find_below(self._job.lowers, target)
-        if source is None:
-            raise self._bad(
-                f"a hard link to {show(target)}, which is neither in this layer nor in those below"
-            )
-        try:
+        with self._below(target) as (source, kind):
+            if not kind or stat.S_ISDIR(kind):
+                raise self._bad(
+                    f"a hard link to {show(target)}, which is neither in this layer nor in those"
+                    " below"
+                )
             copy_file(source, target[-1], self._cache.fd(path[:-1]), path[-1])
-        finally:
-            os.close(source)
+
+    def _is_directory_below(self, path: Path) -> bool:
+        with self._below(path) as (_, kind):
+            return stat.S_ISDIR(kind)
+
+    @contextlib.contextmanager
+    def _below(self, path: Path) -> Iterator[tuple[int, int]]:
+        """What the layers below have at `path`, as `find_below` has it; type 0: nothing."""
         self.used_lowers = True
+        source, kind = find_below(self._job.lowers, path) or (-1, 0)
+        try:
+            yield source, kind
+        finally:
+            if kind:
+                os.close(source)
 
     def _finish_whiteouts(self) -> None:
         # The layer's own `a` stays under a whiteout of `a`, with nothing from below in it.
@@ -407,9 +416,5 @@ class _Layer:
             )
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        offset += count
-        view = view[count:]
+def _is_linked_by_aufs(path: Path) -> bool:
+    return len(path) == 2 and path[0] == _AUFS_LINKS

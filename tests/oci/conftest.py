@@ -16,7 +16,8 @@ from tests.oci.helpers import Unpacker, owner_possible
 #: Modules of which the tests mount nothing, so that the extension plays no part; of the first ones
 #: it is also all the same who runs them.
 _READ = {"test_blobs", "test_layout", "test_malformed", "test_model", "test_streams"}
-_UNPACK = {"test_store", "test_unpack", "test_unpack_bad"}
+#: The last one mounts to see what was unpacked.
+_UNPACK = {"test_store", "test_unpack", "test_unpack_bad", "test_references"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,16 +6,45 @@ import dataclasses
 import io
 import os
 import stat
+import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fuseoverlay import whiteout, xattrs
+from fuseoverlay.oci.job import Job
 from fuseoverlay.oci.layout import Node, layer_tar
 from fuseoverlay.oci.metadata import can_own
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
-from fuseoverlay.oci.unpack import Job, unpack_blob, unpack_stream
+from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
 from fuseoverlay.overridestat import OverrideStat
+
+
+def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **fields: Any) -> bytes:
+    """One header block."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape")
+
+
+def block(data: bytes) -> bytes:
+    """Data as they follow a header."""
+    return data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def pax(*records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A header of PAX records, each `KEY=VALUE`."""
+    lines = []
+    for record in records:
+        size = len(record) + 2
+        while len(b"%d %s\n" % (size, record)) != size:
+            size += 1
+        lines.append(b"%d %s\n" % (size, record))
+    body = b"".join(lines)
+    return header("pax", kind, len(body)) + block(body)
 
 
 def owner_possible(directory: Path) -> bool:

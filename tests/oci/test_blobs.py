@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +85,9 @@ def test_an_archive(place: Path) -> None:
     assert [gzip.decompress(blob) for blob in read(place / "a.tar")] == TARS
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstd_module().compress])
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, zstd_module().compress, lzma.compress, bz2.compress]
+)
 def test_a_compressed_archive(place: Path, compress: Callable[[bytes], bytes]) -> None:
     layout(place / "l")
     pack(place / "l", place / "a.tar")
@@ -266,6 +271,92 @@ def test_links_that_lead_nowhere(place: Path, target: str, link_type: bytes) -> 
     }
     write(place / "d.tar", files, link_type)
     with pytest.raises(ImageError, match=r"layer.tar.*(missing|too many links)"):
+        read(place / "d.tar")
+
+
+@pytest.mark.parametrize("member", ["l.tar", "/l.tar", "./l.tar", "//a/../l.tar"])
+@pytest.mark.parametrize("named", ["l.tar", "/l.tar", "/a/.././l.tar"])
+def test_the_root_of_an_archive_is_slash(place: Path, member: str, named: str) -> None:
+    digests = {"rootfs": {"type": "layers", "diff_ids": [str(Digest.of(TARS[0]))]}}
+    manifest = [{"Config": "/c.json", "RepoTags": None, "Layers": [named]}]
+    files: dict[str, bytes | str] = {
+        "/manifest.json": json.dumps(manifest).encode(),
+        "c.json": json.dumps(digests).encode(),
+        member: "/real/../layer",
+        "layer": TARS[0],
+    }
+    write(place / "d.tar", files)
+    assert read(place / "d.tar") == [TARS[0]]
+    (place / "d").mkdir()
+    for name, data in files.items():
+        path = place / "d" / os.path.normpath(name).lstrip("/")
+        path.write_bytes(data if isinstance(data, bytes) else TARS[0])
+    assert read(place / "d") == [TARS[0]]
+
+
+@pytest.mark.parametrize("named", ["../l.tar", "/../l.tar", "a/../../l.tar"])
+def test_what_leaves_an_image_is_not_read(place: Path, named: str) -> None:
+    digests = {"rootfs": {"type": "layers", "diff_ids": [str(Digest.of(TARS[0]))]}}
+    manifest = [{"Config": "c.json", "RepoTags": None, "Layers": [named]}]
+    files: dict[str, bytes | str] = {
+        "manifest.json": json.dumps(manifest).encode(),
+        "c.json": json.dumps(digests).encode(),
+        named: TARS[0],
+    }
+    write(place / "d.tar", files)
+    (place / "d").mkdir()
+    for name in ("manifest.json", "c.json"):
+        (place / "d" / name).write_bytes(files[name])  # type: ignore[arg-type]
+    (place / "l.tar").write_bytes(TARS[0])
+    for image in ("d", "d.tar"):
+        with pytest.raises(ImageError, match=r"l\.tar"):
+            read(place / image)
+
+
+def test_things_beside_an_image(place: Path) -> None:
+    """They are nobody's until they are asked for."""
+    saved(place / "d.tar", form="legacy")
+    with tarfile.open(place / "d.tar", "a") as archive:
+        for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, b"Z"):
+            info = tarfile.TarInfo(f"odd-{kind.decode()}")
+            info.type = kind
+            archive.addfile(info)
+    assert len(read(place / "d.tar")) == 3
+    with tarfile.open(place / "d.tar", "a") as archive:
+        info = tarfile.TarInfo(f"{0:064x}/layer.tar")
+        info.type = tarfile.FIFOTYPE
+        archive.addfile(info)
+    with pytest.raises(ImageError, match="no regular file"):
+        read(place / "d.tar")
+
+
+SPARSE = ["--format=gnu", *(f"--sparse-version={version}" for version in ("0.0", "0.1", "1.0"))]
+
+
+@pytest.mark.parametrize("form", SPARSE)
+@pytest.mark.parametrize("ends", [b"", b"end"])
+def test_an_archive_with_holes(place: Path, form: str, ends: bytes) -> None:
+    """`tar --sparse` of an unpacked image."""
+    tar = layer_tar([Node(name, data=bytes(3 << 20) + ends) for name in ("a", "b")])
+    writer = LayoutWriter(place / "l")
+    writer.add_image([writer.add_layer(tar)])
+    for blob in blob_paths(place / "l"):
+        subprocess.run(["fallocate", "--dig-holes", blob], check=True)
+    subprocess.run(
+        ["tar", "--sparse", "--format=posix", form, "-C", place / "l", "-cf", place / "a.tar", "."],
+        check=True,
+    )
+    assert os.stat(place / "a.tar").st_size < 1 << 20
+    assert read(place / "a.tar") == [tar]
+
+
+def test_holes_without_end(place: Path) -> None:
+    saved(place / "d.tar", form="legacy")
+    with tarfile.open(place / "d.tar", "a", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo(f"{0:064x}/layer.tar")
+        info.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 50)}
+        archive.addfile(info)
+    with pytest.raises(ImageError, match="holes"):
         read(place / "d.tar")
 
 

@@ -6,11 +6,13 @@ seed, so that what fails can be repeated.
 
 from __future__ import annotations
 
+import bz2
 import copy
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import random
 import subprocess
@@ -43,6 +45,14 @@ LAYER = layer_tar(
         Node("d/.wh.gone"),
     ]
 )
+
+
+PRESSES: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "zstd": zstd_module().compress,
+    "xz": lzma.compress,
+    "bzip2": bz2.compress,
+}
 
 
 class Reader:
@@ -326,11 +336,10 @@ def test_flipped_bits_in_an_archive(reader: Reader, place: Path) -> None:
     assert codes >= {READ, MALFORMED}
 
 
-@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("compression", PRESSES)
 def test_flipped_bits_in_a_compressed_layer(reader: Reader, place: Path, compression: str) -> None:
     """The digest of what is stored fits, as somebody means harm."""
-    press = gzip.compress if compression == "gzip" else zstd_module().compress
-    right = press(LAYER)
+    right = PRESSES[compression](LAYER)
     codes = set()
     for seed in range(MANY // 5):
         chance = random.Random(seed)

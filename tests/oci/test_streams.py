@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import sys
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +21,7 @@ from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import BlobReader, ForwardStream, decompress, zstd_module
 from tests.oci.helpers import Unpacker
 
+KINDS = ["gzip", "zstd", "xz", "bzip2"]
 TAR = layer_tar([Node("a", data=b"abc" * 5000), Node("b")])
 
 
@@ -26,7 +30,9 @@ def compress(data: bytes, kind: str) -> bytes:
         return gzip.compress(data)
     if kind == "zstd":
         return bytes(zstd_module().compress(data))
-    return data
+    if kind == "xz":
+        return lzma.compress(data)
+    return bz2.compress(data) if kind == "bzip2" else data
 
 
 def blob(data: bytes, size: int | None = None, digest: Digest | None = None) -> BlobReader:
@@ -34,14 +40,14 @@ def blob(data: bytes, size: int | None = None, digest: Digest | None = None) -> 
     return BlobReader(io.BytesIO(data), real, digest or Digest.of(data), "blob")
 
 
-@pytest.mark.parametrize("kind", ["plain", "gzip", "zstd"])
+@pytest.mark.parametrize("kind", ["plain", *KINDS])
 def test_layers(unpacker: Unpacker, kind: str) -> None:
     layer = unpacker.blob(compress(TAR, kind), Digest.of(TAR))
     assert (layer / "a").read_bytes() == b"abc" * 5000
 
 
 def test_several_members_and_frames(unpacker: Unpacker) -> None:
-    for kind in ("gzip", "zstd"):
+    for kind in KINDS:
         data = compress(TAR[:700], kind) + compress(TAR[700:], kind)
         assert (unpacker.blob(data, Digest.of(TAR)) / "b").exists()
 
@@ -51,6 +57,38 @@ def test_a_skippable_zstd_frame(unpacker: Unpacker) -> None:
     assert (unpacker.blob(data, Digest.of(TAR)) / "b").exists()
 
 
+@pytest.mark.parametrize("kind", ["xz", "bzip2"])
+def test_padding_between_and_after_streams(unpacker: Unpacker, kind: str) -> None:
+    data = compress(TAR[:700], kind) + bytes(8) + compress(TAR[700:], kind) + bytes(600_000)
+    assert (unpacker.blob(data, Digest.of(TAR)) / "b").exists()
+
+
+def test_a_name_that_looks_like_bzip2(unpacker: Unpacker) -> None:
+    tar = layer_tar([Node("BZh91", data=b"x")])
+    assert (unpacker.blob(tar, Digest.of(tar)) / "BZh91").exists()
+
+
+def test_an_empty_bzip2_stream(unpacker: Unpacker) -> None:
+    data = bz2.compress(b"") + bz2.compress(TAR)
+    assert (unpacker.blob(data, Digest.of(TAR)) / "b").exists()
+
+
+def test_xz_that_wants_much_memory(unpacker: Unpacker) -> None:
+    """A header may ask for 4 GiB before there is a byte."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 64 << 20}]
+    data = lzma.compress(TAR, filters=filters)
+    assert (unpacker.blob(data, Digest.of(TAR)) / "b").exists()
+    filters[0]["dict_size"] = 1 << 20
+    block = bytearray(lzma.compress(TAR, filters=filters))
+    # A block's header: size, flags, filter, size of its properties, the dictionary's size; CRC.
+    at = 12
+    assert bytes(block[at + 2 : at + 4]) == b"\x21\x01"
+    block[at + 4] = 40
+    block[at + 8 : at + 12] = zlib.crc32(bytes(block[at : at + 8])).to_bytes(4, "little")
+    with pytest.raises(ImageError, match=r"[Mm]emory"):
+        unpacker.blob(bytes(block), Digest.of(TAR))
+
+
 def test_gzip_without_isal(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "isal", None)
     assert (unpacker.blob(compress(TAR, "gzip"), Digest.of(TAR)) / "b").exists()
@@ -58,7 +96,7 @@ def test_gzip_without_isal(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch) 
         unpacker.blob(compress(TAR, "gzip")[:-9], Digest.of(TAR))
 
 
-@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [1, 4, 8, 40])
 def test_cut_compressed_data(unpacker: Unpacker, kind: str, cut: int) -> None:
     """The blob is what its digest says, but its writer did not finish."""
@@ -66,13 +104,13 @@ def test_cut_compressed_data(unpacker: Unpacker, kind: str, cut: int) -> None:
         unpacker.blob(compress(TAR, kind)[:-cut], Digest.of(TAR))
 
 
-@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rubbish_after_compressed_data(unpacker: Unpacker, kind: str) -> None:
     with pytest.raises(ImageError):
         unpacker.blob(compress(TAR, kind) + b"rubbish", Digest.of(TAR))
 
 
-@pytest.mark.parametrize("kind", ["plain", "gzip", "zstd"])
+@pytest.mark.parametrize("kind", ["plain", *KINDS])
 def test_rubbish_after_the_archive_is_hashed(unpacker: Unpacker, kind: str) -> None:
     tar = TAR + b"rubbish" * 1000
     assert (unpacker.blob(compress(tar, kind), Digest.of(tar)) / "b").exists()
@@ -80,7 +118,7 @@ def test_rubbish_after_the_archive_is_hashed(unpacker: Unpacker, kind: str) -> N
         unpacker.blob(compress(tar, kind), Digest.of(TAR))
 
 
-@pytest.mark.parametrize("kind", ["plain", "gzip", "zstd"])
+@pytest.mark.parametrize("kind", ["plain", *KINDS])
 def test_wrong_diff_id(unpacker: Unpacker, kind: str) -> None:
     with pytest.raises(DigestError, match="the image config says"):
         unpacker.blob(compress(TAR, kind), Digest.of(b""))
@@ -103,7 +141,7 @@ def test_sha512() -> None:
 
 
 @settings(database=None, deadline=None)
-@given(st.binary(max_size=3000), st.sampled_from(["gzip", "zstd"]), st.data())
+@given(st.binary(max_size=3000), st.sampled_from(KINDS), st.data())
 def test_any_damage_is_an_image_error(data: bytes, kind: str, draw: st.DataObject) -> None:
     """Whatever a decompressor raises comes out as ImageError, or the hash differs."""
     packed = bytearray(compress(data, kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import stat
 import tarfile
 from pathlib import Path
@@ -12,48 +13,82 @@ import pytest
 
 from fuseoverlay.errors import ImageError
 from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
-from tests.oci.helpers import Unpacker, names, see
+from tests.helpers import tree
+from tests.oci.helpers import Unpacker, is_opaque, is_whiteout, names, see
 from tests.oci.test_unpack import raw_pax
 
+MANY = 3000 if os.environ.get("FUSEOVERLAY_LONG") else 300
 
-@pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "a/..", "..", "/etc/x", "//x", "./../x", "a/../b"]
-)
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "..", "./../x", "/../x", "/a/../../b"])
 @pytest.mark.parametrize("link", [False, True])
 def test_names_that_lead_out(unpacker: Unpacker, name: str, link: bool) -> None:
     node = Node("here", hardlink=name) if link else Node(name, data=b"bad")
     with pytest.raises(ImageError) as caught:
         unpacker.nodes(Node("fine"), node)
     assert name in str(caught.value)
-    assert not os.path.exists("/etc/x")
     assert sorted(os.listdir(unpacker.base)) == ["layer1"]
 
 
-def test_the_name_slash(unpacker: Unpacker) -> None:
-    with pytest.raises(ImageError, match="absolute or empty"):
-        unpacker.nodes(directory("/"))
+@pytest.mark.parametrize("name", ["/etc/x", "//etc/x", "a/../etc/x", "etc/a/b/.././../x"])
+@pytest.mark.parametrize("link", [False, True])
+def test_the_root_of_the_layer_is_slash(unpacker: Unpacker, name: str, link: bool) -> None:
+    if link:
+        layer = unpacker.nodes(Node("etc/x", data=b"1"), Node("here", hardlink=name))
+        assert os.path.samefile(layer / "here", layer / "etc/x")
+    else:
+        layer = unpacker.nodes(Node(name, data=b"1"))
+    assert (layer / "etc/x").read_bytes() == b"1"
+    assert not os.path.exists("/etc/x")
 
 
-@pytest.mark.parametrize("target", ["/", "..", "victim", "{outside}"])
-@pytest.mark.parametrize("last", ["file", "dir", "opaque", "link", "deep"])
-def test_no_link_is_followed(unpacker: Unpacker, place: Path, target: str, last: str) -> None:
+@pytest.mark.parametrize("name", ["/", "", ".", "a/..", "//./"])
+def test_names_of_the_root(unpacker: Unpacker, name: str) -> None:
+    layer = unpacker.nodes(directory(name, 0o711, uid=3))
+    assert names(layer) == set()
+    assert (see(layer, unpacker.override).mode, see(layer, unpacker.override).uid) == (0o711, 3)
+    with pytest.raises(ImageError, match="root of a layer"):
+        unpacker.nodes(Node(name))
+    if name:
+        with pytest.raises(ImageError, match="no file"):
+            unpacker.nodes(Node("x", hardlink=name))
+
+
+@pytest.mark.parametrize("target", ["/", "..", "victim", "{outside}", "../../../{outside}"])
+@pytest.mark.parametrize("last", ["file", "dir", "opaque", "link", "deep", "whiteout"])
+def test_links_are_followed_inside_only(
+    unpacker: Unpacker, place: Path, target: str, last: str
+) -> None:
     outside = place / "outside"
     outside.mkdir()
     (outside / "kept").write_text("kept")
+    made = {
+        "file": "kept",
+        "dir": "kept",
+        "opaque": "",
+        "link": "kept",
+        "deep": "a/b/c",
+    }
     nodes = {
         "file": Node("l/kept", data=b"bad"),
         "dir": directory("l/kept"),
         "opaque": Node("l/.wh..wh..opq"),
         "link": Node("l/kept", hardlink="f"),
         "deep": Node("l/a/b/c"),
+        "whiteout": Node("l/.wh.kept"),
     }
-    with pytest.raises(ImageError, match="l is no directory in this layer"):
-        unpacker.nodes(
-            Node("f"),
-            symlink("l", target.format(outside=outside)),
-            directory("victim"),
-            nodes[last],
-        )
+    text = target.format(outside=outside)
+    layer = unpacker.nodes(Node("f"), symlink("l", text), directory("victim"), nodes[last])
+    inside = layer / (text.replace("../", "").lstrip("/") if text != ".." else "")
+    if last in made:
+        assert (inside / made[last]).exists()
+        assert is_opaque(inside) == (last == "opaque")
+    elif inside.exists():
+        assert is_whiteout(inside / "kept")
+    else:
+        # Of what the layers do not have nothing can be deleted.
+        assert "outside" in text
+        assert names(layer) == {b"f", b"l", b"victim"}
     assert os.listdir(outside) == ["kept"]
     assert (outside / "kept").read_text() == "kept"
 
@@ -86,7 +121,123 @@ def test_a_hard_link_to_a_symlink_that_leads_out_is_a_link(unpacker: Unpacker) -
     assert (layer / "x").read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("parent", [Node("p"), Node("p", hardlink="later"), symlink("p", ".")])
+def test_what_links_lead_to_changes(unpacker: Unpacker, place: Path) -> None:
+    """Between two members of one name: the second goes where the link leads now."""
+    (place / "outside").mkdir()
+    layer = unpacker.nodes(
+        Node("a/f", data=b"1"),
+        symlink("a", str(place / "outside")),
+        Node("a/f", data=b"2"),
+        directory("a"),
+        Node("a/f", data=b"3"),
+        symlink("a", "b/c"),
+        symlink("b", "../.."),
+        Node("a/f", data=b"4"),
+        directory("b/c/d"),
+        Node("c"),
+        symlink("c", "/"),
+        Node("a/g", data=b"5"),
+    )
+    assert os.listdir(place / "outside") == []
+    assert (layer / str(place / "outside").lstrip("/") / "f").read_bytes() == b"2"
+    assert (layer / "g").read_bytes() == b"5"
+    assert see(layer / "c", unpacker.override).kind == "symlink"
+
+
+def test_links_in_the_place_of_directories_that_are_open(unpacker: Unpacker, place: Path) -> None:
+    """Directories stay open for the next member: not when they have gone."""
+    (place / "outside").mkdir()
+    nodes = [Node("d/e/f/g")]
+    for name in ("d/e/f", "d/e", "d"):
+        nodes += [symlink(name, str(place / "outside")), Node(f"{name}/x"), Node(".wh.y")]
+        nodes += [Node(f"{name}/h", hardlink="first"), Node(f"{name}/.wh..wh..opq")]
+    layer = unpacker.nodes(Node("first"), *nodes)
+    assert os.listdir(place / "outside") == []
+    assert (layer / str(place / "outside").lstrip("/") / "x").exists()
+
+
+def random_layer(chance: random.Random, outside: Path) -> list[Node]:
+    """Members that take one another's places, and links to everywhere."""
+    words = ["a", "b", "c", "d", ".", ".wh.a"]
+    nodes = []
+    for number in range(chance.randrange(4, 30)):
+        name = "/".join(chance.choices(words[:5], k=chance.randrange(1, 4)))
+        other = "/".join(chance.choices(["..", *words[:5]], k=chance.randrange(1, 4)))
+        there = chance.choice([other, f"/{other}", str(outside), f"{outside}/kept", "..", "/"])
+        nodes.append(
+            chance.choice(
+                [
+                    Node(name, data=b"%d" % number),
+                    directory(name),
+                    symlink(name, there),
+                    symlink(name, there),
+                    Node(name, hardlink=other.replace("..", "a")),
+                    Node(f"{name}/.wh.{chance.choice('abcd')}"),
+                    Node(f"{name}/.wh..wh..opq"),
+                ]
+            )
+        )
+    return nodes
+
+
+def test_random_layers_stay_inside(unpacker: Unpacker, place: Path) -> None:
+    outside = place / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    before = tree.digest(str(outside))
+    done = 0
+    for seed in range(MANY):
+        try:
+            unpacker.nodes(*random_layer(random.Random(seed), outside))
+            done += 1
+        except ImageError:
+            pass
+        assert tree.digest(str(outside)) == before, f"seed {seed}"
+        made = {"outside", *(f"layer{number + 1}" for number in range(seed + 1))}
+        assert set(os.listdir(place)) == made, f"seed {seed}"
+    assert MANY // 10 < done < MANY
+
+
+@pytest.mark.parametrize(
+    ("nodes", "says"),
+    [
+        ([symlink("l", "l"), Node("l/x")], "too many symbolic links"),
+        ([symlink("a", "b/c"), symlink("b", "a"), Node("b/x")], "too many symbolic links"),
+        ([symlink("l", "l"), Node("x", hardlink="l/x")], "too many symbolic links"),
+        ([symlink("l", "no/../x"), Node("l/x")], r"no/\.\."),
+        ([Node("f"), symlink("l", "f/../x"), Node("l/x")], r"f/\.\."),
+        ([Node("f"), symlink("l", "f"), Node("l/x")], "f is no directory"),
+        ([symlink("l", ".wh.x"), Node("l/y")], "leads to a whiteout"),
+        ([symlink("l", ".wh..wh.plnk"), Node("l/y")], "leads to a whiteout"),
+        ([symlink("l", "x/" * 2000), Node("l/" + "y/" * 1000)], "too long"),
+        (
+            [symlink(f"l{n}", f"l{n + 1}/" + "x/" * 2000) for n in range(30)] + [Node("l0/y")],
+            "too long",
+        ),
+        ([symlink("l", "n" * 256), Node("l/x")], "File name too long"),
+    ],
+    ids=range(11),
+)
+def test_links_that_lead_nowhere(unpacker: Unpacker, nodes: list[Node], says: str) -> None:
+    with pytest.raises(ImageError, match=says):
+        unpacker.nodes(*nodes)
+
+
+def test_as_many_links_as_the_kernel_follows(unpacker: Unpacker) -> None:
+    links = [symlink(f"l{n}", f"l{n + 1}") for n in range(40)]
+    layer = unpacker.nodes(directory("l40"), *links, Node("l0/x"))
+    assert names(layer / "l40") == {b"x"}
+    with pytest.raises(ImageError, match="too many symbolic links"):
+        unpacker.nodes(directory("l40"), *links, symlink("more", "l0"), Node("more/x"))
+
+
+def test_a_hard_link_to_a_directory_below(unpacker: Unpacker) -> None:
+    lower = unpacker.nodes(directory("d"))
+    with pytest.raises(ImageError, match="neither in this layer nor"):
+        unpacker.nodes(Node("x", hardlink="d"), lowers=[lower])
+
+
+@pytest.mark.parametrize("parent", [Node("p"), Node("p", hardlink="later")])
 def test_a_parent_that_is_no_directory(unpacker: Unpacker, parent: Node) -> None:
     with pytest.raises(ImageError, match="p is no directory"):
         unpacker.nodes(parent, Node("p/x"))
@@ -135,10 +286,43 @@ def test_unknown_type(unpacker: Unpacker) -> None:
 
 
 @pytest.mark.parametrize("field", [b"uid", b"gid"])
-@pytest.mark.parametrize("value", [b"-1", b"4294967295", b"99999999999999999999"])
+@pytest.mark.parametrize("value", [b"-99999999999999999999", b"99999999999999999999"])
 def test_impossible_owners(unpacker: Unpacker, field: bytes, value: bytes) -> None:
     with pytest.raises(ImageError, match="no user or group number"):
         unpacker.tar(raw_pax([field + b"=" + value]))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"-2", 0xFFFFFFFE),
+        (b"4294967294", 0xFFFFFFFE),
+        # It stays root's, as nobody is that.
+        (b"-1", 0),
+        (b"4294967295", 0),
+        (b"4294967301", 5),
+        (b"+7", 7),
+    ],
+)
+def test_owners_beyond_32_bits(unpacker: Unpacker, value: bytes, expected: int) -> None:
+    """As Go hands them to chown(2)."""
+    layer = unpacker.tar(raw_pax([b"uid=" + value, b"gid=" + value]))
+    assert see(layer / "f", unpacker.override).owner == (expected, expected)
+
+
+@pytest.mark.parametrize("field", [b"uid", b"gid", b"size"])
+@pytest.mark.parametrize("value", [b"x", b" 5", b"5_0", b"5.5", b"0x5", "\u0665".encode()])
+def test_numbers_that_are_none(unpacker: Unpacker, field: bytes, value: bytes) -> None:
+    with pytest.raises(ImageError, match="is no number"):
+        unpacker.tar(raw_pax([field + b"=" + value]))
+
+
+def test_one_block_of_zeros_in_the_middle(unpacker: Unpacker) -> None:
+    """What comes after the end is nobody's; but two blocks make an end."""
+    tar = layer_tar([Node("a"), Node("b")])
+    with pytest.raises(ImageError, match="zeros in the middle"):
+        unpacker.tar(tar[:512] + bytes(512) + tar[512:])
+    assert names(unpacker.tar(tar[:512] + bytes(1024) + tar[512:])) == {b"a"}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +334,7 @@ def test_impossible_owners(unpacker: Unpacker, field: bytes, value: bytes) -> No
         [b"size=-5"],
         [b"SCHILY.xattr.=x"],
         [b"SCHILY.xattr.a\0b=x"],
-        [b"LIBARCHIVE.xattr.user.a=*"],
+        [b"GNU.sparse.map=0,1,3", b"GNU.sparse.size=5"],
         [b"GNU.sparse.map=5,1,0,1", b"GNU.sparse.size=10"],
         [b"GNU.sparse.map=0,100", b"GNU.sparse.size=10"],
         [b"GNU.sparse.map=x"],
