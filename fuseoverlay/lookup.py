@@ -98,7 +98,7 @@ def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> I
     if found is None:
         raise no_entry(name)
     if found.is_dir:
-        return parent.children.get(name) or _new_directory(ov, parent, name, found)
+        return _directory(ov, parent, name, found)
     return _file(ov, parent, index, name, found)[0]
 
 
@@ -109,8 +109,12 @@ def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[In
         raise no_entry(name)
     if not found.is_dir:
         return _file(ov, parent, index, name, found)
-    directory = parent.children.get(name) or _new_directory(ov, parent, name, found)
-    return directory, real_of(ov, directory)
+    directory = _directory(ov, parent, name, found)
+    try:
+        return directory, real_of(ov, directory)
+    except OSError:
+        ov.inodes.drop_unused(directory)
+        raise
 
 
 def made(
@@ -123,7 +127,6 @@ def made(
     inode: Inode
     if kind == stat.S_IFDIR:
         inode = directory = Directory(number, parent, place.name, ov.stack.upper_dir(*place), ())
-        parent.children[place.name] = directory
         _merged(ov, directory, Index(Listing(), {}), 0)
     else:
         inode = file = File(number, kind)
@@ -135,6 +138,18 @@ def made(
     layer = place.real.layer
     kept = stored if layer.override is not None else None
     return inode, Real(layer, at(fd, place.name), False, st, kept)
+
+
+def _directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
+    known = ov.inodes.subdirectory(parent, name)
+    if known is not None and renewal.is_replaced(ov, known, found):
+        # Whoever stands in it stays there; the name leads elsewhere from now on.
+        ov.inodes.unname(known)
+        known = None
+    if known is None:
+        return _new_directory(ov, parent, name, found)
+    ov.inodes.recall(known)
+    return known
 
 
 def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
@@ -153,7 +168,6 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
     directory.redirect = marks.redirect if upper is not None else None
     ov.inodes.add(directory)
-    parent.children[name] = directory
     if index is not None:
         _merged(ov, directory, index, len(lowers))
     return directory
