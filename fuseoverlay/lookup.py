@@ -12,10 +12,10 @@ import os
 import stat
 from typing import NamedTuple
 
-from fuseoverlay import hardlinks, native, redirect, renewal, whiteout, xattrs
+from fuseoverlay import hardlinks, native, places, redirect, renewal, whiteout, xattrs
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Held, Inode, Place
-from fuseoverlay.layers import Layer, RealDir, check_sighting, sighting, stat_key
+from fuseoverlay.layers import Layer, RealDir, sighting, stat_key
 from fuseoverlay.merge import Found, Index, Listing, at_once, scan, scan_soon
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
@@ -188,7 +188,8 @@ def _file(
     key, place = stat_key(st), Place(real, name)
     alone = not found.in_upper and not hardlinks.stay_together(ov, place, st)
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
-    if file is not None and not found.in_upper and _is_elsewhere(file, place, st):
+    known = file is not None and (parent, name) in file.names
+    if file is not None and not found.in_upper and not known and _is_elsewhere(file, place, st):
         alone, file = True, ov.inodes.find_alone(parent, name)
     if file is not None and not found.in_upper and _is_another(ov, file, key, st):
         if not alone:
@@ -210,6 +211,9 @@ def _file(
             # A name that only held it was counted.
             st = os.stat(name, dir_fd=ov.stack.fd(real), follow_symlinks=False)
     file.names[parent, name] = None
+    if not found.in_upper:
+        # Of all names the one that surely leads to it.
+        file.lower = place
     if file.in_upper and not found.in_upper:
         # The copy counts, which the index of hard links leads to.
         return file, real_of(ov, file)
@@ -387,10 +391,12 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     place = inode.upper or inode.lower
     if place is None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    if inode.upper is None:
+        st = places.status(ov.stack, inode, place, lasting=ov.config.private)
+        place = inode.lower or place
+        return Real(place.real.layer, at(ov.stack.fd(place.real), place.name), False, st)
     fd = ov.stack.fd(place.real)
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
-    if inode.upper is None:
-        check_sighting(st, inode.lower_seen, lasting=ov.config.private)
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 

@@ -13,6 +13,7 @@ import os
 import time
 from typing import Final
 
+from fuseoverlay import places
 from fuseoverlay.inodes import Directory, File
 from fuseoverlay.layers import RealDir, stat_key
 from fuseoverlay.merge import Found, Index, scan, scan_soon
@@ -64,15 +65,17 @@ def renew_now(ov: Overlay, directory: Directory, index: Index) -> bool:
 
 
 def is_gone(ov: Overlay, file: File, key: tuple[int, int]) -> bool:
-    """Whether this file of a lower has left its place, so that another one may have come to
-    its number; never where nobody else changes the layers."""
+    """Whether this file of a lower has left all places where it is known, so that another one may
+    have come to its number; never where nobody else changes the layers."""
     if file.in_upper or file.lower is None or ov.config.private:
         return False
     try:
         fd = ov.stack.fd(file.lower.real)
-        return stat_key(os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)) != key
+        if stat_key(os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)) == key:
+            return False
     except OSError:
-        return True
+        pass
+    return places.find_again(ov.stack, file, file.lower_seen) is None
 
 
 def is_replaced(ov: Overlay, directory: Directory, found: Found) -> bool:
