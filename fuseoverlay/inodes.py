@@ -348,6 +348,9 @@ class InodeTable:
                 # Given away meanwhile. The kernel has forgotten whose it was.
                 directory.ino = self.own_number()
             self._by_ino[directory.ino] = directory
+            index = directory.index
+            if index is not None and index.expires is None:
+                native.names[directory.ino] = index.visible
 
     def move(self, directory: Directory, parent: Directory, name: bytes) -> None:
         """A directory was renamed."""
@@ -418,9 +421,6 @@ class InodeTable:
             return True
         native.names.pop(inode.ino, None)
         native.plain.pop(inode.ino, None)
-        if isinstance(inode, Directory):
-            # It may live on for what is in it, which needs no names of others.
-            inode.index = None
         return True
 
     @property
