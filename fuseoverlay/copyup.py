@@ -93,11 +93,14 @@ def _is_busy(file: File) -> bool:
 def copy_up_directory(ov: Overlay, directory: Directory) -> RealDir:
     """The directory in the upper, after copying it and its ancestors up. Does not suspend."""
     ov.writable()
+    if directory.removed:
+        raise no_entry(directory.name)
+    if directory.upper is None and not ov.inodes.is_in_place(directory):
+        # Another one is there by now, which is not to get what belongs here.
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), directory.name)
     missing = []
     step: Directory | None = directory
     while step is not None and step.upper is None:
-        if step.removed:
-            raise no_entry(step.name)
         missing.append(step)
         step = step.parent
     for step in reversed(missing):
@@ -144,9 +147,9 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
 
 
 async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
-    for parent, _ in ov.inodes.live_names(file):
-        copy_up_directory(ov, parent)
-        break
+    name = ov.inodes.name_of(file)
+    if name is not None:
+        copy_up_directory(ov, name[0])
     real = real_of(ov, file)
     origin = _origin(ov, file)
     with Transaction() as change:
@@ -165,10 +168,10 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
 
 def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | None:
     """Path of the data for a copy of the metadata alone; None: copy all."""
-    names = ov.inodes.live_names(file)
-    if not (ov.config.metacopy and stat.S_ISREG(file.kind) and st.st_size and names):
+    found = ov.inodes.name_of(file)
+    if not (ov.config.metacopy and stat.S_ISREG(file.kind) and st.st_size and found):
         return None
-    parent, name = names[0]
+    parent, name = found
     # Also where the lower file is a metacopy itself: the kernel looks for data in data-only
     # layers only on behalf of a lower file.
     path = path_below(parent) + b"/" + name
@@ -331,6 +334,8 @@ class _Copy(NamedTuple):
     key: tuple[int, int]
     #: Where it is, or how it is reached if its name is gone by now.
     place: Place | Held
+    #: The directory that it is in, if it has a name.
+    parent: Directory | None
     #: See `File.links`.
     links: int
 
@@ -353,16 +358,16 @@ def _publish_file(
     is_linked = ov.config.index and lower_links > 1 and links > 0
     if is_linked and origin is not None and file.lower is not None:
         entered = linkindex.enter(ov, change, file.lower, staged, origin, links)
-    names = ov.inodes.live_names(file)
+    name = ov.inodes.name_of(file)
     place: Place | Held
-    if names:
-        place = _publish(ov, staged, *names[0])
+    if name is not None:
+        place = _publish(ov, staged, *name)
     elif entered and origin is not None:
         place = linkindex.entry(ov, origin)
         os.unlink(staged, dir_fd=workdir.fd)
     else:
         place = staging.hold(ov, staged)
-    return _Copy(key, place, links if entered else 0)
+    return _Copy(key, place, name[0] if name is not None else None, links if entered else 0)
 
 
 def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None:
@@ -371,9 +376,8 @@ def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None
         ov.inodes.hold(file, copy.place)
     else:
         file.upper = copy.place
-        for parent, name in ov.inodes.live_names(file)[:1]:
-            if parent.index is not None:
-                parent.index.put(name, False)
+        if copy.parent is not None and copy.parent.index is not None:
+            copy.parent.index.put(copy.place.name, False)
     ov.inodes.bind(file, copy.key)
     if not only_metadata:
         file.data = None

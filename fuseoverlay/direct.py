@@ -129,7 +129,11 @@ class Direct:
 
     def _entry(self, inode: Inode, real: Real) -> bytes:
         """Tell of an inode, which adds to its look-up count."""
-        attr = attributes.attr_of(self._ov, inode, real)
+        try:
+            attr = attributes.attr_of(self._ov, inode, real)
+        except OSError:
+            self._ov.inodes.drop_unused(inode)
+            raise
         valid = self._valid if attr.nlink else _NEVER
         generation = generation_of(attr.ino, self._generation)
         inode.nlookup += 1

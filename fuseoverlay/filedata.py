@@ -13,7 +13,7 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Final, Self
 
-from fuseoverlay import native
+from fuseoverlay import native, places
 from fuseoverlay.inodes import File, Place
 from fuseoverlay.layers import LayerStack, Sighting, open_checked, open_known, open_own
 from fuseoverlay.syscalls import fd_path
@@ -126,14 +126,23 @@ class FileData:
         if file.data is not None:
             if write:
                 raise AssertionError("data that is in a lower is never written")
-            return self._open_lower(file.data, file.data_seen)
+            return self._open_lower(file, file.data, file.data_seen)
         if file.in_upper:
             return self._open_upper(file, write)
         if file.lower is None or write:
             raise AssertionError("a lower file is never opened for writing")
-        return self._open_lower(file.lower, file.lower_seen)
+        return self._open_lower(file, file.lower, file.lower_seen)
 
-    def _open_lower(self, place: Place, seen: Sighting | None) -> int:
+    def _open_lower(self, file: File, place: Place, seen: Sighting | None) -> int:
+        try:
+            return self._open_at(place, seen)
+        except OSError:
+            found = places.find_again(self._stack, file, seen)
+            if found is None:
+                raise
+            return self._open_at(found, seen)
+
+    def _open_at(self, place: Place, seen: Sighting | None) -> int:
         flags = os.O_RDONLY | os.O_NOFOLLOW | _FLAGS
         dir_fd = self._stack.fd(place.real)
         return open_known(place.name, flags, dir_fd, seen, lasting=self._private)

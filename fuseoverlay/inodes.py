@@ -2,6 +2,10 @@
 
 `InodeTable` owns every `Inode`, its number and its look-up count. A node id is
 also the `st_ino`: it is never given to another file while the kernel holds it.
+
+A directory is there for longer, as long as anything that the kernel knows lies in it: files know
+their directories, and those the directories above, so that each chain is whole up to the root. The
+table finds directories by weak references: what nobody needs any more goes by itself.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import stat
 from types import TracebackType
 from typing import Final, NamedTuple, Self
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -138,7 +143,7 @@ class Directory(Inode):
     """A directory: where it is in the upper and in the lowers, merged on first use."""
 
     __slots__ = (
-        "children",
+        "__weakref__",
         "impure",
         "index",
         "lowers",
@@ -167,8 +172,6 @@ class Directory(Inode):
         #: Whether `overlay.impure` was set in this mount.
         self.impure = False
         self.index: Index | None = None
-        #: Directories in it that the kernel knows.
-        self.children: dict[bytes, Directory] = {}
         self.removed = False
 
     @property
@@ -213,6 +216,8 @@ class InodeTable:
         self._by_ino: dict[int, Inode | Listed] = {}
         self._by_key: dict[tuple[int, int], File] = {}
         self._alone: dict[tuple[Directory, bytes], File] = {}
+        #: All directories that are there by name, known to the kernel or not.
+        self._named: WeakValueDictionary[tuple[Directory, bytes], Directory] = WeakValueDictionary()
         self._dynamic = _DYNAMIC << _INO_BITS
         self.root = Directory(ROOT, None, b"", upper, lowers)
         self._by_ino[ROOT] = self.root
@@ -333,8 +338,46 @@ class InodeTable:
         return self._dynamic
 
     def add(self, inode: Inode) -> None:
-        """Enter a new inode under its number."""
+        """Enter a new inode under its number, a directory also under its name."""
         self._by_ino[inode.ino] = inode
+        if isinstance(inode, Directory) and inode.parent is not None:
+            self._named[inode.parent, inode.name] = inode
+
+    def subdirectory(self, parent: Directory, name: bytes) -> Directory | None:
+        """The directory of that name, if it is there; the kernel need not know it."""
+        return self._named.get((parent, name))
+
+    def recall(self, directory: Directory) -> None:
+        """The kernel, which may have forgotten a directory, is going to be told of it."""
+        if not self.knows(directory):
+            if directory.ino in self._by_ino:
+                # Given away meanwhile. The kernel has forgotten whose it was.
+                directory.ino = self.own_number()
+            self._by_ino[directory.ino] = directory
+            index = directory.index
+            if index is not None and index.expires is None:
+                native.names[directory.ino] = index.visible
+
+    def move(self, directory: Directory, parent: Directory, name: bytes) -> None:
+        """A directory was renamed."""
+        self.unname(directory)
+        directory.parent, directory.name = parent, name
+        self._named[parent, name] = directory
+
+    def unname(self, directory: Directory) -> None:
+        """The name of a directory leads to it no longer: it was removed or replaced."""
+        above = directory.parent
+        if above is not None and self._named.get((above, directory.name)) is directory:
+            del self._named[above, directory.name]
+
+    def is_in_place(self, directory: Directory) -> bool:
+        """Whether its path leads to it: neither it nor any above was removed or replaced."""
+        step = directory
+        while step.parent is not None:
+            if self._named.get((step.parent, step.name)) is not step:
+                return False
+            step = step.parent
+        return True
 
     def bind(self, file: File, key: tuple[int, int]) -> None:
         """Let `find` lead from the real file to `file`, and to no other."""
@@ -385,10 +428,6 @@ class InodeTable:
             return True
         native.names.pop(inode.ino, None)
         native.plain.pop(inode.ino, None)
-        if isinstance(inode, Directory) and inode.parent is not None:
-            siblings = inode.parent.children
-            if siblings.get(inode.name) is inode:
-                del siblings[inode.name]
         return True
 
     @property
@@ -411,11 +450,17 @@ class InodeTable:
             self._held -= not held.name
             release(held)
 
-    def live_names(self, file: File) -> list[tuple[Directory, bytes]]:
-        """Names of the file in directories that still exist for the kernel."""
-        live = [(d, n) for d, n in file.names if self.knows(d) and not d.removed]
-        file.names = dict.fromkeys(live)
-        return live
+    def name_of(self, file: File) -> tuple[Directory, bytes] | None:
+        """A name that leads to a file of a lower; None: all were removed through the mount.
+        ESTALE: not so, but none does, since somebody else has changed the lower."""
+        for directory, name in file.names:
+            index = directory.index
+            leads = index is None or (name in index and name not in index.upper)
+            if leads and self.is_in_place(directory):
+                return directory, name
+        if file.names:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return None
 
 
 def release(held: Held) -> None:

@@ -12,10 +12,10 @@ import os
 import stat
 from typing import NamedTuple
 
-from fuseoverlay import hardlinks, native, redirect, renewal, whiteout, xattrs
+from fuseoverlay import hardlinks, native, places, redirect, renewal, whiteout, xattrs
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Held, Inode, Place
-from fuseoverlay.layers import Layer, RealDir, check_sighting, sighting, stat_key
+from fuseoverlay.layers import Layer, RealDir, sighting, stat_key
 from fuseoverlay.merge import Found, Index, Listing, at_once, scan, scan_soon
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
@@ -98,7 +98,7 @@ def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> I
     if found is None:
         raise no_entry(name)
     if found.is_dir:
-        return parent.children.get(name) or _new_directory(ov, parent, name, found)
+        return _directory(ov, parent, name, found)
     return _file(ov, parent, index, name, found)[0]
 
 
@@ -109,8 +109,12 @@ def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[In
         raise no_entry(name)
     if not found.is_dir:
         return _file(ov, parent, index, name, found)
-    directory = parent.children.get(name) or _new_directory(ov, parent, name, found)
-    return directory, real_of(ov, directory)
+    directory = _directory(ov, parent, name, found)
+    try:
+        return directory, real_of(ov, directory)
+    except OSError:
+        ov.inodes.drop_unused(directory)
+        raise
 
 
 def made(
@@ -123,7 +127,6 @@ def made(
     inode: Inode
     if kind == stat.S_IFDIR:
         inode = directory = Directory(number, parent, place.name, ov.stack.upper_dir(*place), ())
-        parent.children[place.name] = directory
         _merged(ov, directory, Index(Listing(), {}), 0)
     else:
         inode = file = File(number, kind)
@@ -135,6 +138,18 @@ def made(
     layer = place.real.layer
     kept = stored if layer.override is not None else None
     return inode, Real(layer, at(fd, place.name), False, st, kept)
+
+
+def _directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
+    known = ov.inodes.subdirectory(parent, name)
+    if known is not None and renewal.is_replaced(ov, known, found):
+        # Whoever stands in it stays there; the name leads elsewhere from now on.
+        ov.inodes.unname(known)
+        known = None
+    if known is None:
+        return _new_directory(ov, parent, name, found)
+    ov.inodes.recall(known)
+    return known
 
 
 def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
@@ -153,7 +168,6 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
     directory.redirect = marks.redirect if upper is not None else None
     ov.inodes.add(directory)
-    parent.children[name] = directory
     if index is not None:
         _merged(ov, directory, index, len(lowers))
     return directory
@@ -174,7 +188,8 @@ def _file(
     key, place = stat_key(st), Place(real, name)
     alone = not found.in_upper and not hardlinks.stay_together(ov, place, st)
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
-    if file is not None and not found.in_upper and _is_elsewhere(file, place, st):
+    known = file is not None and (parent, name) in file.names
+    if file is not None and not found.in_upper and not known and _is_elsewhere(file, place, st):
         alone, file = True, ov.inodes.find_alone(parent, name)
     if file is not None and not found.in_upper and _is_another(ov, file, key, st):
         if not alone:
@@ -196,6 +211,9 @@ def _file(
             # A name that only held it was counted.
             st = os.stat(name, dir_fd=ov.stack.fd(real), follow_symlinks=False)
     file.names[parent, name] = None
+    if not found.in_upper:
+        # Of all names the one that surely leads to it.
+        file.lower = place
     if file.in_upper and not found.in_upper:
         # The copy counts, which the index of hard links leads to.
         return file, real_of(ov, file)
@@ -373,12 +391,13 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     place = inode.upper or inode.lower
     if place is None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    if inode.upper is None:
+        st = places.status(ov.stack, inode, place, lasting=ov.config.private)
+        place = inode.lower or place
+        return Real(place.real.layer, at(ov.stack.fd(place.real), place.name), False, st)
     fd = ov.stack.fd(place.real)
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
-    if inode.upper is None:
-        check_sighting(st, inode.lower_seen, lasting=ov.config.private)
-    else:
-        inode.check_upper(st)
+    inode.check_upper(st)
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 

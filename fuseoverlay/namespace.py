@@ -519,7 +519,7 @@ def _remove_directory(
         else:
             old = _exchange_for_whiteout(ov, place, dialect)
             index.hide(name, oci=False)
-    lose_directory(ov, parent, directory, held, old)
+    lose_directory(ov, directory, held, old)
     return old
 
 
@@ -534,9 +534,7 @@ def hold_directory(ov: Overlay, change: Transaction, directory: Directory) -> He
     return held
 
 
-def lose_directory(
-    ov: Overlay, parent: Directory, directory: Directory, held: Held | None, old: bytes | None
-) -> None:
+def lose_directory(ov: Overlay, directory: Directory, held: Held | None, old: bytes | None) -> None:
     """After a directory went; `old`: where to in the work directory."""
     if held is not None:
         ov.inodes.hold(directory, held)
@@ -545,7 +543,7 @@ def lose_directory(
     if directory.upper is not None:
         ov.stack.forget(directory.upper)
     directory.removed = True
-    parent.children.pop(directory.name, None)
+    ov.inodes.unname(directory)
 
 
 def _move_away(ov: Overlay, place: Place) -> bytes:

@@ -241,7 +241,7 @@ def _replace(ov: Overlay, src: Side, dst: Side) -> bytes | None:
             goes = hold(ov, change, old, dst.parent, dst.name)
         left = _move(ov, change, src, dst)
     if isinstance(old, Directory):
-        lose_directory(ov, dst.parent, old, held, emptied)
+        lose_directory(ov, old, held, emptied)
     elif isinstance(old, File) and goes is not None:
         lose_name(ov, old, dst.parent, dst.name, goes)
     _arrived(ov, src, dst, src.inode, redirected)
@@ -396,10 +396,7 @@ def _arrived(
 ) -> None:
     """Tell the inode its new name; `redirected`: the redirect that a directory has now."""
     if isinstance(inode, Directory):
-        if src.parent.children.get(src.name) is inode:
-            del src.parent.children[src.name]
-        dst.parent.children[dst.name] = inode
-        inode.parent, inode.name = dst.parent, dst.name
+        ov.inodes.move(inode, dst.parent, dst.name)
         inode.redirect = redirected
         if inode.upper is not None:
             ov.stack.moved(inode.upper, dst.place.real, dst.name)

@@ -13,9 +13,10 @@ import os
 import time
 from typing import Final
 
+from fuseoverlay import places
 from fuseoverlay.inodes import Directory, File
 from fuseoverlay.layers import RealDir, stat_key
-from fuseoverlay.merge import Index, scan, scan_soon
+from fuseoverlay.merge import Found, Index, scan, scan_soon
 from fuseoverlay.overlay import Overlay
 
 #: What was changed so shortly before it was read may change once more at the same time, ns.
@@ -64,13 +65,30 @@ def renew_now(ov: Overlay, directory: Directory, index: Index) -> bool:
 
 
 def is_gone(ov: Overlay, file: File, key: tuple[int, int]) -> bool:
-    """Whether this file of a lower has left its place, so that another one may have come to
-    its number; never where nobody else changes the layers."""
+    """Whether this file of a lower has left all places where it is known, so that another one may
+    have come to its number; never where nobody else changes the layers."""
     if file.in_upper or file.lower is None or ov.config.private:
         return False
     try:
         fd = ov.stack.fd(file.lower.real)
-        return stat_key(os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)) != key
+        if stat_key(os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)) == key:
+            return False
+    except OSError:
+        pass
+    return places.find_again(ov.stack, file, file.lower_seen) is None
+
+
+def is_replaced(ov: Overlay, directory: Directory, found: Found) -> bool:
+    """Whether the name of a directory of the lowers, at which that was found just now, leads to
+    another one, by its topmost part; never where nobody else changes the layers."""
+    if directory.in_upper or ov.config.private:
+        return False
+    if not found.lower_dirs:
+        return True
+    try:
+        fd = ov.stack.fd(found.lower_dirs[0])
+        top = os.stat(directory.name, dir_fd=fd, follow_symlinks=False)
+        return stat_key(top) != stat_key(os.stat(ov.stack.fd(directory.lowers[0])))
     except OSError:
         return True
 
@@ -103,19 +121,3 @@ def _take_over(
     directory.lowers = lowers[:used]
     index.stamp = stamp
     index.relower(fresh.lower)
-    for name, inode in list(directory.children.items()):
-        if not inode.in_upper and not _is_still(ov, index, name, inode):
-            # Whoever stands in it stays there; the name leads elsewhere from now on.
-            del directory.children[name]
-
-
-def _is_still(ov: Overlay, index: Index, name: bytes, inode: Directory) -> bool:
-    """Whether the name still leads to this directory of the lowers, by its topmost part."""
-    found = index.find(name)
-    if found is None or not found.lower_dirs:
-        return False
-    try:
-        top = os.stat(name, dir_fd=ov.stack.fd(found.lower_dirs[0]), follow_symlinks=False)
-        return stat_key(top) == stat_key(os.stat(ov.stack.fd(inode.lowers[0])))
-    except OSError:
-        return False

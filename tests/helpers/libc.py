@@ -26,6 +26,7 @@ UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 #: _IOR('f', 1, long), linux/fs.h
 FS_IOC_GETFLAGS = 0x80086601
+_IN_ALL_EVENTS = 0xFFF
 STATX_NLINK = 4
 STATX_BTIME = 0x800
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
@@ -180,6 +181,19 @@ def cached_pages(path: Path) -> int:
     with mapped(path) as start:
         _checked(_libc.mincore(start, size, pages))
     return sum(page & 1 for page in pages.raw)
+
+
+@contextlib.contextmanager
+def watched(*paths: Path) -> Iterator[None]:
+    """Have inotify watch these: the kernel keeps their inodes, though it may forget their names and
+    the directories above."""
+    fd = _checked(_libc.inotify_init1(os.O_CLOEXEC))
+    try:
+        for path in paths:
+            _checked(_libc.inotify_add_watch(fd, _bytes(path), _IN_ALL_EVENTS))
+        yield
+    finally:
+        os.close(fd)
 
 
 def getcwd() -> bytes:

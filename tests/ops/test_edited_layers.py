@@ -5,6 +5,7 @@ The kernel says of this only that it is undefined; fuse-overlayfs does not show 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -110,6 +111,51 @@ def test_a_directory_that_was_replaced(edited: Space) -> None:
     lower.rmdir()
     lower.write_text("a file now")
     assert (edited.mnt / "d" / "sub").read_text() == "a file now"
+
+
+def test_changes_below_a_directory_that_was_replaced(edited: Space) -> None:
+    """What belongs into the old one does not come to be in the new one."""
+    lower = edited.lower / "d" / "sub"
+    shutil.rmtree(edited.lowers[1] / "d" / "sub")
+    (lower / "in").mkdir()
+    (lower / "in" / "f").write_text("old")
+    with contextlib.ExitStack() as undo:
+        standing = os.open(edited.mnt / "d" / "sub" / "in", os.O_RDONLY)
+        undo.callback(os.close, standing)
+        file = os.open("f", os.O_RDWR, dir_fd=standing)
+        undo.callback(os.close, file)
+        lower.rename(edited.base / "away")
+        (lower / "in").mkdir(parents=True)
+        (lower / "in" / "f").write_text("new")
+        new = edited.mnt / "d" / "sub" / "in"
+        assert (new / "f").read_text() == "new"
+        with fails(errno.ESTALE):
+            os.mkdir("made", dir_fd=standing)
+        with fails(errno.ESTALE):
+            os.write(file, b"OLD")
+        with fails(errno.ESTALE):
+            os.fchmod(file, 0o600)
+        assert os.listdir(new) == ["f"]
+        assert not (edited.upper / "d" / "sub").exists()
+        (new / "made").mkdir()
+        (new / "f").write_text("changed")
+        assert sorted(os.listdir(new)) == ["f", "made"]
+
+
+def test_change_of_a_file_whose_name_went(edited: Space) -> None:
+    """It has no name to be copied up to, and was not removed through the mount."""
+    lower = edited.lower / "d"
+    with (edited.mnt / "d" / "own0").open("r+b", 0) as stream:
+        lower.joinpath("own0").rename(lower / "moved")
+        lower.joinpath("own0").mkdir()
+        assert (edited.mnt / "d" / "own0").is_dir()
+        with fails(errno.ESTALE, errno.ENOENT):
+            stream.write(b"lost")
+        lower.joinpath("own0").rmdir()
+        assert "own0" not in os.listdir(edited.mnt / "d")
+        with fails(errno.ESTALE, errno.ENOENT):
+            stream.write(b"lost")
+    assert os.listdir(edited.upper / "d") == ["hidden"]
 
 
 def test_listings_under_way(edited: Space) -> None:

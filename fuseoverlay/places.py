@@ -1,0 +1,46 @@
+"""Where the object behind a file of a lower is found, when it is not where it was looked up.
+
+Somebody may own a directory with one name of another's file, and take that name away, or put
+something else there. Every other name leads to the file as well.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fuseoverlay.inodes import File, Place
+from fuseoverlay.layers import LayerStack, Sighting, check_sighting, sighting
+
+
+def status(stack: LayerStack, file: File, place: Place, *, lasting: bool) -> os.stat_result:
+    """Status of a file of a lower, which was looked up at `place`; that may move. Errors of
+    stat(2), and of `check_sighting`, which takes `lasting`."""
+    try:
+        st = _status(stack, place)
+        check_sighting(st, file.lower_seen, lasting=lasting)
+    except OSError:
+        found = find_again(stack, file, file.lower_seen)
+        if found is None:
+            raise
+        file.lower = found
+        st = _status(stack, found)
+        check_sighting(st, file.lower_seen, lasting=lasting)
+    return st
+
+
+def find_again(stack: LayerStack, file: File, seen: Sighting | None) -> Place | None:
+    """Where one of the names by which the kernel knows a file leads to what was seen of it in a
+    lower; None: nowhere."""
+    for directory, name in file.names:
+        for real in directory.lowers:
+            place = Place(real, name)
+            try:
+                if sighting(_status(stack, place)) == seen:
+                    return place
+            except OSError:
+                continue
+    return None
+
+
+def _status(stack: LayerStack, place: Place) -> os.stat_result:
+    return os.stat(place.name, dir_fd=stack.fd(place.real), follow_symlinks=False)
