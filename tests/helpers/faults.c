@@ -23,6 +23,9 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+/* __NR_listxattrat, since Linux 6.13 */
+#define LISTXATTRAT 465
+
 struct control {
     atomic_int armed, left, error, full, times, fired;
     char name[40]; /* of the first call that failed */
@@ -211,7 +214,7 @@ long syscall(long number, ...)
     for (int i = 0; i < 6; i++)
         a[i] = va_arg(more, long);
     va_end(more);
-    if ((number == SYS_openat2 || number == SYS_getdents64) && fails("syscall", false))
+    if ((number == SYS_openat2 || number == SYS_getdents64 || number == LISTXATTRAT) && fails("syscall", false))
         return -1;
     FIND(syscall);
     return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);

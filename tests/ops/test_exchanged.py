@@ -313,3 +313,104 @@ def test_owner_in_an_attribute(linked: bool) -> None:
 def _status(path: Path) -> tuple[int, int, int]:
     st = path.lstat()
     return st.st_uid, st.st_mode, st.st_size
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_listing(times: int) -> None:
+    """Who has attributes, such as an ACL, is not listed as a file that has none: the mode alone
+    would say who may read it."""
+    with scratch() as base:
+        space = Space(base)
+        for number in range(40):
+            path = space.lower / str(number)
+            path.mkdir()
+            ROOTS.make(path / "roots", overridden=False)
+            (path / "his").write_bytes(HIS.content)
+        expected = {HIS: set(), ROOTS: set(os.listxattr(path / "roots"))}
+        faults = Faults(space.base / "faults")
+        mnt = faults.mount(space)
+        wrong = []
+        try:
+            for number in range(40):
+                lower, path = space.lower / str(number), mnt / str(number)
+                with faults.exchanging(number + 1, lower / "his", lower / "roots", times=times):
+                    names = sorted(entry.name for entry in os.scandir(path))
+                assert names == ["his", "roots"]
+                for kind, found in map(_attributes, (path / name for name in names)):
+                    if found is not None and found != expected[kind]:
+                        wrong.append(f"call {number + 1}, {faults.failed}: {kind.name}, {found}")
+                if not faults.failed:
+                    break
+            else:
+                pytest.fail("there were more calls than directories")
+            space.unmount()
+        finally:
+            space.drop()
+        assert not wrong, "\n".join(wrong)
+
+
+def _attributes(path: Path) -> tuple[Kind, set[str] | None]:
+    """What it is, by its size, and its attributes; None: it has gone from its place."""
+    fd = os.open(path, os.O_PATH)
+    try:
+        kind = HIS if os.fstat(fd).st_size == len(HIS.content) else ROOTS
+        return kind, set(os.listxattr(f"/proc/self/fd/{fd}"))
+    except OSError as exc:
+        assert exc.errno == errno.ESTALE, path
+        return ROOTS, None
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("times", [0, 1])
+@pytest.mark.parametrize("lowers", [1, 2])
+def test_directories(lowers: int, times: int) -> None:
+    """Who may list one does not see the names in the other."""
+    with scratch() as base:
+        space = Space(base, lowers)
+        names = [kind.name for kind in KINDS]
+        for number in range(30):
+            for layer in space.lowers:
+                for name, mode in zip(names, (0o755, 0o700), strict=True):
+                    path = layer / f"{name}-{number}"
+                    path.mkdir()
+                    path.chmod(mode)
+            # More than what is listed with attributes, which those of the other have not.
+            for name in names:
+                for entry in range(200):
+                    (space.lower / f"{name}-{number}" / f"{name}-{entry}-{'x' * 100}").touch()
+        faults = Faults(space.base / "faults")
+        mnt = faults.mount(space)
+        wrong = []
+        try:
+            for number in range(30):
+                one, two = (space.lower / f"{name}-{number}" for name in names)
+                with faults.exchanging(number + 1, one, two, times=times):
+                    mode, found = _listed(mnt / one.name)
+                owners = {name.partition("-")[0] for name in found}
+                whose = "his" if mode & 0o077 else "roots"
+                if owners - {whose}:
+                    wrong.append(f"call {number + 1}, {faults.failed}: {owners} in {whose}")
+                if not faults.failed:
+                    break
+            space.unmount()
+        finally:
+            space.drop()
+        assert not wrong, "\n".join(wrong)
+
+
+def _listed(path: Path) -> tuple[int, list[str]]:
+    """Mode of a directory, and the names in it; none where it has gone from its place."""
+    mode = path.stat().st_mode
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as exc:
+        assert exc.errno == errno.ESTALE, path
+        return mode, []
+    try:
+        return os.fstat(fd).st_mode, os.listdir(fd)
+    except OSError as exc:
+        assert exc.errno == errno.ESTALE, path
+        return mode, []
+    finally:
+        os.close(fd)
