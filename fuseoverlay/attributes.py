@@ -18,8 +18,8 @@ from fuseoverlay import acl, files, ownership, protection, syscalls, xattrs
 from fuseoverlay.copyup import copy_up
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.inodes import Directory, File, Inode
-from fuseoverlay.layers import open_known, sighting
-from fuseoverlay.lookup import Real, index_of, real_of, shown_of, upper_of
+from fuseoverlay.layers import check_sighting
+from fuseoverlay.lookup import Real, index_of, pinned_of, real_of, shown_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.transaction import tidy
 
@@ -103,8 +103,8 @@ def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
 
 def birth_time(ov: Overlay, inode: Inode) -> int | None:
     """When the real object was made, in ns; None where its filesystem does not tell."""
-    real = real_of(ov, inode)
-    return syscalls.birth_time(real.path, follow=real.follow)
+    with pinned_of(ov, inode) as real:
+        return syscalls.birth_time(real.path, follow=real.follow)
 
 
 def unknown(ov: Overlay, *, is_dir: bool) -> Attr:
@@ -117,10 +117,12 @@ def unknown(ov: Overlay, *, is_dir: bool) -> Attr:
 def _blocks(ov: Overlay, inode: Inode, st: os.stat_result) -> int:
     """Blocks of 512 bytes, counted where the data is."""
     place = inode.data if isinstance(inode, File) else None
-    if place is None:
+    if not isinstance(inode, File) or place is None:
         return st.st_blocks
     fd = ov.stack.fd(place.real)
-    return os.stat(place.name, dir_fd=fd, follow_symlinks=False).st_blocks
+    data = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
+    check_sighting(data, inode.data_seen, lasting=ov.config.private)
+    return data.st_blocks
 
 
 def _file_links(file: File, real: Real) -> int:
@@ -232,8 +234,8 @@ def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> by
         return syscalls.process_name()
     check_xattrs(ov)
     check_acl(name, acls=acls)
-    real = real_of(ov, inode)
-    return ov.identity.shown_attribute(name, _stored_xattr(real, name), real.st)
+    with pinned_of(ov, inode) as real:
+        return ov.identity.shown_attribute(name, _stored_xattr(real, name), real.st)
 
 
 def _stored_xattr(real: Real, name: bytes) -> bytes:
@@ -242,8 +244,6 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
     except PermissionError:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
     try:
-        if name == xattrs.CAPABILITY and real.layer.number and not real.follow:
-            return _of_this_very_file(real, real_name)
         return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
     except OSError as exc:
         # The kernel itself asks, before it writes or executes or lets anybody in, and takes other
@@ -254,17 +254,6 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
         raise
 
 
-def _of_this_very_file(real: Real, name: bytes) -> bytes:
-    """An attribute that gives rights: not one of what was put in the place of the real object since
-    we looked. ESTALE."""
-    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = open_known(real.path, flags, None, sighting(real.st))
-    try:
-        return os.getxattr(syscalls.fd_path(fd), name)
-    finally:
-        os.close(fd)
-
-
 def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]:
     """Names of all attributes but the overlay's own. Only root sees `trusted.` names, as
     everywhere; nobody ACLs where the mount has none."""
@@ -272,9 +261,9 @@ def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]
     hidden: tuple[bytes, ...] = () if uid == 0 else (b"trusted.",)
     if not acls:
         hidden += (acl.PREFIX,)
-    real = real_of(ov, inode)
-    names = xattrs.names(real.path, follow=real.follow)
-    shown = map(real.layer.shown_name, names)
+    with pinned_of(ov, inode) as real:
+        names = xattrs.names(real.path, follow=real.follow)
+        shown = map(real.layer.shown_name, names)
     return [name for name in shown if name is not None and not name.startswith(hidden)]
 
 
@@ -306,7 +295,8 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
     check_xattrs(ov)
     protection.check_change(ov, inode)
     try:
-        _stored_xattr(real_of(ov, inode), name)
+        with pinned_of(ov, inode) as real:
+            _stored_xattr(real, name)
     except OSError as exc:
         missing = exc.errno == errno.ENODATA and name.startswith(acl.PREFIX)
         if missing and inode.in_upper:

@@ -32,7 +32,15 @@ from fuseoverlay.copydata import copy_data
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.inodes import Directory, File, Held, Inode, Place
 from fuseoverlay.layers import RealDir, stat_key
-from fuseoverlay.lookup import Real, no_entry, path_below, real_of, stored_of, upper_of
+from fuseoverlay.lookup import (
+    Real,
+    lower_of,
+    no_entry,
+    path_below,
+    real_of,
+    stored_of,
+    upper_of,
+)
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
 from fuseoverlay.transaction import Transaction, tidy
@@ -142,7 +150,7 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
     os.mkdir(staged, 0o700, dir_fd=workdir.fd)
     ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
     copy_xattrs(ov, real, path)
-    protection.keep(ov, directory, path)
+    protection.keep(ov, directory, real, path)
     _copy_times(real.st, workdir.fd, staged)
 
 
@@ -150,9 +158,11 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
     name = ov.inodes.name_of(file)
     if name is not None:
         copy_up_directory(ov, name[0])
-    real = real_of(ov, file)
-    origin = _origin(ov, file)
-    with Transaction() as change:
+    # All that makes the copy is of one object: its parts could be of two, of different owners, if
+    # they were found by its name, one after the other.
+    with lower_of(ov, file) as lower, Transaction() as change:
+        origin = hardlinks.origin_of(lower)
+        real = Real(lower.layer, lower.path, True, lower.st)
         staged = staging.stage(ov, change)
         metacopy = None if data else _metacopy_redirect(ov, file, real.st)
         if metacopy is not None:
@@ -160,7 +170,8 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
         elif stat.S_ISREG(file.kind):
             await _copy_regular(ov, file, real, staged, size, origin)
         else:
-            staging.make(ov, staged, stored_of(ov, real), _target(ov, file))
+            target = staging.read_link(ov, real) if stat.S_ISLNK(file.kind) else b""
+            staging.make(ov, staged, stored_of(ov, real), target)
             _copy_metadata(ov, file, real, staged, origin)
         copy = _publish_file(ov, change, file, staged, origin, real.st.st_nlink)
     _moved_up(ov, file, copy, metacopy is not None)
@@ -236,46 +247,47 @@ def _forget_metacopy(fd: int) -> None:
         tidy(xattrs.drop, fd, name)
 
 
-def _target(ov: Overlay, file: File) -> bytes:
-    return staging.read_link(ov, real_of(ov, file)) if stat.S_ISLNK(file.kind) else b""
-
-
-def _origin(ov: Overlay, file: File) -> bytes | None:
-    if file.lower is None:
-        return None
-    return hardlinks.origin_of(ov, file.lower)
-
-
 async def _copy_regular(
     ov: Overlay, file: File, real: Real, staged: bytes, size: int | None, origin: bytes | None
 ) -> None:
     """Stage data and metadata, synced. The new descriptor is not kept: the file may be
     published under a name that needs another."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    before = real.st
     target = open_file(staged, flags, 0o600, dir_fd=ov.writable().fd)
     try:
-        source = ov.data.acquire(file)
-        try:
-            length = before.st_size if file.data is None else os.fstat(source.fd).st_size
+        with _data(ov, file, real) as source:
+            length = real.st.st_size if file.data is None else os.fstat(source).st_size
             length = length if size is None else min(size, length)
             if length <= _INLINE:
-                shared = copy_data(source.fd, target, length)
+                shared = copy_data(source, target, length)
                 _begin_to_secure(ov, target, shared)
             else:
-                shared = await ov.threads.run(copy_data, source.fd, target, length)
-                # Times as they were: reading may have moved the access time.
-                real = real_of(ov, file)._replace(st=before)
-            own = source.fd if file.data is None else None
+                shared = await ov.threads.run(copy_data, source, target, length)
+            own = source if file.data is None else None
             _copy_metadata(ov, file, real, staged, origin, own)
             if size is not None:
                 # The last change to it, for this sets the time of a truncation.
                 os.ftruncate(target, size)
-        finally:
-            ov.data.release(source)
         await _secure(ov, target, shared)
     finally:
         os.close(target)
+
+
+@contextlib.contextmanager
+def _data(ov: Overlay, file: File, real: Real) -> Iterator[int]:
+    """A descriptor of the data: of `real` itself, unless that has none of its own."""
+    if file.data is None:
+        fd = syscalls.open_noatime(real.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+        return
+    source = ov.data.acquire(file)
+    try:
+        yield source.fd
+    finally:
+        ov.data.release(source)
 
 
 def _begin_to_secure(ov: Overlay, target: int, shared: bool) -> None:
@@ -317,7 +329,7 @@ def _copy_metadata(
     target = at(workdir.fd, staged)
     ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
     copy_xattrs(ov, real, target)
-    protection.keep(ov, file, target, source)
+    protection.keep(ov, file, real, target, source)
     if origin is not None:
         try:
             xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
@@ -356,8 +368,8 @@ def _publish_file(
     entered = False
     # Also of what has one name left, which need not be the one that is open.
     is_linked = ov.config.index and lower_links > 1 and links > 0
-    if is_linked and origin is not None and file.lower is not None:
-        entered = linkindex.enter(ov, change, file.lower, staged, origin, links)
+    if is_linked and origin is not None:
+        entered = linkindex.enter(ov, change, staged, origin, links, lower_links)
     name = ov.inodes.name_of(file)
     place: Place | Held
     if name is not None:
@@ -392,11 +404,14 @@ def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None
 
 def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
     """Put a real name into the upper for one that so far leads to the copy by the index.
-    Does not suspend."""
+    Does not suspend. ESTALE: the name has come to lead to another lower file since it was copied
+    up."""
     index = parent.index
     found = index.find(name) if index is not None else None
     if index is None or found is None or found.in_upper:
         return
+    if not file.in_upper:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
     copy_up_directory(ov, parent)
     real = upper_of(ov, file)
     with Transaction() as change:

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay import handles, xattrs
-from fuseoverlay.inodes import Held, Place
-from fuseoverlay.layers import stat_key
+from fuseoverlay.inodes import Held
+from fuseoverlay.layers import Lower, stat_key
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at
 
@@ -32,11 +32,19 @@ _MOST_LINKS: Final = 2**31
 _NOT_FOUND: Final = (errno.ESTALE, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
 
 
-def origin_of(ov: Overlay, place: Place) -> bytes | None:
+def origin_of(lower: Lower) -> bytes | None:
     """`overlay.origin` for a copy of the file; None: its filesystem has no handles, or none that
     can be told from another's."""
-    uuid = ov.stack.uuid_of(*place)
-    return handles.encode(ov.stack.fd(place.real), place.name, uuid)
+    return handles.encode(lower.fd, b"", lower.layer.uuid_of(lower.st))
+
+
+def may_be_origin(lower: Lower, origin: bytes) -> bool:
+    """Whether an `overlay.origin` may name the file: not if it names another one on its
+    filesystem."""
+    handle = handles.decode(origin)
+    if handle is None or handle.uuid != lower.layer.uuid_of(lower.st):
+        return True
+    return origin_of(lower) in (None, origin)
 
 
 def find_origin(ov: Overlay, origin: bytes) -> os.stat_result | None:
@@ -58,19 +66,19 @@ def may_be_indexed(st: os.stat_result) -> bool:
     return st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
 
 
-def stay_together(ov: Overlay, place: Place, st: os.stat_result) -> bool:
-    """Whether the names of the lower file at `place`, with this status, lead to one file also after
+def stay_together(ov: Overlay, lower: Lower) -> bool:
+    """Whether the names of the lower file lead to one file also after
     it was copied up: they do by the index, which takes a handle. Where they do not, each is a file
     of its own from the start, as with `index=off`: else what is written by one name would be found
     by another one in the next mount."""
-    if not may_be_indexed(st) or ov.workdir is None:
+    if not may_be_indexed(lower.st) or ov.workdir is None:
         return True
-    return ov.config.index and origin_of(ov, place) is not None
+    return ov.config.index and origin_of(lower) is not None
 
 
-def find_copy(ov: Overlay, place: Place, st: os.stat_result) -> Held | None:
-    """The entry of the index for the copy that another name of the lower file at `place`
-    caused; None: it was not copied up. `st` is the lower file's status.
+def find_copy(ov: Overlay, lower: Lower) -> Held | None:
+    """The entry of the index for the copy that another name of the lower file
+    caused; None: it was not copied up.
 
     An entry of the index that is no copy of this file is ignored with a warning.
     """
@@ -78,7 +86,7 @@ def find_copy(ov: Overlay, place: Place, st: os.stat_result) -> Held | None:
     index_fd = workdir.index_fd() if workdir is not None else None
     if workdir is None or index_fd is None:
         return None
-    origin = origin_of(ov, place)
+    origin = origin_of(lower)
     if origin is None:
         return None
     name = index_name(origin)
@@ -88,7 +96,7 @@ def find_copy(ov: Overlay, place: Place, st: os.stat_result) -> Held | None:
         if exc.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
         raise
-    same_type = stat.S_IFMT(found.st_mode) == stat.S_IFMT(st.st_mode)
+    same_type = stat.S_IFMT(found.st_mode) == stat.S_IFMT(lower.st.st_mode)
     path, counted = at(index_fd, name), workdir.upper.namespaces
     if same_type and xattrs.get_overlay(path, xattrs.ORIGIN, counted, upper=True) == origin:
         return Held(index_fd, name)
@@ -103,13 +111,13 @@ def _warn_foreign(workdir: bytes, name: bytes) -> None:
     log.warning("%s: ignored, it is no copy of the file that it is called after", path)
 
 
-def hidden_names(ov: Overlay, place: Place, st: os.stat_result) -> int:
-    """How many names of the lower file at `place`, with the status `st`, whiteouts have hidden,
+def hidden_names(ov: Overlay, lower: Lower) -> int:
+    """How many names of the lower file whiteouts have hidden,
     in any mount. A note that says all of them is wrong: somebody asks for one."""
-    if not may_be_indexed(st):
+    if not may_be_indexed(lower.st):
         return 0
     links_fd = ov.workdir.links_fd() if ov.workdir is not None else None
-    origin = origin_of(ov, place) if links_fd is not None else None
+    origin = origin_of(lower) if links_fd is not None else None
     if origin is None:
         return 0
     try:
@@ -118,7 +126,7 @@ def hidden_names(ov: Overlay, place: Place, st: os.stat_result) -> int:
         if exc.errno not in (errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL):
             raise
         return 0
-    return hidden if hidden < st.st_nlink else 0
+    return hidden if hidden < lower.st.st_nlink else 0
 
 
 def entry_of(ov: Overlay, path: bytes, st: os.stat_result, *, follow: bool) -> Held | None:

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from fuseoverlay import acl, capability, syscalls, trust, userns, xattrs
-from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.idmap import IdMap
-from fuseoverlay.layers import Layer
+from fuseoverlay.layers import Layer, pinned, sighting
 from fuseoverlay.overridestat import OverrideStat, accessible
 from fuseoverlay.userns import MappedIds
 
@@ -251,17 +250,14 @@ def read_override(
 def _override_of(
     layer: Layer, attribute: bytes, path: bytes, st: os.stat_result, *, follow: bool
 ) -> OverrideStat | None:
-    """What counts of the attribute in this layer."""
-    if not layer.only_of_root:
+    """What counts of the attribute in this layer; ESTALE where a lower has another object at the
+    path by now."""
+    if layer.only_of_root and not trust.is_roots_alone(st):
+        return None
+    if follow or not layer.number:
         return read_override(path, attribute, st.st_mode, follow=follow)
-    # By a descriptor: whoever owns the directory could put another object in its place meanwhile.
-    fd = open_file(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
-    try:
-        if not trust.is_roots_alone(os.stat(fd)):
-            return None
-        return read_override(syscalls.fd_path(fd), attribute, st.st_mode, follow=True)
-    finally:
-        os.close(fd)
+    with pinned(layer, path, None, sighting(st)) as lower:
+        return read_override(lower.path, attribute, st.st_mode, follow=True)
 
 
 def write_override(path: bytes, attribute: bytes, stored: Status, *, follow: bool = False) -> None:

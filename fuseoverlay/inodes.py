@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from fuseoverlay import native
-from fuseoverlay.layers import RealDir, Sighting, stat_key
+from fuseoverlay.layers import RealDir, Sighting, sighting, stat_key
 from fuseoverlay.merge import Index
 from fuseoverlay.transaction import tidy
 
@@ -190,6 +190,10 @@ class Directory(Inode):
 Listed = tuple[Directory, bytes, RealDir, int, int, bool, int]
 
 
+def _owner(listed: Listed) -> tuple[int, int]:
+    return listed[6] >> 32, listed[6] & 0xFFFFFFFF
+
+
 class InodeTable:
     """Finds inodes by number and by real file. The root is always in it.
 
@@ -249,7 +253,7 @@ class InodeTable:
 
     def _learn(self, ino: int, listed: Listed) -> File:
         """Make an inode of what was only listed."""
-        parent, name, real, nlookup, kind, _, owner = listed
+        parent, name, real, nlookup, kind, _, _ = listed
         file = File(ino, kind)
         file.nlookup = nlookup
         file.lower = Place(real, name)
@@ -257,7 +261,7 @@ class InodeTable:
         self.add(file)
         device = self._devices[ino >> _INO_BITS]
         key = device, ino & (1 << _INO_BITS) - 1
-        file.lower_seen = *key, owner >> 32, owner & 0xFFFFFFFF, kind
+        file.lower_seen = *key, *_owner(listed), kind
         self.bind(file, key)
         return file
 
@@ -294,15 +298,19 @@ class InodeTable:
         self._alone[name] = file
         file.alone = name
 
-    def known_regular(self, key: tuple[int, int]) -> int | None:
-        """The number of the regular file with its own data that a real pair belongs to, if
+    def known_regular(self, st: os.stat_result) -> int | None:
+        """The number of the regular lower file with its own data that has this status, if
         the kernel knows it."""
+        key, seen = stat_key(st), sighting(st)
         file = self._by_key.get(key)
         if file is not None:
-            return file.ino if file.kind == stat.S_IFREG and file.data is None else None
+            plain = file.kind == stat.S_IFREG and file.data is None and not file.in_upper
+            return file.ino if plain and file.lower_seen == seen else None
         number = self._real_number(key)
         listed = self._by_ino.get(number) if number is not None else None
-        return number if isinstance(listed, tuple) and listed[4] == stat.S_IFREG else None
+        if not isinstance(listed, tuple) or listed[4] != stat.S_IFREG:
+            return None
+        return number if _owner(listed) == (st.st_uid, st.st_gid) else None
 
     def regular(self) -> list[int]:
         """The numbers of all regular files that the kernel knows."""

@@ -16,7 +16,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 from weakref import WeakValueDictionary
 
 from fuseoverlay import native, syscalls, trust, xattrs
@@ -110,6 +110,12 @@ class Layer:
                 "root can set them; with userxattr they count",
                 printable(self.path),
             )
+
+    def uuid_of(self, st: os.stat_result) -> bytes | None:
+        """UUID of the filesystem that a file with this status is on; None: it does not tell that
+        from all others. What is mounted below the layer never has one here: in the next mount
+        there may be something else with the same."""
+        return None if self.crosses and st.st_dev != self.device else self.uuid
 
     @property
     def reading(self) -> int:
@@ -368,16 +374,6 @@ class LayerStack:
         if fd is not None:
             os.close(fd)
 
-    def uuid_of(self, real: RealDir, name: bytes) -> bytes | None:
-        """UUID of the filesystem that a file of a layer is on; None: it does not tell that from
-        all others. What is mounted below a layer never has one here: in the next mount there may
-        be something else with the same."""
-        layer = real.layer
-        if layer.crosses and layer.uuid is not None:
-            st = os.stat(name, dir_fd=self.fd(real), follow_symlinks=False)
-            return layer.uuid if st.st_dev == layer.device else None
-        return layer.uuid
-
     def hides(self, real: RealDir) -> set[bytes]:
         """Names in the directory that do not show."""
         hidden = real.layer.hidden
@@ -552,6 +548,37 @@ def check_sighting(st: os.stat_result, seen: Sighting | None, *, lasting: bool =
     now = sighting(st)
     if seen is not None and (now != seen if lasting else now[-1] != seen[-1]):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class Lower(NamedTuple):
+    """An object of a lower, or of the upper where both are served alike, that all its facts are
+    taken from by one descriptor: whoever owns its directory may exchange it for another between
+    two calls that name it."""
+
+    layer: Layer
+    #: O_PATH.
+    fd: int
+    st: os.stat_result
+
+    @property
+    def path(self) -> bytes:
+        """For calls that take no descriptor; to be followed."""
+        return syscalls.fd_path(self.fd)
+
+
+@contextlib.contextmanager
+def pinned(
+    layer: Layer, name: bytes, dir_fd: int | None, seen: Sighting | None, *, lasting: bool = True
+) -> Iterator[Lower]:
+    """Such an object; `check_sighting`."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = open_file(name, flags, dir_fd=dir_fd)
+    try:
+        st = os.fstat(fd)
+        check_sighting(st, seen, lasting=lasting)
+        yield Lower(layer, fd, st)
+    finally:
+        os.close(fd)
 
 
 def open_known(

@@ -8,8 +8,8 @@ import os
 from typing import Final
 
 from fuseoverlay import hardlinks, staging, xattrs
-from fuseoverlay.inodes import File, Held, Place
-from fuseoverlay.lookup import Real, upper_of
+from fuseoverlay.inodes import File, Held
+from fuseoverlay.lookup import Real, lower_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.removal import remove_tree
 from fuseoverlay.syscalls import at
@@ -23,9 +23,8 @@ def note_origin(ov: Overlay, file: File) -> bytes | None:
     no other name."""
     if file.in_upper or file.lower is None or not ov.config.index:
         return None
-    fd = ov.stack.fd(file.lower.real)
-    st = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)
-    return hardlinks.origin_of(ov, file.lower) if hardlinks.may_be_indexed(st) else None
+    with lower_of(ov, file) as lower:
+        return hardlinks.origin_of(lower) if hardlinks.may_be_indexed(lower.st) else None
 
 
 def note_hidden(ov: Overlay, origin: bytes, hidden: int) -> None:
@@ -43,9 +42,10 @@ def note_hidden(ov: Overlay, origin: bytes, hidden: int) -> None:
 
 
 def enter(
-    ov: Overlay, change: Transaction, lower: Place, staged: bytes, origin: bytes, links: int
+    ov: Overlay, change: Transaction, staged: bytes, origin: bytes, links: int, lower_links: int
 ) -> bool:
-    """Put a staged copy of a lower file, which `links` names lead to, into the index.
+    """Put a staged copy of a lower file, which `links` of its `lower_links` names lead to, into
+    the index.
 
     False: the filesystem keeps no attributes or links, so the names will part. The caller notes
     the count with `set_links` once the copy is published.
@@ -54,7 +54,7 @@ def enter(
     index_fd = workdir.index_fd(create=True)
     name = hardlinks.index_name(origin)
     try:
-        _count_from_lower(ov, lower, at(workdir.fd, staged), links, follow=False)
+        _count_from_lower(ov, lower_links, at(workdir.fd, staged), links, follow=False)
         with contextlib.suppress(FileNotFoundError):
             # Left by a copy that a crash kept from being published, or not ours.
             if index_fd is not None:
@@ -72,8 +72,10 @@ def hold_count(ov: Overlay, change: Transaction, file: File, real: Real) -> None
     """Before an indexed file gets a real name for one that the index stands for: the count
     must be right before and after that. `set_links` must be called then."""
     if file.links and file.lower is not None:
+        with lower_of(ov, file) as lower:
+            lower_links = lower.st.st_nlink
         change.on_error(_count_from_upper, ov, file)
-        _count_from_lower(ov, file.lower, real.path, file.links, follow=real.follow)
+        _count_from_lower(ov, lower_links, real.path, file.links, follow=real.follow)
 
 
 def prepare_count(ov: Overlay, file: File) -> None:
@@ -83,10 +85,10 @@ def prepare_count(ov: Overlay, file: File) -> None:
         _count_from_upper(ov, file)
 
 
-def _count_from_lower(ov: Overlay, lower: Place, path: bytes, links: int, *, follow: bool) -> None:
-    fd = ov.stack.fd(lower.real)
-    st = os.stat(lower.name, dir_fd=fd, follow_symlinks=False)
-    value = b"L%+d" % (links - st.st_nlink)
+def _count_from_lower(
+    ov: Overlay, lower_links: int, path: bytes, links: int, *, follow: bool
+) -> None:
+    value = b"L%+d" % (links - lower_links)
     xattrs.put(path, ov.writable().namespace + xattrs.NLINK, value, follow=follow)
 
 

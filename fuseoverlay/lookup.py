@@ -7,15 +7,26 @@ Documentation/filesystems/overlayfs.rst, "Upper and Lower", "Directories",
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from fuseoverlay import hardlinks, native, places, redirect, renewal, whiteout, xattrs
 from fuseoverlay.identity import Status
 from fuseoverlay.inodes import Directory, File, Held, Inode, Place
-from fuseoverlay.layers import Layer, RealDir, sighting, stat_key
+from fuseoverlay.layers import (
+    Layer,
+    Lower,
+    RealDir,
+    Sighting,
+    pinned,
+    sighting,
+    stat_key,
+)
 from fuseoverlay.merge import Found, Index, Listing, at_once, scan, scan_soon
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import at, fd_path
@@ -27,7 +38,8 @@ class Real(NamedTuple):
     """The real object that counts for an inode, valid until the next await.
 
     Calls on `path` pass `follow_symlinks=follow`: the path of an object without a name
-    is a link in /proc that leads to it.
+    is a link in /proc that leads to it. In a lower a path that is not to be followed may lead to
+    another object by now: see `pinned_of`.
     """
 
     layer: Layer
@@ -176,17 +188,35 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
 def _file(
     ov: Overlay, parent: Directory, index: Index, name: bytes, found: Found
 ) -> tuple[File, Real]:
-    real = parent.upper if found.in_upper else found.lower_file
-    if real is None:
+    directory = parent.upper if found.in_upper else found.lower_file
+    if directory is None:
         raise no_entry(name)
-    fd = ov.stack.fd(real)
-    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    place = Place(directory, name)
+    if found.in_upper:
+        fd = ov.stack.fd(directory)
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        real = Real(directory.layer, at(fd, name), False, st)
+        return _file_at(ov, parent, index, place, found, real, None)
+    with _pinned(ov, place, None) as lower:
+        real = _pinned_real(lower)
+        if directory.layer.override is not None:
+            kept = ov.identity.stored(directory.layer, real.path, real.st, follow=True)
+            real = real._replace(stored=kept)
+        return _file_at(ov, parent, index, place, found, real, lower)
+
+
+def _file_at(
+    ov: Overlay, parent: Directory, index: Index, place: Place, found: Found, seen: Real,
+    lower: Lower | None,
+) -> tuple[File, Real]:  # fmt: skip
+    """The file that was `seen` at the place; `lower`: the same in a lower."""
+    (real, name), st = place, seen.st
     # Looked for also where nothing says that there are any: the kernel does so, too.
-    if whiteout.is_xattr_whiteout(fd, name, real.layer.namespaces, st):
+    if whiteout.is_xattr_whiteout(ov.stack.fd(real), name, real.layer.namespaces, st):
         index.conceal(name)
         raise no_entry(name)
-    key, place = stat_key(st), Place(real, name)
-    alone = not found.in_upper and not hardlinks.stay_together(ov, place, st)
+    key = stat_key(st)
+    alone = lower is not None and not hardlinks.stay_together(ov, lower)
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
     known = file is not None and (parent, name) in file.names
     if file is not None and not found.in_upper and not known and _is_elsewhere(file, place, st):
@@ -195,15 +225,15 @@ def _file(
         if not alone:
             ov.inodes.unbind(key)
         file = None
-    if file is None and found.in_upper:
-        file = _upper_file(ov, place, found, st)
-        _find_data(ov, parent, file, place, st)
-    elif file is None:
-        file = _lower_file(ov, place, st, (parent, name) if alone else None)
-        if file.in_upper:
-            _find_copied_data(ov, parent, file, place)
+    if file is None:
+        if lower is None:
+            file = _upper_file(ov, place, found, seen)
         else:
-            _find_data(ov, parent, file, place, st)
+            file = _lower_file(ov, place, seen, lower, (parent, name) if alone else None)
+        if file.in_upper and lower is not None:
+            _find_copied_data(ov, parent, file, place, seen)
+        else:
+            _find_data(ov, parent, file, place, seen)
     if found.in_upper and file.upper is None:
         file.upper = place
         if file.held is not None:
@@ -217,7 +247,7 @@ def _file(
     if file.in_upper and not found.in_upper:
         # The copy counts, which the index of hard links leads to.
         return file, real_of(ov, file)
-    return file, Real(real.layer, at(ov.stack.fd(real), name), False, st)
+    return file, Real(real.layer, at(ov.stack.fd(real), name), False, st, seen.stored)
 
 
 def _is_another(ov: Overlay, file: File, key: tuple[int, int], st: os.stat_result) -> bool:
@@ -239,28 +269,40 @@ def _is_elsewhere(file: File, place: Place, st: os.stat_result) -> bool:
     return not (same_name and known.real.path() == place.real.path())
 
 
-def _find_data(
-    ov: Overlay, parent: Directory, file: File, place: Place, st: os.stat_result
-) -> None:
+def _find_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
     """Find the data of a metacopy file; EPERM where such were not asked for: whoever can
     write a layer could give away what others may not read."""
-    if not stat.S_ISREG(st.st_mode):
+    if not stat.S_ISREG(seen.st.st_mode):
         return
     try:
-        if redirect.is_metacopy(ov.stack, place):
+        if redirect.is_metacopy(place, seen.path, follow=seen.follow):
             _need_metacopy(ov, place)
-            _take_data(ov, file, redirect.data_of(ov.stack, parent.lowers, place))
+            _take_data(ov, parent, file, place, seen)
     except OSError:
         ov.inodes.drop_unused(file)
         raise
 
 
-def _take_data(ov: Overlay, file: File, place: Place) -> None:
-    st = os.stat(place.name, dir_fd=ov.stack.fd(place.real), follow_symlinks=False)
-    file.data, file.data_seen = place, sighting(st)
+def _take_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
+    """The data of a metacopy file that was `seen`. ESTALE where the upper's copy was made of
+    another file than lies there: it would be shown with the owner and mode of that one."""
+    origin = None
+    if ov.config.index and seen.layer.number == 0:
+        counted = seen.layer.namespaces
+        origin = xattrs.get_overlay(
+            seen.path, xattrs.ORIGIN, counted, follow=seen.follow, upper=True
+        )
+
+    def fits(lower: Lower) -> bool:
+        return origin is None or hardlinks.may_be_origin(lower, origin)
+
+    file.data, st = redirect.data_of(
+        ov.stack, parent.lowers, place, seen.path, follow=seen.follow, fits=fits
+    )
+    file.data_seen = sighting(st)
 
 
-def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) -> None:
+def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
     """The same for a copy that the lower file at `place` leads to by the index: if it has no
     data, that of the lower file counts."""
     if file.data is not None or file.held is None or not stat.S_ISREG(file.kind):
@@ -271,9 +313,10 @@ def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place) 
         if xattrs.get_overlay(copy.path, xattrs.METACOPY, counted, follow=copy.follow) is None:
             return
         _need_metacopy(ov, place)
-        if redirect.is_metacopy(ov.stack, place):
-            place = redirect.data_of(ov.stack, parent.lowers, place)
-        _take_data(ov, file, place)
+        if redirect.is_metacopy(place, seen.path, follow=seen.follow):
+            _take_data(ov, parent, file, place, seen)
+        else:
+            file.data, file.data_seen = place, sighting(seen.st)
     except OSError:
         ov.inodes.drop_unused(file)
         raise
@@ -285,10 +328,11 @@ def _need_metacopy(ov: Overlay, place: Place) -> None:
         raise redirect.refused(place.real, place.name, errno.EPERM, why)
 
 
-def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> File:
+def _upper_file(ov: Overlay, place: Place, found: Found, seen: Real) -> File:
+    st = seen.st
     origin = _origin(ov, place, found, st)
     key = stat_key(st)
-    file = File(ov.inodes.number(stat_key(origin) if origin else key), _kind(ov, place, st))
+    file = File(ov.inodes.number(stat_key(origin) if origin else key), _kind(ov, seen))
     lower_links = origin.st_nlink if origin else 0
     path = at(ov.stack.fd(place.real), place.name)
     file.links = hardlinks.indexed_links(ov, path, st, lower_links)
@@ -301,19 +345,20 @@ def _upper_file(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> 
 
 
 def _lower_file(
-    ov: Overlay, place: Place, st: os.stat_result, alone: tuple[Directory, bytes] | None
+    ov: Overlay, place: Place, seen: Real, lower: Lower, alone: tuple[Directory, bytes] | None
 ) -> File:
     """`alone`: this name of the file has nothing to do with the others."""
+    st = seen.st
     key = stat_key(st)
     linked = hardlinks.may_be_indexed(st) and alone is None
-    copy = hardlinks.find_copy(ov, place, st) if linked else None
+    copy = hardlinks.find_copy(ov, lower) if linked else None
     if copy is None:
-        file = File(ov.inodes.number(key), _kind(ov, place, st))
+        file = File(ov.inodes.number(key), _kind(ov, seen))
         if linked:
-            file.hidden = hardlinks.hidden_names(ov, place, st)
+            file.hidden = hardlinks.hidden_names(ov, lower)
         ov.inodes.add(file)
     else:
-        file = _indexed_file(ov, place, st, copy)
+        file = _indexed_file(ov, seen, copy)
     file.lower, file.lower_seen = place, sighting(st)
     if alone is None:
         ov.inodes.bind(file, key)
@@ -322,15 +367,15 @@ def _lower_file(
     return file
 
 
-def _indexed_file(ov: Overlay, place: Place, st: os.stat_result, copy: Held) -> File:
+def _indexed_file(ov: Overlay, seen: Real, copy: Held) -> File:
     """The file that another name of a lower file was copied up to."""
     copy_st = os.stat(copy.name, dir_fd=copy.fd, follow_symlinks=False)
     known = ov.inodes.find(stat_key(copy_st))
     if known is not None:
         return known
-    file = File(ov.inodes.number(stat_key(st)), _kind(ov, place, st))
+    file = File(ov.inodes.number(stat_key(seen.st)), _kind(ov, seen))
     path, counted = at(copy.fd, copy.name), ov.writable().upper.namespaces
-    file.links = hardlinks.stored_links(path, copy_st, st.st_nlink, counted, follow=False)
+    file.links = hardlinks.stored_links(path, copy_st, seen.st.st_nlink, counted, follow=False)
     ov.inodes.hold(file, copy)
     ov.inodes.add(file)
     ov.inodes.bind(file, stat_key(copy_st))
@@ -347,19 +392,20 @@ def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.s
     stored = xattrs.get_overlay(path, xattrs.ORIGIN, place.real.layer.namespaces, upper=True)
     if stored is None:
         return None
-    below = Place(found.lower_file, place.name) if found.lower_file is not None else None
-    if below is not None and stored == hardlinks.origin_of(ov, below):
-        return os.stat(below.name, dir_fd=ov.stack.fd(below.real), follow_symlinks=False)
+    if found.lower_file is not None:
+        with _pinned(ov, Place(found.lower_file, place.name), None) as lower:
+            if stored == hardlinks.origin_of(lower):
+                return lower.st
     origin = hardlinks.find_origin(ov, stored)
     same_type = origin is not None and stat.S_IFMT(origin.st_mode) == stat.S_IFMT(st.st_mode)
     return origin if same_type else None
 
 
-def _kind(ov: Overlay, place: Place, st: os.stat_result) -> int:
-    if place.real.layer.override is None:
-        return stat.S_IFMT(st.st_mode)
-    path = at(ov.stack.fd(place.real), place.name)
-    return stat.S_IFMT(ov.identity.stored(place.real.layer, path, st).mode)
+def _kind(ov: Overlay, seen: Real) -> int:
+    stored = seen.stored
+    if stored is None:
+        stored = ov.identity.stored(seen.layer, seen.path, seen.st, follow=seen.follow)
+    return stat.S_IFMT(stored.mode)
 
 
 def path_below(directory: Directory) -> bytes:
@@ -399,6 +445,38 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
     inode.check_upper(st)
     return Real(place.real.layer, at(fd, place.name), False, st)
+
+
+def _pinned(ov: Overlay, place: Place, seen: Sighting | None) -> AbstractContextManager[Lower]:
+    """The object of a lower at the place."""
+    fd = ov.stack.fd(place.real)
+    return pinned(place.real.layer, place.name, fd, seen, lasting=ov.config.private)
+
+
+def _pinned_real(lower: Lower) -> Real:
+    return Real(lower.layer, lower.path, True, lower.st)
+
+
+def lower_of(ov: Overlay, file: File) -> AbstractContextManager[Lower]:
+    """The real object of a file that is not in the upper, until the end of the block; errors of
+    `real_of`."""
+    if file.lower is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    # It may have to be found by another name first.
+    places.status(ov.stack, file, file.lower, lasting=ov.config.private)
+    return _pinned(ov, file.lower, file.lower_seen)
+
+
+@contextlib.contextmanager
+def pinned_of(ov: Overlay, inode: Inode) -> Iterator[Real]:
+    """`real_of`, for whatever is asked of it but its status: in the block its path leads to one
+    object, whatever becomes of a lower. Does not suspend, nor must the block, unless it takes
+    that from a lower file alone."""
+    if isinstance(inode, File) and not inode.in_upper:
+        with lower_of(ov, inode) as lower:
+            yield _pinned_real(lower)
+    else:
+        yield real_of(ov, inode)
 
 
 def _held(ov: Overlay, held: Held) -> Real:

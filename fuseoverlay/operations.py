@@ -327,7 +327,8 @@ class Operations(pyfuse3.Operations):
     @handler
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         file = self._ov.inodes.file(inode)
-        return staging.read_link(self._ov, lookup.real_of(self._ov, file))
+        with lookup.pinned_of(self._ov, file) as real:
+            return staging.read_link(self._ov, real)
 
     # Directories
 

@@ -18,7 +18,7 @@ from typing import Final
 from fuseoverlay import syscalls, xattrs
 from fuseoverlay.inodes import Directory, File, Inode
 from fuseoverlay.layers import open_known, open_own, sighting
-from fuseoverlay.lookup import Real, real_of, upper_of
+from fuseoverlay.lookup import Real, pinned_of, real_of, upper_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.syscalls import file_flags
 
@@ -31,33 +31,39 @@ _COPIED: Final = syscalls.FS_SYNC_FL | syscalls.FS_NOATIME_FL
 def flags_of(ov: Overlay, inode: Inode) -> bytes:
     """`a`, `i`, both or nothing, as in `overlay.protattr`. Asked once for each inode."""
     if inode.protection is None:
-        real = real_of(ov, inode)
-        stored = b""
-        if real.layer.number == 0:
-            found = xattrs.get_overlay(
-                real.path, xattrs.PROTATTR, real.layer.namespaces, follow=real.follow, upper=True
-            )
-            stored = found or b""
-        flags = syscalls.inode_flags(real.path, follow=real.follow)
-        inode.protection = b"".join(
-            letter
-            for letter, flag in (
-                (APPEND, syscalls.STATX_ATTR_APPEND),
-                (IMMUTABLE, syscalls.STATX_ATTR_IMMUTABLE),
-            )
-            if flags & flag or letter in stored
-        )
+        with pinned_of(ov, inode) as real:
+            inode.protection = _stored_flags(real)
     return inode.protection
 
 
-def keep(ov: Overlay, inode: Inode, copy: bytes, source: int | None = None) -> None:
-    """Note the flags of a lower object on its copy, at the path `copy`. Of those that protect
-    nothing it gets the ones that the kernel's overlay keeps. `source`: the lower object, if it
-    is open for reading."""
+def _stored_flags(real: Real) -> bytes:
+    stored = b""
+    if real.layer.number == 0:
+        found = xattrs.get_overlay(
+            real.path, xattrs.PROTATTR, real.layer.namespaces, follow=real.follow, upper=True
+        )
+        stored = found or b""
+    flags = syscalls.inode_flags(real.path, follow=real.follow)
+    return b"".join(
+        letter
+        for letter, flag in (
+            (APPEND, syscalls.STATX_ATTR_APPEND),
+            (IMMUTABLE, syscalls.STATX_ATTR_IMMUTABLE),
+        )
+        if flags & flag or letter in stored
+    )
+
+
+def keep(ov: Overlay, inode: Inode, real: Real, copy: bytes, source: int | None = None) -> None:
+    """Note the flags of a lower object, `real`, on its copy, at the path `copy`. Of those that
+    protect nothing it gets the ones that the kernel's overlay keeps. `source`: the lower object,
+    if it is open for reading."""
     if inode.kind in (stat.S_IFREG, stat.S_IFDIR):
         with contextlib.suppress(OSError):
-            _copy_flags(_flags(real_of(ov, inode)) if source is None else file_flags(source), copy)
-    flags = flags_of(ov, inode)
+            _copy_flags(_flags(real) if source is None else file_flags(source), copy)
+    if inode.protection is None:
+        inode.protection = _stored_flags(real)
+    flags = inode.protection
     if flags:
         name = ov.writable().namespace + xattrs.PROTATTR
         xattrs.put(copy, name, flags)

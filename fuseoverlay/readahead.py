@@ -29,7 +29,7 @@ import trio
 
 from fuseoverlay import files
 from fuseoverlay.inodes import File
-from fuseoverlay.layers import open_known, sighting, stat_key
+from fuseoverlay.layers import open_known, sighting
 from fuseoverlay.merge import FIRST_POSITION, Index
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.threads import Wait, Worker
@@ -214,7 +214,7 @@ class ReadAhead:
             # A file with several names may be the one that waits.
             if not (stat.S_ISREG(st.st_mode) and 0 < st.st_size <= LARGEST and st.st_nlink == 1):
                 return None
-            ino = self._ov.inodes.known_regular(stat_key(st))
+            ino = self._ov.inodes.known_regular(st)
             data = _read(name, dir_fd, st) if ino is not None else None
         except OSError:
             return None

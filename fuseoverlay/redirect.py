@@ -8,18 +8,18 @@ and whiteouts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from fuseoverlay import whiteout, xattrs
 from fuseoverlay.inodes import Place
-from fuseoverlay.layers import Layer, LayerStack, RealDir
-from fuseoverlay.syscalls import at
+from fuseoverlay.layers import Layer, LayerStack, Lower, RealDir, pinned
 
 log = logging.getLogger("fuseoverlay")
 
@@ -37,6 +37,8 @@ class Marks(NamedTuple):
 
 
 NONE: Final = Marks(False, None)
+#: Where data is, and the status of what was seen there.
+Found = tuple[Place, os.stat_result]
 
 
 def marks_of(stack: LayerStack, real: RealDir) -> Marks:
@@ -131,11 +133,13 @@ class _Trail:
     """
 
     def __init__(
-        self, stack: LayerStack, parent_lowers: Sequence[RealDir], layer: Layer, redirect: bytes
-    ) -> None:
+        self, stack: LayerStack, parent_lowers: Sequence[RealDir], layer: Layer, redirect: bytes,
+        fits: Callable[[Lower], bool] | None = None,
+    ) -> None:  # fmt: skip
         """Start below `layer`, where something has a redirect whose parent continues in
-        `parent_lowers`."""
+        `parent_lowers`. `fits`: asked of the first file that is found for its data."""
         self._stack = stack
+        self._fits = fits
         self.bases = [real for real in parent_lowers if real.layer.number > layer.number]
         self.path = [b""]
         self.ended = False
@@ -185,7 +189,20 @@ class _Trail:
                 self.ended = self.ended or hides
         return real
 
-    def data(self) -> Place | None:
+    @contextlib.contextmanager
+    def _regular(self, place: Place) -> Iterator[Lower]:
+        """The regular file at the place; ESTALE where that is another object by now, or the first
+        one found and not what is looked for."""
+        with pinned(place.real.layer, place.name, self._stack.fd(place.real), None) as lower:
+            if not stat.S_ISREG(lower.st.st_mode):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), place.name)
+            if self._fits is not None and not self._fits(lower):
+                why = "there is another file now where the data of a copy was"
+                raise refused(place.real, place.name, errno.ESTALE, why)
+            self._fits = None
+            yield lower
+
+    def data(self) -> Found | None:
         """The first file with data of its own, past those that are metadata only."""
         while self.bases and not self.ended:
             real = self.walk(self.bases.pop(0), self.path[:-1])
@@ -194,52 +211,61 @@ class _Trail:
             found = Place(real, self.path[-1])
             kind, hides = _kind(self._stack, *found)
             if kind == stat.S_IFREG:
-                if not is_metacopy(self._stack, found):
-                    return found
-                redirect = _redirect_at(self._stack, found)
+                with self._regular(found) as lower:
+                    if not is_metacopy(found, lower.path, follow=True):
+                        return found, lower.st
+                    redirect = _redirect_at(self._stack, found, lower.path, follow=True)
                 if redirect is not None:
                     self.turn(real.layer, 0, redirect)
                     continue
             self.ended = self.ended or hides or kind not in (None, stat.S_IFREG)
         return None
 
-    def data_only(self) -> Place | None:
+    def data_only(self) -> Found | None:
         """The same in the layers that hold nothing but data, if nothing hides them."""
         for layer in self._stack.data_only if self.absolute and not self.ended else ():
             real = self.walk(layer.root, self.path[:-1])
             if real is not None and _kind(self._stack, real, self.path[-1])[0] == stat.S_IFREG:
-                return Place(real, self.path[-1])
+                found = Place(real, self.path[-1])
+                with self._regular(found) as lower:
+                    return found, lower.st
         return None
 
 
-def data_of(stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place) -> Place:
-    """Where the data of the metacopy file at `place` is. EIO where it is nowhere.
+def data_of(
+    stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place, path: bytes, *,
+    follow: bool = False, fits: Callable[[Lower], bool] | None = None,
+) -> Found:  # fmt: skip
+    """Where the data of the metacopy file at `place` is, and what was seen there. EIO where it is
+    nowhere; ESTALE where the first file that is found does not fit. `path` and `follow` lead to
+    the metacopy file.
 
     Source: kernel Documentation/filesystems/overlayfs.rst, "Metadata only copy up" and
     "Data-only lower layers".
     """
-    redirect = _redirect_at(stack, place) or place.name
-    trail = _Trail(stack, parent_lowers, place.real.layer, redirect)
+    redirect = _redirect_at(stack, place, path, follow=follow) or place.name
+    trail = _Trail(stack, parent_lowers, place.real.layer, redirect, fits)
     found = trail.data() or trail.data_only()
     if found is None:
         raise refused(place.real, place.name, errno.EIO, "its data is in no layer below")
     return found
 
 
-def is_metacopy(stack: LayerStack, place: Place) -> bool:
-    """Whether the regular file at `place` has its data in a layer below. EIO for a mark that
-    is neither empty nor as long as the kernel's."""
-    path = at(stack.fd(place.real), place.name)
+def is_metacopy(place: Place, path: bytes, *, follow: bool = False) -> bool:
+    """Whether the regular file at `place`, to which `path` leads, has its data in a layer below.
+    EIO for a mark that is neither empty nor as long as the kernel's."""
     layer = place.real.layer
-    mark = xattrs.get_overlay(path, xattrs.METACOPY, layer.namespaces, upper=layer.number == 0)
+    mark = xattrs.get_overlay(
+        path, xattrs.METACOPY, layer.namespaces, follow=follow, upper=layer.number == 0
+    )
     if mark is not None and 0 < len(mark) < _METACOPY_HEADER:
         raise refused(place.real, place.name, errno.EIO, "its metacopy mark is invalid")
     return mark is not None
 
 
-def _redirect_at(stack: LayerStack, place: Place) -> bytes | None:
-    path = at(stack.fd(place.real), place.name)
-    redirect = xattrs.get_overlay(path, xattrs.REDIRECT, place.real.layer.namespaces)
+def _redirect_at(stack: LayerStack, place: Place, path: bytes, *, follow: bool) -> bytes | None:
+    counted = place.real.layer.namespaces
+    redirect = xattrs.get_overlay(path, xattrs.REDIRECT, counted, follow=follow)
     return None if redirect is None else _checked(stack, place.real, place.name, redirect)
 
 

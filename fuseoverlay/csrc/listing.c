@@ -81,6 +81,17 @@ static ssize_t list_attributes(int dir_fd, const char *name, char *list, size_t 
     return syscall(__NR_listxattrat, dir_fd, name, AT_SYMLINK_NOFOLLOW, list, size);
 }
 
+/* Whether the object is still the one with this status, and has been all the time: whoever exchanges
+ * it for another, and be it back again, moves its time of change. */
+static bool is_unmoved(int dir_fd, const char *name, const struct stat *st)
+{
+    struct stat now;
+
+    return fstatat(dir_fd, name, &now, AT_SYMLINK_NOFOLLOW) == 0 && now.st_ino == st->st_ino &&
+           now.st_dev == st->st_dev && now.st_ctim.tv_sec == st->st_ctim.tv_sec &&
+           now.st_ctim.tv_nsec == st->st_ctim.tv_nsec;
+}
+
 static bool has_overlay_attribute(const char *list, ssize_t size)
 {
     for (const char *name = list; name < list + size; name += strlen(name) + 1)
@@ -128,7 +139,7 @@ static PyObject *listing_add_lower(struct listing *self, PyObject *args)
         st.st_ino >> 56)
         Py_RETURN_NONE;
     list_size = list_attributes(dir_fd, text, list, sizeof(list));
-    if (list_size < 0 || has_overlay_attribute(list, list_size))
+    if (list_size < 0 || has_overlay_attribute(list, list_size) || !is_unmoved(dir_fd, text, &st))
         Py_RETURN_NONE;
     fill_attr(&attr, base | st.st_ino, &st);
     key = PyLong_FromUnsignedLongLong(attr.ino);

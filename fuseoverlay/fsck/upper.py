@@ -145,9 +145,9 @@ class UpperCheck:
             if found is None or found.in_upper or found.lower_file is None:
                 continue
             fd = self.stack.fd(found.lower_file)
-            if hardlinks.may_be_indexed(os.stat(name, dir_fd=fd, follow_symlinks=False)):
-                uuid = self.stack.uuid_of(found.lower_file, name)
-                origin = handles.encode(fd, name, uuid)
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if hardlinks.may_be_indexed(st):
+                origin = handles.encode(fd, name, found.lower_file.layer.uuid_of(st))
                 if origin is not None:
                     self.lower_names[hardlinks.index_name(origin)] += 1
 
@@ -239,8 +239,9 @@ class UpperCheck:
             )  # fmt: skip
         if _has(own, xattrs.METACOPY):
             try:
-                redirect.is_metacopy(self.stack, place)
-                redirect.data_of(self.stack, lowers, place)
+                path = at(self.stack.fd(place.real), place.name)
+                redirect.is_metacopy(place, path)
+                redirect.data_of(self.stack, lowers, place, path)
             except OSError:
                 yield Problem(
                     Kind.DATA, self.path(*place), "metacopy file, and no layer has its data",

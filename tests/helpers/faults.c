@@ -4,6 +4,9 @@
  * Once armed it counts the calls below. The one at which `left` reaches zero fails with `error`
  * instead of being made, and so do as many as follow it to make `times`. With `full` only calls that take room on a disk count, and all that
  * follow fail as well, until the file is disarmed.
+ *
+ * With two paths in `exchanged` none fails: at that call these are exchanged, and back again when
+ * `times` calls have been made; never, if that is zero.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,9 +23,13 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+/* __NR_listxattrat, since Linux 6.13 */
+#define LISTXATTRAT 465
+
 struct control {
     atomic_int armed, left, error, full, times, fired;
     char name[40]; /* of the first call that failed */
+    char exchanged[2][1024];
 };
 
 static struct control *control;
@@ -41,10 +48,28 @@ __attribute__((constructor)) static void map_control(void)
     close(fd);
 }
 
+static void exchange(const char *name)
+{
+    int left = atomic_fetch_sub(&control->left, 1), saved = errno;
+
+    if (left != 1 && (!control->times || left != 1 - control->times))
+        return;
+    if (left == 1)
+        strncpy(control->name, name, sizeof(control->name) - 1);
+    syscall(SYS_renameat2, AT_FDCWD, control->exchanged[0], AT_FDCWD, control->exchanged[1],
+            RENAME_EXCHANGE);
+    control->fired++;
+    errno = saved;
+}
+
 static bool fails(const char *name, bool takes_room)
 {
     if (!control || !control->armed || (control->full && !takes_room))
         return false;
+    if (control->exchanged[0][0]) {
+        exchange(name);
+        return false;
+    }
     if (control->fired && (control->full || control->fired < control->times)) {
         control->fired++;
         errno = control->error;
@@ -189,7 +214,7 @@ long syscall(long number, ...)
     for (int i = 0; i < 6; i++)
         a[i] = va_arg(more, long);
     va_end(more);
-    if ((number == SYS_openat2 || number == SYS_getdents64) && fails("syscall", false))
+    if ((number == SYS_openat2 || number == SYS_getdents64 || number == LISTXATTRAT) && fails("syscall", false))
         return -1;
     FIND(syscall);
     return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);

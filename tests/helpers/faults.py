@@ -1,4 +1,4 @@
-"""Let one call of a daemon fail, see faults.c."""
+"""Let one call of a daemon fail, or something happen right before it, see faults.c."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
 from tests.helpers.mounts import Daemon, Space
 
 _SOURCE = Path(__file__).with_name("faults.c")
-# armed, left, error, full, times, fired; name
-_CONTROL = struct.Struct("=6i40s")
+# armed, left, error, full, times, fired; name, two paths
+_CONTROL = struct.Struct("=6i40s1024s1024s")
+NOTHING = (b"", b"", b"")
 #: More calls than any change makes.
 MANY = 1 << 20
 
@@ -54,11 +56,24 @@ class Faults:
         """In the block the call that `left` counts fails, with those that follow it as many as
         `times`; with `full` every one that takes room on the disk from there on, and only those
         count."""
-        self._control[: _CONTROL.size] = _CONTROL.pack(1, left, error, full, times, 0, b"")
+        self._control[: _CONTROL.size] = _CONTROL.pack(1, left, error, full, times, 0, *NOTHING)
         try:
             yield
         finally:
             self._control[:4] = bytes(4)
+
+    @contextlib.contextmanager
+    def exchanging(self, left: int, one: Path, two: Path, *, times: int = 0) -> Iterator[None]:
+        """In the block these two are exchanged before the call that `left` counts, and back again
+        when that and as many as follow it to make `times` have been made, or the block ends."""
+        paths = os.fsencode(one), os.fsencode(two)
+        self._control[: _CONTROL.size] = _CONTROL.pack(1, left, 0, 0, times, 0, b"", *paths)
+        try:
+            yield
+        finally:
+            self._control[:4] = bytes(4)
+            if _CONTROL.unpack_from(self._control)[5] == 1:
+                renameat2(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE)
 
     @property
     def left(self) -> int:
@@ -67,6 +82,6 @@ class Faults:
 
     @property
     def failed(self) -> str:
-        """The call that failed; empty: none."""
+        """The call that failed, or at which the exchange was; empty: none."""
         fields = _CONTROL.unpack_from(self._control)
         return fields[6].rstrip(b"\0").decode() if fields[5] else ""

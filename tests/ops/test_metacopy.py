@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.helpers.mounts import Space, differs, fails, fuse_only, set_overlay_xattr
+from tests.helpers.mounts import MODE, Space, differs, fails, fuse_only, set_overlay_xattr
 
 pytestmark = [fuse_only]
 
@@ -124,3 +124,54 @@ def test_data_only_lower(space: Space) -> None:
             stream.write(b"more")
         assert (mnt / "f").read_bytes() == DATA + b"more"
     assert (data / "x" / "blob").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("index", ["on", "off"])
+@pytest.mark.parametrize("change", ["replaced", "removed", "exchanged back"])
+def test_data_of_another_file(space: Space, index: str, change: str) -> None:
+    """Or whoever may write a directory of a lower reads what he puts there under the owner and mode
+    of the copy of a file of his own."""
+    space.features = (*FEATURES, f"index={index}")
+    for name in ("mine", "secret"):
+        (space.lower / name).write_bytes(name.encode())
+    os.chmod(space.mount() / "mine", 0o604)
+    os.rename(space.lower / "mine", space.lower / "old")
+    os.rename(space.lower / "secret", space.lower / "mine")
+    if change == "removed":
+        os.unlink(space.lower / "old")
+    if change == "exchanged back":
+        os.rename(space.lower / "mine", space.lower / "secret")
+        os.rename(space.lower / "old", space.lower / "mine")
+    space.unmount()
+    for impl in ("fuse", "kernel")[: 1 + (MODE == "root")]:
+        mnt = space.mount(impl=impl)
+        # Where the original is gone the kernel compares nothing.
+        compared = change == "replaced" or (change == "removed" and impl == "fuse")
+        if compared and index == "on":
+            for _ in range(2):
+                with fails(errno.ESTALE):
+                    (mnt / "mine").read_bytes()
+            if space.daemon is not None:
+                assert space.daemon.text().count("mine: refused") == 1
+        else:
+            expected = b"mine" if change == "exchanged back" else b"secret"
+            # Of a size that the other has not, see `test_data_that_is_nowhere`.
+            assert (mnt / "mine").read_bytes()[:4] == expected[:4]
+        space.unmount()
+
+
+def test_layers_that_were_copied(space: Space) -> None:
+    """A metacopy file of a lower goes by the path alone, as for the kernel: layers may be copied,
+    and its data is another file then."""
+    space.features = (*FEATURES, "index=on")
+    (space.lower / "f").write_bytes(DATA)
+    os.chmod(space.mount() / "f", 0o604)
+    space.unmount()
+    space.stack()
+    bottom = space.lowers[1]
+    (bottom / "f").rename(bottom / "old")
+    (bottom / "f").write_bytes(DATA[::-1])
+    for impl in ("fuse", "kernel")[: 1 + (MODE == "root")]:
+        mnt = space.mount(impl=impl)
+        assert (mnt / "f").read_bytes() == DATA[::-1]
+        space.unmount()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.libc import cached_pages
 from tests.helpers.mounts import MODE, Space, fails, fuse_only, root_only
 
 pytestmark = [fuse_only, pytest.mark.timeout(60)]
@@ -324,3 +325,24 @@ def test_a_copy_is_not_found_by_a_number_that_was_given_out_again(space: Space, 
     (mnt / "late" / "mine").write_bytes(b"his")
     assert (mnt / "hidden" / "f").read_bytes() == b"secret"
     assert (mnt / "late" / "mine").stat().st_ino != (mnt / "hidden" / "f").stat().st_ino
+
+
+@root_only
+def test_read_ahead_gives_no_other_file(space: Space) -> None:
+    directory = space.lower / "d"
+    directory.mkdir()
+    for number in range(8):
+        (directory / f"f{number}").write_bytes(OLD)
+    (directory / "f7").chmod(0o4755)
+    space.extra = ("readahead=on",)
+    mnt = space.mount(read_only=True)
+    KNOWN["listed"](mnt / "d" / "f0")
+    with (mnt / "d" / "f7").open("rb") as stream:
+        other = _reuse(directory / "f7", _anothers(NEW))
+        other.rename(directory / "f7")
+        for number in range(3):
+            assert (mnt / "d" / f"f{number}").read_bytes() == OLD
+        assert cached_pages(mnt / "d" / "f6")
+        with fails(errno.ESTALE):
+            # No more than there was: for that the kernel asks nobody.
+            os.pread(stream.fileno(), len(OLD), 0)
