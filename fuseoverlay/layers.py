@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
 
-from fuseoverlay import native, syscalls, trust, xattrs
+from fuseoverlay import acl, native, syscalls, trust, xattrs
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import LayerError, UpperError, describe, printable
 from fuseoverlay.overridestat import accessible
@@ -52,6 +52,7 @@ class Layer:
         "detached",
         "device",
         "hidden",
+        "hides_acls",
         "implied",
         "lists_attributes",
         "namespaces",
@@ -77,6 +78,8 @@ class Layer:
         self.crosses = True
         #: Names that do not show, by the path of their directory.
         self.hidden: dict[bytes, set[bytes]] = {}
+        #: Whether its files may have ACLs and the mount shows modes without them.
+        self.hides_acls = False
         #: `st_dev` of the root.
         self.device = os.stat(root_fd).st_dev
         #: Whether its filesystem answers questions about extended attributes as it should.
@@ -110,6 +113,16 @@ class Layer:
                 "root can set them; with userxattr they count",
                 printable(self.path),
             )
+
+    def may_have_acls(self) -> bool:
+        """Whether there may be ACLs in it."""
+        if self.crosses:
+            return True
+        try:
+            os.getxattr(self.root_fd, acl.ACCESS)
+        except OSError as exc:
+            return exc.errno == errno.ENODATA or exc.errno not in xattrs.NONE
+        return True
 
     @property
     def reading(self) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from fuseoverlay import handles, ownmount, syscalls, whiteout, xattrs
+from fuseoverlay import acl, handles, ownmount, syscalls, whiteout, xattrs
 from fuseoverlay.clones import Clones
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import Layer, absence, stat_key
@@ -218,6 +218,9 @@ class WorkDir:
             self._refuse_incompatible(fd)
             _refuse_foreign(fd, os.path.join(self.path, STAGING))
             clear(fd)
+            for name in (acl.DEFAULT, acl.ACCESS):
+                # All that is made here would have it, and take it along.
+                xattrs.drop_any(fd, name)
             if volatile:
                 os.mkdir(INCOMPAT, 0o700, dir_fd=fd)
                 os.mkdir(INCOMPAT + b"/" + _VOLATILE, 0o700, dir_fd=fd)

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import struct
 import subprocess
 import tarfile
 from pathlib import Path
@@ -193,6 +194,21 @@ def test_xattrs_of_go_and_of_libarchive(unpacker: Unpacker) -> None:
     path = os.fsencode(layer) + b"/\xfename"
     assert os.getxattr(path, "user.a") == b"\x00\xffraw"
     assert os.getxattr(path, "user.b c") == b"\x00\xff"
+
+
+def test_acls(unpacker: Unpacker) -> None:
+    """Where an ACL is left out the mode gives nobody more than it would."""
+    entries = ((1, 6, -1), (2, 6, 1001), (4, 0, -1), (16, 6, -1), (32, 4, -1))
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, bits, number & 0xFFFFFFFF) for tag, bits, number in entries
+    )
+    name = "system.posix_acl_access"
+    layer = unpacker.nodes(Node("f", 0o664, b"x", xattrs={name: acl}))
+    if unpacker.override:
+        assert name not in os.listxattr(layer / "f")
+        assert see(layer / "f", unpacker.override).mode == 0o604
+    else:
+        assert os.getxattr(layer / "f", name) == acl
 
 
 def test_capabilities(unpacker: Unpacker) -> None:
