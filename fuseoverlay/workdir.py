@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import stat
@@ -21,20 +22,23 @@ from typing import Final, Self
 
 from fuseoverlay import acl, handles, ownmount, syscalls, whiteout, xattrs
 from fuseoverlay.clones import Clones
-from fuseoverlay.errors import UpperError, describe
+from fuseoverlay.errors import UpperError, describe, printable
 from fuseoverlay.layers import Layer, absence, stat_key
 from fuseoverlay.removal import clear
 from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
+
+log = logging.getLogger("fuseoverlay")
 
 STAGING: Final = b"work"
 INDEX: Final = b"index"
 LINKS: Final = b"links"
 INCOMPAT: Final = b"incompat"
 _VOLATILE: Final = b"volatile"
-#: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.probe`.
+#: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.PROBE`.
 _STAGED: Final = re.compile(rb"#[0-9a-f]+|[0-9]+|\.fuseoverlay-probe")
 _LOCK_PATIENCE: Final = 2.0
+_OTHER_UPPER: Final = "use an upper directory on another filesystem"
 # linux/magic.h; ext2 and ext3 have the same.
 _EXT4: Final = 0xEF53
 _XFS: Final = 0x58465342
@@ -83,7 +87,7 @@ class WorkDir:
                 self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
                 names = (INDEX, LINKS) if index else ()
                 self._subdirectories = {name: self._open_subdirectory(name) for name in names}
-                self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
+                self.dialect = self._probe_whiteouts(dialect)
                 self.keeps_order = keeps_order(self.fd)
                 self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
                 self.can_whiteout = self.dialect is Dialect.CHAR and self._probe_rename(
@@ -240,6 +244,29 @@ class WorkDir:
                 "if the system has not crashed since",
             )
 
+    def _probe_whiteouts(self, asked: Dialect | None) -> Dialect:
+        """The dialect of new whiteouts. `UpperError`: the one that was asked for is none that the
+        filesystem keeps. Where it keeps none, a warning."""
+        if asked is not None and whiteout.keeps(asked, self.fd, self.namespace):
+            return asked
+        best = whiteout.probe(self.fd, self.namespace)
+        if asked is not None:
+            better = f"use whiteout={best.value}, or leave it out" if best else _OTHER_UPPER
+            raise UpperError(
+                f"the filesystem of upperdir keeps no whiteouts of whiteout={asked.value}",
+                where=self.upper.path,
+                hint=better,
+            )
+        if best is None:
+            log.warning(
+                "%s: the filesystem of upperdir keeps no whiteouts: what lower directories have "
+                "cannot be deleted or renamed; %s",
+                printable(self.upper.path),
+                _OTHER_UPPER,
+            )
+        # Which is refused when it is made.
+        return best or Dialect.OCI
+
     def _probe_rename(self, flag: int) -> bool:
         """Whether the filesystem knows this flag of renameat2(2)."""
         a, b = self.new_name(), self.new_name()
@@ -247,12 +274,13 @@ class WorkDir:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
         try:
             syscalls.renameat2(self.fd, a, self.fd, b, flag)
+            left = os.stat(a, dir_fd=self.fd, follow_symlinks=False)
+            return flag != syscalls.RENAME_WHITEOUT or whiteout.is_char_whiteout(left)
         except OSError:
             return False
         finally:
             self.discard(a)
             self.discard(b)
-        return True
 
 
 def keeps_order(fd: int) -> bool:
