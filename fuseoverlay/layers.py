@@ -94,11 +94,12 @@ class Layer:
         self.only_of_root = False
         #: Whether some directories only exist because something inside them does. Whoever owns
         #: the layer gains nothing by saying so: what is below counts then.
-        self.implied = xattrs.get(syscalls.at(root_fd, b"."), xattrs.IMPLIED) is not None
+        self.implied = False
 
     def settle(self, *, user_attributes: bool) -> None:
         """Decide which of its attributes count, once its root is the one to stay;
-        `user_attributes`: the mount asks for `user.` ones."""
+        `user_attributes`: the mount asks for `user.` ones. Errors of getxattr(2), listxattr(2)."""
+        self.implied = xattrs.get(syscalls.at(self.root_fd, b"."), xattrs.IMPLIED) is not None
         self.namespaces = trust.namespaces(self.root_fd, asked=user_attributes)
         self.override = trust.override(self.root_fd, self.namespaces)
         others = trust.override(self.root_fd, xattrs.NAMESPACES) if self.override is None else None
@@ -219,7 +220,7 @@ class LayerStack:
                     _see_stored_ids(layer, self.upper)
             _distrust_copies(self.below)
             for layer in self.all():
-                layer.settle(user_attributes=user_attributes)
+                _settle(layer, user_attributes=user_attributes)
             undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -500,17 +501,33 @@ def _distrust_copies(lowers: Sequence[Layer]) -> None:
 
 
 def _ask_for_attributes(layer: Layer) -> None:
-    """Say so where a lower's filesystem will not tell whether an overlay has marked anything."""
+    """Say so where a lower's filesystem, which seems to have no attributes, will not tell whether
+    an overlay has marked anything."""
     try:
         os.listxattr(layer.root_fd)
     except OSError as exc:
-        if exc.errno != errno.EOPNOTSUPP:
+        if exc.errno != errno.EOPNOTSUPP and exc.errno in xattrs.NONE:
             layer.lists_attributes = False
             log.warning(
                 "%s: extended attributes cannot be listed (%s): none of this layer count",
                 printable(layer.path),
                 describe(exc),
             )
+
+
+def _settle(layer: Layer, *, user_attributes: bool) -> None:
+    """`Layer.settle`. `LayerError` or `UpperError` where there are attributes, as it seems, that
+    cannot be read: what they hide or forbid would be open to all."""
+    try:
+        layer.settle(user_attributes=user_attributes)
+    except OSError as exc:
+        error = LayerError if layer.number else UpperError
+        raise error(
+            f"extended attributes cannot be read: {describe(exc)}",
+            where=layer.path,
+            hint="deletions, owners and permissions may be in them; use a copy of the directory "
+            "on another filesystem, or have its server say that there are none (EOPNOTSUPP)",
+        ) from None
 
 
 def _see_stored_ids(layer: Layer, upper: Layer | None) -> None:
