@@ -1,4 +1,4 @@
-"""POSIX ACLs in the form of the `system.posix_acl_*` attributes: inheritance, ids.
+"""POSIX ACLs in the form of the `system.posix_acl_*` attributes: inheritance, ids, modes.
 
 The form is the kernel's (include/uapi/linux/posix_acl_xattr.h): a version word,
 then entries of tag, permissions and id, all little-endian. The algorithm is that
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -48,6 +49,26 @@ def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
     if tags <= {_USER_OBJ, _GROUP_OBJ, _OTHER}:
         return mode, None
     return mode, _HEADER.pack(_VERSION) + b"".join(_ENTRY.pack(*entry) for entry in entries)
+
+
+def limited(mode: int, value: bytes) -> int:
+    """The mode for where the access ACL of the object with this one is not in effect: it gives
+    nobody more than the ACL, whoever he is and whatever groups he is in. Of what is no ACL
+    nothing is known, and so only the owner keeps his rights.
+
+    The group bits of an object with an ACL are its mask.
+    """
+    mask = mode >> 3 & 7
+    group, named = mask, 7
+    if not _is_acl(value):
+        mask = group = named = 0
+    else:
+        for tag, permissions, _ in _ENTRY.iter_unpack(value[_HEADER.size :]):
+            if tag == _GROUP_OBJ:
+                group &= permissions
+            elif tag in (_USER, _GROUP):
+                named &= permissions & mask
+    return mode & ~(stat.S_IRWXG | stat.S_IRWXO) | (group & named) << 3 | mode & named
 
 
 def _is_acl(value: bytes) -> bool:

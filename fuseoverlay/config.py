@@ -189,6 +189,7 @@ def parse(options: bytes) -> MountConfig:
     values: dict[str, str] = {}
     contexts: dict[str, str] = {}
     ignored: list[str] = []
+    redirects = "on"
     for raw in _options(options):
         name_b, _, value_b = raw.partition(b"=")
         name = os.fsdecode(name_b)
@@ -198,6 +199,8 @@ def parse(options: bytes) -> MountConfig:
         text = os.fsdecode(_unescape(raw))
         value = os.fsdecode(_unescape(value_b)).strip('"')
         changed = _own_option(config, name, value)
+        if name == "redirect_dir":
+            redirects = value
         if changed is not None:
             config = changed
         elif text in _FLAGS:
@@ -216,6 +219,11 @@ def parse(options: bytes) -> MountConfig:
             contexts[name] = f'{name}="{value}"'
         elif not _NO_EFFECT.match(text):
             ignored.append(text)
+    if config.metacopy and redirects != "on":
+        raise UsageError(
+            f"metacopy=on and redirect_dir={redirects} exclude each other",
+            hint="copies find their data by redirects: use redirect_dir=on, or leave one out",
+        )
     atime = _access_times(flags.values())
     passed = [flag for flag in flags.values() if flag not in _NOT_PASSED]
     if atime & syscalls.MOUNT_ATTR_NOATIME:

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import trio
 
 from fuseoverlay import (
+    acl,
     hardlinks,
     linkindex,
     protection,
@@ -477,11 +478,13 @@ def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
 
     An ACL or security attribute that cannot be kept is an error, as in the kernel;
     others are left out where the upper filesystem does not take them, and all of them where
-    it has none, likewise.
+    it has none, likewise. Of an ACL that is left out the mode says what it leaves to whom.
     """
+    # It would change the real mode, or says something of one that is not shown.
+    placeholders = source.layer.override is not None or ov.identity.override is not None
     for name in xattrs.names(source.path, follow=source.follow):
         shown = source.layer.shown_name(name)
-        if shown is None:
+        if shown is None or (placeholders and name == acl.ACCESS):
             continue
         value = xattrs.get(source.path, name, follow=source.follow)
         if value is None:
@@ -494,7 +497,13 @@ def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
             if exc.errno == errno.EPERM and name == xattrs.CAPABILITY:
                 # Not ours to give: the copy has fewer privileges, never more.
                 continue
-            if exc.errno == errno.EOPNOTSUPP and not ov.writable().has_attributes:
+            left_out = not ov.writable().has_attributes or (
+                name.startswith(acl.PREFIX) and not ov.identity.acls
+            )
+            if exc.errno == errno.EOPNOTSUPP and left_out:
+                # Without ACLs the mode is that already.
+                if name == acl.ACCESS and ov.identity.acls:
+                    os.chmod(target, acl.limited(stat.S_IMODE(os.lstat(target).st_mode), value))
                 continue
             if privileged or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise

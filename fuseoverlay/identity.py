@@ -38,12 +38,14 @@ class Status(NamedTuple):
 
 
 class Identity:
-    """How this mount translates. `override`: the attribute that the upper keeps."""
+    """How this mount translates. `override`: the attribute that the upper keeps; `acls`: whether
+    the mount has ACLs."""
 
-    __slots__ = ("_maps", "gids", "groups", "override", "uids", "users")
+    __slots__ = ("_maps", "acls", "gids", "groups", "override", "uids", "users")
 
-    def __init__(self, override: bytes | None, uids: IdMap, gids: IdMap) -> None:
+    def __init__(self, override: bytes | None, uids: IdMap, gids: IdMap, *, acls: bool) -> None:
         self.override = override
+        self.acls = acls
         self.uids = uids
         self.gids = gids
         self._maps = bool(uids) or bool(gids)
@@ -54,7 +56,7 @@ class Identity:
     def translates(self, layer: Layer) -> bool:
         """Whether what is shown of the layer is not what its files' real status says, strangers
         to the user namespace aside."""
-        return self._maps or layer.override is not None
+        return self._maps or layer.override is not None or layer.hides_acls
 
     def stored(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
@@ -67,11 +69,11 @@ class Identity:
                     return Status(override.uid, override.gid, override.mode, override.rdev)
             elif stat.S_ISLNK(st.st_mode):
                 return Status(0, 0, st.st_mode, 0)
-        return self._real(st)
+        return self._real(st, _mode_without_acl(layer, path, st, follow=follow))
 
-    def _real(self, st: os.stat_result) -> Status:
+    def _real(self, st: os.stat_result, mode: int) -> Status:
         """The same where no attribute says anything; as the extension does, answers.c."""
-        status = Status(st.st_uid, st.st_gid, st.st_mode, st.st_rdev)
+        status = Status(st.st_uid, st.st_gid, mode, st.st_rdev)
         if st.st_uid == self.users.stranger or st.st_gid == self.groups.stranger:
             return self._nameable(status, limit=True)
         return status
@@ -104,7 +106,7 @@ class Identity:
     ) -> Status:
         """What to show for it."""
         if not self.translates(layer):
-            return self._real(st)
+            return self._real(st, st.st_mode)
         return self.shown_for(self.stored(layer, path, st, follow=follow))
 
     def shown_for(self, status: Status) -> Status:
@@ -218,6 +220,18 @@ def use_override(upper: Layer, permissions: int, *, note: bool) -> None:
             where=upper.path,
             hint="xattr_permissions=1 takes root, xattr_permissions=2 user attributes",
         ) from None
+
+
+def _mode_without_acl(layer: Layer, path: bytes, st: os.stat_result, *, follow: bool) -> int:
+    """The real mode; where the mount has no ACLs, what the object's leaves of it."""
+    if not layer.hides_acls or stat.S_ISLNK(st.st_mode):
+        return st.st_mode
+    try:
+        value = xattrs.get(path, acl.ACCESS, follow=follow)
+    except OSError:
+        # There may be one.
+        value = b""
+    return st.st_mode if value is None else acl.limited(st.st_mode, value)
 
 
 def _known(

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 from weakref import WeakValueDictionary
 
-from fuseoverlay import native, syscalls, trust, xattrs
+from fuseoverlay import acl, native, syscalls, trust, xattrs
 from fuseoverlay.descriptors import open_file
 from fuseoverlay.errors import LayerError, UpperError, describe, printable
 from fuseoverlay.overridestat import accessible
@@ -52,6 +52,7 @@ class Layer:
         "detached",
         "device",
         "hidden",
+        "hides_acls",
         "implied",
         "lists_attributes",
         "namespaces",
@@ -77,6 +78,8 @@ class Layer:
         self.crosses = True
         #: Names that do not show, by the path of their directory.
         self.hidden: dict[bytes, set[bytes]] = {}
+        #: Whether its files may have ACLs and the mount shows modes without them.
+        self.hides_acls = False
         #: `st_dev` of the root.
         self.device = os.stat(root_fd).st_dev
         #: Whether its filesystem answers questions about extended attributes as it should.
@@ -91,11 +94,12 @@ class Layer:
         self.only_of_root = False
         #: Whether some directories only exist because something inside them does. Whoever owns
         #: the layer gains nothing by saying so: what is below counts then.
-        self.implied = xattrs.get(syscalls.at(root_fd, b"."), xattrs.IMPLIED) is not None
+        self.implied = False
 
     def settle(self, *, user_attributes: bool) -> None:
         """Decide which of its attributes count, once its root is the one to stay;
-        `user_attributes`: the mount asks for `user.` ones."""
+        `user_attributes`: the mount asks for `user.` ones. Errors of getxattr(2), listxattr(2)."""
+        self.implied = xattrs.get(syscalls.at(self.root_fd, b"."), xattrs.IMPLIED) is not None
         self.namespaces = trust.namespaces(self.root_fd, asked=user_attributes)
         self.override = trust.override(self.root_fd, self.namespaces)
         others = trust.override(self.root_fd, xattrs.NAMESPACES) if self.override is None else None
@@ -116,6 +120,16 @@ class Layer:
         from all others. What is mounted below the layer never has one here: in the next mount
         there may be something else with the same."""
         return None if self.crosses and st.st_dev != self.device else self.uuid
+
+    def may_have_acls(self) -> bool:
+        """Whether there may be ACLs in it."""
+        if self.crosses:
+            return True
+        try:
+            os.getxattr(self.root_fd, acl.ACCESS)
+        except OSError as exc:
+            return exc.errno == errno.ENODATA or exc.errno not in xattrs.NONE
+        return True
 
     @property
     def reading(self) -> int:
@@ -212,7 +226,7 @@ class LayerStack:
                     _see_stored_ids(layer, self.upper)
             _distrust_copies(self.below)
             for layer in self.all():
-                layer.settle(user_attributes=user_attributes)
+                _settle(layer, user_attributes=user_attributes)
             undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -487,17 +501,33 @@ def _distrust_copies(lowers: Sequence[Layer]) -> None:
 
 
 def _ask_for_attributes(layer: Layer) -> None:
-    """Say so where a lower's filesystem will not tell whether an overlay has marked anything."""
+    """Say so where a lower's filesystem, which seems to have no attributes, will not tell whether
+    an overlay has marked anything."""
     try:
         os.listxattr(layer.root_fd)
     except OSError as exc:
-        if exc.errno != errno.EOPNOTSUPP:
+        if exc.errno != errno.EOPNOTSUPP and exc.errno in xattrs.NONE:
             layer.lists_attributes = False
             log.warning(
                 "%s: extended attributes cannot be listed (%s): none of this layer count",
                 printable(layer.path),
                 describe(exc),
             )
+
+
+def _settle(layer: Layer, *, user_attributes: bool) -> None:
+    """`Layer.settle`. `LayerError` or `UpperError` where there are attributes, as it seems, that
+    cannot be read: what they hide or forbid would be open to all."""
+    try:
+        layer.settle(user_attributes=user_attributes)
+    except OSError as exc:
+        error = LayerError if layer.number else UpperError
+        raise error(
+            f"extended attributes cannot be read: {describe(exc)}",
+            where=layer.path,
+            hint="deletions, owners and permissions may be in them; use a copy of the directory "
+            "on another filesystem, or have its server say that there are none (EOPNOTSUPP)",
+        ) from None
 
 
 def _see_stored_ids(layer: Layer, upper: Layer | None) -> None:

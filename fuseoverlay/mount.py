@@ -200,8 +200,8 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
     `allow_root` the kernel does not know: it would let everybody in, and give them what it has
     been told before libfuse could refuse them. Who is root need only keep the others out.
 
-    ACLs are off wherever modes are kept in that attribute: an ACL would change the real mode.
-    So they are with `noacl`.
+    ACLs are off wherever modes are kept in such an attribute, and with `noacl`: see
+    `fuseoverlay.overlay`.
     """
     root = os.geteuid() == 0
     options = {"fsname=fuseoverlay", "subtype=fuseoverlay"}
@@ -226,7 +226,7 @@ def _options(ov: Overlay) -> tuple[set[str], bool]:
         options.add("default_permissions")
     # libfuse takes an unescaped comma for the end of the option.
     escaped = {option.replace("\\", "\\\\").replace(",", "\\,") for option in options}
-    return escaped, not override and not ov.config.noacl
+    return escaped, ov.identity.acls
 
 
 def _labels(config: MountConfig, *, initial: bool) -> tuple[str, ...]:

@@ -101,8 +101,8 @@ def make_now(
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
     status, acls = _inherit(ov, parent, caller, mode, rdev)
-    # With noacl a default ACL of the real directory would have a say.
-    if not acls and not ov.config.noacl and _is_free(index, name):
+    # A default ACL of the real directory would have a say, which the mount does not let it have.
+    if not acls and not ov.writable().upper.hides_acls and _is_free(index, name):
         place = upper_place(parent, name)
         fd = staging.make_in_place(ov, place, status)
         if fd is not None:
@@ -187,8 +187,9 @@ def check_new_name(name: bytes) -> None:
 def _inherit(
     ov: Overlay, parent: Directory, caller: Caller, mode: int, rdev: int = 0
 ) -> tuple[Status, list[tuple[bytes, bytes]]]:
-    """Apply what the parent hands down: group, setgid, default ACL; without that the umask
-    counts, which the kernel may have applied already.
+    """Apply what the parent hands down: group, setgid, default ACL; without that, or in a mount
+    without ACLs, the umask counts, which the kernel may have applied already. In such a mount
+    nobody gets more than by the default ACL, which goes on to directories all the same.
 
     Returns what to store: the attributes and the ACLs of the new object. EOVERFLOW: nothing is
     shown as belonging to the caller.
@@ -201,16 +202,18 @@ def _inherit(
         gid = above.gid
         mode = mode | stat.S_ISGID if is_dir else mode
     acls: list[tuple[bytes, bytes]] = []
-    default = None
-    if not stat.S_ISLNK(mode) and not ov.config.noacl:
+    default, in_effect = None, ov.identity.acls
+    if not stat.S_ISLNK(mode) and (in_effect or real.layer.hides_acls):
         default = xattrs.get(real.path, acl.DEFAULT, follow=real.follow)
-    if default is None:
+    if default is None or not in_effect:
         mode &= ~caller.umask
-    else:
+    if default is not None:
         default = ov.identity.copied_attribute(acl.DEFAULT, default, real.st)
         mode, access = acl.inherit(default, mode)
-        if access is not None:
+        if access is not None and in_effect:
             acls.append((acl.ACCESS, access))
+        elif access is not None:
+            mode = acl.limited(mode, access)
         if is_dir:
             acls.append((acl.DEFAULT, default))
     return Status(uid, gid, mode, rdev), acls

@@ -112,9 +112,9 @@ def call(opcode: int, function: Callable[..., Any]) -> None:
         _extension.call(opcode, function)
 
 
-def log(function: Callable[[int, int, int, int, int, bytes, int], None]) -> None:
-    """Have `function(opcode, nodeid, uid, gid, pid, body, error)` called for each request that was
-    answered without pyfuse3."""
+def log(function: Callable[[int, int, int, int, int, bytes, int, int], None]) -> None:
+    """Have `function(opcode, nodeid, uid, gid, pid, body, error, absent)` called for each request
+    that was answered without pyfuse3; `absent`: by an entry that says that there is none."""
     if _extension is not None:
         _extension.log(function)
 

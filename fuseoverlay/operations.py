@@ -112,6 +112,8 @@ def _argument(arg: object) -> str:
 def _answer(answer: object) -> str:
     if isinstance(answer, tuple):
         return _readable(answer)
+    if isinstance(answer, EntryAttributes) and not answer.st_ino:
+        return requestlog.ABSENT
     return _argument(answer) if answer is not None else "ok"
 
 

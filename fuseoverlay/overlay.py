@@ -149,7 +149,12 @@ def _identity(config: MountConfig, stack: LayerStack) -> Identity:
     upper = stack.upper
     if upper is not None and config.xattr_permissions:
         use_override(upper, config.xattr_permissions, note=not config.read_only)
-    identity = Identity(upper.override if upper is not None else None, config.uids, config.gids)
+    override = upper.override if upper is not None else None
+    # An ACL would change the real mode, which means nothing where an attribute keeps them.
+    acls = not config.noacl and all(layer.override is None for layer in stack.all())
+    for layer in stack.all():
+        layer.hides_acls = not acls and layer.may_have_acls()
+    identity = Identity(override, config.uids, config.gids, acls=acls)
     refuse_uncovered(identity, stack)
     return identity
 

@@ -22,7 +22,13 @@ _RANGES: Final = (15, 16, 44)
 _RANGE: Final = struct.Struct("=8xQI")
 
 
-def answered(opcode: int, ino: int, uid: int, gid: int, pid: int, body: bytes, error: int) -> None:
+#: What a look-up answers that says that there is no such name, for the kernel to keep.
+ABSENT: Final = "ok, no such name"
+
+
+def answered(
+    opcode: int, ino: int, uid: int, gid: int, pid: int, body: bytes, error: int, absent: int
+) -> None:
     """A request was answered by the extension, or by a function that it called."""
     said = [str(ino)]
     if opcode in _NAMED:
@@ -31,5 +37,5 @@ def answered(opcode: int, ino: int, uid: int, gid: int, pid: int, body: bytes, e
         offset, size = _RANGE.unpack_from(body)
         said.append(f"offset={offset} size={size}")
     said.append(f"uid={uid} gid={gid} pid={pid}")
-    answer = errno.errorcode.get(error, error) if error else "ok"
+    answer = errno.errorcode.get(error, error) if error else ABSENT if absent else "ok"
     log.debug("%s(%s) = %s", _NAMES.get(opcode, f"request {opcode}"), ", ".join(said), answer)

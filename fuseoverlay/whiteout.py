@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay import syscalls, xattrs
+from fuseoverlay.removal import clear
+from fuseoverlay.syscalls import DIR_FLAGS
 
 WH_PREFIX: Final = b".wh."
 #: AUFS housekeeping: never an entry of the merged tree.
@@ -37,6 +39,13 @@ OPAQUE_YES: Final = b"y"
 OPAQUE_XATTR_WHITEOUTS: Final = b"x"
 
 NAME_MAX: Final = 255
+
+#: A directory that is there while a filesystem is tried.
+PROBE: Final = b".fuseoverlay-probe"
+# What filesystems say to a whiteout that they do not take; ENOENT: it is one to them, too.
+_NOT_TAKEN: Final = (
+    errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOENT, errno.ENODATA,
+)  # fmt: skip
 
 
 class Dialect(enum.Enum):
@@ -135,21 +144,45 @@ def is_opaque_value(value: bytes | None) -> bool:
     return value == OPAQUE_YES
 
 
-def probe(dir_fd: int, namespace: bytes, name: bytes = b".fuseoverlay-probe") -> Dialect:
-    """The best dialect that the filesystem of `dir_fd` lets us write.
+def probe(dir_fd: int, namespace: bytes) -> Dialect | None:
+    """The best dialect that the filesystem of `dir_fd` keeps; None: it keeps no whiteouts. Errors
+    as of `keeps`."""
+    return next((dialect for dialect in Dialect if keeps(dialect, dir_fd, namespace)), None)
 
-    Makes and removes a file called `name`; raises `OSError` where none can be made.
+
+def keeps(dialect: Dialect, dir_fd: int, namespace: bytes) -> bool:
+    """Whether a whiteout of this dialect that is made in a directory there is found again: an
+    overlay, for one, may take it and keep it to itself.
+
+    Makes and removes a directory called `PROBE`; raises `OSError` where none can be made.
     """
-    for dialect in (Dialect.CHAR, Dialect.XATTR):
+    os.mkdir(PROBE, 0o700, dir_fd=dir_fd)
+    try:
+        fd = os.open(PROBE, DIR_FLAGS, dir_fd=dir_fd)
         try:
-            make(dialect, dir_fd, name, namespace)
-        except OSError as exc:
-            if exc.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                continue
-            raise
-        os.unlink(name, dir_fd=dir_fd)
-        return dialect
-    return Dialect.OCI
+            return _is_kept(dialect, fd, namespace)
+        finally:
+            clear(fd)
+            os.close(fd)
+    finally:
+        os.rmdir(PROBE, dir_fd=dir_fd)
+
+
+def _is_kept(dialect: Dialect, fd: int, namespace: bytes) -> bool:
+    name = WH_PREFIX + b"probe" if dialect is Dialect.OCI else b"probe"
+    try:
+        make(dialect, fd, name, namespace)
+        if dialect is Dialect.XATTR:
+            mark_xattr_whiteouts(fd, namespace, [namespace])
+            marked = opaque_value(fd, [namespace]) == OPAQUE_XATTR_WHITEOUTS
+            return marked and is_xattr_whiteout(fd, name, [namespace])
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        found = is_char_whiteout(st) if dialect is Dialect.CHAR else stat.S_ISREG(st.st_mode)
+        return found and os.fsdecode(name) in os.listdir(fd)
+    except OSError as exc:
+        if exc.errno in _NOT_TAKEN:
+            return False
+        raise
 
 
 def best_namespace(dir_fd: int) -> bytes:
@@ -158,11 +191,13 @@ def best_namespace(dir_fd: int) -> bytes:
 
 
 def takes_attributes(dir_fd: int, namespace: bytes) -> bool:
-    """Whether this process may set attributes of the namespace on the directory."""
+    """Whether this process may set attributes of the namespace on the directory, and finds them
+    again."""
     path, name = syscalls.fd_path(dir_fd), namespace + b"probe"
     try:
-        os.setxattr(path, name, b"")
+        os.setxattr(path, name, b"y")
+        found = xattrs.get_overlay(dir_fd, b"probe", [namespace])
         os.removexattr(path, name)
     except OSError:
         return False
-    return True
+    return found == b"y"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from fuseoverlay import (
+    acl,
     handles,
     kerneloverlays,
     ownmount,
@@ -29,18 +31,20 @@ from fuseoverlay import (
     xattrs,
 )
 from fuseoverlay.clones import Clones
-from fuseoverlay.errors import UpperError, describe
+from fuseoverlay.errors import UpperError, describe, printable
 from fuseoverlay.layers import Layer, absence, stat_key
 from fuseoverlay.removal import clear
 from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
+
+log = logging.getLogger("fuseoverlay")
 
 STAGING: Final = b"work"
 INDEX: Final = b"index"
 LINKS: Final = b"links"
 INCOMPAT: Final = b"incompat"
 _VOLATILE: Final = b"volatile"
-#: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.probe`.
+#: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.PROBE`.
 _STAGED: Final = re.compile(rb"#[0-9a-f]+|[0-9]+|\.fuseoverlay-probe")
 _ADVICE: Final = {
     errno.ENOSPC: "free some, or mount with ro",
@@ -48,6 +52,7 @@ _ADVICE: Final = {
     errno.EROFS: "mount with ro, or use directories elsewhere",
 }
 _LOCK_PATIENCE: Final = 2.0
+_OTHER_UPPER: Final = "use an upper directory on another filesystem"
 # linux/magic.h; ext2 and ext3 have the same.
 _EXT4: Final = 0xEF53
 _XFS: Final = 0x58465342
@@ -96,7 +101,7 @@ class WorkDir:
                 self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
                 names = (INDEX, LINKS) if index else ()
                 self._subdirectories = {name: self._open_subdirectory(name) for name in names}
-                self.dialect = dialect or whiteout.probe(self.fd, self.namespace)
+                self.dialect = self._probe_whiteouts(dialect)
                 self.keeps_order = keeps_order(self.fd)
                 self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
                 self.can_whiteout = self.dialect is Dialect.CHAR and self._probe_rename(
@@ -235,6 +240,9 @@ class WorkDir:
             self._refuse_incompatible(fd)
             _refuse_foreign(fd, os.path.join(self.path, STAGING))
             clear(fd)
+            for name in (acl.DEFAULT, acl.ACCESS):
+                # All that is made here would have it, and take it along.
+                xattrs.drop_any(fd, name)
             if volatile:
                 os.mkdir(INCOMPAT, 0o700, dir_fd=fd)
                 os.mkdir(INCOMPAT + b"/" + _VOLATILE, 0o700, dir_fd=fd)
@@ -254,6 +262,29 @@ class WorkDir:
                 "if the system has not crashed since",
             )
 
+    def _probe_whiteouts(self, asked: Dialect | None) -> Dialect:
+        """The dialect of new whiteouts. `UpperError`: the one that was asked for is none that the
+        filesystem keeps. Where it keeps none, a warning."""
+        if asked is not None and whiteout.keeps(asked, self.fd, self.namespace):
+            return asked
+        best = whiteout.probe(self.fd, self.namespace)
+        if asked is not None:
+            better = f"use whiteout={best.value}, or leave it out" if best else _OTHER_UPPER
+            raise UpperError(
+                f"the filesystem of upperdir keeps no whiteouts of whiteout={asked.value}",
+                where=self.upper.path,
+                hint=better,
+            )
+        if best is None:
+            log.warning(
+                "%s: the filesystem of upperdir keeps no whiteouts: what lower directories have "
+                "cannot be deleted or renamed; %s",
+                printable(self.upper.path),
+                _OTHER_UPPER,
+            )
+        # Which is refused when it is made.
+        return best or Dialect.OCI
+
     def _probe_rename(self, flag: int) -> bool:
         """Whether the filesystem knows this flag of renameat2(2)."""
         a, b = self.new_name(), self.new_name()
@@ -261,12 +292,13 @@ class WorkDir:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
         try:
             syscalls.renameat2(self.fd, a, self.fd, b, flag)
+            left = os.stat(a, dir_fd=self.fd, follow_symlinks=False)
+            return flag != syscalls.RENAME_WHITEOUT or whiteout.is_char_whiteout(left)
         except OSError:
             return False
         finally:
             self.discard(a)
             self.discard(b)
-        return True
 
 
 def keeps_order(fd: int) -> bool:

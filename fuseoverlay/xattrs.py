@@ -134,6 +134,15 @@ def drop(path: bytes | int, name: bytes, *, follow: bool = False) -> None:
     _whatever_mode(target, lambda: os.removexattr(target, name, follow_symlinks=follow))
 
 
+def drop_any(path: bytes | int, name: bytes) -> None:
+    """The same where there may be none."""
+    try:
+        drop(path, name)
+    except OSError as exc:
+        if exc.errno not in NONE:
+            raise
+
+
 def _whatever_mode(path: bytes, call: Callable[[], T]) -> T:
     try:
         return call()

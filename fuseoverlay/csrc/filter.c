@@ -28,6 +28,8 @@ void send_reply(uint64_t unique, int error, const void *payload, size_t size)
     struct iovec iov[2] = {{&out, sizeof(out)}, {(void *)payload, error ? 0 : size}};
 
     filter.last_error = error;
+    filter.last_absent = !error && size >= sizeof(struct fuse_entry_out) &&
+                         !((const struct fuse_entry_out *)payload)->nodeid;
     /* ENOENT: the caller was interrupted and waits no more. */
     if (writev(filter.fd, iov, 2) < 0 && error == 0 && errno != ENOENT)
         send_reply(unique, errno, NULL, 0);
@@ -147,8 +149,9 @@ static bool decide(const struct fuse_in_header *in, size_t size)
 static void log_answer(const struct fuse_in_header *in, size_t size)
 {
     PyObject *result = PyObject_CallFunction(
-        filter.log, "IKIIIy#i", in->opcode, (unsigned long long)in->nodeid, in->uid, in->gid,
-        in->pid, (const char *)(in + 1), (Py_ssize_t)(size - sizeof(*in)), filter.last_error);
+        filter.log, "IKIIIy#ii", in->opcode, (unsigned long long)in->nodeid, in->uid, in->gid,
+        in->pid, (const char *)(in + 1), (Py_ssize_t)(size - sizeof(*in)), filter.last_error,
+        in->opcode == FUSE_LOOKUP && filter.last_absent);
 
     if (!result)
         PyErr_WriteUnraisable(filter.log);

@@ -44,6 +44,7 @@ struct filter {
     PyObject *taken; /* list of bytes: whole requests */
     PyObject *log; /* called with each request that was answered, and the error; NULL: no log */
     int last_error;
+    bool last_absent; /* a reply to LOOKUP that said that there is no such name, without an error */
     PyObject *ended; /* called once when the kernel has ended the connection */
     int pending;     /* requests that Python is at work on */
     /* INIT */

@@ -80,6 +80,7 @@ def opened(config: MountConfig) -> Iterator[Check]:
         )
         if stack.upper is None:
             raise ValueError("there is no upper to check")
+        stack.follow_redirects = config.redirect_dir != "nofollow"
         for layer in stack.below:
             ownmount.enter(layer, clones, submounts=config.submounts)
         roots = overlay.roots_of(stack, None)

@@ -6,6 +6,7 @@ fsck.overlay of overlayfs-progs.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -242,6 +243,12 @@ class UpperCheck:
                 path = at(self.stack.fd(place.real), place.name)
                 redirect.is_metacopy(place, path)
                 redirect.data_of(self.stack, lowers, place, path)
+            except PermissionError:
+                yield Problem(
+                    Kind.DATA, self.path(*place),
+                    "metacopy file, to whose data redirect_dir=nofollow does not follow",
+                    why="a mount without nofollow, and with metacopy=on, shows it",
+                )  # fmt: skip
             except OSError:
                 yield Problem(
                     Kind.DATA, self.path(*place), "metacopy file, and no layer has its data",
@@ -295,9 +302,12 @@ class UpperCheck:
         try:
             redirect.marks_of(self.stack, upper)
         except OSError as exc:
+            by_option = exc.errno == errno.EPERM
+            who = "redirect_dir=nofollow does not follow" if by_option else "no mount follows"
             return Problem(
-                Kind.REDIRECT, self.path(upper), f"redirect that no mount follows: {describe(exc)}",
-                why="nobody knows what the directory should show",
+                Kind.REDIRECT, self.path(upper), f"redirect that {who}: {describe(exc)}",
+                why="a mount without nofollow shows what it leads to" if by_option
+                else "nobody knows what the directory should show",
             )  # fmt: skip
         return None
 

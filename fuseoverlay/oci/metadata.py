@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from fuseoverlay import overridestat, syscalls, trust, xattrs
+from fuseoverlay import acl, overridestat, syscalls, trust, xattrs
 from fuseoverlay.errors import StoreError
 from fuseoverlay.oci.entries import MAX_PATH, Entry
 from fuseoverlay.overridestat import OverrideStat
@@ -31,7 +31,6 @@ _NOT_SETTABLE: Final = (
 )
 #: Kinds of warnings of one layer: they name attributes, which a layer may make up.
 _MAX_KINDS: Final = 40
-_ACL: Final = b"system.posix_acl_"
 
 
 def can_own(dir_fd: int) -> bool:
@@ -144,7 +143,7 @@ class Writer:
                 )
 
     def _set_xattr(self, target: bytes | int, name: bytes, value: bytes) -> bool:
-        if self.override and name.startswith(_ACL):
+        if self.override and name.startswith(acl.PREFIX):
             # It would change the real mode, and its user numbers mean nothing here.
             return False
         try:
@@ -174,7 +173,10 @@ def _does_not_fit(exc: OSError, target: bytes | int) -> bool:
 
 
 def _set_override(fd: int, entry: Entry) -> None:
-    value = OverrideStat(entry.uid, entry.gid, entry.mode, entry.rdev).format()
+    access = entry.xattrs.get(acl.ACCESS)
+    # Which is left out.
+    mode = entry.mode if access is None else acl.limited(entry.mode, access)
+    value = OverrideStat(entry.uid, entry.gid, mode, entry.rdev).format()
     try:
         os.setxattr(fd, xattrs.OVERRIDE_STAT, value)
     except OSError as exc:

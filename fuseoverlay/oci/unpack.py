@@ -106,7 +106,7 @@ class _Layer:
         # Asked while the directory is empty: the layer may hold the name of the probe.
         with self.errors():
             self._namespace = whiteout.best_namespace(cache.root_fd)
-            self._dialect = whiteout.probe(cache.root_fd, self._namespace)
+            self._dialect = whiteout.probe(cache.root_fd, self._namespace) or Dialect.OCI
         #: Every directory made; None: not listed so far, only needed.
         self._dirs: dict[Path, Entry | None] = {(): None}
         self._whiteouts: dict[Path, set[bytes]] = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, detach, escape, fails, unmount
+from tests.helpers.mounts import MODE, Space, detach, escape, fails, root_only, unmount
 from tests.mount.conftest import Cli
 
 USAGE, LOWER, UPPER, MOUNTPOINT, FUSE, IMAGE = 2, 3, 4, 5, 6, 7
@@ -446,6 +446,34 @@ def test_names_that_are_not_utf8(cli: Cli) -> None:
     for args in (("mount", "-o", "lowerdir=no\udcffpe", mnt), ("mount", "no\udcffpe", mnt)):
         done = cli.run(*args)
         assert done.stderr.startswith("fuseoverlay: error: no\\xffpe: ")
+
+
+@pytest.mark.parametrize("redirects", ["off", "follow", "nofollow"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_metacopy_without_redirects(cli: Cli, redirects: str, read_only: bool) -> None:
+    """The kernel refuses it, too; without metacopy, or with redirects after all, it is none."""
+    space = cli.space
+    options = f"{space.options(read_only=read_only)},redirect_dir={redirects}"
+    refused(cli, USAGE, "-o", f"{options},metacopy=on", space.mnt, word=f"redirect_dir={redirects}")
+    for more in ("", ",metacopy=on,metacopy=off", ",metacopy=on,redirect_dir=on"):
+        assert cli.run("-o", options + more, space.mnt).returncode == 0, more
+        unmount(space.mnt)
+
+
+@root_only
+@pytest.mark.parametrize("redirects", ["", "on", "off", "follow", "nofollow"])
+def test_metacopy_and_redirects_in_the_kernel(cli: Cli, redirects: str) -> None:
+    """It takes the same combinations."""
+    space = cli.space
+    options = f"{space.options()},metacopy=on" + (f",redirect_dir={redirects}" if redirects else "")
+    argv = ["mount", "-t", "overlay", "none", "-o", options, str(space.mnt)]
+    taken = not subprocess.run(argv, capture_output=True, timeout=30).returncode
+    if taken:
+        unmount(space.mnt)
+        (space.work / "work").rmdir()
+    assert (cli.run("-o", options, space.mnt).returncode == 0) == taken
+    if taken:
+        unmount(space.mnt)
 
 
 @pytest.mark.parametrize("option", ["uidmapping", "gidmapping"])

@@ -1113,6 +1113,25 @@ def test_usage(dirty: Dirty, arguments: list[str], text: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_nofollow(dirty: Dirty) -> None:
+    """What a mount with that option refuses is named, and not repaired; without it is fine."""
+    space = dirty.space
+    space.features = ("redirect_dir=on", "metacopy=on")
+    mnt = space.mount()
+    os.chmod(mnt / "big", 0o600)
+    os.rename(mnt / "big", mnt / "moved")
+    os.rename(mnt / "d", mnt / "renamed")
+    space.unmount()
+    assert dirty.fsck()[0] == 0
+    dirty.options = ["redirect_dir=nofollow"]
+    before = dirty.everything()
+    code, lines = dirty.fsck("--repair")
+    assert code == LEFT
+    assert [line.split(":")[0] for line in lines[:-1]] == ["upper/moved", "upper/renamed"]
+    assert all("redirect_dir=nofollow" in line and "not repaired" in line for line in lines[:-1])
+    assert dirty.unchanged(before)
+
+
 ALL = ("redirect_dir=on", "metacopy=on", "index=on")
 #: Who writes the upper, with which features, and options of ours.
 WRITERS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import struct
 import subprocess
 import tarfile
 from pathlib import Path
@@ -238,6 +239,21 @@ def test_a_sparse_file_whose_size_is_a_record(unpacker: Unpacker) -> None:
         )
         assert names(layer) == {b"n", b"after"}
         assert (layer / "n").read_bytes() == bytes(5) + b"x" + bytes(3)
+
+
+def test_acls(unpacker: Unpacker) -> None:
+    """Where an ACL is left out the mode gives nobody more than it would."""
+    entries = ((1, 6, -1), (2, 6, 1001), (4, 0, -1), (16, 6, -1), (32, 4, -1))
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, bits, number & 0xFFFFFFFF) for tag, bits, number in entries
+    )
+    name = "system.posix_acl_access"
+    layer = unpacker.nodes(Node("f", 0o664, b"x", xattrs={name: acl}))
+    if unpacker.override:
+        assert name not in os.listxattr(layer / "f")
+        assert see(layer / "f", unpacker.override).mode == 0o604
+    else:
+        assert os.getxattr(layer / "f", name) == acl
 
 
 def test_capabilities(unpacker: Unpacker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers import oddfs
-from tests.helpers.mounts import Daemon, Space, detach, fuse_only, unmount
+from tests.helpers.mounts import Daemon, Space, detach, fuse_only, mounts_at, unmount
+from tests.mount.conftest import Cli
 
 pytestmark = fuse_only
 
@@ -20,14 +22,21 @@ ATTRIBUTES = [errno.ENODATA, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.
 @pytest.fixture(params=ATTRIBUTES, ids=lambda code: errno.errorcode[code])
 def odd(request: pytest.FixtureRequest, space: Space) -> Iterator[Space]:
     """A space whose top lower is such a filesystem."""
-    argv = [sys.executable, oddfs.__file__, str(space.lower), str(request.param)]
+    with odd_lower(space, request.param):
+        yield space
+
+
+@contextlib.contextmanager
+def odd_lower(space: Space, code: int) -> Iterator[None]:
+    """The space's top lower answers questions about attributes with this errno."""
+    argv = [sys.executable, oddfs.__file__, str(space.lower), str(code)]
     bottom = space.add_lower()
     (bottom / "dir").mkdir()
     (bottom / "dir" / "below").write_bytes(b"below")
     daemon = Daemon([*argv, str(errno.ENOSYS)], space.lower, space.base / "odd-log")
     try:
         daemon.wait_until_mounted(1)
-        yield space
+        yield
         space.drop()
         unmount(space.lower)
         daemon.finish()
@@ -76,3 +85,18 @@ def test_a_warning_names_the_layer(odd: Space, request: pytest.FixtureRequest) -
     expected = code not in (errno.EOPNOTSUPP, errno.ENOSYS)
     assert (f"{odd.lower}: extended attributes cannot be listed" in text) == expected
     odd.unmount()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ETIMEDOUT, errno.E2BIG])
+def test_unreadable_attributes(space: Space, code: int) -> None:
+    """There may be some, and what they hide would show: no mount, nor a check."""
+    lower = 3
+    with odd_lower(space, code):
+        for command in (("-o", space.options(), space.mnt), ("fsck", space.upper, "-o")):
+            if command[0] == "fsck":
+                command += (space.options(),)
+            done = Cli(space).run(*command)
+            assert done.returncode == lower
+            (line,) = done.stderr.splitlines()
+            assert f"{space.lower}: extended attributes cannot be read: {os.strerror(code)}" in line
+        assert not mounts_at(space.mnt)

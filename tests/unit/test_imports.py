@@ -15,7 +15,7 @@ PACKAGE = PROJECT / "fuseoverlay"
 #: The modules that images share with the overlay.
 LEAVES = {
     *("errors", "syscalls", "xattrs", "whiteout", "overridestat", "removal", "copydata", "trust"),
-    *("descriptors", "transaction"),
+    *("acl", "descriptors", "transaction"),
 }
 
 
