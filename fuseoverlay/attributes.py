@@ -19,7 +19,7 @@ from fuseoverlay.copyup import copy_up
 from fuseoverlay.idmap import IdMap
 from fuseoverlay.inodes import Directory, File, Inode
 from fuseoverlay.layers import check_sighting
-from fuseoverlay.lookup import Real, index_of, pinned_of, real_of, shown_of, upper_of
+from fuseoverlay.lookup import Real, changing, index_of, pinned_of, real_of, shown_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.transaction import tidy
 
@@ -209,10 +209,10 @@ async def _truncate(ov: Overlay, file: File, size: int, who: ownership.Changer) 
 def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:
     if changes.atime_ns is None and changes.mtime_ns is None:
         return
-    real = upper_of(ov, inode)
-    atime = real.st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
-    mtime = real.st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
-    os.utime(real.path, ns=(atime, mtime), follow_symlinks=real.follow)
+    with changing(ov, inode) as real:
+        atime = real.st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+        mtime = real.st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+        os.utime(real.path, ns=(atime, mtime), follow_symlinks=real.follow)
 
 
 def check_xattrs(ov: Overlay) -> None:
@@ -277,8 +277,8 @@ async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None
     await copy_up(ov, inode, data=False)
     # That it has no attributes is known with the descriptor.
     ov.data.drop(inode.ino)
-    real = upper_of(ov, inode)
-    os.setxattr(real.path, real.layer.stored_name(name), value, follow_symlinks=real.follow)
+    with changing(ov, inode) as real:
+        os.setxattr(real.path, real.layer.stored_name(name), value, follow_symlinks=real.follow)
 
 
 def leave_group(ov: Overlay, inode: Inode, groups: Container[int]) -> None:
@@ -303,8 +303,8 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
             return
         raise
     await copy_up(ov, inode, data=False)
-    real = upper_of(ov, inode)
-    os.removexattr(real.path, real.layer.stored_name(name), follow_symlinks=real.follow)
+    with changing(ov, inode) as real:
+        os.removexattr(real.path, real.layer.stored_name(name), follow_symlinks=real.follow)
 
 
 def statfs(ov: Overlay) -> os.statvfs_result:

@@ -496,6 +496,18 @@ def upper_of(ov: Overlay, inode: Inode) -> Real:
     return real
 
 
+@contextlib.contextmanager
+def changing(ov: Overlay, inode: Inode) -> Iterator[Real]:
+    """`upper_of`: in the block its path leads to that one object, whatever somebody who reaches the
+    upper by its own path puts there. Does not suspend, nor must the block."""
+    real = upper_of(ov, inode)
+    if real.follow:
+        yield real
+        return
+    with pinned(real.layer, real.path, None, sighting(real.st)) as upper:
+        yield _pinned_real(upper)
+
+
 def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
     """The real directory whose owner, mode, times and attributes count: the topmost one
     that a layer really listed (see `xattrs.IMPLIED`)."""

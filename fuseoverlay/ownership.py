@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fuseoverlay.identity import Status, write_override
 from fuseoverlay.inodes import Inode
-from fuseoverlay.lookup import Real, real_of, shown_of, stored_of, upper_of
+from fuseoverlay.lookup import Real, changing, real_of, shown_of, stored_of
 from fuseoverlay.overlay import Overlay
 from fuseoverlay.overridestat import accessible
 from fuseoverlay.transaction import Transaction
@@ -37,10 +37,16 @@ def change(
 ) -> None:
     """Set what is not None; ids as stored, `mode` is permission bits. A change of owner ends
     setuid."""
-    real = upper_of(ov, inode)
-    if ov.identity.override is not None:
-        _change_override(ov, real, ov.identity.override, uid, gid, mode)
-        return
+    with changing(ov, inode) as real:
+        if ov.identity.override is not None:
+            _change_override(ov, real, ov.identity.override, uid, gid, mode)
+        else:
+            _change_real(ov, real, uid, gid, None if inode.kind == stat.S_IFLNK else mode)
+
+
+def _change_real(
+    ov: Overlay, real: Real, uid: int | None, gid: int | None, mode: int | None
+) -> None:
     with Transaction() as change:
         if uid is not None or gid is not None:
             ov.identity.give(
@@ -50,7 +56,7 @@ def change(
                 follow=real.follow,
             )
             change.on_error(_restore, real)
-        if mode is not None and inode.kind != stat.S_IFLNK:
+        if mode is not None:
             os.chmod(real.path, stat.S_IMODE(mode))
 
 
