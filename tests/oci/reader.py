@@ -33,7 +33,8 @@ def _read(image: str, stderr: int, upper: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     code = 1
     try:
-        code = cli.main(["mount", image, f"{upper}/work/mnt", "--upper", upper])
+        options = f"upperdir={upper}/diff,workdir={upper}/work"
+        code = cli.main(["mount", image, f"{upper}/work/mnt", "-o", options])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -44,6 +45,7 @@ def _read(image: str, stderr: int, upper: str) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as upper:
         Path(upper, "work/mnt").mkdir(parents=True)
+        Path(upper, "diff").mkdir()
         for line in sys.stdin:
             with tempfile.TemporaryFile() as stderr:
                 pid = os.fork()
