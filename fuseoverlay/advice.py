@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 
 from fuseoverlay.errors import UsageError
-from fuseoverlay.oci import names
 
 COMMANDS = ("mount", "unmount", "umount", "fsck", "help", "version")
 
@@ -35,7 +34,7 @@ def check_paths(paths: Iterable[str], *, directories: bool, image: bool, command
     match list(paths):
         case []:
             raise UsageError("no mount point given", hint=f"write {_HOW}")
-        case [only] if not directories and (image or names.is_image(only)):
+        case [only] if not directories and (image or _is_image(only)):
             raise UsageError(
                 "no mount point given", where=only, hint="write fuseoverlay mount IMAGE MNT"
             )
@@ -46,7 +45,7 @@ def check_paths(paths: Iterable[str], *, directories: bool, image: bool, command
             )
         case [_] if not directories:
             raise UsageError("no lowerdir= and no image given", hint=f"write {_HOW}")
-        case [source, _] if directories and names.is_image(source):
+        case [source, _] if directories and _is_image(source):
             raise UsageError(
                 f"lowerdir= is given, and the image {source}",
                 hint="leave one of the two out: a mount shows directories or an image",
@@ -62,10 +61,17 @@ def check_fsck(what: str, *, directories: bool, kept: str | None) -> None:
             "--upper is for the changes of an image, lowerdir= for directories",
             hint="leave one of the two out",
         )
-    if kept is None and not directories and names.is_image(what):
+    if kept is None and not directories and _is_image(what):
         raise UsageError(
             "this is an image", where=what, hint=f"write fuseoverlay fsck --upper DIR {what}"
         )
+
+
+def _is_image(text: str) -> bool:
+    # Mounting directories alone imports nothing of images.
+    from fuseoverlay.oci import names
+
+    return names.is_image(text)
 
 
 def _is_slip(word: str, command: str) -> bool:

@@ -1,6 +1,7 @@
-"""Runs `fuseoverlay mount IMAGE FILE` on images named on stdin, each in a process of its own.
+"""Runs `fuseoverlay mount IMAGE MNT` on images named on stdin, each in a process of its own.
 
-The mount point is a file, so that an image that can be read ends in exit code 5. Each process
+The mount point is inside of the work directory, which is found once the layers are there: so an
+image that can be read ends in exit code 5. Each process
 has so much memory beyond what the program takes before it reads anything, and so many seconds.
 For each image a line of JSON: exit code (negative: the signal that ended it) and stderr.
 """
@@ -23,7 +24,7 @@ MEMORY = 256 << 20
 SECONDS = 20
 
 
-def _read(image: str, stderr: int, mountpoint: str) -> None:
+def _read(image: str, stderr: int, upper: str) -> None:
     os.dup2(stderr, 2)
     signal.alarm(SECONDS)
     status = re.search(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -32,7 +33,8 @@ def _read(image: str, stderr: int, mountpoint: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     code = 1
     try:
-        code = cli.main(["mount", image, mountpoint])
+        options = f"upperdir={upper}/diff,workdir={upper}/work"
+        code = cli.main(["mount", image, f"{upper}/work/mnt", "-o", options])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -41,12 +43,14 @@ def _read(image: str, stderr: int, mountpoint: str) -> None:
 
 
 def main() -> None:
-    with tempfile.NamedTemporaryFile() as mountpoint:
+    with tempfile.TemporaryDirectory() as upper:
+        Path(upper, "work/mnt").mkdir(parents=True)
+        Path(upper, "diff").mkdir()
         for line in sys.stdin:
             with tempfile.TemporaryFile() as stderr:
                 pid = os.fork()
                 if not pid:
-                    _read(line.rstrip("\n"), stderr.fileno(), mountpoint.name)
+                    _read(line.rstrip("\n"), stderr.fileno(), upper)
                 _, status = os.waitpid(pid, 0)
                 stderr.seek(0)
                 said = stderr.read().decode(errors="replace")
