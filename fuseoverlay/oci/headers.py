@@ -176,7 +176,7 @@ class Header(tarfile.TarInfo):
         found = cast("Self", super()._proc_pax(tarfile))  # type: ignore[misc]
         records = found.pax_headers
         stored, sizes = records.get("size"), ("GNU.sparse.size", "GNU.sparse.realsize")
-        if found.sparse is not None and stored:
+        if found.sparse is not None and stored and found._start:
             # `tarfile` takes that for the size of the file, and looks behind it for the next.
             found.size = next((int(records[key]) for key in sizes if key in records), found.size)
             tarfile.offset = found._start + found._block(int(stored))  # type: ignore[attr-defined]
