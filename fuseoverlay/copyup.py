@@ -147,10 +147,12 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
 
 
 async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
-    name = ov.inodes.name_of(file)
-    if name is not None:
-        copy_up_directory(ov, name[0])
+    # Which finds out by which name the file is there, if it has several.
     real = real_of(ov, file)
+    name = ov.inodes.name_of(file)
+    if name is not None and name[0].upper is None:
+        copy_up_directory(ov, name[0])
+        real = real_of(ov, file)
     origin = _origin(ov, file)
     with Transaction() as change:
         staged = staging.stage(ov, change)
