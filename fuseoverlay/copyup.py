@@ -156,8 +156,10 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
 
 
 async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
+    # Which finds out by which name the file is there, if it has several.
+    real_of(ov, file)
     name = ov.inodes.name_of(file)
-    if name is not None:
+    if name is not None and name[0].upper is None:
         copy_up_directory(ov, name[0])
     # All that makes the copy is of one object: its parts could be of two, of different owners, if
     # they were found by its name, one after the other.

@@ -85,6 +85,12 @@ def test_the_name_that_was_looked_up(
         if links == 3 and "index=off" not in options:
             assert (shown / "etc" / "third").read_text() == CONTENT + (added or "")
         assert (base / "etc" / "f").read_text() == CONTENT
+    space.remount()
+    for base in space.lower.iterdir():
+        shown, (_, added) = space.mnt / base.name, CHANGES[base.name[:-1]]
+        check(shown, added)
+        if (shown / "etc" / "third").exists() and "index=off" not in options:
+            assert (shown / "etc" / "third").read_text() == CONTENT + (added or "")
     space.unmount()
 
 
@@ -106,6 +112,8 @@ def test_open_file(names: Space, taken: str) -> None:
         f.write(b"GENUINE")
         x.seek(0)
         assert x.read() == b"GENUINE"
+    assert (mnt / "etc" / "f").read_text() == "GENUINE"
+    names.remount()
     assert (mnt / "etc" / "f").read_text() == "GENUINE"
     names.unmount()
 
