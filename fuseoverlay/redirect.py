@@ -171,7 +171,7 @@ class _Trail:
         """Follow the path in one layer as far as `names`, with which it begins; None: there is
         no such directory."""
         real = base
-        self.ended = self.ended or _is_opaque(self._stack, base)
+        self.ended = self.ended or is_opaque(self._stack, base)
         left = len(self.path)
         for name in names:
             left -= 1
@@ -277,7 +277,8 @@ def _kind(stack: LayerStack, real: RealDir, name: bytes) -> tuple[int | None, bo
     return None if st is None else stat.S_IFMT(st.st_mode), hides
 
 
-def _is_opaque(stack: LayerStack, real: RealDir) -> bool:
+def is_opaque(stack: LayerStack, real: RealDir) -> bool:
+    """Whether the directory hides those of the layers below, in whatever dialect."""
     value = whiteout.opaque_value(stack.fd(real), real.layer.namespaces)
     return whiteout.is_opaque_value(value) or _is_oci_opaque(stack, real)
 

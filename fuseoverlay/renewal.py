@@ -3,7 +3,8 @@
 The index of a directory is good for that long. Then it is asked whether a lower directory has
 changed, by its times; if so the lowers are read anew, and the index that is there takes over
 what they hold. It stays the same object: listings under way keep their places, and what we
-have made or hidden in the upper is not touched, since nobody else changes that.
+have made or hidden in the upper is not touched, since nobody else changes that. Directories in it
+that are known go on in what has come to their names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import time
 from typing import Final
 
-from fuseoverlay import places
+from fuseoverlay import native, places, redirect
 from fuseoverlay.inodes import Directory, File
 from fuseoverlay.layers import RealDir, stat_key
 from fuseoverlay.merge import Found, Index, scan, scan_soon
@@ -120,4 +121,35 @@ def _take_over(
         return
     directory.lowers = lowers[:used]
     index.stamp = stamp
+    names = index.lower.keys() | fresh.lower.keys()
     index.relower(fresh.lower)
+    for name in names:
+        inode = ov.inodes.subdirectory(directory, name)
+        if inode is not None:
+            with contextlib.suppress(OSError):
+                _renew_parts(ov, directory, index, name, inode)
+
+
+def _renew_parts(
+    ov: Overlay, parent: Directory, index: Index, name: bytes, inode: Directory
+) -> None:
+    """Have a directory that stays go on in what is now in the layers below its topmost part."""
+    found = index.find(name)
+    if found is None or is_replaced(ov, inode, found):
+        return
+    hidden = inode.upper is not None and redirect.is_opaque(ov.stack, inode.upper)
+    if hidden:
+        return
+    same_name = [RealDir(real.layer, real, name) for real in found.lower_dirs]
+    _, lowers = redirect.merged(ov.stack, parent.lowers, inode.upper, same_name)
+    if _keys(ov, lowers) == _keys(ov, inode.lowers):
+        return
+    # Those that are below an opaque one the index leaves out again.
+    inode.lowers = lowers
+    native.plain.pop(inode.ino, None)
+    if inode.index is not None:
+        inode.index.stamp, inode.index.expires = None, time.monotonic()
+
+
+def _keys(ov: Overlay, reals: tuple[RealDir, ...]) -> list[tuple[int, int]]:
+    return [stat_key(os.stat(ov.stack.fd(real))) for real in reals]

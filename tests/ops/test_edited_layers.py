@@ -158,6 +158,67 @@ def test_change_of_a_file_whose_name_went(edited: Space) -> None:
     assert os.listdir(edited.upper / "d") == ["hidden"]
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("path", ["d", "d/sub"])
+@pytest.mark.parametrize("merged_by", ["the upper", "two lowers"])
+@pytest.mark.parametrize("looked_at_between", [False, True])
+def test_a_part_of_a_merged_directory_that_was_replaced(
+    edited: Space, layer: int, path: str, merged_by: str, looked_at_between: bool
+) -> None:
+    """The directory stays the one that it is, and goes on in the new one."""
+    lower, top = edited.lowers[layer] / path, edited.mnt / path
+    (lower / "old").touch()
+    if merged_by == "the upper":
+        (top / "mine").write_text("mine")
+    here = names(edited, path)
+    assert "old" in here
+    left = here - set(os.listdir(lower)) | set(os.listdir(edited.lowers[1 - layer] / path))
+    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    shutil.rmtree(lower)
+    if looked_at_between:
+        assert names(edited, path) == left
+    lower.mkdir()
+    (lower / "new").write_text("new")
+    (lower / "newdir").mkdir()
+    for _ in range(2):
+        assert names(edited, path) == left | {"new", "newdir"}
+        assert (top / "new").read_text() == "new"
+        assert names(edited, f"{path}/newdir") == set()
+    if merged_by == "the upper":
+        # By what is open, too: the upper has it.
+        assert set(os.listdir(fd)) == left | {"new", "newdir"}
+    os.close(fd)
+    (lower / "new").unlink()
+    (top / "newdir" / "above").touch()
+    assert names(edited, path) == left | {"newdir"}
+    edited.remount()
+    assert names(edited, path) == left | {"newdir"}
+
+
+@pytest.mark.parametrize("dialect", ["char", "oci"])
+def test_an_opaque_directory_over_one_that_was_replaced(space: Space, dialect: str) -> None:
+    """It hides that, too, however it is marked."""
+    space.extra = ("timeout=0", f"whiteout={dialect}")
+    (space.lower / "d" / "sub").mkdir(parents=True)
+    bottom = space.add_lower()
+    (bottom / "d" / "sub").mkdir(parents=True)
+    for layer, name in ((space.upper, "sub"), (space.lower, "low")):
+        (layer / "d" / name).mkdir(parents=True)
+        (layer / "d" / name / ".wh..wh..opq").touch()
+    (bottom / "d" / "low").mkdir()
+    mnt = space.mount()
+    assert names(space, "d/sub") == names(space, "d/low") == set()
+    for layer, name in ((space.lower, "sub"), (bottom, "low"), (bottom, "sub")):
+        (layer / "d" / name).rmdir()
+        (layer / "d" / name).mkdir()
+        (layer / "d" / name / "secret").touch()
+    for _ in range(2):
+        assert names(space, "d/sub") == names(space, "d/low") == set()
+        for name in ("sub", "low"):
+            assert not (mnt / "d" / name / "secret").exists()
+        space.remount()
+
+
 def test_listings_under_way(edited: Space) -> None:
     """Each name once that was there from the beginning to the end, whatever comes and goes."""
     many = {f"name{number:05}" for number in range(3000)}
