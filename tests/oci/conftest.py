@@ -10,24 +10,18 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.removal import remove_tree
-from tests.helpers.mounts import MODE
+from tests.helpers.repeated import skip_repeated
 from tests.oci.helpers import Unpacker, owner_possible
 
-#: Modules of which the tests mount nothing, so that the extension plays no part; of the first ones
-#: it is also all the same who runs them.
+#: Modules of which the tests mount nothing.
 _READ = {"test_blobs", "test_layout", "test_malformed", "test_model", "test_streams"}
 #: The last one mounts to see what was unpacked.
 _UNPACK = {"test_store", "test_unpack", "test_unpack_bad", "test_references"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run no test twice: there are runs with the extension, and of the plain user himself."""
-    without_extension = os.environ.get("FUSEOVERLAY_NATIVE") == "0"
-    repeated = _READ | _UNPACK if without_extension else _READ if MODE == "userns" else set()
-    mark = pytest.mark.skip(reason="the same in another mode, which runs it")
-    for item in items:
-        if item.path.parent == Path(__file__).parent and item.path.stem in repeated:
-            item.add_marker(mark)
+    """`skip_repeated`."""
+    skip_repeated(items, Path(__file__).parent, without_extension=_UNPACK, by_anybody=_READ)
 
 
 with tempfile.TemporaryDirectory() as _probe:
