@@ -23,6 +23,7 @@ from fuseoverlay import (
     acl,
     hardlinks,
     linkindex,
+    places,
     protection,
     redirect,
     staging,
@@ -156,9 +157,9 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
 
 
 async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
-    # Which finds out by which name the file is there, if it has several.
+    # If it is gone no directory is copied up in vain.
     real_of(ov, file)
-    name = ov.inodes.name_of(file)
+    name = places.name_of(ov.stack, ov.inodes, file)
     if name is not None and name[0].upper is None:
         copy_up_directory(ov, name[0])
     # All that makes the copy is of one object: its parts could be of two, of different owners, if
@@ -182,7 +183,7 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
 
 def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | None:
     """Path of the data for a copy of the metadata alone; None: copy all."""
-    found = ov.inodes.name_of(file)
+    found = places.name_of(ov.stack, ov.inodes, file)
     if not (ov.config.metacopy and stat.S_ISREG(file.kind) and st.st_size and found):
         return None
     parent, name = found
@@ -373,7 +374,7 @@ def _publish_file(
     is_linked = ov.config.index and lower_links > 1 and links > 0
     if is_linked and origin is not None:
         entered = linkindex.enter(ov, change, staged, origin, links, lower_links)
-    name = ov.inodes.name_of(file)
+    name = places.name_of(ov.stack, ov.inodes, file)
     place: Place | Held
     if name is not None:
         place = _publish(ov, staged, *name)

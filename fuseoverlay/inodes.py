@@ -458,24 +458,20 @@ class InodeTable:
             self._held -= not held.name
             release(held)
 
-    def name_of(self, file: File) -> tuple[Directory, bytes] | None:
-        """A name that leads to a file of a lower, the one of `File.lower` if that does: others may
-        be gone there; None: all were removed through the mount. ESTALE: not so, but none does,
-        since somebody else has changed the lower."""
+    def names_of(self, file: File) -> list[tuple[Directory, bytes]]:
+        """The names by which the kernel knows a file of a lower, as far as they are there; none:
+        all were removed through the mount. ESTALE: not so, but none is, since somebody else has
+        changed the lower."""
         names = [name for name in file.names if self._leads(*name)]
         if file.names and not names:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return next((name for name in names if _is_at(file.lower, *name)), next(iter(names), None))
+        return names
 
     def _leads(self, directory: Directory, name: bytes) -> bool:
         """Whether what is shown at a name, where that still is, is in a lower."""
         index = directory.index
         shown = index is None or (name in index and name not in index.upper)
         return shown and self.is_in_place(directory)
-
-
-def _is_at(place: Place | None, directory: Directory, name: bytes) -> bool:
-    return place is not None and place.name == name and place.real in directory.lowers
 
 
 def release(held: Held) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fuseoverlay.inodes import File, Place
+from fuseoverlay.inodes import Directory, File, InodeTable, Place
 from fuseoverlay.layers import LayerStack, Sighting, check_sighting, sighting
 
 
@@ -28,17 +28,35 @@ def status(stack: LayerStack, file: File, place: Place, *, lasting: bool) -> os.
     return st
 
 
+def name_of(stack: LayerStack, inodes: InodeTable, file: File) -> tuple[Directory, bytes] | None:
+    """The first name that leads to a file of a lower; None: all were removed through the mount.
+    Others of its names may be gone in the lower. Errors of `InodeTable.names_of`."""
+    names = inodes.names_of(file)
+    if len(names) > 1:
+        there = (name for name in names if _place(stack, name, file.lower_seen) is not None)
+        return next(there, names[0])
+    return names[0] if names else None
+
+
 def find_again(stack: LayerStack, file: File, seen: Sighting | None) -> Place | None:
     """Where one of the names by which the kernel knows a file leads to what was seen of it in a
     lower; None: nowhere."""
-    for directory, name in file.names:
-        for real in directory.lowers:
-            place = Place(real, name)
-            try:
-                if sighting(_status(stack, place)) == seen:
-                    return place
-            except OSError:
-                continue
+    places = (_place(stack, name, seen) for name in file.names)
+    return next((place for place in places if place is not None), None)
+
+
+def _place(
+    stack: LayerStack, known: tuple[Directory, bytes], seen: Sighting | None
+) -> Place | None:
+    """Where this name leads to what was seen."""
+    directory, name = known
+    for real in directory.lowers:
+        place = Place(real, name)
+        try:
+            if sighting(_status(stack, place)) == seen:
+                return place
+        except OSError:
+            continue
     return None
 
 

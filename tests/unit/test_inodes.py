@@ -50,7 +50,7 @@ def test_a_deep_chain() -> None:
     directory = last()
     assert directory is not None
     assert table.is_in_place(directory)
-    assert table.name_of(file) == (directory, b"f")
+    assert table.names_of(file) == [(directory, b"f")]
     assert table.subdirectory(table.root, b"d") is first()
     del directory
     table.forget(file.ino, 1)
@@ -99,13 +99,13 @@ def test_moved_and_replaced() -> None:
     table.move(old, table.root, b"e")
     assert table.subdirectory(table.root, b"d") is None
     assert table.subdirectory(table.root, b"e") is old
-    assert table.name_of(file) == (below, b"f")
+    assert table.names_of(file) == [(below, b"f")]
     table.unname(old)
     assert not table.is_in_place(below)
     with pytest.raises(OSError, match="Stale"):
-        table.name_of(file)
+        table.names_of(file)
     new = _directory(table, table.root, b"e")
     table.unname(old)
     assert table.subdirectory(table.root, b"e") is new
     file.names.clear()
-    assert table.name_of(file) is None
+    assert table.names_of(file) == []
