@@ -13,9 +13,19 @@ from fuseoverlay.syscalls import DIR_FLAGS
 
 def clear(fd: int, *, keep: Collection[bytes] = ()) -> None:
     """Remove everything in the directory `fd` but the names to keep. May block for long."""
-    for name in map(os.fsencode, os.listdir(fd)):
+    for name in names_in(fd):
         if name not in keep:
             remove_tree(fd, name)
+
+
+def names_in(dir_fd: int) -> list[bytes]:
+    """What is in the directory now: Btrfs lists by a descriptor what there was when that was
+    opened."""
+    fd = os.open(b".", DIR_FLAGS, dir_fd=dir_fd)
+    try:
+        return [os.fsencode(name) for name in os.listdir(fd)]
+    finally:
+        os.close(fd)
 
 
 def remove_tree(dir_fd: int, name: bytes) -> None:

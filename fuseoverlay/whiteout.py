@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay import syscalls, xattrs
-from fuseoverlay.removal import clear
+from fuseoverlay.removal import names_in, remove_tree
 from fuseoverlay.syscalls import DIR_FLAGS
 
 WH_PREFIX: Final = b".wh."
@@ -162,10 +162,9 @@ def keeps(dialect: Dialect, dir_fd: int, namespace: bytes) -> bool:
         try:
             return _is_kept(dialect, fd, namespace)
         finally:
-            clear(fd)
             os.close(fd)
     finally:
-        os.rmdir(PROBE, dir_fd=dir_fd)
+        remove_tree(dir_fd, PROBE)
 
 
 def _is_kept(dialect: Dialect, fd: int, namespace: bytes) -> bool:
@@ -178,7 +177,7 @@ def _is_kept(dialect: Dialect, fd: int, namespace: bytes) -> bool:
             return marked and is_xattr_whiteout(fd, name, [namespace])
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         found = is_char_whiteout(st) if dialect is Dialect.CHAR else stat.S_ISREG(st.st_mode)
-        return found and os.fsdecode(name) in os.listdir(fd)
+        return found and name in names_in(fd)
     except OSError as exc:
         if exc.errno in _NOT_TAKEN:
             return False

@@ -33,7 +33,7 @@ from fuseoverlay import (
 from fuseoverlay.clones import Clones
 from fuseoverlay.errors import UpperError, describe, printable
 from fuseoverlay.layers import Layer, absence, stat_key
-from fuseoverlay.removal import clear
+from fuseoverlay.removal import clear, names_in
 from fuseoverlay.syscalls import DIR_FLAGS
 from fuseoverlay.whiteout import Dialect
 
@@ -413,7 +413,7 @@ def is_foreign(name: bytes) -> bool:
 
 def foreign(staging_fd: int) -> list[bytes]:
     """Names in a staging directory that no overlay puts there."""
-    return sorted(filter(is_foreign, map(os.fsencode, os.listdir(staging_fd))))
+    return sorted(filter(is_foreign, names_in(staging_fd)))
 
 
 def lock_upper(upper: Layer) -> None:

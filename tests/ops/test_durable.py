@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.helpers.mounts import (
     Space,
     command,
     fuse_only,
+    is_whiteout,
     root_only,
 )
 
@@ -187,3 +189,14 @@ def test_copy_shares_its_blocks(sharing: Space) -> None:
         assert _used(sharing.base) - before < BIG // 4
         assert (sharing.upper / "f").stat().st_size == BIG
         assert (mnt / "f").read_bytes() == b"changed" + content[7:]
+
+
+@root_only
+def test_what_the_filesystem_keeps_is_found_out(sharing: Space) -> None:
+    """Btrfs does not list by a descriptor what was made after that was opened."""
+    (sharing.lower / "f").touch()
+    with sharing.mounted() as mnt:
+        (mnt / "f").unlink()
+    assert is_whiteout(sharing.upper / "f")
+    assert stat.S_ISCHR((sharing.upper / "f").stat().st_mode)
+    assert os.listdir(sharing.work / "work") == []
