@@ -39,6 +39,7 @@ from fuseoverlay.lookup import (
     lower_of,
     no_entry,
     path_below,
+    real_by,
     real_of,
     stored_of,
     upper_of,
@@ -157,16 +158,14 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
 
 
 async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
-    # If it is gone no directory is copied up in vain.
-    real_of(ov, file)
-    name = places.name_of(ov.stack, ov.inodes, file)
-    if name is not None and name[0].upper is None:
-        copy_up_directory(ov, name[0])
     # All that makes the copy is of one object: its parts could be of two, of different owners, if
     # they were found by its name, one after the other.
     with lower_of(ov, file) as lower, Transaction() as change:
+        name = places.name_of(ov.stack, ov.inodes, file)
+        if name is not None and name[0].upper is None:
+            copy_up_directory(ov, name[0])
         origin = hardlinks.origin_of(lower)
-        real = Real(lower.layer, lower.path, True, lower.st)
+        real = real_by(lower)
         staged = staging.stage(ov, change)
         metacopy = None if data else _metacopy_redirect(ov, file, real.st)
         if metacopy is not None:

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 
 from fuseoverlay.errors import UpperError
 from fuseoverlay.layers import Layer, stat_key
+from fuseoverlay.syscalls import unescaped
 
 _BACKSLASH: Final = re.compile(rb"\\(.)", re.DOTALL)
-_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
 def refuse_upper(upper: Layer) -> None:
@@ -61,15 +61,11 @@ def _all(mountinfo: bytes) -> Iterator[_Mount]:
         kind, _, rest = right.partition(b" ")
         if kind != b"overlay":
             continue
-        device, point = left.split()[2].decode(), _unescaped(left.split()[4])
+        device, point = left.split()[2].decode(), unescaped(left.split()[4])
         for option in rest.partition(b" ")[2].split(b","):
             name, _, value = option.partition(b"=")
             if name == b"upperdir":
-                given = _unescaped(value)
+                given = unescaped(value)
                 # It may hold the escapes of the mount option, or be the path itself.
                 yield _Mount(device, point, given)
                 yield _Mount(device, point, _BACKSLASH.sub(rb"\1", given))
-
-
-def _unescaped(text: bytes) -> bytes:
-    return _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), text)

@@ -198,7 +198,7 @@ def _file(
         real = Real(directory.layer, at(fd, name), False, st)
         return _file_at(ov, parent, index, place, found, real, None)
     with _pinned(ov, place, None) as lower:
-        real = _pinned_real(lower)
+        real = real_by(lower)
         if directory.layer.override is not None:
             kept = ov.identity.stored(directory.layer, real.path, real.st, follow=True)
             real = real._replace(stored=kept)
@@ -453,7 +453,8 @@ def _pinned(ov: Overlay, place: Place, seen: Sighting | None) -> AbstractContext
     return pinned(place.real.layer, place.name, fd, seen, lasting=ov.config.private)
 
 
-def _pinned_real(lower: Lower) -> Real:
+def real_by(lower: Lower) -> Real:
+    """A pinned object as what counts for an inode."""
     return Real(lower.layer, lower.path, True, lower.st)
 
 
@@ -474,7 +475,7 @@ def pinned_of(ov: Overlay, inode: Inode) -> Iterator[Real]:
     that from a lower file alone."""
     if isinstance(inode, File) and not inode.in_upper:
         with lower_of(ov, inode) as lower:
-            yield _pinned_real(lower)
+            yield real_by(lower)
     else:
         yield real_of(ov, inode)
 
@@ -505,7 +506,7 @@ def changing(ov: Overlay, inode: Inode) -> Iterator[Real]:
         yield real
         return
     with pinned(real.layer, real.path, None, sighting(real.st)) as upper:
-        yield _pinned_real(upper)
+        yield real_by(upper)
 
 
 def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:

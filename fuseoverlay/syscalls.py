@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import struct
 import sys
 from ctypes import c_int, c_long, c_size_t, c_uint, c_void_p
@@ -300,6 +301,14 @@ def filesystem_uuid(fd: int) -> bytes:
     except OSError:
         return bytes(16)
     return bytes(reply[1:17])
+
+
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+
+
+def unescaped(field: bytes) -> bytes:
+    """A field of /proc/self/mountinfo without its octal escapes; proc_pid_mountinfo(5)."""
+    return _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
 
 
 def is_idmapped(fd: int) -> bool:

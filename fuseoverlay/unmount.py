@@ -110,7 +110,7 @@ def fuse_mount(path: bytes) -> str | None:
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             fields = line.split(b" ")
-            if _unescape(fields[4]) == path:
+            if syscalls.unescaped(fields[4]) == path:
                 kind = line.partition(b" - ")[2].split(b" ")[0]
                 is_fuse = kind == b"fuse" or kind.startswith(b"fuse.")
                 device = fields[2].decode() if is_fuse else None
@@ -132,10 +132,3 @@ def give_up(path: bytes, device: str | None) -> None:
     else:
         argv: list[str | bytes] = [fusermount(), "-u", "-z", path]
         subprocess.run(argv, capture_output=True, check=False)
-
-
-def _unescape(field: bytes) -> bytes:
-    """Undo the octal escapes of /proc/self/mountinfo."""
-    for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
-        field = field.replace(code, char)
-    return field

@@ -96,13 +96,19 @@ def _run(argv: list[str], *words: object, cwd: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def _meet_a_bug(cli: Cli, log: str) -> None:
+    """Mount with `log=`, and have one request fail by a bug."""
+    space = cli.space
+    argv = _broken(cli, "namespace", "make")
+    _run(argv, "-o", f"{space.options()},log={log}", space.mnt, cwd=space.base)
+    with fails(errno.EIO):
+        os.mkdir(space.mnt / "boom")
+
+
 def test_bugs_land_in_the_file(cli: Cli) -> None:
     """A failed request with its traceback, and what ends the daemon."""
     space = cli.space
-    argv = _broken(cli, "namespace", "make")
-    _run(argv, "-o", f"{space.options()},log=log", space.mnt, cwd=space.base)
-    with fails(errno.EIO):
-        os.mkdir(space.mnt / "boom")
+    _meet_a_bug(cli, "log")
     unmount(space.mnt)
     cli.wait_until_gone()
     text = (space.base / "log").read_text()
@@ -181,10 +187,7 @@ def test_syslog(cli: Cli, option: str) -> None:
 def test_without_anybody_who_listens(cli: Cli) -> None:
     """No syslog, and no file: the mount is none the worse for it."""
     space = cli.space
-    argv = _broken(cli, "namespace", "make")
-    _run(argv, "-o", f"{space.options()},log=syslog", space.mnt, cwd=space.base)
-    with fails(errno.EIO):
-        os.mkdir(space.mnt / "boom")
+    _meet_a_bug(cli, "syslog")
     (space.mnt / "fine").mkdir()
     unmount(space.mnt)
     cli.wait_until_gone()
