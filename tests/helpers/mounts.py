@@ -35,6 +35,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import warm
 from tests.helpers.tree import Tree, compare, record
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -171,9 +172,12 @@ def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
         time.sleep(0.01)
 
 
-def ends(process: subprocess.Popen, seconds: float) -> bool:
+def ends(process: subprocess.Popen | warm.Warm, seconds: float) -> bool:
     """Wait for the end of a process, no longer than that; `Popen.wait` would look rarely."""
-    if process.poll() is None:
+    if isinstance(process, warm.Warm):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    elif process.poll() is None:
         fd = os.pidfd_open(process.pid)
         try:
             select.select([fd], [], [], seconds)
@@ -211,16 +215,20 @@ class Daemon:
     def __init__(self, argv: list[str], mnt: Path, log: Path, *, cwd: Path | None = None) -> None:
         self.mnt, self.log = mnt, log
         self._seen = log.stat().st_size if log.exists() else 0
+        self.process: subprocess.Popen | warm.Warm
         with log.open("ab") as stream:
-            self.process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                cwd=cwd or "/",
-                env=daemon_env(),
-                start_new_session=True,
-            )
+            if warm.can_start(argv):
+                self.process = warm.start(argv, stream.fileno(), cwd or "/", daemon_env())
+            else:
+                self.process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    cwd=cwd or "/",
+                    env=daemon_env(),
+                    start_new_session=True,
+                )
         self._watchdog: threading.Timer | None = None
         self.rearm()
 
