@@ -7,9 +7,9 @@ SOURCES = ("module", "filter", "answers", "listing", "real", "scan", "merge", "s
 setup(
     ext_modules=[
         Extension(
-            "fuseoverlay._native",
-            [f"fuseoverlay/csrc/{name}.c" for name in SOURCES],
-            depends=["fuseoverlay/csrc/native.h"],
+            "fuseoverlay.native._native",
+            [f"fuseoverlay/native/csrc/{name}.c" for name in SOURCES],
+            depends=["fuseoverlay/native/csrc/native.h"],
             extra_compile_args=["-O2", "-Wall", "-fvisibility=hidden"],
             # Without it everything works, slower.
             optional=True,

@@ -24,7 +24,7 @@ from benchmarks.requests import Requests
 from benchmarks.session import Bench
 from benchmarks.trees import FULL, QUICK, Layers, Sizes
 from benchmarks.workloads import WORKLOADS, Workload
-from fuseoverlay.workdir import keeps_order
+from fuseoverlay.overlay.workdir import keeps_order
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

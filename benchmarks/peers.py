@@ -214,7 +214,7 @@ class Unionfs(Overlay):
 
 def has_native() -> bool:
     """Whether this checkout has its extension."""
-    return importlib.util.find_spec("fuseoverlay._native") is not None
+    return importlib.util.find_spec("fuseoverlay.native._native") is not None
 
 
 def ours(kind: type[Overlay], name: str, base: Path, **env: str) -> Overlay:

@@ -13,7 +13,7 @@ from benchmarks.peers import Overlay
 STEPS = {
     "Python starts": "pass",
     "and imports trio and pyfuse3": "import trio, pyfuse3",
-    "and imports all that a mount needs": "import fuseoverlay.cli, fuseoverlay.mount",
+    "and imports all that a mount needs": "import fuseoverlay.fuse.mount",
 }
 
 

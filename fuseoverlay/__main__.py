@@ -7,16 +7,16 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from fuseoverlay import cli
+    from fuseoverlay.commands import dispatch
 
-    sys.exit(cli.main(sys.argv[1:]))
+    sys.exit(dispatch.main(sys.argv[1:]))
 
 
 def mount_helper() -> None:
     """The same for `mount.fuseoverlay`."""
-    from fuseoverlay import cli
+    from fuseoverlay.commands import dispatch
 
-    sys.exit(cli.main_of_helper(sys.argv[1:]))
+    sys.exit(dispatch.main_of_helper(sys.argv[1:]))
 
 
 if __name__ == "__main__":

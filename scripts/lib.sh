@@ -117,7 +117,7 @@ fo_source() {
     --exclude='*.egg-info' --exclude=.hypothesis --exclude='*.so' --exclude=./build -cf - . |
     tar -C "$fresh" -xf - --no-same-owner
   # What was built in the last copy; fo_venv sees whether it still serves.
-  cp -p "$FO_SRC"/fuseoverlay/*.so "$fresh/fuseoverlay/" 2>/dev/null || true
+  cp -p "$FO_SRC"/fuseoverlay/native/*.so "$fresh/fuseoverlay/native/" 2>/dev/null || true
   chmod -R a+rX,go-w "$fresh"
   rm -rf "$FO_SRC"
   mv "$fresh" "$FO_SRC"
@@ -129,14 +129,14 @@ fo_stamp() {
     echo "$FO_SRC" "$*"
     "$1" -VV
     cd "$FO_SRC" && cat pyproject.toml
-    find . -maxdepth 3 \( -name setup.py -o -name '*.c' -o -name '*.h' \) \
+    find . -maxdepth 4 \( -name setup.py -o -name '*.c' -o -name '*.h' \) \
       -not -path './.*' -not -path './build/*' -print0 | sort -z | xargs -0r sha256sum
   } | sha256sum
 }
 
 # What the installation built inside the sources, where others may have built, or cleaned up, too.
 fo_built() {
-  cat "$FO_SRC"/fuseoverlay/*.so 2>/dev/null | sha256sum
+  cat "$FO_SRC"/fuseoverlay/native/*.so 2>/dev/null | sha256sum
 }
 
 # fo_venv [EXTRA]...: the virtual environment with the project (as it stands, not a copy of it)

@@ -9,12 +9,12 @@ mounted on it.
 
 from __future__ import annotations
 
-from fuseoverlay import usedlowers
 from fuseoverlay.fsck.empty import first
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Kind, shown
 from fuseoverlay.fsck.upper import UpperCheck
-from fuseoverlay.layers import LayerStack
+from fuseoverlay.layers import usedlowers
+from fuseoverlay.layers.stack import LayerStack
 
 _BY_NAME = (Kind.DANGLING, Kind.REDIRECT)
 _HINT = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from fuseoverlay.layers import LayerStack, RealDir
+from fuseoverlay.layers.stack import LayerStack, RealDir
 
 
 def first(stack: LayerStack, reals: Iterable[RealDir]) -> RealDir | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from fuseoverlay import whiteout, xattrs
-from fuseoverlay.copyup import times_kept
 from fuseoverlay.fsck.problems import Kept, Kind, Problem, shown
 from fuseoverlay.fsck.upper import UpperCheck
-from fuseoverlay.inodes import Place
-from fuseoverlay.layers import RealDir
-from fuseoverlay.syscalls import fd_path
-from fuseoverlay.whiteout import Dialect
+from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers.stack import Place, RealDir
+from fuseoverlay.layers.whiteout import Dialect
+from fuseoverlay.overlay.copyup import times_kept
+from fuseoverlay.system.syscalls import fd_path
 
 
 def problems(upper: UpperCheck, *, preferred: Dialect | None, userxattr: bool) -> Iterator[Problem]:

@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from fuseoverlay import handles
 from fuseoverlay.errors import describe
 from fuseoverlay.fsck.problems import shown
-from fuseoverlay.handles import Handle
-from fuseoverlay.layers import Layer
+from fuseoverlay.layers.stack import Layer
+from fuseoverlay.system import handles
+from fuseoverlay.system.handles import Handle
 
 _NO_UUID: Final = bytes(16)
 # EINVAL, ENOENT: no handle of this filesystem's.

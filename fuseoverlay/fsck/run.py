@@ -7,15 +7,16 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from fuseoverlay import overlay, ownmount, workdir
-from fuseoverlay.clones import Clones
-from fuseoverlay.config import MountConfig
 from fuseoverlay.fsck import doubt, mixed
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Finding, Problem, settle
 from fuseoverlay.fsck.upper import UpperCheck
 from fuseoverlay.fsck.work import WorkCheck
-from fuseoverlay.layers import LayerStack, stat_key
+from fuseoverlay.layers import ownmount
+from fuseoverlay.layers.stack import LayerStack, stat_key
+from fuseoverlay.overlay import owners, workdir
+from fuseoverlay.overlay.config import MountConfig
+from fuseoverlay.system.clones import Clones
 
 _IN_DOUBT: Final = "the lower directories may not be the right ones, or the options"
 
@@ -68,9 +69,9 @@ def opened(config: MountConfig) -> Iterator[Check]:
 
     Raises `UpperError` where one of them is mounted, and what a mount would raise.
     """
-    with contextlib.ExitStack() as owners:
-        clones = owners.enter_context(Clones())
-        stack = owners.enter_context(
+    with contextlib.ExitStack() as undo:
+        clones = undo.enter_context(Clones())
+        stack = undo.enter_context(
             LayerStack(
                 config.upperdir,
                 config.lowerdirs,
@@ -83,13 +84,13 @@ def opened(config: MountConfig) -> Iterator[Check]:
         stack.follow_redirects = config.redirect_dir != "nofollow"
         for layer in stack.below:
             ownmount.enter(layer, clones, submounts=config.submounts)
-        roots = overlay.roots_of(stack, None)
+        roots = owners.roots_of(stack, None)
         work_fd = None
         if config.workdir is None:
             workdir.lock_upper(stack.upper)
         else:
             work_fd = workdir.claim(config.workdir, stack.upper, clones)
-            owners.callback(os.close, work_fd)
+            undo.callback(os.close, work_fd)
             roots[stat_key(os.fstat(work_fd))] = config.workdir
-        overlay.refuse_overlaps(stack, roots)
+        owners.refuse_overlaps(stack, roots)
         yield Check(config, stack, work_fd, Origins(stack.lowers))

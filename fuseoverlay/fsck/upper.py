@@ -13,17 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Final, NamedTuple
 
-from fuseoverlay import handles, hardlinks, merge, redirect, whiteout, xattrs
-from fuseoverlay.copyup import times_kept
 from fuseoverlay.errors import describe
 from fuseoverlay.fsck import empty
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Kept, Kind, Problem, shown
-from fuseoverlay.inodes import Place
-from fuseoverlay.layers import LayerStack, RealDir, stat_key
-from fuseoverlay.merge import Found, Index
-from fuseoverlay.syscalls import at, fd_path
-from fuseoverlay.whiteout import Dialect
+from fuseoverlay.layers import merge, redirect, whiteout, xattrs
+from fuseoverlay.layers.merge import Found, Index
+from fuseoverlay.layers.stack import LayerStack, Place, RealDir, stat_key
+from fuseoverlay.layers.whiteout import Dialect
+from fuseoverlay.overlay import hardlinks
+from fuseoverlay.overlay.copyup import times_kept
+from fuseoverlay.system import handles
+from fuseoverlay.system.syscalls import at, fd_path
 
 #: Attributes that say what a mount shows; of the others it loses numbers at most.
 _SHOWN: Final = (xattrs.OPAQUE, xattrs.WHITEOUT, xattrs.REDIRECT, xattrs.METACOPY)

@@ -10,14 +10,16 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from fuseoverlay import handles, hardlinks, removal, whiteout, workdir, xattrs
 from fuseoverlay.errors import describe
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Kind, Problem, shown
 from fuseoverlay.fsck.upper import UpperCheck
-from fuseoverlay.handles import Handle
-from fuseoverlay.layers import stat_key
-from fuseoverlay.syscalls import DIR_FLAGS, at
+from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers.stack import stat_key
+from fuseoverlay.overlay import hardlinks, workdir
+from fuseoverlay.system import handles, removal
+from fuseoverlay.system.handles import Handle
+from fuseoverlay.system.syscalls import DIR_FLAGS, at
 
 #: Names of temporary objects, the kernel's and ours.
 _TEMPORARY = b"#"

@@ -1,5 +1,5 @@
-"""Container images: read them, unpack their layers into a store, write small ones.
+"""Image formats: read, verify and unpack them, write small ones.
 
-Nothing here prints, and nothing here knows of FUSE: the command line calls
-`fuseoverlay.oci.store` and gives the directories it gets to the overlay.
+Imports `system` and, of `layers`, only what has no layers in it (`xattrs`, `whiteout`,
+`overridestat`, `trust`). Nothing here prints or knows of FUSE. Read `layout` and `unpack` first.
 """

@@ -6,8 +6,9 @@ import os
 import stat
 from typing import Final
 
-from fuseoverlay import syscalls, xattrs
-from fuseoverlay.copydata import copy_data
+from fuseoverlay.layers import xattrs
+from fuseoverlay.system import syscalls
+from fuseoverlay.system.copydata import copy_data
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from fuseoverlay import whiteout
 from fuseoverlay.errors import ImageError
+from fuseoverlay.layers import whiteout
 from fuseoverlay.oci.entries import MAX_PATH, Path, show
 
 #: As many as the kernel follows (ELOOP).

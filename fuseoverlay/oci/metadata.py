@@ -13,10 +13,11 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from fuseoverlay import acl, overridestat, syscalls, trust, xattrs
 from fuseoverlay.errors import StoreError
+from fuseoverlay.layers import overridestat, trust, xattrs
+from fuseoverlay.layers.overridestat import OverrideStat
 from fuseoverlay.oci.entries import MAX_PATH, Entry
-from fuseoverlay.overridestat import OverrideStat
+from fuseoverlay.system import acl, syscalls
 
 _PROBE: Final = b".fuseoverlay-owner"
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -8,9 +8,10 @@ import stat
 from collections.abc import Sequence
 from typing import Final
 
-from fuseoverlay import syscalls, whiteout, xattrs
+from fuseoverlay.layers import whiteout, xattrs
 from fuseoverlay.oci.entries import Path
-from fuseoverlay.syscalls import DIR_FLAGS
+from fuseoverlay.system import syscalls
+from fuseoverlay.system.syscalls import DIR_FLAGS
 
 #: Open directories kept. A tar archive lists depth first: the last few are asked again.
 _KEPT: Final = 16

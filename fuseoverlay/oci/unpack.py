@@ -28,8 +28,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from fuseoverlay import whiteout, xattrs
 from fuseoverlay.errors import DigestError, ImageError, describe
+from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.oci.contents import write_all, write_data
 from fuseoverlay.oci.copyfile import copy_file
 from fuseoverlay.oci.entries import Entry, Path, read_entries, show
@@ -40,9 +41,8 @@ from fuseoverlay.oci.metadata import Warnings, Writer
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import BlobReader, ForwardStream, decompress
 from fuseoverlay.oci.tree import DirCache, find_below
-from fuseoverlay.removal import remove_tree
-from fuseoverlay.syscalls import DIR_FLAGS
-from fuseoverlay.whiteout import Dialect
+from fuseoverlay.system.removal import remove_tree
+from fuseoverlay.system.syscalls import DIR_FLAGS
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: AUFS kept files here that had several names in a layer, each a hard link to it.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fuseoverlay.syscalls import AT_FDCWD, renameat2
+from fuseoverlay.system.syscalls import AT_FDCWD, renameat2
 from tests.helpers import libc
 from tests.helpers.libc import Dirent, Stream
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fuseoverlay.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from fuseoverlay.system.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.differential import calls
 from tests.differential.calls import attempt, create, look, names, number, put
 from tests.differential.designs import KEPT, LONG_PATH, NO_TRACE, NO_TRACE_OF_MERGED

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
 from tests.helpers import libc
 from tests.helpers.mounts import MODE, NATIVE, make_whiteout, set_overlay_xattr
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
 from tests.helpers.mounts import Daemon, Space
 
 _SOURCE = Path(__file__).with_name("faults.c")

@@ -16,7 +16,7 @@ from ctypes import c_char_p, c_int, c_long, c_size_t, c_ssize_t, c_uint, c_void_
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from fuseoverlay.syscalls import AT_FDCWD
+from fuseoverlay.system.syscalls import AT_FDCWD
 
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_REMOVEDIR = 0x200

@@ -45,7 +45,7 @@ IMPL = os.environ.get("FUSEOVERLAY_TEST_IMPL", "fuse")
 NATIVE = (
     IMPL == "fuse"
     and os.environ.get("FUSEOVERLAY_NATIVE") != "0"
-    and importlib.util.find_spec("fuseoverlay._native") is not None
+    and importlib.util.find_spec("fuseoverlay.native._native") is not None
 )
 
 #: The least environment in which `python -m fuseoverlay` is this checkout's, with or without

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import os
 import pickle
 import selectors
@@ -154,9 +155,10 @@ class _Interpreter:
 
 
 def _main() -> None:
-    from fuseoverlay import __main__, cli, mount
+    from fuseoverlay import __main__
 
-    assert cli and mount
+    for module in ("commands.dispatch", "fuse.mount"):
+        importlib.import_module(f"fuseoverlay.{module}")
     gc.collect()
     gc.freeze()
     try:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay import handles
-from fuseoverlay.removal import remove_tree
+from fuseoverlay.system import handles
+from fuseoverlay.system.removal import remove_tree
 from tests.helpers.mounts import (
     MODE,
     Space,

@@ -69,7 +69,7 @@ def _copy(base: Path) -> Path:
 
 def _break(copy: Path) -> None:
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    (copy / "fuseoverlay" / f"_native{suffix}").write_bytes(BROKEN)
+    (copy / "fuseoverlay" / "native" / f"_native{suffix}").write_bytes(BROKEN)
 
 
 @needs_extension

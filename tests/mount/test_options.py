@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay import config
+from fuseoverlay.overlay import config
 from tests.helpers.mounts import (
     MODE,
     NATIVE,

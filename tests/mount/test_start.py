@@ -50,10 +50,10 @@ def _mount_imports(cli: Cli) -> set[str]:
 
 def test_mounting_directories_imports_nothing_else(cli: Cli) -> None:
     names = _mount_imports(cli)
-    assert names >= LOADED | {"fuseoverlay.mount", "fuseoverlay.overlay"}
+    assert names >= LOADED | {"fuseoverlay.fuse.mount", "fuseoverlay.overlay.owners"}
     extra = names - _baseline()
     assert {name for name in extra if name.startswith("fuseoverlay.oci")} == set()
-    assert extra & {"fuseoverlay.images", "fuseoverlay.progress"} == set()
+    assert extra & {"fuseoverlay.commands.images", "fuseoverlay.commands.progress"} == set()
     bad = {name for name in extra for bad in FORBIDDEN if f"{name}.".startswith(f"{bad}.")}
     assert bad == set()
     foreign = {name.partition(".")[0] for name in extra} - set(sys.stdlib_module_names)

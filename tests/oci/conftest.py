@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.removal import remove_tree
+from fuseoverlay.system.removal import remove_tree
 from tests.helpers.repeated import skip_repeated
 from tests.oci.helpers import Unpacker, owner_possible
 

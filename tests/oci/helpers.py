@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuseoverlay import whiteout, xattrs
+from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers.overridestat import OverrideStat
 from fuseoverlay.oci.job import Job
 from fuseoverlay.oci.layout import Node, layer_tar
 from fuseoverlay.oci.metadata import can_own
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
-from fuseoverlay.overridestat import OverrideStat
 
 
 def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **fields: Any) -> bytes:

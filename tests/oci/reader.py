@@ -18,7 +18,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from fuseoverlay import cli, images, mount  # noqa: F401 - what the command would import
+from fuseoverlay.commands import dispatch
+from fuseoverlay.fuse import mount  # noqa: F401 - what the command would import
 
 MEMORY = 256 << 20
 SECONDS = 20
@@ -34,7 +35,7 @@ def _read(image: str, stderr: int, upper: str) -> None:
     code = 1
     try:
         options = f"upperdir={upper}/diff,workdir={upper}/work"
-        code = cli.main(["mount", image, f"{upper}/work/mnt", "-o", options])
+        code = dispatch.main(["mount", image, f"{upper}/work/mnt", "-o", options])
     except BaseException:
         traceback.print_exc()
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
-from fuseoverlay.oci.store import Store
+from fuseoverlay.store.store import Store
 from tests.helpers import tree
 from tests.oci.conftest import WAYS
 

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from fuseoverlay.errors import DigestError, FuseOverlayError, ImageError, StoreError
-from fuseoverlay.oci import metadata, store, unpack
+from fuseoverlay.oci import metadata, unpack
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
-from fuseoverlay.oci.store import Progress, Store, default_root
+from fuseoverlay.store import store
+from fuseoverlay.store.store import Progress, Store, default_root
 from tests.oci.conftest import WAYS
 from tests.oci.helpers import implied, is_whiteout, names, see
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay import whiteout, xattrs
 from fuseoverlay.errors import ImageError
+from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
-from fuseoverlay.whiteout import Dialect
 from tests.oci.helpers import (
     Unpacker,
     header,

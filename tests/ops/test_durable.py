@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.syscalls import syncfs
+from fuseoverlay.system.syscalls import syncfs
 from tests.helpers.mounts import (
     MODE,
     Daemon,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.syscalls import file_handle
+from fuseoverlay.system.syscalls import file_handle
 from tests.helpers.faults import Faults
 from tests.helpers.mounts import MODE, Space, fuse_only, overlay_xattr, root_only, scratch
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay import syscalls
+from fuseoverlay.system import syscalls
 from tests.helpers import libc
 from tests.helpers.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.helpers.mounts import (

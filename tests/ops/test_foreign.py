@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay import handles
-from fuseoverlay.syscalls import filesystem_uuid
+from fuseoverlay.system import handles
+from fuseoverlay.system.syscalls import filesystem_uuid
 from tests.helpers.mounts import (
     Space,
     command,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.syscalls import RENAME_EXCHANGE, file_handle, open_by_handle, renameat2
+from fuseoverlay.system.syscalls import RENAME_EXCHANGE, file_handle, open_by_handle, renameat2
 from tests.helpers.libc import watched
 from tests.helpers.mounts import IMPL, MODE, Space, fails, fuse_only, root_only
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 from tests.helpers.mounts import (
     IMPL,
     MODE,

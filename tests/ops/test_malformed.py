@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.syscalls import AT_FDCWD, file_handle, filesystem_uuid
+from fuseoverlay.system.syscalls import AT_FDCWD, file_handle, filesystem_uuid
 from tests.helpers.mounts import (
     IMPL,
     MODE,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.syscalls import AT_FDCWD, file_handle
+from fuseoverlay.system.syscalls import AT_FDCWD, file_handle
 from tests.helpers.mounts import (
     MODE,
     Space,

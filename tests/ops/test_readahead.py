@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.readahead import FIRST, LARGEST, MOST
+from fuseoverlay.fuse.readahead import FIRST, LARGEST, MOST
 from tests.helpers.libc import cached_pages, mapped
 from tests.helpers.mounts import IMPL, Daemon, Space, detach, make_whiteout, scratch, wait_for
 from tests.helpers.requests import counted

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
 from tests.helpers.mounts import Space, differs, fails, fuse_only, make_whiteout, scratch
 from tests.helpers.tree import compare, record
 from tests.ops.conftest import CONTENT, populate

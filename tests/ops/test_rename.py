@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 from tests.helpers.mounts import Space, fails, file_handles, is_opaque, is_whiteout, make_whiteout
 from tests.ops.conftest import CONTENT, Case
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from fuseoverlay.system.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from tests.helpers.mounts import fails, needs_root_ids
 from tests.posix.table import (
     ALICE,

@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from fuseoverlay.syscalls import (
+from fuseoverlay.system.syscalls import (
     AT_FDCWD,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
 from tests.helpers import libc
 from tests.helpers.libc import UTIME_NOW, UTIME_OMIT
 from tests.helpers.mounts import fails

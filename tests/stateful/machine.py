@@ -24,7 +24,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from fuseoverlay.syscalls import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 from tests.helpers import libc
 from tests.helpers.mounts import MODE, NATIVE, Space, scratch, unmount
 from tests.helpers.tree import Tree, compare, record

@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from fuseoverlay import attributes, copyup, lookup, overlay
-from fuseoverlay.attributes import Changes
-from fuseoverlay.config import MountConfig
-from fuseoverlay.ownership import Changer
+from fuseoverlay.overlay import attributes, copyup, lookup, owners
+from fuseoverlay.overlay.attributes import Changes
+from fuseoverlay.overlay.config import MountConfig
+from fuseoverlay.overlay.ownership import Changer
 
 ROOT = Changer(0, lambda: (), True, lambda: None)
 
@@ -42,7 +42,7 @@ def test_times_set_while_the_data_of_a_metacopy_is_copied(
     monkeypatch.setattr(copyup, "copy_data", slow)
 
     async def run() -> None:
-        with overlay.opened(config) as ov, trio.fail_after(60):
+        with owners.opened(config) as ov, trio.fail_after(60):
             file = await lookup.child(ov, ov.inodes.root, b"f")
             file.nlookup = 1
             await attributes.setattr(ov, file, Changes(mode=0o600), ROOT)

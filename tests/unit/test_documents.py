@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay import config, errors
+from fuseoverlay import errors
+from fuseoverlay.overlay import config
 from tests.helpers.mounts import BARE_ENV, PROJECT
 
 README = (PROJECT / "README.md").read_text()

@@ -17,12 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuseoverlay import native, redirect
-from fuseoverlay.layers import LayerStack, RealDir
-from fuseoverlay.merge import Index, at_once, scan_nowait
+from fuseoverlay.layers import redirect
+from fuseoverlay.layers.merge import Index, at_once, scan_nowait
+from fuseoverlay.layers.stack import LayerStack, RealDir
+from fuseoverlay.native import extension
 from tests.helpers.mounts import MODE
 
-pytestmark = pytest.mark.skipif(bool(native.absence()), reason="compares with the extension")
+pytestmark = pytest.mark.skipif(bool(extension.absence()), reason="compares with the extension")
 
 _NAMES: Final = ("a", "ü", "x" * 200)
 _PLAIN: tuple[str, ...] = ("directory", "file", "char 0:0", "symlink", "fifo")
@@ -103,7 +104,7 @@ def _stack(layers: Layers) -> Iterator[tuple[LayerStack, RealDir | None, tuple[R
 
 
 def _without_extension() -> contextlib.AbstractContextManager[object]:
-    return mock.patch.object(native, "_extension", None)
+    return mock.patch.object(extension, "_extension", None)
 
 
 def _all_of(index: Index) -> tuple[object, ...]:
@@ -186,7 +187,7 @@ def test_many_entries_are_read_in_steps(tmp_path: Path) -> None:
             (root / f"{name}").touch()
     with LayerStack(None, [os.fsencode(root) for root in roots]) as stack:
         lowers = tuple(layer.root for layer in stack.lowers)
-        assert native.merge({}, set(), lowers, 0, stack.descriptors, 500) == (5, True)
+        assert extension.merge({}, set(), lowers, 0, stack.descriptors, 500) == (5, True)
         assert at_once(stack, None, lowers) is None
         index, used = scan_nowait(stack, None, lowers)
         assert (len(index), used) == (120, 30)

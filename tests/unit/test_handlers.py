@@ -11,9 +11,9 @@ from unittest import mock
 import pyfuse3
 import pytest
 
-from fuseoverlay import wire
-from fuseoverlay.extended import ExtendedOperations
-from fuseoverlay.operations import Operations
+from fuseoverlay.fuse import wire
+from fuseoverlay.fuse.extended import ExtendedOperations
+from fuseoverlay.fuse.operations import Operations
 
 #: Handlers that touch nothing and so cannot fail.
 QUIET = {"release", "releasedir"}

@@ -1,4 +1,4 @@
-"""The import graph is the one in docs/architecture.md, and has a direction."""
+"""The packages import each other as docs/architecture.md says, in one direction."""
 
 from __future__ import annotations
 
@@ -11,113 +11,113 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-PACKAGE = PROJECT / "fuseoverlay"
-#: The modules that images share with the overlay.
-LEAVES = {
-    *("errors", "syscalls", "xattrs", "whiteout", "overridestat", "removal", "copydata", "trust"),
-    *("acl", "descriptors", "transaction"),
-}
+ROOT = PROJECT / "fuseoverlay"
+#: What images share with the overlay of the package `layers`: modules that know nothing of layers.
+SHARED = {"layers.xattrs", "layers.whiteout", "layers.overridestat", "layers.trust"}
 
 
 def _name(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
 
-def _own(dotted: str, names: list[str]) -> set[str]:
-    """Modules of the package that `from dotted import names` reaches; the package's own: none."""
-    inner = dotted.removeprefix("fuseoverlay").removeprefix(".")
-    found = set()
-    for name in names:
-        below = f"{inner}.{name}".lstrip(".")
-        if below in MODULES:
-            found.add(below)
-        elif f"{below}.__init__" in MODULES:
-            found.add(f"{below}.__init__")
-        elif inner in MODULES:
-            found.add(inner)
-        elif f"{inner}.__init__" in MODULES:
-            found.add(f"{inner}.__init__")
-    return found
+def package(module: str) -> str:
+    """The package that a module is in; empty: it lies beside the packages."""
+    return module.partition(".")[0] if "." in module or module in PACKAGES else ""
 
 
 @cache
-def _imports(module: str) -> tuple[frozenset[str], frozenset[str]]:
-    """(modules of the package, other top-level names) that this module imports anywhere."""
+def imports(module: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(modules of the project, other top-level names) that this module imports anywhere."""
     own: set[str] = set()
     others: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: imports are absolute"
-            dotted = node.module or ""
-            if dotted.partition(".")[0] == "fuseoverlay":
-                own |= _own(dotted, [alias.name for alias in node.names])
-            else:
-                others.add(dotted.partition(".")[0])
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                top, _, rest = alias.name.partition(".")
-                if top == "fuseoverlay":
-                    own |= _own("fuseoverlay", [rest])
-                else:
-                    others.add(top)
-    return frozenset(own - {module, "__init__"}), frozenset(others)
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top != "fuseoverlay":
+                others.add(top)
+            elif rest in MODULES:
+                own.add(rest)
+            else:
+                # A name in a module, or in a package's `__init__`.
+                own |= {rest.rpartition(".")[0]} & set(MODULES)
+    return frozenset(own - {module}), frozenset(others)
+
+
+def between_packages() -> dict[str, set[str]]:
+    """The other packages that each package imports from."""
+    graph: dict[str, set[str]] = {name: set() for name in PACKAGES}
+    for module in MODULES:
+        if package(module):
+            others = {package(name) for name in imports(module)[0]}
+            graph[package(module)] |= others - {package(module), ""}
+    return graph
 
 
 def _documented() -> dict[str, set[str]]:
     text = (PROJECT / "docs" / "architecture.md").read_text()
-    match = re.search(r"^```imports\n(.*?)^```", text, re.M | re.S)
-    assert match, "docs/architecture.md has no block ```imports"
-    graph = {}
-    for line in match[1].splitlines():
-        module, _, allowed = line.partition(":")
-        assert module.strip() not in graph, f"{module} is listed twice"
-        graph[module.strip()] = set(allowed.split())
-    return graph
+    table = {}
+    for name, allowed in re.findall(r"^\| `(\w+)` \| .* \| (.*)\|$", text, re.M):
+        if name in PACKAGES:
+            assert name not in table, f"{name} is listed twice"
+            named = set(re.findall(r"`(\w+)`", allowed))
+            table[name] = set(PACKAGES) - {name} if allowed.strip() == "all" else named
+    return table
 
 
-def test_every_module_is_documented() -> None:
-    assert set(_documented()) == set(MODULES)
+def test_every_package_is_documented() -> None:
+    assert set(_documented()) == set(PACKAGES)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_are_documented(module: str) -> None:
-    allowed = _documented().get(module, set())
-    actual = _imports(module)[0]
-    assert actual - allowed == set(), "imports that docs/architecture.md does not list"
-    assert allowed - actual == set(), "documented imports that are no more"
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_imports_what_the_table_allows(name: str) -> None:
+    assert between_packages()[name] - _documented()[name] == set()
 
 
-def test_there_is_a_direction() -> None:
-    graph = {module: _imports(module)[0] for module in MODULES}
+def test_the_table_allows_no_circle() -> None:
+    list(graphlib.TopologicalSorter(_documented()).static_order())
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_there_is_no_circle_in_a_package(name: str) -> None:
+    inside = {module for module in MODULES if package(module) == name}
+    graph = {module: imports(module)[0] & inside for module in inside}
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_only_the_adapters_and_the_mount_know_pyfuse3() -> None:
-    knowing = {name for name in MODULES if "pyfuse3" in _imports(name)[1]}
-    assert knowing == {"operations", "extended", "mount", "about"}
+def test_what_is_beside_the_packages_knows_none_but_the_command_line() -> None:
+    beside = {module: imports(module)[0] for module in MODULES if not package(module)}
+    assert beside == {"__init__": set(), "__main__": {"commands.dispatch"}, "errors": set()}
 
 
-def test_images_share_only_leaves_with_the_overlay() -> None:
-    for module in MODULES:
-        if module.startswith("oci."):
-            outside = {name for name in _imports(module)[0] if not name.startswith("oci.")}
-            assert outside <= LEAVES, module
-    for module in LEAVES:
-        assert _imports(module)[0] <= LEAVES, "a leaf that knows the overlay is none"
+def test_only_fuse_knows_pyfuse3() -> None:
+    knowing = {name for name in MODULES if "pyfuse3" in imports(name)[1]}
+    assert knowing
+    assert {package(name) for name in knowing} == {"fuse"}
 
 
-def test_images_and_overlay_meet_in_one_place() -> None:
-    users = {
-        module
+def test_images_know_nothing_of_layers() -> None:
+    used = {
+        name
         for module in MODULES
-        if not module.startswith("oci.")
-        and any(name.startswith("oci.") for name in _imports(module)[0])
+        if package(module) in {"oci", "store"}
+        for name in imports(module)[0]
+        if package(name) == "layers"
     }
-    assert users <= {"images", "cli", "advice"}
-    assert {name for name in _imports("advice")[0] if name.startswith("oci.")} == {"oci.names"}
+    assert used <= SHARED
+    for module in SHARED:
+        known = {name for name in imports(module)[0] if package(name) == "layers"}
+        assert known <= SHARED, f"{module} is not shared any more"
 
 
 def test_only_the_command_line_prints() -> None:
@@ -129,12 +129,13 @@ def test_only_the_command_line_prints() -> None:
         and isinstance(node.func, ast.Name)
         and node.func.id == "print"
     }
-    assert printers <= {"cli"}
+    assert printers
+    assert {package(module) for module in printers} == {"commands"}
 
 
 def test_the_parser_sees_imports() -> None:
     """Guards the tests above against seeing nothing."""
-    own, others = _imports("operations")
-    assert {"attributes", "files", "namespace"} <= own
+    own, others = imports("fuse.operations")
+    assert {"overlay.attributes", "overlay.files", "overlay.namespace"} <= own
     assert {"pyfuse3", "errno", "os"} <= others
-    assert "errors" in _imports("workdir")[0]
+    assert "errors" in imports("overlay.workdir")[0]

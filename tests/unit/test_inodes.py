@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from fuseoverlay.inodes import Directory, File, Inode, InodeTable
+from fuseoverlay.overlay.inodes import Directory, File, Inode, InodeTable
 
 #: Deeper than any stack.
 DEPTH = 200_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fuseoverlay.layers import LayerStack, RealDir
+from fuseoverlay.layers.stack import LayerStack, RealDir
 
 
 def _chain(stack: LayerStack, top: bytes, depth: int) -> RealDir:

@@ -75,7 +75,7 @@ def test_source_archive_is_whole(archive: Path) -> None:
         held = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {
         str(path.relative_to(PROJECT))
-        for pattern in ("fuseoverlay/**/*.py", "fuseoverlay/csrc/*.[ch]", "docs/*.[18m]*")
+        for pattern in ("fuseoverlay/**/*.py", "fuseoverlay/native/csrc/*.[ch]", "docs/*.[18m]*")
         for path in PROJECT.glob(pattern)
     }
     assert len(wanted) > 50
@@ -84,7 +84,7 @@ def test_source_archive_is_whole(archive: Path) -> None:
 
 def test_wheel_from_the_source_archive_has_the_extension(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
-    assert [name for name in names if name.startswith("fuseoverlay/_native.")], names
+    assert [name for name in names if name.startswith("fuseoverlay/native/_native.")], names
     assert not [name for name in names if name.endswith((".c", ".h"))], "nobody uses them there"
 
 

@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseoverlay import acl, capability, handles, hardlinks
-from fuseoverlay.idmap import IdMap, IdRange
-from fuseoverlay.overridestat import OverrideStat
+from fuseoverlay.layers import capability
+from fuseoverlay.layers.idmap import IdMap, IdRange
+from fuseoverlay.layers.overridestat import OverrideStat
+from fuseoverlay.overlay import hardlinks
+from fuseoverlay.system import acl, handles
 
 IDS = IdMap((IdRange(0, 1000, 10),))
 LONG = b"1" * 5000

@@ -7,7 +7,7 @@ import os
 import trio
 import trio.testing
 
-from fuseoverlay import turns
+from fuseoverlay.fuse import turns
 
 
 def test_other_tasks_get_a_turn_while_requests_keep_coming() -> None:

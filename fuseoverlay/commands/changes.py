@@ -1,0 +1,196 @@
+"""A directory that keeps the changes of an image's mount: the upper is `diff` in it, the work
+directory `work`; `image` says whose changes they are.
+
+In the mount of another image whiteouts and opaque directories would hide the wrong things, and
+notes on hard links lead to the wrong files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fuseoverlay.errors import UpperError, describe
+from fuseoverlay.layers import xattrs
+from fuseoverlay.overlay import workdir
+from fuseoverlay.overlay.config import MountConfig
+from fuseoverlay.system.removal import remove_tree
+from fuseoverlay.system.syscalls import DIR_FLAGS
+
+_UPPER: Final = "diff"
+_WORK: Final = "work"
+_NOTE: Final = "image"
+_PROBE: Final = b"user.fuseoverlay.probe"
+_HINTS: Final = {
+    errno.ENOSPC: "free some space there, or name a directory elsewhere",
+    errno.EDQUOT: "free some space there, or name a directory elsewhere",
+    errno.ENOTDIR: "name a directory",
+    errno.EEXIST: "name a directory",
+    errno.EOPNOTSUPP: "its filesystem keeps no extended attributes; name a directory elsewhere",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The image that changes belong to: what it was called, for messages, and its layers' digests,
+    bottom first."""
+
+    name: str
+    layers: tuple[str, ...]
+
+
+class Changes:
+    """One such directory, which need not exist yet. `owner` None: it lasts no longer than the
+    mount."""
+
+    def __init__(self, directory: str | os.PathLike[str], owner: Owner | None = None) -> None:
+        self.directory = pathlib.Path(directory)
+        self._upper, self._work = self.directory / _UPPER, self.directory / _WORK
+        self._note = self.directory / _NOTE
+        self._owner = owner
+        #: Whether the upper does not show yet what the image's root directory is.
+        self._fresh = False
+
+    def exist(self) -> bool:
+        """Whether there is an upper."""
+        return self._upper.is_dir()
+
+    def of(self, config: MountConfig) -> MountConfig:
+        """`config` with its changes in here."""
+        upper, work = os.fsencode(self._upper), os.fsencode(self._work)
+        return replace(config, upperdir=upper, workdir=work)
+
+    def check(self) -> None:
+        """Raise `UpperError` where there are no changes, or those of another image."""
+        if not self.exist():
+            raise UpperError(
+                "there are no changes",
+                where=self._upper,
+                hint=f"name the directory that has them in {_UPPER}, as for the mount",
+            )
+        with self._errors():
+            self._is_fresh()
+
+    def _is_fresh(self) -> bool:
+        """Whether the upper is to begin anew, as nobody's or empty. Raises `UpperError` where it
+        holds changes of another image.
+
+        An upper of which nothing is noted, made by hand or before there were notes, is accepted.
+        """
+        noted = self._noted()
+        empty = not os.listdir(self._upper)
+        if noted is None or self._owner is None:
+            return empty
+        same = noted.layers == self._owner.layers
+        if not same and not empty:
+            raise UpperError(
+                f"holds the changes of another image, {noted.name}",
+                where=self.directory,
+                hint=f"name another directory, or remove {self._note} if these shall be used all "
+                "the same",
+            )
+        return not same
+
+    @contextlib.contextmanager
+    def claimed(self, *, attributes: bool) -> Iterator[None]:
+        """Make what is missing, and take it away again if the block fails. `attributes`: those
+        of users are needed. Raises `UpperError`."""
+        made: list[pathlib.Path] = []
+        try:
+            with self._errors():
+                above = reversed(self.directory.parents)
+                for path in (*above, self.directory, self._work, self._upper):
+                    if not path.is_dir():
+                        # What is another's in the upper he reaches through the mount alone.
+                        path.mkdir(0o700 if path == self.directory else 0o777)
+                        made.append(path)
+                if attributes:
+                    os.setxattr(self._work, _PROBE, b"")
+                    os.removexattr(self._work, _PROBE)
+                self._fresh = self._is_fresh() or self._upper in made
+            yield
+        except BaseException:
+            for path in reversed(made):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
+
+    def begin(self, top: pathlib.Path, *, keeps: bool) -> None:
+        """Let a new upper show the image's root as it is, which is the directory `top`, and note
+        whose it is. `keeps`: the attribute that keeps owners counts."""
+        with self._errors():
+            fd = os.open(self._upper, DIR_FLAGS)
+            try:
+                workdir.lock(fd, os.fsencode(self._upper))
+                if self._fresh:
+                    self._forget()
+                    _copy_root(os.fsencode(top), os.fsencode(self._upper), keeps=keeps)
+                if self._owner is not None and self._noted() != self._owner:
+                    self._write_note(self._owner)
+            finally:
+                os.close(fd)
+
+    def _forget(self) -> None:
+        """The upper is empty: nothing of an earlier one may remain."""
+        self._upper.rmdir()
+        self._upper.mkdir()
+        work_fd = os.open(self._work, DIR_FLAGS)
+        try:
+            for name in (workdir.INDEX, workdir.LINKS):
+                with contextlib.suppress(FileNotFoundError):
+                    remove_tree(work_fd, name)
+        finally:
+            os.close(work_fd)
+
+    def _noted(self) -> Owner | None:
+        try:
+            said = json.loads(self._note.read_text("utf-8", "surrogateescape"))
+            return Owner(str(said["name"]), tuple(map(str, said["layers"])))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            raise UpperError(
+                "does not say which image the changes are of",
+                where=self._note,
+                hint="remove it if they are this one's",
+            ) from None
+
+    def _write_note(self, owner: Owner) -> None:
+        made = self._note.with_suffix(".new")
+        with made.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump({"name": owner.name, "layers": owner.layers}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(self._note)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise UpperError(
+                f"changes cannot be kept here: {describe(exc)}",
+                where=self.directory,
+                hint=_HINTS.get(exc.errno or 0, "name a directory that you may write"),
+            ) from None
+
+
+def _copy_root(source: bytes, target: bytes, *, keeps: bool) -> None:
+    """Let a new upper show the image's root as it is: owner, mode, attributes, times. `keeps`:
+    the attribute that keeps owners counts."""
+    st = os.stat(source)
+    with contextlib.suppress(PermissionError):
+        os.chown(target, st.st_uid, st.st_gid)
+    os.chmod(target, st.st_mode & 0o7777)
+    for name in xattrs.names(source):
+        if (keeps and name == xattrs.OVERRIDE_STAT) or xattrs.to_user(name) == name:
+            value = xattrs.get(source, name)
+            if value is not None:
+                os.setxattr(target, name, value)
+    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))

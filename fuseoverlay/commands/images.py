@@ -1,0 +1,119 @@
+"""An image as a mount: its layers from the store, and a place for changes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from fuseoverlay.commands.changes import Changes, Owner
+from fuseoverlay.errors import UsageError
+from fuseoverlay.layers import trust, xattrs
+from fuseoverlay.overlay.config import MountConfig
+from fuseoverlay.store.store import ProgressCallback, Store, default_root
+from fuseoverlay.system.syscalls import DIR_FLAGS
+
+
+@contextlib.contextmanager
+def prepared(
+    image: str,
+    config: MountConfig,
+    *,
+    platform: str | None,
+    keep_in: str | None,
+    check: Callable[[MountConfig], None],
+    progress: ProgressCallback | None,
+    warn: Callable[[str], None],
+) -> Iterator[MountConfig]:
+    """The mount of an image, while the context lasts; its layers are unpacked where they were
+    missing.
+
+    Changes are kept in the directory `keep_in`, else they go when the context ends. `check` is
+    asked about the mount, which has no layers yet, before any is unpacked. Raises `ImageError`,
+    `DigestError`, `StoreError`, `UpperError`, and what `check` does.
+    """
+    store = Store(default_root())
+    with contextlib.ExitStack() as undo:
+        with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
+            owner = Owner(image, found.diff_ids)
+            changes = undo.enter_context(_place(store, config, keep_in, owner))
+            if changes is None:
+                check(config)
+                layers = found.layers()
+            else:
+                with changes.claimed(attributes=found.override):
+                    config = changes.of(config)
+                    check(config)
+                    layers = found.layers()
+                    if not config.read_only:
+                        top = _listed_root(layers)
+                        changes.begin(top, keeps=_keeps_owners(top, config))
+        yield _with_layers(layers, config)
+
+
+def to_check(
+    image: str,
+    config: MountConfig,
+    *,
+    platform: str | None,
+    keep_in: str,
+    progress: ProgressCallback | None,
+    warn: Callable[[str], None],
+) -> MountConfig:
+    """The same mount for a check of the changes in `keep_in`; nothing is made there.
+
+    Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
+    """
+    store = Store(default_root())
+    with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
+        changes = Changes(keep_in, Owner(image, found.diff_ids))
+        changes.check()
+        layers = found.layers()
+    return _with_layers(layers, changes.of(config))
+
+
+@contextlib.contextmanager
+def _place(
+    store: Store, config: MountConfig, keep_in: str | None, owner: Owner
+) -> Iterator[Changes | None]:
+    """Where changes go; None: `config` says it, or there are none."""
+    if config.upperdir is not None:
+        if keep_in is not None:
+            raise UsageError("--upper and upperdir= exclude each other", hint="leave one out")
+        yield None
+    elif "ro" in config.fuse_options and (keep_in is None or not Changes(keep_in).exist()):
+        yield None
+    elif keep_in is not None:
+        yield Changes(keep_in, owner)
+    else:
+        with store.workspace() as scratch:
+            yield Changes(scratch)
+
+
+def _with_layers(lowers: Sequence[pathlib.Path], config: MountConfig) -> MountConfig:
+    permissions = config.xattr_permissions or (2 if _keeps_owners(lowers[0], config) else 0)
+    return replace(
+        config,
+        lowerdirs=tuple(os.fsencode(layer) for layer in lowers),
+        xattr_permissions=permissions,
+    )
+
+
+def _keeps_owners(layer: pathlib.Path, config: MountConfig) -> bool:
+    """Whether the layer keeps owners in an attribute, and that counts."""
+    root_fd = os.open(layer, DIR_FLAGS)
+    try:
+        counted = trust.namespaces(root_fd, asked=config.user_attributes)
+        return trust.override(root_fd, counted) == xattrs.OVERRIDE_STAT
+    finally:
+        os.close(root_fd)
+
+
+def _listed_root(lowers: Sequence[pathlib.Path]) -> pathlib.Path:
+    """The topmost layer whose archive says something about the root directory."""
+    for lower in lowers:
+        if xattrs.get(os.fsencode(lower / "."), xattrs.IMPLIED) != xattrs.IMPLIED_SELF:
+            return lower
+    return lowers[-1]

@@ -1,0 +1,303 @@
+"""Requests that are answered at once, without pyfuse3 and a task of their own.
+
+Where nothing has to be waited for, the extension calls these functions with the body of a
+request; they return the payload of the reply, an error number, or NotImplemented: then
+pyfuse3 serves the request. They must not suspend, and change nothing before they are
+sure. Structures: <linux/fuse.h>.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from fuseoverlay.fuse import wire
+from fuseoverlay.layers import merge
+from fuseoverlay.layers.stack import RealDir
+from fuseoverlay.native import extension
+from fuseoverlay.overlay import attributes, lookup, namespace
+from fuseoverlay.overlay.attributes import Attr
+from fuseoverlay.overlay.directory import Emit, dots, emit_entry, note_access, unknown
+from fuseoverlay.overlay.inodes import Directory, Inode, generation_of
+from fuseoverlay.overlay.lookup import Real
+from fuseoverlay.overlay.namespace import Caller
+from fuseoverlay.overlay.owners import Overlay
+
+log = logging.getLogger("fuseoverlay")
+
+_LOOKUP, _FORGET, _GETATTR, _GETXATTR, _LISTXATTR = 1, 2, 3, 22, 23
+_CREATE, _BATCH_FORGET, _READDIRPLUS = 35, 42, 44
+
+_FORGET_IN: Final = struct.Struct("=Q")
+_FORGET_ONE: Final = struct.Struct("=QQ")
+_READ_IN: Final = struct.Struct("=QQI")
+# Also the reply to who asks with no room: size
+_XATTR_SIZE: Final = struct.Struct("=I4x")
+# attr_valid, attr_valid_nsec, dummy
+_ATTR_OUT: Final = struct.Struct("=QI4x")
+
+# Room for an entry of a listing with the longest name.
+_ONE_ENTRY: Final = 512
+
+#: Seconds and nanoseconds for which the kernel may keep what has no name.
+_NEVER: Final = (0, 0)
+
+Answer = bytes | int | None | Any
+#: Takes the node id, uid and gid of who asks, and the body.
+Function = Callable[["Direct", int, tuple[int, int], bytes], Answer]
+
+
+def _bounded(function: Function) -> Callable[..., Answer]:
+    """The error boundary: errors become numbers, anything else is a bug."""
+
+    @functools.wraps(function)
+    def bounded(self: Direct, ino: int, uid: int, gid: int, pid: int, body: bytes) -> Answer:
+        try:
+            return function(self, ino, (uid, gid), body)
+        except OSError as exc:
+            return exc.errno or errno.EIO
+        except Exception:
+            log.exception("bug in %s(%d)", function.__name__, ino)
+            return errno.EIO
+
+    return bounded
+
+
+class Direct:
+    """Answers for one overlay. Owns nothing."""
+
+    def __init__(
+        self, ov: Overlay, generation: int, forget: Callable[[int, int], None], *, acls: bool
+    ) -> None:
+        """`generation` of numbers that are our own; `forget` takes (number, count); `acls`:
+        whether the mount has ACLs."""
+        self._ov = ov
+        self._acls = acls
+        self._generation = generation
+        self._forget = forget
+        self._valid = wire.split(ov.config.timeout)
+
+    def register(self) -> None:
+        """Have the extension call us."""
+        for opcode, function in (
+            (_LOOKUP, self.lookup),
+            (_GETATTR, self.getattr),
+            (_GETXATTR, self.getxattr),
+            (_LISTXATTR, self.listxattr),
+            (_CREATE, self.create),
+            (_READDIRPLUS, self.readdirplus),
+            (_FORGET, self.forget),
+            (_BATCH_FORGET, self.batch_forget),
+        ):
+            extension.call(opcode, function)
+
+    @_bounded
+    def lookup(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """The entry of a name; absent ones the extension answers itself."""
+        parent = self._ov.inodes.directory(ino)
+        name = body[:-1]
+        lookup.check_name(name)
+        index = lookup.index_now(self._ov, parent)
+        if index is None:
+            return NotImplemented
+        if name not in index:
+            return wire.entry(0, 0, self._valid, _NEVER) + bytes(wire.ATTR_SIZE)
+        return self._listed(parent, index, name) or self._looked_up(parent, index, name)
+
+    def _listed(self, parent: Directory, index: merge.Index, name: bytes) -> bytes | None:
+        """The entry of a plain file of a lower, as a listing would have it; None: it is none."""
+        lower = index.plain_lower(name)
+        base = self._base(lower)
+        if base is None:
+            return None
+        listing = extension.listing(_ONE_ENTRY)
+        if not listing.add_lower(name, 0, parent, lower, *base):
+            return None
+        # An entry of a listing, struct fuse_direntplus, begins with struct fuse_entry_out.
+        payload: bytes = listing.payload()
+        return payload[: wire.ENTRY_SIZE]
+
+    def _looked_up(self, parent: Directory, index: merge.Index, name: bytes) -> Answer:
+        inode, real = lookup.entry(self._ov, parent, index, name)
+        if not self._is_countable(inode, real):
+            self._ov.inodes.drop_unused(inode)
+            return NotImplemented
+        return self._entry(inode, real)
+
+    def _entry(self, inode: Inode, real: Real) -> bytes:
+        """Tell of an inode, which adds to its look-up count."""
+        try:
+            attr = attributes.attr_of(self._ov, inode, real)
+        except OSError:
+            self._ov.inodes.drop_unused(inode)
+            raise
+        valid = self._valid if attr.nlink else _NEVER
+        generation = generation_of(attr.ino, self._generation)
+        inode.nlookup += 1
+        return wire.entry(attr.ino, generation, valid, valid) + _packed(attr)
+
+    @_bounded
+    def create(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """Make a regular file and open it."""
+        ov = self._ov
+        ov.writable()
+        parent = ov.inodes.directory(ino)
+        index = lookup.index_now(ov, parent)
+        if index is None:
+            return NotImplemented
+        mode, umask, name = wire.create(body)
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        inode, real = namespace.make_now(ov, parent, index, name, mode, Caller(*who, umask))
+        ov.data.expect_writes(ov.inodes.file(inode.ino))
+        return self._entry(inode, real) + wire.opened(inode.ino)
+
+    @_bounded
+    def getattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """Attributes of an inode."""
+        inode = self._ov.inodes.get(ino)
+        real = lookup.real_of(self._ov, inode)
+        if not self._is_countable(inode, real):
+            return NotImplemented
+        attr = attributes.attr_of(self._ov, inode, real)
+        if isinstance(inode, Directory):
+            self._note_plain(inode)
+        return _ATTR_OUT.pack(*(self._valid if attr.nlink else _NEVER)) + _packed(attr)
+
+    def _note_plain(self, directory: Directory) -> None:
+        """From now on the extension answers for a directory that only the upper has: making
+        something in it has the kernel ask again."""
+        real = directory.upper
+        if real is None or directory.lowers or directory.held is not None:
+            return
+        if not self._ov.identity.translates(real.layer) and not self._ov.config.static_nlink:
+            extension.plain[directory.ino] = real
+
+    def _is_countable(self, inode: Inode, real: Real) -> bool:
+        """Whether `attributes.attr_of` has all that it needs. Where the directory cannot be
+        merged, the handlers that may suspend know what to make of it."""
+        if not attributes.is_uncounted(self._ov, inode, real) or not isinstance(inode, Directory):
+            return True
+        try:
+            return lookup.index_now(self._ov, inode) is not None
+        except OSError:
+            return False
+
+    @_bounded
+    def getxattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """The value of an attribute."""
+        name = body[_XATTR_SIZE.size : -1]
+        inode = self._ov.inodes.get(ino)
+        return _fitting(attributes.getxattr(self._ov, inode, name, acls=self._acls), body)
+
+    @_bounded
+    def listxattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """The names of all attributes, each with a zero behind it."""
+        inode = self._ov.inodes.get(ino)
+        names = attributes.listxattr(self._ov, inode, uid=who[0], acls=self._acls)
+        return _fitting(b"".join(name + b"\0" for name in names), body)
+
+    @_bounded
+    def forget(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """The kernel drops references to one inode."""
+        self._forget(ino, *_FORGET_IN.unpack_from(body))
+        return None
+
+    @_bounded
+    def batch_forget(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """The same of many: a count, 4 bytes of nothing, and pairs."""
+        for number, count in _FORGET_ONE.iter_unpack(body[8:]):
+            self._forget(number, count)
+        return None
+
+    @_bounded
+    def readdirplus(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
+        """Entries with their attributes. Every one that is not a dot adds to the look-up count
+        of its inode."""
+        directory = self._ov.inodes.directory(ino)
+        index = lookup.index_now(self._ov, directory)
+        if index is None:
+            return NotImplemented
+        _, cookie, size = _READ_IN.unpack_from(body)
+        if not cookie:
+            note_access(self._ov, directory)
+        listing = extension.listing(size)
+
+        def emit(name: bytes, attr: Attr, cookie: int) -> bool:
+            generation = generation_of(attr.ino, self._generation)
+            return bool(listing.add(name, cookie, generation, _packed(attr)))
+
+        cookie = index.begun(cookie)
+        for name, dot, its_own in dots(directory, cookie):
+            # Of dots the kernel takes the type and the number alone.
+            emit(name, _dot(dot), its_own)
+        added: bool | None = True
+        # Names of one real directory mostly follow each other: it is found once for all of them.
+        known: RealDir | None = None
+        base: tuple[int, int, int] | None = None
+        for name, its_own in index.following(cookie):
+            real = index.plain_lower(name)
+            if real is not known:
+                known, base = real, self._base(real)
+            added = None
+            if base is not None:
+                added = listing.add_lower(name, its_own, directory, real, *base)
+            if added is None:
+                added = self._add(directory, index, name, its_own, emit)
+                # Which may have closed the descriptor.
+                known = base = None
+            if not added:
+                break
+        payload: bytes = listing.payload()
+        return payload if payload or added else NotImplemented
+
+    def _base(self, real: RealDir | None) -> tuple[int, int, int] | None:
+        """What the extension needs to look at files of a real directory: its descriptor, what is
+        added to their numbers, and their device; None: they have to be looked up."""
+        if real is None or self._ov.identity.translates(real.layer):
+            return None
+        fd = self._ov.stack.fd(real)
+        # Something may be mounted below the layer.
+        device = os.fstat(fd).st_dev if real.layer.crosses else real.layer.device
+        base = self._ov.inodes.base(device)
+        return None if base is None else (fd, base, device)
+
+    def _add(
+        self, directory: Directory, index: merge.Index, name: bytes, cookie: int, emit: Emit
+    ) -> bool:
+        """False: the reply is full, or the rest is to be asked for again."""
+        try:
+            inode, real = lookup.entry(self._ov, directory, index, name)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return emit(name, unknown(self._ov, index, name), cookie)
+        if not self._is_countable(inode, real):
+            self._ov.inodes.drop_unused(inode)
+            return False
+        return emit_entry(self._ov, inode, real, name, cookie, emit)
+
+
+def _fitting(value: bytes, body: bytes) -> Answer:
+    """What answers a request for an attribute, whose body begins with the room that there is;
+    none asks for the size. ERANGE."""
+    (room,) = _XATTR_SIZE.unpack_from(body)
+    if not room:
+        return _XATTR_SIZE.pack(len(value))
+    return value if len(value) <= room else errno.ERANGE
+
+
+def _dot(directory: Directory) -> Attr:
+    return Attr(directory.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def _packed(attr: Attr) -> bytes:
+    return wire.attr(
+        attr.ino, attr.size, attr.blocks, attr.atime_ns, attr.mtime_ns, attr.ctime_ns,
+        attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.blksize,
+    )  # fmt: skip

@@ -1,0 +1,493 @@
+"""The pyfuse3 adapter, and the only error boundary.
+
+Every handler turns the kernel's numbers into inodes, calls one function of the overlay
+and turns its answer into pyfuse3's types. `OSError` becomes the errno; anything else is
+a bug, logged and answered EIO: an exception that pyfuse3 does not know ends the mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+# Before pyfuse3: the extension has to be found first.
+from fuseoverlay.native import extension  # isort: skip
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
+
+from fuseoverlay.fuse import requestlog
+from fuseoverlay.fuse.direct import Direct
+from fuseoverlay.fuse.readahead import ReadAhead
+from fuseoverlay.fuse.wire import Request
+from fuseoverlay.layers import trust
+from fuseoverlay.overlay import attributes, directory, files, lookup, namespace, rename, staging
+from fuseoverlay.overlay.attributes import Attr, Changes
+from fuseoverlay.overlay.inodes import Inode, generation_of
+from fuseoverlay.overlay.namespace import Caller
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.ownership import Changer
+from fuseoverlay.system import acl
+
+log = logging.getLogger("fuseoverlay")
+
+# Taken over from the real filesystem as they are.
+_STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
+
+# SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR.
+_XATTR_REQUESTS: Final = range(21, 25)
+
+_ALL_GROUPS: Final = range(2**32)
+
+S = TypeVar("S", bound="Operations")
+P = ParamSpec("P")
+R = TypeVar("R")
+Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, R]]
+
+
+def handler(function: Handler[S, P, R]) -> Handler[S, P, R]:
+    """The error boundary: let nothing but FUSEError out, and log requests on demand."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def bounded(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.under_way += 1
+        try:
+            answer = await function(self, *args, **kwargs)
+        except FUSEError as exc:
+            code = exc.errno
+        except OSError as exc:
+            code = exc.errno or errno.EIO
+        except Exception:
+            log.exception("bug in %s%s", name, _readable(args))
+            code = errno.EIO
+        else:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s%s = %s", name, _readable(args), _answer(answer))
+            return answer
+        finally:
+            self.under_way -= 1
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s%s = %s", name, _readable(args), errno.errorcode.get(code, code))
+        raise FUSEError(code)
+
+    bounded.is_bounded = True  # type: ignore[attr-defined]
+    return bounded  # type: ignore[return-value]  # the kinds of self are the same
+
+
+def _readable(args: tuple[Any, ...]) -> str:
+    return "(" + ", ".join(_argument(arg) for arg in args) + ")"
+
+
+def _argument(arg: object) -> str:
+    if isinstance(arg, bytes | memoryview):
+        return f"{len(arg)} bytes" if len(arg) > 64 else repr(bytes(arg))
+    if isinstance(arg, Request):
+        return f"{arg.ino}, uid={arg.uid} gid={arg.gid} pid={arg.pid}"
+    if isinstance(arg, RequestContext):
+        return f"uid={arg.uid} gid={arg.gid} pid={arg.pid}"
+    if isinstance(arg, EntryAttributes):
+        return f"ino={arg.st_ino} mode={arg.st_mode:o} size={arg.st_size}"
+    if isinstance(arg, pyfuse3.FileInfo):
+        return f"fh={arg.fh}"
+    if isinstance(arg, pyfuse3.SetattrFields | pyfuse3.ReaddirToken | StatvfsData):
+        return type(arg).__name__
+    return repr(arg)
+
+
+def _answer(answer: object) -> str:
+    if isinstance(answer, tuple):
+        return _readable(answer)
+    if isinstance(answer, EntryAttributes) and not answer.st_ino:
+        return requestlog.ABSENT
+    return _argument(answer) if answer is not None else "ok"
+
+
+class Asker(Protocol):
+    """Whoever a request is from."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+
+
+class Operations(pyfuse3.Operations):
+    """Request handlers for one overlay. Owns nothing."""
+
+    #: Opcodes of requests that do not come through pyfuse3.
+    taken: Collection[int] = ()
+    #: How many requests are being served.
+    under_way = 0
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self, ov: Overlay, ahead: ReadAhead, *, acls: bool, ready: Callable[[], None]
+    ) -> None:
+        """`acls`: whether the kernel shall know ACLs. `ready` is called once the kernel has
+        agreed on the protocol."""
+        super().__init__()
+        self.enable_acl = acls
+        self._ov = ov
+        self._ahead = ahead
+        self._ready = ready
+        self._timeout = ov.config.timeout
+        # The next mount gives numbers of our own to other files: a handle must not lead there.
+        self._generation = int.from_bytes(os.urandom(4)) | 1
+        # Whether the kernel opens and closes without asking us, see `native.agree`.
+        self._handleless = False
+
+    def init(self) -> None:
+        """First word of the kernel."""
+        self._handleless = extension.agree(self.taken, private=self._ov.config.private)
+        self._ov.data.may_bind_writers = self._handleless
+        if log.isEnabledFor(logging.DEBUG):
+            extension.log(requestlog.answered)
+        users, groups = self._ov.identity.users, self._ov.identity.groups
+        extension.name_strangers(
+            (users.stranger, groups.stranger), (users.stand_in, groups.stand_in)
+        )
+        extension.prepare(
+            self._ov.inodes.entries,
+            self._ov.stack.descriptors,
+            # What is in memory the extension reads sooner than it could be given.
+            read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
+            acls=self.enable_acl,
+        )
+        if self._handleless:
+            direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
+            direct.register()
+        if self._ov.workdir is not None:
+            self._ov.workdir.changed = self._changed
+        if self._ov.config.noxattrs:
+            extension.refuse(_XATTR_REQUESTS)
+        self._ready()
+
+    def _attributes(self, attr: Attr) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(attr.ino)
+        entry.generation = generation_of(attr.ino, self._generation)
+        entry.st_mode = pyfuse3.ModeT(attr.mode)
+        entry.st_nlink = attr.nlink
+        entry.st_uid = attr.uid
+        entry.st_gid = attr.gid
+        entry.st_rdev = attr.rdev
+        entry.st_size = attr.size
+        entry.st_blocks = attr.blocks
+        entry.st_blksize = attr.blksize
+        entry.st_atime_ns = attr.atime_ns
+        entry.st_mtime_ns = attr.mtime_ns
+        entry.st_ctime_ns = attr.ctime_ns
+        entry.attr_timeout = entry.entry_timeout = self._timeout if attr.nlink else 0
+        return entry
+
+    def _changer(self, ino: int, asker: Asker, *, privileged: bool | None = None) -> Changer:
+        """Who asks for a change; `privileged`: what the kernel says about him, if it does."""
+        if privileged is None:
+            privileged = asker.uid == 0
+        return Changer(asker.uid, lambda: _groups(asker), privileged, lambda: self._changed(ino))
+
+    def _changed(self, ino: int) -> None:
+        """The kernel must not go on with what it knows of mode, links, times ... It takes that
+        without asking us: no data is concerned."""
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
+
+    async def _status(self, inode: Inode) -> EntryAttributes:
+        return self._attributes(await attributes.getattr(self._ov, inode))
+
+    async def _entry(self, inode: Inode, real: lookup.Real) -> EntryAttributes:
+        """Answer with an inode, which adds to its look-up count; counted before anything
+        suspends, so that nobody drops it meanwhile."""
+        inode.nlookup += 1
+        try:
+            if attributes.is_uncounted(self._ov, inode, real):
+                return await self._status(inode)
+            return self._attributes(attributes.attr_of(self._ov, inode, real))
+        except BaseException:
+            inode.nlookup -= 1
+            self._ov.inodes.drop_unused(inode)
+            raise
+
+    # Names
+
+    @handler
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Negative answers are entries too, so that the kernel keeps them."""
+        parent = self._ov.inodes.directory(parent_inode)
+        lookup.check_name(name)
+        index = await lookup.index_of(self._ov, parent)
+        if name not in index:
+            absent = EntryAttributes()
+            absent.st_ino = pyfuse3.InodeT(0)
+            absent.entry_timeout = self._timeout
+            return absent
+        return await self._entry(*lookup.entry(self._ov, parent, index, name))
+
+    @handler
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            self._forget(ino, count)
+
+    def _forget(self, ino: int, count: int) -> None:
+        if self._ov.inodes.forget(ino, count) is not None:
+            self._ov.data.drop(ino)
+            self._ahead.forget(ino)
+
+    @handler
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return await self._make(parent_inode, name, mode, ctx, rdev=rdev)
+
+    @handler
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        mode = stat.S_IFDIR | stat.S_IMODE(mode)
+        return await self._make(parent_inode, name, mode, ctx)
+
+    @handler
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return await self._make(parent_inode, name, stat.S_IFLNK | 0o777, ctx, target=target)
+
+    async def _make(
+        self,
+        parent_inode: int,
+        name: bytes,
+        mode: int,
+        ctx: RequestContext,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> EntryAttributes:
+        parent = self._ov.inodes.directory(parent_inode)
+        caller = Caller(ctx.uid, ctx.gid, ctx.umask)
+        made = await namespace.make(self._ov, parent, name, mode, caller, rdev=rdev, target=target)
+        return await self._entry(*made)
+
+    @handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[pyfuse3.FileInfo, EntryAttributes]:
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        entry = await self._make(parent_inode, name, mode, ctx)
+        file = self._ov.inodes.file(entry.st_ino)
+        if self._handleless:
+            self._ov.data.expect_writes(file)
+        else:
+            files.opened(self._ov, file, flags, self._changer(file.ino, ctx))
+        return _handle(entry.st_ino), entry
+
+    @handler
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._ov.inodes.directory(new_parent_inode)
+        file = self._ov.inodes.file(inode)
+        return await self._entry(*await namespace.link(self._ov, file, parent, new_name))
+
+    @handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await namespace.unlink(self._ov, self._ov.inodes.directory(parent_inode), name)
+
+    @handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await namespace.rmdir(self._ov, self._ov.inodes.directory(parent_inode), name)
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        old = self._ov.inodes.directory(parent_inode_old)
+        new = self._ov.inodes.directory(parent_inode_new)
+        await rename.rename(self._ov, old, name_old, new, name_new, flags)
+
+    @handler
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        file = self._ov.inodes.file(inode)
+        with lookup.pinned_of(self._ov, file) as real:
+            return staging.read_link(self._ov, real)
+
+    # Directories
+
+    @handler
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """The handle is the inode: listings need no state."""
+        return self._ov.inodes.directory(inode).ino
+
+    @handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        def emit(name: bytes, attr: Attr, cookie: int) -> bool:
+            return pyfuse3.readdir_reply(token, name, self._attributes(attr), cookie)
+
+        await directory.read(self._ov, self._ov.inodes.directory(fh), start_id, emit)
+
+    @handler
+    async def releasedir(self, fh: int) -> None:
+        """Nothing was opened."""
+
+    @handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await files.fsync_directory(self._ov, self._ov.inodes.directory(fh))
+
+    # Data
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:
+        """The handle is the inode. O_TRUNC arrives here and not as a setattr."""
+        file = self._ov.inodes.file(inode)
+        who = self._changer(inode, ctx)
+        files.opened(self._ov, file, flags, who)
+        if flags & os.O_TRUNC:
+            await attributes.setattr(self._ov, file, Changes(size=0), who)
+        return _handle(inode)
+
+    @handler
+    async def read(  # type: ignore[override]  # any buffer will do
+        self, fh: int, off: int, size: int
+    ) -> bytes | memoryview:
+        file = self._ov.inodes.file(fh)
+        data = await files.read(self._ov, file, off, size)
+        if not off:
+            await self._ahead.read(file)
+        return data
+
+    @handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        file = self._ov.inodes.file(fh)
+        if self._handleless:
+            who = self._changer(fh, extension.caller(), privileged=not extension.kills_privileges())
+        else:
+            writers = file.writers
+            who = Changer(0, lambda: writers or (), writers is None, lambda: self._changed(fh))
+        return await files.write(self._ov, file, off, buf, who)
+
+    @handler
+    async def flush(self, fh: int) -> None:
+        """Every write has been answered already; ENOSYS: the kernel need not ask again."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    @handler
+    async def release(self, fh: int) -> None:
+        """Nothing was opened."""
+
+    @handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await files.fsync(self._ov, self._ov.inodes.file(fh), data_only=datasync)
+
+    @handler
+    async def poll(self, inode: int, fh: int, handle: object, ctx: RequestContext) -> int:
+        """ENOSYS: the kernel answers poll for regular files itself from now on."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    # Attributes
+
+    @handler
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return await self._status(self._ov.inodes.get(inode))
+
+    @handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            touch=extension.is_touch(),
+        )
+        target = self._ov.inodes.get(inode)
+        # What the kernel says about chown(2) is the same for all callers.
+        is_told = self._handleless and fields.update_size
+        privileged = not extension.kills_privileges() if is_told else None
+        who = self._changer(inode, ctx, privileged=privileged)
+        await attributes.setattr(self._ov, target, changes, who)
+        try:
+            return await self._status(target)
+        except OSError:
+            # To answer that would say that nothing was changed.
+            return await self._status(target)
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        """Only asked where the mounting user may do everything (see `fuseoverlay.mount`)."""
+        self._ov.inodes.get(inode)
+        return True
+
+    def _refuse_acl(self, name: bytes) -> None:
+        attributes.check_acl(name, acls=self.enable_acl)
+
+    @handler
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        target = self._ov.inodes.get(inode)
+        return attributes.getxattr(self._ov, target, name, acls=self.enable_acl)
+
+    @handler
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        target = self._ov.inodes.get(inode)
+        return attributes.listxattr(self._ov, target, uid=ctx.uid, acls=self.enable_acl)
+
+    @handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._refuse_acl(name)
+        target = self._ov.inodes.get(inode)
+        await attributes.setxattr(self._ov, target, name, value)
+        if name == acl.ACCESS and ctx.uid != 0:
+            attributes.leave_group(self._ov, target, _groups(ctx))
+
+    @handler
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._refuse_acl(name)
+        await attributes.removexattr(self._ov, self._ov.inodes.get(inode), name)
+
+    @handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        real = attributes.statfs(self._ov)
+        shown = StatvfsData()
+        for field in _STATFS:
+            setattr(shown, field, getattr(real, field))
+        shown.f_favail = real.f_favail
+        shown.f_namemax = min(real.f_namemax, 255)
+        return shown
+
+
+def _groups(ctx: Asker) -> Collection[int]:
+    """The caller's groups; where it cannot be asked for more, the primary one. Root of a user
+    namespace may do what members of all its groups may."""
+    if ctx.uid == 0 and not trust.is_superuser():
+        return _ALL_GROUPS
+    try:
+        return {ctx.gid, *pyfuse3.get_sup_groups(ctx.pid)}
+    except (OSError, RuntimeError):
+        return {ctx.gid}
+
+
+def _handle(ino: int) -> pyfuse3.FileInfo:
+    """I/O is by inode; what the kernel has cached of the file stays right."""
+    return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(ino), keep_cache=True)

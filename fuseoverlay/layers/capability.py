@@ -1,0 +1,55 @@
+"""`security.capability` where user ids are mapped: for whose root it counts.
+
+The form is the kernel's (include/uapi/linux/capability.h, `struct vfs_cap_data`): a word of
+revision and flags, the capabilities, in revision 3 the id of a user namespace's root; all
+little-endian. Revision 2 means root of the first user namespace. See capabilities(7),
+"Namespaced file capabilities".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import Final
+
+from fuseoverlay.layers.idmap import IdMap
+
+_WORD: Final = struct.Struct("<I")
+_REVISION: Final = 0xFF000000
+_REVISION_2, _REVISION_3 = 0x02000000, 0x03000000
+# Without the root's id.
+_SIZE: Final = 20
+
+
+def shown(value: bytes, uids: IdMap) -> bytes:
+    """The value that processes see: what counts for root of the layer counts for the one that
+    root is shown as. ENODATA where that is nobody."""
+    root = _root(value)
+    if root is None:
+        return value
+    if not uids.covers(root):
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    return _with_root(value, uids.shown(root))
+
+
+def stored(value: bytes, uids: IdMap) -> bytes:
+    """The value to store. One without a root's id counts for root of the layer. EOVERFLOW:
+    nothing is shown as the one that it is given to."""
+    root = _root(value)
+    return value if not root else _with_root(value, uids.stored(root))
+
+
+def _root(value: bytes) -> int | None:
+    """Id of the root that the value counts for; None: of another form."""
+    revision = _WORD.unpack_from(value)[0] & _REVISION if len(value) >= _SIZE else 0
+    if revision == _REVISION_3 and len(value) == _SIZE + _WORD.size:
+        return int(_WORD.unpack_from(value, _SIZE)[0])
+    return 0 if revision == _REVISION_2 and len(value) == _SIZE else None
+
+
+def _with_root(value: bytes, root: int) -> bytes:
+    flags = _WORD.unpack_from(value)[0] & ~_REVISION
+    revision = _REVISION_3 if root else _REVISION_2
+    tail = _WORD.pack(root) if root else b""
+    return _WORD.pack(revision | flags) + value[_WORD.size : _SIZE] + tail

@@ -1,0 +1,318 @@
+"""getattr, setattr, extended attributes, statfs.
+
+Sources: stat(2), chown(2), utimensat(2), xattr(7), statvfs(3); what a merged directory
+shows: kernel Documentation/filesystems/overlayfs.rst, "Inode properties".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fuseoverlay.layers import xattrs
+from fuseoverlay.layers.idmap import IdMap
+from fuseoverlay.layers.stack import check_sighting
+from fuseoverlay.overlay import files, ownership, protection
+from fuseoverlay.overlay.copyup import copy_up
+from fuseoverlay.overlay.inodes import Directory, File, Inode
+from fuseoverlay.overlay.lookup import Real, changing, index_of, pinned_of, real_of, shown_of
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.system import acl, syscalls
+from fuseoverlay.system.transaction import tidy
+
+
+class Attr(NamedTuple):
+    """What stat(2) shows. Sizes in bytes, `blocks` of 512 bytes, times in ns."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    blksize: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(slots=True)
+class Changes:
+    """What setattr shall change; None: leave it. Times in ns, `mode` permission bits."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    #: Both times are the current one: who may write may set that, utimensat(2).
+    touch: bool = False
+
+
+async def getattr(ov: Overlay, inode: Inode) -> Attr:
+    """Attributes of the inode. Suspends only to count a merged directory's subdirectories."""
+    real = real_of(ov, inode)
+    if is_uncounted(ov, inode, real) and isinstance(inode, Directory):
+        with contextlib.suppress(PermissionError):
+            await index_of(ov, inode)
+        real = real_of(ov, inode)
+    return attr_of(ov, inode, real)
+
+
+def is_uncounted(ov: Overlay, inode: Inode, real: Real) -> bool:
+    """Whether the index is needed to count the subdirectories, and not yet there."""
+    return (
+        isinstance(inode, Directory)
+        and inode.index is None
+        and not inode.removed
+        and len(inode.lowers) + inode.in_upper > 1
+        and real.st.st_nlink != 1
+        and not ov.config.static_nlink
+    )
+
+
+def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
+    """Attributes of the inode with this real object. Does not suspend."""
+    if isinstance(inode, File):
+        links = _file_links(inode, real)
+    elif isinstance(inode, Directory):
+        links = _directory_links(ov, inode, real)
+    shown = shown_of(ov, real)
+    st = real.st
+    return Attr(
+        inode.ino,
+        shown.mode,
+        links,
+        shown.uid,
+        shown.gid,
+        shown.rdev,
+        st.st_size,
+        _blocks(ov, inode, st),
+        st.st_blksize,
+        st.st_atime_ns,
+        st.st_mtime_ns,
+        st.st_ctime_ns,
+    )
+
+
+def birth_time(ov: Overlay, inode: Inode) -> int | None:
+    """When the real object was made, in ns; None where its filesystem does not tell."""
+    with pinned_of(ov, inode) as real:
+        return syscalls.birth_time(real.path, follow=real.follow)
+
+
+def unknown(ov: Overlay, *, is_dir: bool) -> Attr:
+    """For a listing: attributes of something that we may not look at. It has no links, and
+    so the kernel is told to keep nothing of it."""
+    mode = stat.S_IFDIR if is_dir else stat.S_IFREG
+    return Attr(ov.inodes.own_number(), mode, 0, 0, 0, 0, 0, 0, 4096, 0, 0, 0)
+
+
+def _blocks(ov: Overlay, inode: Inode, st: os.stat_result) -> int:
+    """Blocks of 512 bytes, counted where the data is."""
+    place = inode.data if isinstance(inode, File) else None
+    if not isinstance(inode, File) or place is None:
+        return st.st_blocks
+    fd = ov.stack.fd(place.real)
+    data = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
+    check_sighting(data, inode.data_seen, lasting=ov.config.private)
+    return data.st_blocks
+
+
+def _file_links(file: File, real: Real) -> int:
+    if file.links:
+        return file.links
+    if file.in_upper:
+        return file.links_of(real.st)
+    return max(0, real.st.st_nlink - file.hidden)
+
+
+def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
+    """The true count, also of merged directories, so that it does not change on copy-up;
+    1, "unknown", where that is asked for, the filesystem does not count, or we may not look."""
+    if directory.removed:
+        return 0
+    if real.st.st_nlink == 1 or ov.config.static_nlink:
+        return 1
+    if len(directory.lowers) + directory.in_upper == 1:
+        return real.st.st_nlink
+    return 2 + directory.index.subdirectories() if directory.index is not None else 1
+
+
+def _given(ids: IdMap, shown: int | None, top: bool) -> int | None:
+    """What to store for a new owner; EOVERFLOW. The top directory is given to root also where root
+    has no id in there: podman does that to all that it finds mounted."""
+    if shown is None:
+        return None
+    return ids.maker(shown) if top else ids.stored(shown)
+
+
+async def setattr(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Changer) -> None:
+    """Change attributes, after copy-up. No changes: a chown(2) to nobody, by which an owner ends
+    setuid all the same. Errors of chmod(2), chown(2), truncate(2), utimensat(2); EOVERFLOW:
+    nothing is shown as the new owner."""
+    if changes == Changes() and not _is_owner(ov, inode, who):
+        # The kernel asks this, too, before somebody writes or allocates, and lets that go on.
+        return
+    protection.check_change(ov, inode, touch=changes.touch)
+    uid = _given(ov.identity.uids, changes.uid, inode is ov.inodes.root)
+    gid = _given(ov.identity.gids, changes.gid, inode is ov.inodes.root)
+    # Before anything ends setgid: what the kernel asks for has it still.
+    mode = _mode_after(ov, inode, changes, who)
+    if changes.size is not None and isinstance(inode, File):
+        await _truncate(ov, inode, changes.size, who)
+    else:
+        await copy_up(ov, inode, data=False)
+    if uid is not None or gid is not None or mode is not None:
+        ownership.change(ov, inode, uid=uid, gid=gid, mode=mode)
+    if changes.size is not None:
+        # The size has changed, and with it the times already: to these, or as good as these.
+        tidy(_set_times, ov, inode, changes)
+    else:
+        _set_times(ov, inode, changes)
+    if changes == Changes():
+        ownership.drop_privileges(ov, inode, who)
+
+
+def _mode_after(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Changer) -> int | None:
+    """The mode to set: without setgid where the other changes end that. The kernel then asks for
+    no mode, or for one without what it ends whoever the caller is."""
+    given = changes.uid is not None or changes.gid is not None
+    ending = given or (changes.size is not None and not who.privileged)
+    if not ending or not ownership.is_stranger(ov, inode, who):
+        return changes.mode
+    mode = shown_of(ov, real_of(ov, inode)).mode if changes.mode is None else changes.mode
+    return stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID)
+
+
+def _is_owner(ov: Overlay, inode: Inode, who: ownership.Changer) -> bool:
+    return who.uid == 0 or who.uid == shown_of(ov, real_of(ov, inode)).uid
+
+
+async def _truncate(ov: Overlay, file: File, size: int, who: ownership.Changer) -> None:
+    """A copy of the right size is a truncation already, unless more changes with the size."""
+    if who.privileged or not ownership.loses_privileges(ov, file, who):
+        if not await copy_up(ov, file, size=size):
+            files.truncate(ov, file, size)
+        return
+    await copy_up(ov, file)
+    ownership.drop_privileges(ov, file, who)
+    files.truncate(ov, file, size)
+
+
+def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:
+    if changes.atime_ns is None and changes.mtime_ns is None:
+        return
+    with changing(ov, inode) as real:
+        atime = real.st.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+        mtime = real.st.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+        os.utime(real.path, ns=(atime, mtime), follow_symlinks=real.follow)
+
+
+def check_xattrs(ov: Overlay) -> None:
+    """ENOSYS where the mount has no attributes: EOPNOTSUPP to programs, and nobody asks again."""
+    if ov.config.noxattrs:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def check_acl(name: bytes, *, acls: bool) -> None:
+    """EOPNOTSUPP for an ACL where the mount has none (see `fuseoverlay.mount`)."""
+    if not acls and name.startswith(acl.PREFIX):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> bytes:
+    """Value of an attribute; ENODATA, also for names that the overlay keeps for itself;
+    `check_acl`. The top directory says who serves it."""
+    if name == xattrs.DAEMON and inode is ov.inodes.root:
+        return syscalls.process_name()
+    check_xattrs(ov)
+    check_acl(name, acls=acls)
+    with pinned_of(ov, inode) as real:
+        return ov.identity.shown_attribute(name, _stored_xattr(real, name), real.st)
+
+
+def _stored_xattr(real: Real, name: bytes) -> bytes:
+    try:
+        real_name = real.layer.stored_name(name)
+    except PermissionError:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+    try:
+        return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
+    except OSError as exc:
+        # The kernel itself asks, before it writes or executes or lets anybody in, and takes other
+        # errors amiss.
+        none = name.startswith(acl.PREFIX) and exc.errno == errno.EOPNOTSUPP
+        if none or (exc.errno in xattrs.NONE and not real.layer.lists_attributes):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+        raise
+
+
+def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]:
+    """Names of all attributes but the overlay's own. Only root sees `trusted.` names, as
+    everywhere; nobody ACLs where the mount has none."""
+    check_xattrs(ov)
+    hidden: tuple[bytes, ...] = () if uid == 0 else (b"trusted.",)
+    if not acls:
+        hidden += (acl.PREFIX,)
+    with pinned_of(ov, inode) as real:
+        names = xattrs.names(real.path, follow=real.follow)
+        shown = map(real.layer.shown_name, names)
+    return [name for name in shown if name is not None and not name.startswith(hidden)]
+
+
+async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
+    """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself;
+    EOVERFLOW: nothing is shown as an id in the value."""
+    check_xattrs(ov)
+    xattrs.to_real(name)
+    protection.check_change(ov, inode)
+    value = ov.identity.stored_attribute(name, value)
+    await copy_up(ov, inode, data=False)
+    # That it has no attributes is known with the descriptor.
+    ov.data.drop(inode.ino)
+    with changing(ov, inode) as real:
+        os.setxattr(real.path, real.layer.stored_name(name), value, follow_symlinks=real.follow)
+
+
+def leave_group(ov: Overlay, inode: Inode, groups: Container[int]) -> None:
+    """Who is in these groups has set an ACL: a stranger to the object's group ends setgid, as
+    with chmod(2)."""
+    shown = shown_of(ov, real_of(ov, inode))
+    if shown.mode & stat.S_ISGID and shown.gid not in groups:
+        ownership.change(ov, inode, mode=stat.S_IMODE(shown.mode) & ~stat.S_ISGID)
+
+
+async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
+    """Remove an attribute; ENODATA without copying anything up where there is none. An upper
+    object's missing ACL is no error, as in most filesystems."""
+    check_xattrs(ov)
+    protection.check_change(ov, inode)
+    try:
+        with pinned_of(ov, inode) as real:
+            _stored_xattr(real, name)
+    except OSError as exc:
+        missing = exc.errno == errno.ENODATA and name.startswith(acl.PREFIX)
+        if missing and inode.in_upper:
+            return
+        raise
+    await copy_up(ov, inode, data=False)
+    with changing(ov, inode) as real:
+        os.removexattr(real.path, real.layer.stored_name(name), follow_symlinks=real.follow)
+
+
+def statfs(ov: Overlay) -> os.statvfs_result:
+    """The upper's filesystem, or the topmost lower's that has an answer."""
+    *others, last = ov.stack.all()
+    for layer in others:
+        with contextlib.suppress(OSError):
+            return os.fstatvfs(layer.root_fd)
+    return os.fstatvfs(last.root_fd)

@@ -1,0 +1,503 @@
+"""Copy-up: bring a lower object to the upper, whole or not at all.
+
+Ancestors first; staged in the work directory; data, owner, mode, attributes, times;
+synced unless `volatile`; published by one rename; the parent's times put back.
+Source: kernel Documentation/filesystems/overlayfs.rst, "Non-directories".
+
+Directories and special files are a few metadata calls and are copied up without
+suspending. Only regular files suspend, under the lock of their inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from typing import Final, NamedTuple
+
+import trio
+
+from fuseoverlay.layers import redirect, xattrs
+from fuseoverlay.layers.stack import Place, RealDir, stat_key
+from fuseoverlay.overlay import hardlinks, linkindex, places, protection, staging
+from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
+from fuseoverlay.overlay.lookup import (
+    Real,
+    lower_of,
+    no_entry,
+    path_below,
+    real_by,
+    real_of,
+    stored_of,
+    upper_of,
+)
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.system import acl, syscalls
+from fuseoverlay.system.copydata import copy_data
+from fuseoverlay.system.descriptors import open_file
+from fuseoverlay.system.syscalls import at
+from fuseoverlay.system.transaction import Transaction, tidy
+
+# Less is copied faster than a thread is woken.
+_INLINE: Final = 64 << 10
+
+
+async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: bool = True) -> bool:
+    """Make sure that the object counts in the upper. May suspend.
+
+    `size`: bytes that the file shall have; no more are copied. True: that is done, with the
+    times of a truncation; else the caller has to see to it.
+    `data`: false if the caller changes only metadata; with `metacopy=on` the data then
+    stays where it is. EROFS; ENOSPC, EDQUOT, EIO of the copy; then nothing is left behind.
+    """
+    if isinstance(inode, Directory) and inode.removed:
+        _copy_up_removed(ov, inode)
+    elif isinstance(inode, Directory):
+        copy_up_directory(ov, inode)
+    elif isinstance(inode, File) and (_is_busy(inode) or not _is_up(inode, data)):
+        ov.writable()
+        if inode.lock is None:
+            inode.lock = trio.Lock()
+        async with _held(inode.lock):
+            if not inode.in_upper:
+                await _copy_up_file(ov, inode, size, data)
+                return size is not None
+            if not _is_up(inode, data):
+                await _copy_up_data(ov, inode, size)
+                return size is not None
+    return False
+
+
+@contextlib.asynccontextmanager
+async def _held(lock: trio.Lock) -> AsyncIterator[None]:
+    """Hold the lock; a free one without a turn of the loop."""
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_up(file: File, data: bool) -> bool:
+    return file.in_upper and not (data and file.data is not None)
+
+
+def _is_busy(file: File) -> bool:
+    """Whether its data is being copied, which puts the times back at the end: whoever changes
+    something else has to wait."""
+    return file.lock is not None and file.lock.locked()
+
+
+def copy_up_directory(ov: Overlay, directory: Directory) -> RealDir:
+    """The directory in the upper, after copying it and its ancestors up. Does not suspend."""
+    ov.writable()
+    if directory.removed:
+        raise no_entry(directory.name)
+    if directory.upper is None and not ov.inodes.is_in_place(directory):
+        # Another one is there by now, which is not to get what belongs here.
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), directory.name)
+    missing = []
+    step: Directory | None = directory
+    while step is not None and step.upper is None:
+        missing.append(step)
+        step = step.parent
+    for step in reversed(missing):
+        _copy_up_one(ov, step)
+    if directory.upper is None:
+        raise no_entry(directory.name)
+    return directory.upper
+
+
+def _copy_up_one(ov: Overlay, directory: Directory) -> None:
+    parent = directory.parent
+    if parent is None or parent.upper is None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with Transaction() as change:
+        staged = staging.stage(ov, change)
+        stage_directory(ov, directory, staged)
+        _publish(ov, staged, parent, directory.name)
+    directory.upper = ov.stack.upper_dir(parent.upper, directory.name)
+    if parent.index is not None:
+        parent.index.put(directory.name, True)
+
+
+def _copy_up_removed(ov: Overlay, directory: Directory) -> None:
+    """Of a directory that somebody still has open: its copy has no name either."""
+    if directory.held is not None:
+        return
+    with Transaction() as change:
+        staged = staging.stage(ov, change)
+        stage_directory(ov, directory, staged)
+        held = staging.hold(ov, staged, is_dir=True)
+    ov.inodes.hold(directory, held)
+
+
+def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
+    """Stage an empty directory that looks like this one. Does not suspend."""
+    workdir = ov.writable()
+    real = real_of(ov, directory)
+    path = at(workdir.fd, staged)
+    os.mkdir(staged, 0o700, dir_fd=workdir.fd)
+    ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
+    copy_xattrs(ov, real, path)
+    protection.keep(ov, directory, real, path)
+    _copy_times(real.st, workdir.fd, staged)
+
+
+async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
+    # All that makes the copy is of one object: its parts could be of two, of different owners, if
+    # they were found by its name, one after the other.
+    with lower_of(ov, file) as lower, Transaction() as change:
+        name = places.name_of(ov.stack, ov.inodes, file)
+        if name is not None and name[0].upper is None:
+            copy_up_directory(ov, name[0])
+        origin = hardlinks.origin_of(lower)
+        real = real_by(lower)
+        staged = staging.stage(ov, change)
+        metacopy = None if data else _metacopy_redirect(ov, file, real.st)
+        if metacopy is not None:
+            await _copy_only_metadata(ov, file, real, staged, origin, metacopy)
+        elif stat.S_ISREG(file.kind):
+            await _copy_regular(ov, file, real, staged, size, origin)
+        else:
+            target = staging.read_link(ov, real) if stat.S_ISLNK(file.kind) else b""
+            staging.make(ov, staged, stored_of(ov, real), target)
+            _copy_metadata(ov, file, real, staged, origin)
+        copy = _publish_file(ov, change, file, staged, origin, real.st.st_nlink)
+    _moved_up(ov, file, copy, metacopy is not None)
+
+
+def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | None:
+    """Path of the data for a copy of the metadata alone; None: copy all."""
+    found = places.name_of(ov.stack, ov.inodes, file)
+    if not (ov.config.metacopy and stat.S_ISREG(file.kind) and st.st_size and found):
+        return None
+    parent, name = found
+    # Also where the lower file is a metacopy itself: the kernel looks for data in data-only
+    # layers only on behalf of a lower file.
+    path = path_below(parent) + b"/" + name
+    return path if len(path) <= redirect.MAX_LENGTH else None
+
+
+async def _copy_only_metadata(
+    ov: Overlay, file: File, real: Real, staged: bytes, origin: bytes | None, path: bytes
+) -> None:
+    """Stage a file of the right size without data; `path` leads to that in the lowers."""
+    workdir = ov.writable()
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    target = open_file(staged, flags, 0o600, dir_fd=workdir.fd)
+    try:
+        os.ftruncate(target, real.st.st_size)
+        os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
+        os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
+        _copy_metadata(ov, file, real, staged, origin)
+        await _secure(ov, target)
+    finally:
+        os.close(target)
+
+
+async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
+    """Bring the data of a metacopy file up. Until the last step the attribute says that what
+    is there does not count; its size and times do."""
+    target = ov.data.open_for_copy(file)
+    try:
+        before = os.fstat(target)
+        times = before.st_atime_ns, before.st_mtime_ns
+        with Transaction() as change:
+            change.on_error(os.utime, target, ns=times)
+            source = ov.data.acquire(file)
+            try:
+                length = before.st_size if size is None else min(size, before.st_size)
+                shared = await ov.threads.run(copy_data, source.fd, target, length)
+            finally:
+                ov.data.release(source)
+            if size is None:
+                os.utime(target, ns=times)
+            else:
+                change.on_error(os.ftruncate, target, before.st_size)
+                os.ftruncate(target, size)
+            await _secure(ov, target, shared)
+            _forget_metacopy(target)
+        file.data = None
+        ov.data.drop(file.ino)
+    finally:
+        os.close(target)
+
+
+def _forget_metacopy(fd: int) -> None:
+    """From now on the file's own data counts. Where a mark stays, the next mount would show
+    old data."""
+    marks, redirects = (
+        [namespace + what for namespace in xattrs.NAMESPACES]
+        for what in (xattrs.METACOPY, xattrs.REDIRECT)
+    )
+    for name in xattrs.present(fd, marks):
+        xattrs.drop(fd, name)
+    for name in xattrs.present(fd, redirects):
+        tidy(xattrs.drop, fd, name)
+
+
+async def _copy_regular(
+    ov: Overlay, file: File, real: Real, staged: bytes, size: int | None, origin: bytes | None
+) -> None:
+    """Stage data and metadata, synced. The new descriptor is not kept: the file may be
+    published under a name that needs another."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    target = open_file(staged, flags, 0o600, dir_fd=ov.writable().fd)
+    try:
+        with _data(ov, file, real) as source:
+            length = real.st.st_size if file.data is None else os.fstat(source).st_size
+            length = length if size is None else min(size, length)
+            if length <= _INLINE:
+                shared = copy_data(source, target, length)
+                _begin_to_secure(ov, target, shared)
+            else:
+                shared = await ov.threads.run(copy_data, source, target, length)
+            own = source if file.data is None else None
+            _copy_metadata(ov, file, real, staged, origin, own)
+            if size is not None:
+                # The last change to it, for this sets the time of a truncation.
+                os.ftruncate(target, size)
+        await _secure(ov, target, shared)
+    finally:
+        os.close(target)
+
+
+@contextlib.contextmanager
+def _data(ov: Overlay, file: File, real: Real) -> Iterator[int]:
+    """A descriptor of the data: of `real` itself, unless that has none of its own."""
+    if file.data is None:
+        fd = syscalls.open_noatime(real.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+        return
+    source = ov.data.acquire(file)
+    try:
+        yield source.fd
+    finally:
+        ov.data.release(source)
+
+
+def _begin_to_secure(ov: Overlay, target: int, shared: bool) -> None:
+    """Have a small copy's data written while its metadata is being set: often nobody has to wait
+    for it then."""
+    if not shared and ov.config.durable and ov.writable().keeps_order:
+        syscalls.start_writing(target)
+
+
+async def _secure(ov: Overlay, target: int, shared: bool = False) -> None:
+    """Before a copy counts: see to it that after a crash it either has its data
+    or does not count.
+
+    Where the filesystem keeps the order of changes, writing the data is enough for that, and
+    nobody waits for the journal and the disk's cache. `shared` blocks are on disk: filesystems
+    that share blocks keep the order, on which the kernel's overlay relies as well.
+    """
+    if shared or not ov.config.durable:
+        return
+    if not ov.writable().keeps_order:
+        await ov.threads.run(os.fsync, target)
+    elif syscalls.is_written(target):
+        syscalls.write_out(target)  # for its errors
+    else:
+        await ov.threads.run(syscalls.write_out, target)
+
+
+def _copy_metadata(
+    ov: Overlay,
+    file: File,
+    real: Real,
+    staged: bytes,
+    origin: bytes | None,
+    source: int | None = None,
+) -> None:
+    """Stage owner, mode, attributes and times of `real`, the lower object; `source`: a
+    descriptor of it for reading."""
+    workdir = ov.writable()
+    target = at(workdir.fd, staged)
+    ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
+    copy_xattrs(ov, real, target)
+    protection.keep(ov, file, real, target, source)
+    if origin is not None:
+        try:
+            xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
+        except OSError as exc:
+            # Symbolic links take no `user.` attributes, some filesystems none at all.
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+    _copy_times(real.st, workdir.fd, staged)
+
+
+class _Copy(NamedTuple):
+    """A file that has just been published."""
+
+    key: tuple[int, int]
+    #: Where it is, or how it is reached if its name is gone by now.
+    place: Place | Held
+    #: The directory that it is in, if it has a name.
+    parent: Directory | None
+    #: See `File.links`.
+    links: int
+
+
+def _publish_file(
+    ov: Overlay,
+    change: Transaction,
+    file: File,
+    staged: bytes,
+    origin: bytes | None,
+    lower_links: int,
+) -> _Copy:
+    """Commit: nothing in here suspends, and nothing in memory changes. The name that was there
+    before the copy may be gone or moved by now; a file without a name goes on without one."""
+    workdir = ov.writable()
+    key = stat_key(os.stat(staged, dir_fd=workdir.fd, follow_symlinks=False))
+    links = lower_links - file.hidden
+    entered = False
+    # Also of what has one name left, which need not be the one that is open.
+    is_linked = ov.config.index and lower_links > 1 and links > 0
+    if is_linked and origin is not None:
+        entered = linkindex.enter(ov, change, staged, origin, links, lower_links)
+    name = places.name_of(ov.stack, ov.inodes, file)
+    place: Place | Held
+    if name is not None:
+        place = _publish(ov, staged, *name)
+    elif entered and origin is not None:
+        place = linkindex.entry(ov, origin)
+        os.unlink(staged, dir_fd=workdir.fd)
+    else:
+        place = staging.hold(ov, staged)
+    return _Copy(key, place, name[0] if name is not None else None, links if entered else 0)
+
+
+def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None:
+    """After a file was copied up: from now on the copy counts."""
+    if isinstance(copy.place, Held):
+        ov.inodes.hold(file, copy.place)
+    else:
+        file.upper = copy.place
+        if copy.parent is not None and copy.parent.index is not None:
+            copy.parent.index.put(copy.place.name, False)
+    ov.inodes.bind(file, copy.key)
+    if not only_metadata:
+        file.data = None
+    elif file.data is None:
+        file.data, file.data_seen = file.lower, file.lower_seen
+    ov.data.drop(file.ino)
+    linkindex.set_links(ov, file, copy.links)
+    # Of what it asked us to change the kernel takes only some to have changed. Directories above
+    # are another matter: nothing of them shall seem to change.
+    ov.writable().changed(file.ino)
+
+
+def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
+    """Put a real name into the upper for one that so far leads to the copy by the index.
+    Does not suspend. ESTALE: the name has come to lead to another lower file since it was copied
+    up."""
+    index = parent.index
+    found = index.find(name) if index is not None else None
+    if index is None or found is None or found.in_upper:
+        return
+    if not file.in_upper:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
+    copy_up_directory(ov, parent)
+    real = upper_of(ov, file)
+    with Transaction() as change:
+        linkindex.hold_count(ov, change, file, real)
+        staged = staging.stage(ov, change)
+        os.link(real.path, staged, dst_dir_fd=ov.writable().fd, follow_symlinks=real.follow)
+        place = _publish(ov, staged, parent, name)
+    file.upper = place
+    ov.inodes.let_go(file)
+    index.put(name, False)
+    linkindex.set_links(ov, file, file.links)
+
+
+def _publish(ov: Overlay, staged: bytes, parent: Directory, name: bytes) -> Place:
+    """Rename a copy into the upper where nothing is yet, leaving the parent's times alone."""
+    place = Place(copy_up_directory(ov, parent), name)
+    mark_impure(ov, parent)
+    fd = ov.stack.fd(place.real)
+    with times_kept(fd):
+        staging.move_to_free(ov.writable().fd, staged, fd, name)
+    return place
+
+
+def mark_impure(ov: Overlay, directory: Directory) -> None:
+    """Note that something in the upper directory shows the number of a lower object: in
+    other directories the kernel lists the upper's own numbers."""
+    if directory.upper is None or directory.impure:
+        return
+    fd = ov.stack.fd(directory.upper)
+    try:
+        xattrs.put(fd, ov.writable().namespace + xattrs.IMPURE, b"y")
+    except OSError as exc:
+        if exc.errno not in xattrs.NONE:
+            return
+    directory.impure = True
+
+
+def has_origin(inode: Inode, real: Real) -> bool:
+    """Whether the upper object `real` of the inode shows the number of a lower object."""
+    if isinstance(inode, Directory):
+        return bool(inode.lowers)
+    origin = xattrs.get_overlay(
+        real.path, xattrs.ORIGIN, real.layer.namespaces, follow=real.follow, upper=True
+    )
+    return origin is not None
+
+
+@contextlib.contextmanager
+def times_kept(dir_fd: int) -> Iterator[None]:
+    """Put the directory's access and modification time back afterwards, on disk too."""
+    before = os.stat(dir_fd)
+    yield
+    # In the kernel's overlay that is an attempt, too: the copy is there.
+    tidy(os.utime, syscalls.fd_path(dir_fd), ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
+    os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
+
+
+def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
+    """Copy all attributes but the overlay's own to `target`, which is not followed.
+
+    An ACL or security attribute that cannot be kept is an error, as in the kernel;
+    others are left out where the upper filesystem does not take them, and all of them where
+    it has none, likewise. Of an ACL that is left out the mode says what it leaves to whom.
+    """
+    # It would change the real mode, or says something of one that is not shown.
+    placeholders = source.layer.override is not None or ov.identity.override is not None
+    for name in xattrs.names(source.path, follow=source.follow):
+        shown = source.layer.shown_name(name)
+        if shown is None or (placeholders and name == acl.ACCESS):
+            continue
+        value = xattrs.get(source.path, name, follow=source.follow)
+        if value is None:
+            continue
+        value = ov.identity.copied_attribute(name, value, source.st)
+        try:
+            xattrs.put(target, ov.writable().upper.stored_name(shown), value)
+        except OSError as exc:
+            privileged = name.startswith((b"system.posix_acl_", b"security."))
+            if exc.errno == errno.EPERM and name == xattrs.CAPABILITY:
+                # Not ours to give: the copy has fewer privileges, never more.
+                continue
+            left_out = not ov.writable().has_attributes or (
+                name.startswith(acl.PREFIX) and not ov.identity.acls
+            )
+            if exc.errno == errno.EOPNOTSUPP and left_out:
+                # Without ACLs the mode is that already.
+                if name == acl.ACCESS and ov.identity.acls:
+                    os.chmod(target, acl.limited(stat.S_IMODE(os.lstat(target).st_mode), value))
+                continue
+            if privileged or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise

@@ -1,0 +1,132 @@
+"""Keeping the index of hard links true while names come and go; `hardlinks` reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Final
+
+from fuseoverlay.layers import xattrs
+from fuseoverlay.overlay import hardlinks, staging
+from fuseoverlay.overlay.inodes import File, Held
+from fuseoverlay.overlay.lookup import Real, lower_of, upper_of
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.system.removal import remove_tree
+from fuseoverlay.system.syscalls import at
+from fuseoverlay.system.transaction import Transaction, tidy
+
+_MOST_HIDDEN: Final = 4000
+
+
+def note_origin(ov: Overlay, file: File) -> bytes | None:
+    """Before a whiteout hides a name of a lower file: the origin to note that of; None: there is
+    no other name."""
+    if file.in_upper or file.lower is None or not ov.config.index:
+        return None
+    with lower_of(ov, file) as lower:
+        return hardlinks.origin_of(lower) if hardlinks.may_be_indexed(lower.st) else None
+
+
+def note_hidden(ov: Overlay, origin: bytes, hidden: int) -> None:
+    """Note on disk how many names of a lower file whiteouts have hidden.
+
+    The note is a symbolic link with a target of as many letters, because it can be
+    replaced by one rename and needs no attributes. The kernel copies the file up instead.
+    """
+    workdir = ov.writable()
+    links_fd = workdir.links_fd(create=True)
+    with Transaction() as change:
+        staged = staging.stage(ov, change)
+        os.symlink(b"x" * min(hidden, _MOST_HIDDEN), staged, dir_fd=workdir.fd)
+        os.rename(staged, hardlinks.index_name(origin), src_dir_fd=workdir.fd, dst_dir_fd=links_fd)
+
+
+def enter(
+    ov: Overlay, change: Transaction, staged: bytes, origin: bytes, links: int, lower_links: int
+) -> bool:
+    """Put a staged copy of a lower file, which `links` of its `lower_links` names lead to, into
+    the index.
+
+    False: the filesystem keeps no attributes or links, so the names will part. The caller notes
+    the count with `set_links` once the copy is published.
+    """
+    workdir = ov.writable()
+    index_fd = workdir.index_fd(create=True)
+    name = hardlinks.index_name(origin)
+    try:
+        _count_from_lower(ov, lower_links, at(workdir.fd, staged), links, follow=False)
+        with contextlib.suppress(FileNotFoundError):
+            # Left by a copy that a crash kept from being published, or not ours.
+            if index_fd is not None:
+                remove_tree(index_fd, name)
+        os.link(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=index_fd, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENAMETOOLONG):
+            return False
+        raise
+    change.on_error(os.unlink, name, dir_fd=index_fd)
+    return True
+
+
+def hold_count(ov: Overlay, change: Transaction, file: File, real: Real) -> None:
+    """Before an indexed file gets a real name for one that the index stands for: the count
+    must be right before and after that. `set_links` must be called then."""
+    if file.links and file.lower is not None:
+        with lower_of(ov, file) as lower:
+            lower_links = lower.st.st_nlink
+        change.on_error(_count_from_upper, ov, file)
+        _count_from_lower(ov, lower_links, real.path, file.links, follow=real.follow)
+
+
+def prepare_count(ov: Overlay, file: File) -> None:
+    """Before an indexed file gets or loses a name, a real one: see to it that what is on disk
+    will be right afterwards, too."""
+    if file.links:
+        _count_from_upper(ov, file)
+
+
+def _count_from_lower(
+    ov: Overlay, lower_links: int, path: bytes, links: int, *, follow: bool
+) -> None:
+    value = b"L%+d" % (links - lower_links)
+    xattrs.put(path, ov.writable().namespace + xattrs.NLINK, value, follow=follow)
+
+
+def set_links(ov: Overlay, file: File, links: int) -> None:
+    """After an indexed file has got or lost a name, or only a real one: so many lead to it now.
+
+    What is on disk says the same already if the real count changed by as much as this one, or if
+    it was counted from the lower file.
+    """
+    file.links = links
+    if links:
+        tidy(_count_from_upper, ov, file)
+
+
+def _count_from_upper(ov: Overlay, file: File) -> None:
+    real = upper_of(ov, file)
+    value = b"U%+d" % (file.links - file.links_of(real.st))
+    name = ov.writable().namespace + xattrs.NLINK
+    if xattrs.get(real.path, name, follow=real.follow) != value:
+        xattrs.put(real.path, name, value, follow=real.follow)
+
+
+def entry(ov: Overlay, origin: bytes) -> Held:
+    """The way to what has just been entered."""
+    index_fd = ov.writable().index_fd()
+    if index_fd is None:
+        raise AssertionError("nothing was entered")
+    return Held(index_fd, hardlinks.index_name(origin))
+
+
+def leave(ov: Overlay, change: Transaction, real: Real) -> None:
+    """Before the last name of an indexed file goes: the index lets go of it."""
+    found = hardlinks.entry_of(ov, real.path, real.st, follow=real.follow)
+    if found is not None:
+        os.unlink(found.name, dir_fd=found.fd)
+        change.on_error(_enter_again, real, found)
+
+
+def _enter_again(real: Real, left: Held) -> None:
+    os.link(real.path, left.name, dst_dir_fd=left.fd, follow_symlinks=real.follow)

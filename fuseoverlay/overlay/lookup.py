@@ -1,0 +1,538 @@
+"""(parent, name) -> the inode: what is found, and in which layers.
+
+Also where the real object behind an inode is, and its shown status. Sources: kernel
+Documentation/filesystems/overlayfs.rst, "Upper and Lower", "Directories",
+"Inode properties".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from fuseoverlay.layers import redirect, whiteout, xattrs
+from fuseoverlay.layers.merge import Found, Index, Listing, at_once, scan, scan_soon
+from fuseoverlay.layers.stack import (
+    Layer,
+    Lower,
+    Place,
+    RealDir,
+    Sighting,
+    pinned,
+    sighting,
+    stat_key,
+)
+from fuseoverlay.native import extension
+from fuseoverlay.overlay import hardlinks, places, renewal
+from fuseoverlay.overlay.identity import Status
+from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.system.syscalls import at, fd_path
+
+_NAME_MAX = 255
+
+
+class Real(NamedTuple):
+    """The real object that counts for an inode, valid until the next await.
+
+    Calls on `path` pass `follow_symlinks=follow`: the path of an object without a name
+    is a link in /proc that leads to it. In a lower a path that is not to be followed may lead to
+    another object by now: see `pinned_of`.
+    """
+
+    layer: Layer
+    path: bytes
+    follow: bool
+    st: os.stat_result
+    #: What is stored, where that is known without asking.
+    stored: Status | None = None
+
+
+def no_entry(name: bytes) -> OSError:
+    """ENOENT for `name`."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def check_name(name: bytes) -> None:
+    """ENAMETOOLONG above 255 bytes."""
+    if len(name) > _NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+
+
+async def index_of(ov: Overlay, directory: Directory) -> Index:
+    """The merged index; built on first use, which suspends.
+
+    Nothing changes in a directory before its index is there, so two builders at once
+    find the same; the first one's counts.
+    """
+    if directory.index is None:
+        if directory.removed:
+            directory.index = Index(Listing(), {})
+            return directory.index
+        index, used = await scan(ov.stack, directory.upper, directory.lowers)
+        if directory.index is None:
+            return _merged(ov, directory, index, used)
+    elif renewal.is_due(directory.index):
+        await renewal.renew(ov, directory, directory.index)
+    return directory.index
+
+
+def index_now(ov: Overlay, directory: Directory) -> Index | None:
+    """The same without suspending; None: that would take long."""
+    if directory.index is None and not directory.removed:
+        found = scan_soon(ov.stack, directory.upper, directory.lowers)
+        if found is not None:
+            _merged(ov, directory, *found)
+    elif directory.index is not None and renewal.is_due(directory.index):
+        return directory.index if renewal.renew_now(ov, directory, directory.index) else None
+    return directory.index
+
+
+def _merged(ov: Overlay, directory: Directory, index: Index, used: int) -> Index:
+    directory.index = index
+    directory.lowers = directory.lowers[:used]
+    if not renewal.watch(ov, index):
+        extension.names[directory.ino] = index.visible
+    return index
+
+
+async def child(ov: Overlay, parent: Directory, name: bytes) -> Inode:
+    """The inode of `name` in `parent`. ENOENT, ENAMETOOLONG, errors of the layers."""
+    check_name(name)
+    return child_nowait(ov, parent, await index_of(ov, parent), name)
+
+
+def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> Inode:
+    """The same with the parent's index at hand: does not suspend."""
+    found = index.find(name)
+    if found is None:
+        raise no_entry(name)
+    if found.is_dir:
+        return _directory(ov, parent, name, found)
+    return _file(ov, parent, index, name, found)[0]
+
+
+def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Inode, Real]:
+    """The same with the real object behind the inode: one `stat` serves both."""
+    found = index.find(name)
+    if found is None:
+        raise no_entry(name)
+    if not found.is_dir:
+        return _file(ov, parent, index, name, found)
+    directory = _directory(ov, parent, name, found)
+    try:
+        return directory, real_of(ov, directory)
+    except OSError:
+        ov.inodes.drop_unused(directory)
+        raise
+
+
+def made(
+    ov: Overlay, parent: Directory, place: Place, fd: int, st: os.stat_result, stored: Status
+) -> tuple[Inode, Real]:
+    """The same for an object that we have just made, with this status, at the place in the
+    upper directory `fd` of the parent: nothing in here can fail."""
+    key, kind = stat_key(st), stat.S_IFMT(stored.mode)
+    number = ov.inodes.number(key)
+    inode: Inode
+    if kind == stat.S_IFDIR:
+        inode = directory = Directory(number, parent, place.name, ov.stack.upper_dir(*place), ())
+        _merged(ov, directory, Index(Listing(), {}), 0)
+    else:
+        inode = file = File(number, kind)
+        file.upper = place
+        file.names[parent, place.name] = None
+        ov.inodes.bind(file, key)
+    inode.protection = b""
+    ov.inodes.add(inode)
+    layer = place.real.layer
+    kept = stored if layer.override is not None else None
+    return inode, Real(layer, at(fd, place.name), False, st, kept)
+
+
+def _directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
+    known = ov.inodes.subdirectory(parent, name)
+    if known is not None and renewal.is_replaced(ov, known, found):
+        # Whoever stands in it stays there; the name leads elsewhere from now on.
+        ov.inodes.unname(known)
+        known = None
+    if known is None:
+        return _new_directory(ov, parent, name, found)
+    ov.inodes.recall(known)
+    return known
+
+
+def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
+    upper = None
+    reals = tuple(RealDir(real.layer, real, name) for real in found.lower_dirs)
+    if found.in_upper and parent.upper is not None:
+        upper = ov.stack.upper_dir(parent.upper, name)
+    # The link count of a directory with several parts needs the index anyway.
+    several = len(reals) + (upper is not None) > 1
+    index = at_once(ov.stack, upper, reals) if several else None
+    marks, lowers = redirect.NONE, reals
+    if index is None:
+        marks, lowers = redirect.merged(ov.stack, parent.lowers, upper, reals)
+    # The number of a directory in the lowers is its own even after copy-up.
+    st = os.stat(ov.stack.fd(lowers[0] if lowers or upper is None else upper))
+    directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
+    directory.redirect = marks.redirect if upper is not None else None
+    ov.inodes.add(directory)
+    if index is not None:
+        _merged(ov, directory, index, len(lowers))
+    return directory
+
+
+def _file(
+    ov: Overlay, parent: Directory, index: Index, name: bytes, found: Found
+) -> tuple[File, Real]:
+    directory = parent.upper if found.in_upper else found.lower_file
+    if directory is None:
+        raise no_entry(name)
+    place = Place(directory, name)
+    if found.in_upper:
+        fd = ov.stack.fd(directory)
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        real = Real(directory.layer, at(fd, name), False, st)
+        return _file_at(ov, parent, index, place, found, real, None)
+    with _pinned(ov, place, None) as lower:
+        real = real_by(lower)
+        if directory.layer.override is not None:
+            kept = ov.identity.stored(directory.layer, real.path, real.st, follow=True)
+            real = real._replace(stored=kept)
+        return _file_at(ov, parent, index, place, found, real, lower)
+
+
+def _file_at(
+    ov: Overlay, parent: Directory, index: Index, place: Place, found: Found, seen: Real,
+    lower: Lower | None,
+) -> tuple[File, Real]:  # fmt: skip
+    """The file that was `seen` at the place; `lower`: the same in a lower."""
+    (real, name), st = place, seen.st
+    # Looked for also where nothing says that there are any: the kernel does so, too.
+    if whiteout.is_xattr_whiteout(ov.stack.fd(real), name, real.layer.namespaces, st):
+        index.conceal(name)
+        raise no_entry(name)
+    key = stat_key(st)
+    alone = lower is not None and not hardlinks.stay_together(ov, lower)
+    file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
+    known = file is not None and (parent, name) in file.names
+    if file is not None and not found.in_upper and not known and _is_elsewhere(file, place, st):
+        alone, file = True, ov.inodes.find_alone(parent, name)
+    if file is not None and not found.in_upper and _is_another(ov, file, key, st):
+        if not alone:
+            ov.inodes.unbind(key)
+        file = None
+    if file is None:
+        if lower is None:
+            file = _upper_file(ov, place, found, seen)
+        else:
+            file = _lower_file(ov, place, seen, lower, (parent, name) if alone else None)
+        if file.in_upper and lower is not None:
+            _find_copied_data(ov, parent, file, place, seen)
+        else:
+            _find_data(ov, parent, file, place, seen)
+    if found.in_upper and file.upper is None:
+        file.upper = place
+        if file.held is not None:
+            ov.inodes.let_go(file)
+            # A name that only held it was counted.
+            st = os.stat(name, dir_fd=ov.stack.fd(real), follow_symlinks=False)
+    file.names[parent, name] = None
+    if not found.in_upper:
+        # Of all names the one that surely leads to it.
+        file.lower = place
+    if file.in_upper and not found.in_upper:
+        # The copy counts, which the index of hard links leads to.
+        return file, real_of(ov, file)
+    return file, Real(real.layer, at(ov.stack.fd(real), name), False, st, seen.stored)
+
+
+def _is_another(ov: Overlay, file: File, key: tuple[int, int], st: os.stat_result) -> bool:
+    """Whether the lower file with this status has only come to the number of another one, which
+    `file` was."""
+    if ov.config.private or file.in_upper:
+        return file.lower_seen != sighting(st)
+    return renewal.is_gone(ov, file, key)
+
+
+def _is_elsewhere(file: File, place: Place, st: os.stat_result) -> bool:
+    """Whether the lower file at `place` has but one name and `file`, which has its number, is known
+    by another: one of them is a bind mount's, and they are two files here, as after a copy-up; or
+    that one has been removed, and the number given out again."""
+    known = file.lower
+    if st.st_nlink > 1 or known is None or known == place:
+        return False
+    same_name = known.name == place.name and known.real.layer is place.real.layer
+    return not (same_name and known.real.path() == place.real.path())
+
+
+def _find_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
+    """Find the data of a metacopy file; EPERM where such were not asked for: whoever can
+    write a layer could give away what others may not read."""
+    if not stat.S_ISREG(seen.st.st_mode):
+        return
+    try:
+        if redirect.is_metacopy(place, seen.path, follow=seen.follow):
+            _need_metacopy(ov, place)
+            _take_data(ov, parent, file, place, seen)
+    except OSError:
+        ov.inodes.drop_unused(file)
+        raise
+
+
+def _take_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
+    """The data of a metacopy file that was `seen`. ESTALE where the upper's copy was made of
+    another file than lies there: it would be shown with the owner and mode of that one."""
+    origin = None
+    if ov.config.index and seen.layer.number == 0:
+        counted = seen.layer.namespaces
+        origin = xattrs.get_overlay(
+            seen.path, xattrs.ORIGIN, counted, follow=seen.follow, upper=True
+        )
+
+    def fits(lower: Lower) -> bool:
+        return origin is None or hardlinks.may_be_origin(lower, origin)
+
+    file.data, st = redirect.data_of(
+        ov.stack, parent.lowers, place, seen.path, follow=seen.follow, fits=fits
+    )
+    file.data_seen = sighting(st)
+
+
+def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
+    """The same for a copy that the lower file at `place` leads to by the index: if it has no
+    data, that of the lower file counts."""
+    if file.data is not None or file.held is None or not stat.S_ISREG(file.kind):
+        return
+    try:
+        copy = real_of(ov, file)
+        counted = copy.layer.namespaces
+        if xattrs.get_overlay(copy.path, xattrs.METACOPY, counted, follow=copy.follow) is None:
+            return
+        _need_metacopy(ov, place)
+        if redirect.is_metacopy(place, seen.path, follow=seen.follow):
+            _take_data(ov, parent, file, place, seen)
+        else:
+            file.data, file.data_seen = place, sighting(seen.st)
+    except OSError:
+        ov.inodes.drop_unused(file)
+        raise
+
+
+def _need_metacopy(ov: Overlay, place: Place) -> None:
+    if not ov.config.metacopy:
+        why = "its data is elsewhere: that counts only with metacopy=on"
+        raise redirect.refused(place.real, place.name, errno.EPERM, why)
+
+
+def _upper_file(ov: Overlay, place: Place, found: Found, seen: Real) -> File:
+    st = seen.st
+    origin = _origin(ov, place, found, st)
+    key = stat_key(st)
+    file = File(ov.inodes.number(stat_key(origin) if origin else key), _kind(ov, seen))
+    lower_links = origin.st_nlink if origin else 0
+    path = at(ov.stack.fd(place.real), place.name)
+    file.links = hardlinks.indexed_links(ov, path, st, lower_links)
+    ov.inodes.add(file)
+    ov.inodes.bind(file, key)
+    if file.links and origin is not None:
+        ov.inodes.bind(file, stat_key(origin))
+        file.lower_seen = sighting(origin)
+    return file
+
+
+def _lower_file(
+    ov: Overlay, place: Place, seen: Real, lower: Lower, alone: tuple[Directory, bytes] | None
+) -> File:
+    """`alone`: this name of the file has nothing to do with the others."""
+    st = seen.st
+    key = stat_key(st)
+    linked = hardlinks.may_be_indexed(st) and alone is None
+    copy = hardlinks.find_copy(ov, lower) if linked else None
+    if copy is None:
+        file = File(ov.inodes.number(key), _kind(ov, seen))
+        if linked:
+            file.hidden = hardlinks.hidden_names(ov, lower)
+        ov.inodes.add(file)
+    else:
+        file = _indexed_file(ov, seen, copy)
+    file.lower, file.lower_seen = place, sighting(st)
+    if alone is None:
+        ov.inodes.bind(file, key)
+    else:
+        ov.inodes.bind_alone(file, alone)
+    return file
+
+
+def _indexed_file(ov: Overlay, seen: Real, copy: Held) -> File:
+    """The file that another name of a lower file was copied up to."""
+    copy_st = os.stat(copy.name, dir_fd=copy.fd, follow_symlinks=False)
+    known = ov.inodes.find(stat_key(copy_st))
+    if known is not None:
+        return known
+    file = File(ov.inodes.number(stat_key(seen.st)), _kind(ov, seen))
+    path, counted = at(copy.fd, copy.name), ov.writable().upper.namespaces
+    file.links = hardlinks.stored_links(path, copy_st, seen.st.st_nlink, counted, follow=False)
+    ov.inodes.hold(file, copy)
+    ov.inodes.add(file)
+    ov.inodes.bind(file, stat_key(copy_st))
+    return file
+
+
+def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.stat_result | None:
+    """Status of the lower file that the upper one with the status `st` was copied from.
+
+    `overlay.origin` tells a copy from a new file in the same place. Mostly the lower file is
+    right below; one that was renamed is found by its handle, where we may open that.
+    """
+    path = at(ov.stack.fd(place.real), place.name)
+    stored = xattrs.get_overlay(path, xattrs.ORIGIN, place.real.layer.namespaces, upper=True)
+    if stored is None:
+        return None
+    if found.lower_file is not None:
+        with _pinned(ov, Place(found.lower_file, place.name), None) as lower:
+            if stored == hardlinks.origin_of(lower):
+                return lower.st
+    origin = hardlinks.find_origin(ov, stored)
+    same_type = origin is not None and stat.S_IFMT(origin.st_mode) == stat.S_IFMT(st.st_mode)
+    return origin if same_type else None
+
+
+def _kind(ov: Overlay, seen: Real) -> int:
+    stored = seen.stored
+    if stored is None:
+        stored = ov.identity.stored(seen.layer, seen.path, seen.st, follow=seen.follow)
+    return stat.S_IFMT(stored.mode)
+
+
+def path_below(directory: Directory) -> bytes:
+    """Absolute path under which the lowers of a directory are found from the topmost lower on:
+    what an absolute redirect to them says."""
+    names: list[bytes] = []
+    step: Directory | None = directory
+    while step is not None and step.parent is not None:
+        value = step.redirect or step.name
+        if value.startswith(b"/"):
+            return value + b"".join(b"/" + name for name in reversed(names))
+        names.append(value)
+        step = step.parent
+    return b"".join(b"/" + name for name in reversed(names))
+
+
+def real_of(ov: Overlay, inode: Inode) -> Real:
+    """The real object behind an inode. Does not suspend. ESTALE where a lower has another one in
+    its place, unless that may be: the kernel then looks the name up again."""
+    if inode.held is not None:
+        return _held(ov, inode.held)
+    if isinstance(inode, Directory):
+        real = metadata_dir(ov, inode)
+        fd = ov.stack.fd(real)
+        # By descriptor: a path would need search permission on the directory itself.
+        return Real(real.layer, fd_path(fd), True, os.stat(fd))
+    if not isinstance(inode, File):
+        raise TypeError(type(inode))
+    place = inode.upper or inode.lower
+    if place is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    if inode.upper is None:
+        st = places.status(ov.stack, inode, place, lasting=ov.config.private)
+        place = inode.lower or place
+        return Real(place.real.layer, at(ov.stack.fd(place.real), place.name), False, st)
+    fd = ov.stack.fd(place.real)
+    st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
+    inode.check_upper(st)
+    return Real(place.real.layer, at(fd, place.name), False, st)
+
+
+def _pinned(ov: Overlay, place: Place, seen: Sighting | None) -> AbstractContextManager[Lower]:
+    """The object of a lower at the place."""
+    fd = ov.stack.fd(place.real)
+    return pinned(place.real.layer, place.name, fd, seen, lasting=ov.config.private)
+
+
+def real_by(lower: Lower) -> Real:
+    """A pinned object as what counts for an inode."""
+    return Real(lower.layer, lower.path, True, lower.st)
+
+
+def lower_of(ov: Overlay, file: File) -> AbstractContextManager[Lower]:
+    """The real object of a file that is not in the upper, until the end of the block; errors of
+    `real_of`."""
+    if file.lower is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    # It may have to be found by another name first.
+    places.status(ov.stack, file, file.lower, lasting=ov.config.private)
+    return _pinned(ov, file.lower, file.lower_seen)
+
+
+@contextlib.contextmanager
+def pinned_of(ov: Overlay, inode: Inode) -> Iterator[Real]:
+    """`real_of`, for whatever is asked of it but its status: in the block its path leads to one
+    object, whatever becomes of a lower. Does not suspend, nor must the block, unless it takes
+    that from a lower file alone."""
+    if isinstance(inode, File) and not inode.in_upper:
+        with lower_of(ov, inode) as lower:
+            yield real_by(lower)
+    else:
+        yield real_of(ov, inode)
+
+
+def _held(ov: Overlay, held: Held) -> Real:
+    layer = ov.writable().upper
+    if not held.name:
+        return Real(layer, fd_path(held.fd), True, os.stat(held.fd))
+    st = os.stat(held.name, dir_fd=held.fd, follow_symlinks=False)
+    return Real(layer, at(held.fd, held.name), False, st)
+
+
+def upper_of(ov: Overlay, inode: Inode) -> Real:
+    """The real object of an inode that is in the upper, to be changed: nothing is ever changed
+    by a path into a lower. Does not suspend."""
+    real = real_of(ov, inode)
+    if real.layer is not ov.stack.upper or not inode.in_upper:
+        raise AssertionError("what is in a lower is never changed")
+    return real
+
+
+@contextlib.contextmanager
+def changing(ov: Overlay, inode: Inode) -> Iterator[Real]:
+    """`upper_of`: in the block its path leads to that one object, whatever somebody who reaches the
+    upper by its own path puts there. Does not suspend, nor must the block."""
+    real = upper_of(ov, inode)
+    if real.follow:
+        yield real
+        return
+    with pinned(real.layer, real.path, None, sighting(real.st)) as upper:
+        yield real_by(upper)
+
+
+def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
+    """The real directory whose owner, mode, times and attributes count: the topmost one
+    that a layer really listed (see `xattrs.IMPLIED`)."""
+    real = directory.real()
+    if not real.layer.implied or real is directory.upper:
+        return real
+    for real in directory.lowers:
+        if not real.layer.implied:
+            return real
+        if xattrs.get(ov.stack.fd(real), xattrs.IMPLIED) != xattrs.IMPLIED_SELF:
+            return real
+    return real
+
+
+def shown_of(ov: Overlay, real: Real) -> Status:
+    """Owner, mode and device number to show for a real object."""
+    if real.stored is not None:
+        return ov.identity.shown_for(real.stored)
+    return ov.identity.shown(real.layer, real.path, real.st, follow=real.follow)
+
+
+def stored_of(ov: Overlay, real: Real) -> Status:
+    """The same as they are stored: for what is made from it."""
+    return ov.identity.to_copy(real.layer, real.path, real.st, follow=real.follow)

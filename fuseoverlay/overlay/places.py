@@ -1,0 +1,64 @@
+"""Where the object behind a file of a lower is found, when it is not where it was looked up.
+
+Somebody may own a directory with one name of another's file, and take that name away, or put
+something else there. Every other name leads to the file as well.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fuseoverlay.layers.stack import LayerStack, Place, Sighting, check_sighting, sighting
+from fuseoverlay.overlay.inodes import Directory, File, InodeTable
+
+
+def status(stack: LayerStack, file: File, place: Place, *, lasting: bool) -> os.stat_result:
+    """Status of a file of a lower, which was looked up at `place`; that may move. Errors of
+    stat(2), and of `check_sighting`, which takes `lasting`."""
+    try:
+        st = _status(stack, place)
+        check_sighting(st, file.lower_seen, lasting=lasting)
+    except OSError:
+        found = find_again(stack, file, file.lower_seen)
+        if found is None:
+            raise
+        file.lower = found
+        st = _status(stack, found)
+        check_sighting(st, file.lower_seen, lasting=lasting)
+    return st
+
+
+def name_of(stack: LayerStack, inodes: InodeTable, file: File) -> tuple[Directory, bytes] | None:
+    """The first name that leads to a file of a lower; None: all were removed through the mount.
+    Others of its names may be gone in the lower. Errors of `InodeTable.names_of`."""
+    names = inodes.names_of(file)
+    if len(names) > 1:
+        there = (name for name in names if _place(stack, name, file.lower_seen) is not None)
+        return next(there, names[0])
+    return names[0] if names else None
+
+
+def find_again(stack: LayerStack, file: File, seen: Sighting | None) -> Place | None:
+    """Where one of the names by which the kernel knows a file leads to what was seen of it in a
+    lower; None: nowhere."""
+    places = (_place(stack, name, seen) for name in file.names)
+    return next((place for place in places if place is not None), None)
+
+
+def _place(
+    stack: LayerStack, known: tuple[Directory, bytes], seen: Sighting | None
+) -> Place | None:
+    """Where this name leads to what was seen."""
+    directory, name = known
+    for real in directory.lowers:
+        place = Place(real, name)
+        try:
+            if sighting(_status(stack, place)) == seen:
+                return place
+        except OSError:
+            continue
+    return None
+
+
+def _status(stack: LayerStack, place: Place) -> os.stat_result:
+    return os.stat(place.name, dir_fd=stack.fd(place.real), follow_symlinks=False)

@@ -1,0 +1,187 @@
+"""New objects, made in the work directory and ready to be published; plain files, where one
+call makes all of them, in their place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from fuseoverlay.layers.stack import Place, open_known, open_own, sighting
+from fuseoverlay.overlay.identity import Status
+from fuseoverlay.overlay.inodes import Held
+from fuseoverlay.overlay.lookup import Real
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.system import syscalls
+from fuseoverlay.system.descriptors import open_file
+from fuseoverlay.system.transaction import Transaction, tidy
+
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK
+# PATH_MAX without the final NUL.
+_TARGET_MAX = 4095
+
+
+def stage(ov: Overlay, change: Transaction) -> bytes:
+    """A fresh name in the work directory; if the change fails, whatever is there is removed."""
+    workdir = ov.writable()
+    staged = workdir.new_name()
+    change.on_error(workdir.discard, staged)
+    return staged
+
+
+def move(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
+    """Rename between the work directory and the upper; flags and errors of renameat2(2).
+
+    That takes write permission on both directories, and on a directory that moves: where a
+    plain user has none on his own, he gets it for the moment of the call.
+    """
+    try:
+        syscalls.renameat2(src_dir, src, dst_dir, dst, flags)
+    except PermissionError:
+        with contextlib.ExitStack() as stack:
+            for fd, name in ((src_dir, src), (dst_dir, dst)):
+                stack.enter_context(_writable(fd))
+                moving = stack.enter_context(_directory(fd, name))
+                if moving is not None:
+                    stack.enter_context(_writable(moving))
+            syscalls.renameat2(src_dir, src, dst_dir, dst, flags)
+
+
+@contextlib.contextmanager
+def _writable(fd: int) -> Iterator[None]:
+    """Widen the mode of a directory of our own."""
+    st = os.stat(fd)
+    if st.st_uid != os.geteuid():
+        yield
+        return
+    path, mode = syscalls.fd_path(fd), stat.S_IMODE(st.st_mode)
+    os.chmod(path, mode | 0o700)
+    try:
+        yield
+    finally:
+        tidy(os.chmod, path, mode)
+
+
+@contextlib.contextmanager
+def _directory(dir_fd: int, name: bytes) -> Iterator[int | None]:
+    """A descriptor that stays with the directory when it moves; None: it is none."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = open_file(name, flags, dir_fd=dir_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def move_to_free(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
+    """The same to a name that the index says is free; EEXIST if it is not."""
+    try:
+        move(src_dir, src, dst_dir, dst, syscalls.RENAME_NOREPLACE | flags)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL or flags:
+            raise
+        # The filesystem knows no flags.
+        move(src_dir, src, dst_dir, dst)
+
+
+def make(ov: Overlay, staged: bytes, status: Status, target: bytes = b"") -> None:
+    """Stage an object of the stored type, mode, owner and device; `target` is a symlink's.
+
+    In an upper that keeps those in an attribute, a regular file stands for anything that is no
+    directory. EPERM for devices that we may not make, and for a character device 0:0, which
+    would be a whiteout.
+    """
+    work = ov.writable().fd
+    kind = stat.S_IFMT(status.mode)
+    if kind == stat.S_IFCHR and status.rdev == 0:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    if kind == stat.S_IFDIR:
+        os.mkdir(staged, 0o700, dir_fd=work)
+    elif kind == stat.S_IFREG or ov.identity.override is not None:
+        fd = open_file(staged, _NEW_FILE, 0o600, dir_fd=work)
+        try:
+            if target:
+                os.write(fd, target)
+        finally:
+            os.close(fd)
+    elif kind == stat.S_IFLNK:
+        os.symlink(target, staged, dir_fd=work)
+    else:
+        os.mknod(staged, kind | 0o600, status.rdev, dir_fd=work)
+    ov.identity.dress(work, staged, status)
+
+
+def make_in_place(ov: Overlay, place: Place, status: Status) -> int | None:
+    """Make a regular file where nothing is, complete by one call, as the kernel's overlay does;
+    a descriptor for reading and writing, the caller's own.
+
+    None: that takes more than one call, or more permission. EEXIST; ENOSPC and the like.
+    """
+    if not stat.S_ISREG(status.mode) or not ov.identity.is_born(status):
+        return None
+    try:
+        mode = stat.S_IMODE(status.mode)
+        flags = _NEW_FILE | place.real.layer.reading
+        return open_file(place.name, flags, mode, dir_fd=ov.stack.fd(place.real))
+    except PermissionError:
+        return None
+
+
+def make_nameless(ov: Overlay, status: Status) -> int:
+    """Make a regular file without a name; an O_PATH descriptor, the caller's own. EOPNOTSUPP
+    of filesystems without O_TMPFILE."""
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    fd = open_file(b".", flags, 0o600, dir_fd=ov.writable().fd)
+    try:
+        ov.identity.dress_open(fd, status)
+        return open_file(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+def hold(ov: Overlay, staged: bytes, *, is_dir: bool = False) -> Held:
+    """Take the name of a staged object away, and hold the object; if many are held already, by
+    that very name."""
+    work = ov.writable().fd
+    if not ov.inodes.may_hold:
+        return Held(work, staged, parked=True)
+    fd = open_file(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
+    try:
+        (os.rmdir if is_dir else os.unlink)(staged, dir_fd=work)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Held(fd)
+
+
+def read_link(ov: Overlay, real: Real) -> bytes:
+    """Target of a symbolic link, or of the regular file that stands for one. EIO: that holds
+    more than a link can."""
+    if stat.S_ISLNK(real.st.st_mode):
+        if not real.follow:
+            return os.readlink(real.path)
+        # The path is itself a link, in /proc: open what it leads to.
+        fd = open_file(real.path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return os.readlink(b"", dir_fd=fd)
+        finally:
+            os.close(fd)
+    if real.st.st_size > _TARGET_MAX:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    # Somebody may have put something else in its place.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | real.layer.reading
+    flags |= 0 if real.follow else os.O_NOFOLLOW
+    if real.layer.number == 0:
+        fd = open_own(real.path, flags)
+    else:
+        fd = open_known(real.path, flags, None, sighting(real.st))
+    try:
+        return os.read(fd, real.st.st_size)
+    finally:
+        os.close(fd)

@@ -1,0 +1,437 @@
+"""The work directory: build objects there, publish them by one rename.
+
+Whatever a crash leaves behind is here and nowhere else; it is removed at the next
+mount. Layout as the kernel's: staging in `work/`, in the directory that the user named. Other
+names in that directory are left alone, as by the kernel. In `work/` only what an overlay may have
+left is removed; with anything else there the mount is refused, where the kernel deletes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from fuseoverlay.errors import UpperError, describe, printable
+from fuseoverlay.layers import kerneloverlays, ownmount, usedlowers, whiteout, xattrs
+from fuseoverlay.layers.stack import Layer, absence, stat_key
+from fuseoverlay.layers.whiteout import Dialect
+from fuseoverlay.system import acl, handles, syscalls
+from fuseoverlay.system.clones import Clones
+from fuseoverlay.system.removal import clear, names_in
+from fuseoverlay.system.syscalls import DIR_FLAGS
+
+log = logging.getLogger("fuseoverlay")
+
+STAGING: Final = b"work"
+INDEX: Final = b"index"
+LINKS: Final = b"links"
+INCOMPAT: Final = b"incompat"
+_VOLATILE: Final = b"volatile"
+#: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.PROBE`.
+_STAGED: Final = re.compile(rb"#[0-9a-f]+|[0-9]+|\.fuseoverlay-probe")
+_ADVICE: Final = {
+    errno.ENOSPC: "free some, or mount with ro",
+    errno.EDQUOT: "free some, or mount with ro",
+    errno.EROFS: "mount with ro, or use directories elsewhere",
+}
+_LOCK_PATIENCE: Final = 2.0
+_OTHER_UPPER: Final = "use an upper directory on another filesystem"
+# linux/magic.h; ext2 and ext3 have the same.
+_EXT4: Final = 0xEF53
+_XFS: Final = 0x58465342
+
+
+class WorkDir:
+    """Owns the staging directory, the names in it and the locks on upper and work."""
+
+    def __init__(
+        self,
+        path: bytes,
+        upper: Layer,
+        clones: Clones,
+        *,
+        dialect: Dialect | None = None,
+        userxattr: bool = False,
+        volatile: bool = False,
+        index: bool = True,
+    ) -> None:
+        """Lock, clean and probe. Raises `UpperError`; then nothing stays open.
+
+        `volatile` leaves a mark that refuses the next mount: nobody knows what of the upper
+        got to the disk. Mark as the kernel's (Documentation/filesystems/overlayfs.rst,
+        "Volatile mount").
+        """
+        self.path = path
+        self.upper = upper
+        #: Told the number of each inode that a copy-up changes: the kernel keeps what it knows.
+        self.changed: Callable[[int], None] = lambda ino: None
+        self._counter = 0
+        #: What new whiteouts are links to.
+        self._whiteout: bytes | None = None
+        with contextlib.ExitStack() as undo:
+            self._root = claim(path, upper, clones)
+            undo.callback(os.close, self._root)
+            self.key = stat_key(os.fstat(self._root))
+            try:
+                self.fd = self._prepare_staging(volatile)
+                undo.callback(os.close, self.fd)
+                # Attributes of the probe go to the staging directory, never to the upper.
+                self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
+                if self.namespace not in upper.namespaces:
+                    # A filesystem without `trusted.` attributes: what is written is read.
+                    upper.namespaces = xattrs.NAMESPACES
+                #: Whether the filesystem keeps the overlay's attributes.
+                self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
+                names = (INDEX, LINKS) if index else ()
+                self._subdirectories = {name: self._open_subdirectory(name) for name in names}
+                self.dialect = self._probe_whiteouts(dialect)
+                self.keeps_order = keeps_order(self.fd)
+                self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
+                self.can_whiteout = self.dialect is Dialect.CHAR and self._probe_rename(
+                    syscalls.RENAME_WHITEOUT
+                )
+            except OSError as exc:
+                raise UpperError(
+                    f"workdir cannot be written: {describe(exc)}",
+                    where=path,
+                    hint=_ADVICE.get(exc.errno or 0, "it needs to be yours to write"),
+                ) from None
+            undo.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            clear(self.fd, keep=[INCOMPAT, *foreign(self.fd)])
+        os.close(self.fd)
+        for fd in self._subdirectories.values():
+            if fd is not None:
+                os.close(fd)
+        os.close(self._root)
+
+    def note_lowers(self, lowers: Sequence[Layer]) -> None:
+        """`usedlowers.note`."""
+        usedlowers.note(self._root, lowers)
+
+    def index_fd(self, *, create: bool = False) -> int | None:
+        """Copies of lower files with several names; None: there is none yet."""
+        return self._subdirectory(INDEX, create)
+
+    def links_fd(self, *, create: bool = False) -> int | None:
+        """Notes on lower files of which a name was hidden; None: there is none yet."""
+        return self._subdirectory(LINKS, create)
+
+    def _subdirectory(self, name: bytes, create: bool) -> int | None:
+        fd = self._subdirectories.get(name)
+        if fd is None and create:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self._root)
+            fd = self._subdirectories[name] = self._open_subdirectory(name)
+        return fd
+
+    def _open_subdirectory(self, name: bytes) -> int | None:
+        try:
+            fd = os.open(name, DIR_FLAGS, dir_fd=self._root)
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise UpperError(
+                f"{os.fsdecode(name)} in the work directory is not a directory",
+                where=self.path,
+                hint="remove it, or name an empty directory as workdir",
+            ) from None
+        try:
+            self._own(fd, name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _own(self, fd: int, name: bytes) -> None:
+        """Say on a directory of notes about this upper whose it is, in the kernel's form.
+
+        Refuse those about another upper: they would lead to its files.
+        """
+        mine = mark_of(self.upper)
+        stored = xattrs.get_overlay(fd, xattrs.UPPER, self.upper.namespaces)
+        if mine is None or stored == mine:
+            return
+        if stored is not None and os.listdir(fd):
+            raise UpperError(
+                f"{os.fsdecode(name)} in the work directory belongs to another upper",
+                where=self.path,
+                hint="use the work directory that belongs to this upper, or an empty one",
+            )
+        with contextlib.suppress(OSError):
+            os.setxattr(fd, self.namespace + xattrs.UPPER, mine)
+
+    def new_name(self) -> bytes:
+        """A name in the staging directory that was never used in this mount."""
+        self._counter += 1
+        return b"#%x" % self._counter
+
+    def make_whiteout(self, staged: bytes, dialect: Dialect, *, shared: bool = True) -> None:
+        """Stage a whiteout. Not for `Dialect.OCI`.
+
+        With `shared` all devices 0:0 are links to one, as in the kernel's overlay: then each
+        costs a name and no inode. Renamed over another one, such a link would stay.
+        """
+        if dialect is not Dialect.CHAR or not shared:
+            whiteout.make(dialect, self.fd, staged, self.namespace)
+            return
+        if self._whiteout is None:
+            name = self.new_name()
+            whiteout.make(dialect, self.fd, name, self.namespace)
+            self._whiteout = name
+        try:
+            os.link(
+                self._whiteout,
+                staged,
+                src_dir_fd=self.fd,
+                dst_dir_fd=self.fd,
+                follow_symlinks=False,
+            )
+        except OSError:
+            # It has all the links that the filesystem allows: the next one is a new one.
+            name, self._whiteout = self._whiteout, None
+            os.rename(name, staged, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def discard(self, staged: bytes) -> bool:
+        """Remove a staged object; False: it is a directory with something in it."""
+        try:
+            st = os.stat(staged, dir_fd=self.fd, follow_symlinks=False)
+            if not stat.S_ISDIR(st.st_mode):
+                os.unlink(staged, dir_fd=self.fd)
+            else:
+                os.rmdir(staged, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        return True
+
+    def _prepare_staging(self, volatile: bool) -> int:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(STAGING, 0o700, dir_fd=self._root)
+        fd = os.open(STAGING, DIR_FLAGS, dir_fd=self._root)
+        try:
+            self._refuse_incompatible(fd)
+            _refuse_foreign(fd, os.path.join(self.path, STAGING))
+            clear(fd)
+            for name in (acl.DEFAULT, acl.ACCESS):
+                # All that is made here would have it, and take it along.
+                xattrs.drop_any(fd, name)
+            if volatile:
+                os.mkdir(INCOMPAT, 0o700, dir_fd=fd)
+                os.mkdir(INCOMPAT + b"/" + _VOLATILE, 0o700, dir_fd=fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _refuse_incompatible(self, fd: int) -> None:
+        marks = incompatible(fd)
+        if marks:
+            mark = os.path.join(self.path, STAGING, INCOMPAT, marks[0])
+            raise UpperError(
+                f"upper was mounted with {os.fsdecode(marks[0])}: data may be missing",
+                where=self.upper.path,
+                hint=f"use a new upper and work directory, or remove {os.fsdecode(mark)} "
+                "if the system has not crashed since",
+            )
+
+    def _probe_whiteouts(self, asked: Dialect | None) -> Dialect:
+        """The dialect of new whiteouts. `UpperError`: the one that was asked for is none that the
+        filesystem keeps. Where it keeps none, a warning."""
+        if asked is not None and whiteout.keeps(asked, self.fd, self.namespace):
+            return asked
+        best = whiteout.probe(self.fd, self.namespace)
+        if asked is not None:
+            better = f"use whiteout={best.value}, or leave it out" if best else _OTHER_UPPER
+            raise UpperError(
+                f"the filesystem of upperdir keeps no whiteouts of whiteout={asked.value}",
+                where=self.upper.path,
+                hint=better,
+            )
+        if best is None:
+            log.warning(
+                "%s: the filesystem of upperdir keeps no whiteouts: what lower directories have "
+                "cannot be deleted or renamed; %s",
+                printable(self.upper.path),
+                _OTHER_UPPER,
+            )
+        # Which is refused when it is made.
+        return best or Dialect.OCI
+
+    def _probe_rename(self, flag: int) -> bool:
+        """Whether the filesystem knows this flag of renameat2(2)."""
+        a, b = self.new_name(), self.new_name()
+        for name in (a, b):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
+        try:
+            syscalls.renameat2(self.fd, a, self.fd, b, flag)
+            left = os.stat(a, dir_fd=self.fd, follow_symlinks=False)
+            return flag != syscalls.RENAME_WHITEOUT or whiteout.is_char_whiteout(left)
+        except OSError:
+            return False
+        finally:
+            self.discard(a)
+            self.discard(b)
+
+
+def keeps_order(fd: int) -> bool:
+    """Whether the filesystem's journal keeps the order of changes: what is renamed once its
+    data was written out is after a crash either there with its data or not there.
+
+    True of ext4 with a journal and of XFS: both end the writing of a file only after its
+    extents and its size are in the journal's running transaction, in which, or in a later one, the
+    rename will be; and both flush the disk's cache before a transaction counts. Not so of ext4
+    without a journal, nor of btrfs, which enters extents after the writing has ended.
+    """
+    try:
+        kind = syscalls.filesystem_type(fd)
+        if kind != _EXT4:
+            return kind == _XFS
+        device = os.fstat(fd).st_dev
+        link = os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        # Named after the device and the inode of the journal, which is always 8.
+        return os.path.exists(f"/proc/fs/jbd2/{os.path.basename(link)}-8")
+    except OSError:
+        return False
+
+
+def mark_of(upper: Layer) -> bytes | None:
+    """`overlay.upper` of directories about this upper; None: its filesystem has no handles."""
+    return handles.encode(upper.root_fd, b"", upper.uuid, handles.UPPER)
+
+
+def claim(path: bytes, upper: Layer, clones: Clones) -> int:
+    """Open the work directory, and lock it and the upper until the descriptors are closed.
+
+    The descriptor is the caller's own. Raises `UpperError`.
+    """
+    fd = _open_directory(path)
+    try:
+        _check_pair(path, fd, upper)
+        fd = ownmount.moved(path, fd, upper, clones)
+        lock_upper(upper)
+        lock(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_directory(path: bytes) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UpperError(f"workdir {absence(path)}", where=path, hint="create it") from None
+    except NotADirectoryError:
+        raise UpperError("workdir is not a directory", where=path) from None
+    except OSError as exc:
+        raise UpperError(f"workdir cannot be opened: {describe(exc)}", where=path) from None
+
+
+def _check_pair(path: bytes, work_fd: int, upper: Layer) -> None:
+    """Upper and work must share a filesystem (rename!), neither inside the other."""
+    work, up = os.path.realpath(path), os.path.realpath(upper.path)
+    if work == up or work.startswith(up + b"/"):
+        raise UpperError(
+            "workdir is inside upperdir", where=path, hint="put it beside the upper directory"
+        )
+    if up.startswith(work + b"/"):
+        raise UpperError(
+            "upperdir is inside workdir", where=upper.path, hint="put it beside the work directory"
+        )
+    if os.fstat(work_fd).st_dev != os.fstat(upper.root_fd).st_dev or _other_mount(work, up):
+        raise UpperError(
+            "workdir is on another filesystem than upperdir",
+            where=path,
+            hint="put both on one filesystem and mount",
+        )
+
+
+def _other_mount(a: bytes, b: bytes) -> bool:
+    """Whether a rename between the two directories would meet a mount boundary."""
+    source = os.path.join(a, b".fuseoverlay-no-such-file")
+    target = os.path.join(b, b".fuseoverlay-no-such-file")
+    try:
+        os.rename(source, target)
+    except OSError as exc:
+        return exc.errno == errno.EXDEV
+    return False
+
+
+def _refuse_foreign(fd: int, path: bytes) -> None:
+    """All of the staging directory is about to be deleted: be sure that an overlay made it."""
+    others = foreign(fd)
+    if others:
+        raise UpperError(
+            f"something here is no overlay's: {os.fsdecode(others[0])}",
+            where=path,
+            hint="move it away, since all in here is deleted, or use another workdir",
+        )
+
+
+def incompatible(staging_fd: int) -> list[bytes]:
+    """Marks of mounts after which the upper may not be mounted again: `volatile`."""
+    try:
+        return sorted(
+            map(os.fsencode, os.listdir(b"%s/%s" % (syscalls.fd_path(staging_fd), INCOMPAT)))
+        )
+    except FileNotFoundError:
+        return []
+
+
+def is_foreign(name: bytes) -> bool:
+    """Whether no overlay puts such a name into its staging directory."""
+    return name != INCOMPAT and not _STAGED.fullmatch(name)
+
+
+def foreign(staging_fd: int) -> list[bytes]:
+    """Names in a staging directory that no overlay puts there."""
+    return sorted(filter(is_foreign, names_in(staging_fd)))
+
+
+def lock_upper(upper: Layer) -> None:
+    """`lock`, and none of the kernel's overlays may have it either."""
+    lock(upper.root_fd, upper.path)
+    kerneloverlays.refuse_upper(upper)
+
+
+def lock(fd: int, path: bytes) -> None:
+    """Take the directory for this mount; the lock ends with the daemon, however it ends.
+
+    A daemon whose mount is gone already may still be about to end: it gets a moment.
+    """
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            raise UpperError(
+                "is in use by another mount",
+                where=path,
+                hint="unmount that one first, or use other directories",
+            ) from None
+        except OSError as exc:
+            raise UpperError(f"cannot be locked: {describe(exc)}", where=path) from None
