@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from fuseoverlay.layers.stack import LayerStack, RealDir
+from fuseoverlay.layers.layer import RealDir
+from fuseoverlay.layers.stack import LayerStack
 
 
 def first(stack: LayerStack, reals: Iterable[RealDir]) -> RealDir | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from fuseoverlay.fsck.problems import Kept, Kind, Problem, shown
 from fuseoverlay.fsck.upper import UpperCheck
 from fuseoverlay.layers import whiteout, xattrs
-from fuseoverlay.layers.stack import Place, RealDir
+from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay.copyup import times_kept
 from fuseoverlay.system.syscalls import fd_path

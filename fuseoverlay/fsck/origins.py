@@ -9,7 +9,7 @@ from typing import Final
 
 from fuseoverlay.errors import describe
 from fuseoverlay.fsck.problems import shown
-from fuseoverlay.layers.stack import Layer
+from fuseoverlay.layers.layer import Layer
 from fuseoverlay.system import handles
 from fuseoverlay.system.handles import Handle
 

@@ -13,7 +13,8 @@ from fuseoverlay.fsck.problems import Finding, Problem, settle
 from fuseoverlay.fsck.upper import UpperCheck
 from fuseoverlay.fsck.work import WorkCheck
 from fuseoverlay.layers import ownmount
-from fuseoverlay.layers.stack import LayerStack, stat_key
+from fuseoverlay.layers.objects import stat_key
+from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.overlay import owners, workdir
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.system.clones import Clones

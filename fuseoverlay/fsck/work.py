@@ -15,7 +15,7 @@ from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Kind, Problem, shown
 from fuseoverlay.fsck.upper import UpperCheck
 from fuseoverlay.layers import whiteout, xattrs
-from fuseoverlay.layers.stack import stat_key
+from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.overlay import hardlinks, workdir
 from fuseoverlay.system import handles, removal
 from fuseoverlay.system.handles import Handle

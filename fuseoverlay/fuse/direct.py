@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from fuseoverlay.fuse import wire
 from fuseoverlay.layers import merge
-from fuseoverlay.layers.stack import RealDir
+from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.native import extension
 from fuseoverlay.overlay import attributes, lookup, namespace
 from fuseoverlay.overlay.attributes import Attr

@@ -30,7 +30,8 @@ from fuseoverlay.fuse.extended import ExtendedOperations
 from fuseoverlay.fuse.readahead import ReadAhead
 from fuseoverlay.fuse.unmount import fuse_mount, fusermount, give_up
 from fuseoverlay.layers import trust
-from fuseoverlay.layers.stack import enclosing, stat_key
+from fuseoverlay.layers.objects import stat_key
+from fuseoverlay.layers.roots import enclosing
 from fuseoverlay.overlay import owners
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.overlay.owners import Overlay

@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 import trio
 
 from fuseoverlay.layers.merge import FIRST_POSITION, Index
-from fuseoverlay.layers.stack import open_known, sighting
+from fuseoverlay.layers.objects import open_known, sighting
 from fuseoverlay.overlay import files
 from fuseoverlay.overlay.inodes import File
 from fuseoverlay.overlay.owners import Overlay

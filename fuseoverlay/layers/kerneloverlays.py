@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from fuseoverlay.errors import UpperError
-from fuseoverlay.layers.stack import Layer, stat_key
+from fuseoverlay.layers.layer import Layer
+from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.system.syscalls import unescaped
 
 _BACKSLASH: Final = re.compile(rb"\\(.)", re.DOTALL)

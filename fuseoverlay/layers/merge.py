@@ -20,7 +20,8 @@ from typing import Final, NamedTuple
 import trio
 
 from fuseoverlay.layers import whiteout
-from fuseoverlay.layers.stack import LayerStack, RealDir
+from fuseoverlay.layers.layer import RealDir
+from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.native import extension
 
 #: Positions 1 and 2 belong to "." and "..".

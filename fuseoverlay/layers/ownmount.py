@@ -13,7 +13,8 @@ import errno
 import os
 
 from fuseoverlay.errors import LayerError, describe
-from fuseoverlay.layers.stack import Layer, stat_key
+from fuseoverlay.layers.layer import Layer
+from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.clones import Clones
 from fuseoverlay.system.syscalls import DIR_FLAGS

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from fuseoverlay.layers import whiteout, xattrs
-from fuseoverlay.layers.stack import Layer, LayerStack, Lower, Place, RealDir, pinned
+from fuseoverlay.layers.layer import Layer, Lower, Place, RealDir, pinned
+from fuseoverlay.layers.stack import LayerStack
 
 log = logging.getLogger("fuseoverlay")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay.layers import xattrs
-from fuseoverlay.layers.stack import Layer
+from fuseoverlay.layers.layer import Layer
 from fuseoverlay.system import syscalls
 
 _NOTE: Final = b"user.fuseoverlay.lowers"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fuseoverlay.layers import xattrs
 from fuseoverlay.layers.idmap import IdMap
-from fuseoverlay.layers.stack import check_sighting
+from fuseoverlay.layers.objects import check_sighting
 from fuseoverlay.overlay import files, ownership, protection
 from fuseoverlay.overlay.copyup import copy_up
 from fuseoverlay.overlay.inodes import Directory, File, Inode

@@ -20,7 +20,8 @@ from typing import Final, NamedTuple
 import trio
 
 from fuseoverlay.layers import redirect, xattrs
-from fuseoverlay.layers.stack import Place, RealDir, stat_key
+from fuseoverlay.layers.layer import Place, RealDir
+from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.overlay import hardlinks, linkindex, places, protection, staging
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
 from fuseoverlay.overlay.lookup import (

@@ -13,7 +13,9 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Final, Self
 
-from fuseoverlay.layers.stack import LayerStack, Place, Sighting, open_checked, open_known, open_own
+from fuseoverlay.layers.layer import Place
+from fuseoverlay.layers.objects import Sighting, open_checked, open_known, open_own
+from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.native import extension
 from fuseoverlay.overlay import places
 from fuseoverlay.overlay.inodes import File

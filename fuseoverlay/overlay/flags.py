@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from fuseoverlay.layers.stack import open_known, open_own, sighting
+from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay import protection
 from fuseoverlay.overlay.copyup import copy_up
 from fuseoverlay.overlay.inodes import Inode

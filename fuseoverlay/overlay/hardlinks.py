@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from fuseoverlay.layers import xattrs
-from fuseoverlay.layers.stack import Lower, stat_key
+from fuseoverlay.layers.layer import Lower
+from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.overlay.inodes import Held
 from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.system import handles

@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import capability, trust, xattrs
 from fuseoverlay.layers.idmap import IdMap
+from fuseoverlay.layers.layer import Layer, pinned
+from fuseoverlay.layers.objects import sighting
 from fuseoverlay.layers.overridestat import OverrideStat, accessible
-from fuseoverlay.layers.stack import Layer, pinned, sighting
 from fuseoverlay.system import acl, syscalls, userns
 from fuseoverlay.system.userns import MappedIds
 

@@ -20,8 +20,9 @@ from weakref import WeakValueDictionary
 
 import trio
 
+from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.merge import Index
-from fuseoverlay.layers.stack import Place, RealDir, Sighting, sighting, stat_key
+from fuseoverlay.layers.objects import Sighting, sighting, stat_key
 from fuseoverlay.native import extension
 from fuseoverlay.system.transaction import tidy
 

@@ -16,17 +16,9 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from fuseoverlay.layers import redirect, whiteout, xattrs
+from fuseoverlay.layers.layer import Layer, Lower, Place, RealDir, pinned
 from fuseoverlay.layers.merge import Found, Index, Listing, at_once, scan, scan_soon
-from fuseoverlay.layers.stack import (
-    Layer,
-    Lower,
-    Place,
-    RealDir,
-    Sighting,
-    pinned,
-    sighting,
-    stat_key,
-)
+from fuseoverlay.layers.objects import Sighting, sighting, stat_key
 from fuseoverlay.native import extension
 from fuseoverlay.overlay import hardlinks, places, renewal
 from fuseoverlay.overlay.identity import Status

@@ -16,8 +16,9 @@ import stat
 from typing import Final, NamedTuple
 
 from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.merge import Index
-from fuseoverlay.layers.stack import Place, RealDir, stat_key
+from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay import hardlinks, linkindex, protection, staging
 from fuseoverlay.overlay.copyup import (

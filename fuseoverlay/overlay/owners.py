@@ -18,7 +18,10 @@ import trio
 
 from fuseoverlay.errors import LayerError, UsageError, printable
 from fuseoverlay.layers import ownmount
-from fuseoverlay.layers.stack import Layer, LayerStack, enclosing, stat_key
+from fuseoverlay.layers.layer import Layer
+from fuseoverlay.layers.objects import stat_key
+from fuseoverlay.layers.roots import enclosing
+from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.overlay.filedata import FileData
 from fuseoverlay.overlay.identity import Identity, use_override

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 
-from fuseoverlay.layers.stack import LayerStack, Place, Sighting, check_sighting, sighting
+from fuseoverlay.layers.layer import Place
+from fuseoverlay.layers.objects import Sighting, check_sighting, sighting
+from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.overlay.inodes import Directory, File, InodeTable
 
 

@@ -16,7 +16,7 @@ import stat
 from typing import Final
 
 from fuseoverlay.layers import xattrs
-from fuseoverlay.layers.stack import open_known, open_own, sighting
+from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay.inodes import Directory, File, Inode
 from fuseoverlay.overlay.lookup import Real, pinned_of, real_of, upper_of
 from fuseoverlay.overlay.owners import Overlay

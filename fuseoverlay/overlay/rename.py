@@ -13,8 +13,8 @@ import os
 from dataclasses import dataclass
 
 from fuseoverlay.layers import redirect, whiteout, xattrs
+from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.merge import Index
-from fuseoverlay.layers.stack import Place
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay import protection, staging
 from fuseoverlay.overlay.copyup import (

@@ -9,7 +9,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from fuseoverlay.layers.stack import Place, open_known, open_own, sighting
+from fuseoverlay.layers.layer import Place
+from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Held
 from fuseoverlay.overlay.lookup import Real

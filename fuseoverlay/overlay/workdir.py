@@ -22,7 +22,9 @@ from typing import Final, Self
 
 from fuseoverlay.errors import UpperError, describe, printable
 from fuseoverlay.layers import kerneloverlays, ownmount, usedlowers, whiteout, xattrs
-from fuseoverlay.layers.stack import Layer, absence, stat_key
+from fuseoverlay.layers.layer import Layer
+from fuseoverlay.layers.objects import stat_key
+from fuseoverlay.layers.roots import absence
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.system import acl, handles, syscalls
 from fuseoverlay.system.clones import Clones

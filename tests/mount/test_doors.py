@@ -16,15 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import (
-    Daemon,
-    Space,
-    command,
-    fuse_only,
-    mounts_at,
-    root_only,
-    wait_for,
-)
+from tests.helpers.mounts import Daemon, Space, command, fuse_only, mounts_at, root_only, wait_for
 from tests.helpers.namespaces import FIRST, user_namespace
 
 pytestmark = [root_only, fuse_only]

@@ -11,15 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import (
-    IMPL,
-    MODE,
-    Space,
-    differs,
-    fails,
-    make_whiteout,
-    set_overlay_xattr,
-)
+from tests.helpers.mounts import IMPL, MODE, Space, differs, fails, make_whiteout, set_overlay_xattr
 
 NAMESPACES = ["user.overlay.", "user.fuseoverlayfs."] + ["trusted.overlay."] * (MODE == "root")
 

@@ -15,15 +15,7 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.system.syscalls import syncfs
-from tests.helpers.mounts import (
-    MODE,
-    Daemon,
-    Space,
-    command,
-    fuse_only,
-    is_whiteout,
-    root_only,
-)
+from tests.helpers.mounts import MODE, Daemon, Space, command, fuse_only, is_whiteout, root_only
 
 BIG = 32 << 20
 

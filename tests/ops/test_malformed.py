@@ -20,14 +20,7 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.system.syscalls import AT_FDCWD, file_handle, filesystem_uuid
-from tests.helpers.mounts import (
-    IMPL,
-    MODE,
-    Space,
-    make_whiteout,
-    scratch,
-    set_overlay_xattr,
-)
+from tests.helpers.mounts import IMPL, MODE, Space, make_whiteout, scratch, set_overlay_xattr
 
 pytestmark = [
     pytest.mark.timeout(120),

@@ -8,15 +8,7 @@ from pathlib import Path
 
 from tests.helpers import libc
 from tests.helpers.mounts import fails
-from tests.posix.table import (
-    KINDS,
-    behaviour,
-    expect,
-    in_child,
-    on_each_kind,
-    opened,
-    seen,
-)
+from tests.posix.table import KINDS, behaviour, expect, in_child, on_each_kind, opened, seen
 
 _DOTS = [b".", b".."]
 #: Entries of the big directories.

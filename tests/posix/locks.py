@@ -10,15 +10,7 @@ import time
 from pathlib import Path
 
 from tests.helpers.mounts import fails
-from tests.posix.table import (
-    Child,
-    behaviour,
-    in_child,
-    lock,
-    opened,
-    seen,
-    try_lock,
-)
+from tests.posix.table import Child, behaviour, in_child, lock, opened, seen, try_lock
 
 _EX, _SH, _UN, _NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
 _READ, _WRITE, _FREE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK

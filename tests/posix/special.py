@@ -18,16 +18,7 @@ from pathlib import Path
 
 from tests.helpers import libc
 from tests.helpers.mounts import fails
-from tests.posix.table import (
-    Child,
-    behaviour,
-    in_child,
-    in_directory,
-    kind_of,
-    opened,
-    opens,
-    seen,
-)
+from tests.posix.table import Child, behaviour, in_child, in_directory, kind_of, opened, opens, seen
 
 
 @behaviour()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fuseoverlay.layers.stack import LayerStack, RealDir
+from fuseoverlay.layers.layer import RealDir
+from fuseoverlay.layers.stack import LayerStack
 
 
 def _chain(stack: LayerStack, top: bytes, depth: int) -> RealDir:

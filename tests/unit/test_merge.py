@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
+from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.layers.merge import Index, Listing, LowerEntry
-from fuseoverlay.layers.stack import RealDir
 
 MANY = 100_000
 

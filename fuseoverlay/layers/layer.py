@@ -1,0 +1,194 @@
+"""One layer, and what lies in it: real directories, places, and objects reached by a descriptor."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from fuseoverlay.errors import printable
+from fuseoverlay.layers import trust, xattrs
+from fuseoverlay.layers.objects import Sighting, check_sighting
+from fuseoverlay.system import acl, syscalls
+from fuseoverlay.system.descriptors import open_file
+from fuseoverlay.system.syscalls import MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODIRATIME
+
+log = logging.getLogger("fuseoverlay")
+
+#: Access times that reading does not move.
+NEVER_MOVE: Final = MOUNT_ATTR_NOATIME | MOUNT_ATTR_NODIRATIME
+
+
+class Layer:
+    """One layer. `number` 0 is the upper; lowers are counted from 1, top to bottom."""
+
+    __slots__ = (
+        "access_times",
+        "crosses",
+        "detached",
+        "device",
+        "hidden",
+        "hides_acls",
+        "implied",
+        "lists_attributes",
+        "namespaces",
+        "number",
+        "only_of_root",
+        "override",
+        "path",
+        "root",
+        "root_fd",
+        "uuid",
+    )
+
+    def __init__(self, number: int, path: bytes, root_fd: int) -> None:
+        self.number = number
+        self.path = path
+        self.root_fd = root_fd
+        #: MOUNT_ATTR_*: whether reading moves access times. Of a lower it never does.
+        self.access_times = NEVER_MOVE
+        self.root = RealDir(self, None, b"")
+        #: Whether it is reached through a mount of our own, see `fuseoverlay.ownmount`.
+        self.detached = False
+        #: Whether what is mounted below it shows.
+        self.crosses = True
+        #: Names that do not show, by the path of their directory.
+        self.hidden: dict[bytes, set[bytes]] = {}
+        #: Whether its files may have ACLs and the mount shows modes without them.
+        self.hides_acls = False
+        #: `st_dev` of the root.
+        self.device = os.stat(root_fd).st_dev
+        #: Whether its filesystem answers questions about extended attributes as it should.
+        self.lists_attributes = True
+        #: UUID of the filesystem, 16 bytes; None: another one of the lowers has the same.
+        self.uuid: bytes | None = syscalls.filesystem_uuid(root_fd)
+        #: The namespaces of overlay attributes that count, see `fuseoverlay.trust`.
+        self.namespaces: tuple[bytes, ...] = (xattrs.TRUSTED,)
+        #: The attribute that owners, modes and types are kept in; None: where they belong.
+        self.override: bytes | None = None
+        #: Whether that attribute counts only of objects that root alone can have given it.
+        self.only_of_root = False
+        #: Whether some directories only exist because something inside them does. Whoever owns
+        #: the layer gains nothing by saying so: what is below counts then.
+        self.implied = False
+
+    def settle(self, *, user_attributes: bool) -> None:
+        """Decide which of its attributes count, once its root is the one to stay;
+        `user_attributes`: the mount asks for `user.` ones. Errors of getxattr(2), listxattr(2)."""
+        self.implied = xattrs.get(syscalls.at(self.root_fd, b"."), xattrs.IMPLIED) is not None
+        self.namespaces = trust.namespaces(self.root_fd, asked=user_attributes)
+        self.override = trust.override(self.root_fd, self.namespaces)
+        others = trust.override(self.root_fd, xattrs.NAMESPACES) if self.override is None else None
+        if others is None:
+            return
+        self.only_of_root = trust.is_roots_alone(os.fstat(self.root_fd))
+        if self.only_of_root:
+            self.override = others
+        else:
+            log.warning(
+                "%s: user. attributes that keep owners and modes are ignored, since others than "
+                "root can set them; with userxattr they count",
+                printable(self.path),
+            )
+
+    def uuid_of(self, st: os.stat_result) -> bytes | None:
+        """UUID of the filesystem that a file with this status is on; None: it does not tell that
+        from all others. What is mounted below the layer never has one here: in the next mount
+        there may be something else with the same."""
+        return None if self.crosses and st.st_dev != self.device else self.uuid
+
+    def may_have_acls(self) -> bool:
+        """Whether there may be ACLs in it."""
+        if self.crosses:
+            return True
+        try:
+            os.getxattr(self.root_fd, acl.ACCESS)
+        except OSError as exc:
+            return exc.errno == errno.ENODATA or exc.errno not in xattrs.NONE
+        return True
+
+    @property
+    def reading(self) -> int:
+        """The flag with which files are opened to be read."""
+        return os.O_NOATIME if self.access_times & MOUNT_ATTR_NOATIME else 0
+
+    @property
+    def keeps_capabilities(self) -> bool:
+        """Whether file capabilities are kept in an attribute that a plain user can set."""
+        kept = self.override is not None and self.override.startswith(b"user.")
+        return kept and not self.only_of_root
+
+    def stored_name(self, name: bytes) -> bytes:
+        """The name under which an attribute of a user's is stored; errors of `xattrs.to_real`."""
+        if name == xattrs.CAPABILITY and self.keeps_capabilities:
+            return xattrs.OVERRIDE_CAPABILITY
+        return xattrs.to_real(name)
+
+    def shown_name(self, name: bytes) -> bytes | None:
+        """The name that a user sees for a stored attribute; None: it is private."""
+        if self.keeps_capabilities and name in (xattrs.CAPABILITY, xattrs.OVERRIDE_CAPABILITY):
+            return xattrs.CAPABILITY if name == xattrs.OVERRIDE_CAPABILITY else None
+        return xattrs.to_user(name)
+
+
+class RealDir:
+    """One directory of one layer. In a lower it never moves; in the upper it follows renames."""
+
+    __slots__ = ("__weakref__", "layer", "name", "parent", "seen")
+
+    def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
+        self.layer = layer
+        self.parent = parent
+        self.name = name
+        #: Which one of a lower was opened; None: not opened yet, or any will do.
+        self.seen: Sighting | None = None
+
+    def path(self) -> bytes:
+        """Path in the layer, for messages."""
+        names = []
+        real = self
+        while real.parent is not None:
+            names.append(real.name)
+            real = real.parent
+        return b"/".join(reversed(names))
+
+
+class Place(NamedTuple):
+    """Where a real file lies: a name in one layer's directory."""
+
+    real: RealDir
+    name: bytes
+
+
+class Lower(NamedTuple):
+    """An object of a lower, or of the upper where both are served alike, that all its facts are
+    taken from by one descriptor: whoever owns its directory may exchange it for another between
+    two calls that name it."""
+
+    layer: Layer
+    #: O_PATH.
+    fd: int
+    st: os.stat_result
+
+    @property
+    def path(self) -> bytes:
+        """For calls that take no descriptor; to be followed."""
+        return syscalls.fd_path(self.fd)
+
+
+@contextlib.contextmanager
+def pinned(
+    layer: Layer, name: bytes, dir_fd: int | None, seen: Sighting | None, *, lasting: bool = True
+) -> Iterator[Lower]:
+    """Such an object; `check_sighting`."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = open_file(name, flags, dir_fd=dir_fd)
+    try:
+        st = os.fstat(fd)
+        check_sighting(st, seen, lasting=lasting)
+        yield Lower(layer, fd, st)
+    finally:
+        os.close(fd)

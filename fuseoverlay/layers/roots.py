@@ -1,0 +1,150 @@
+"""Opening the roots of layers, and what is wrong with them for whoever named them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from fuseoverlay.errors import LayerError, UpperError, describe, printable
+from fuseoverlay.layers import xattrs
+from fuseoverlay.layers.layer import Layer
+from fuseoverlay.layers.objects import stat_key
+from fuseoverlay.system import syscalls
+from fuseoverlay.system.syscalls import DIR_FLAGS
+
+log = logging.getLogger("fuseoverlay")
+
+
+def open_root(path: bytes, error: type[LayerError | UpperError], option: str) -> int:
+    """A descriptor of a layer's root; `error` where there is none, with what to do about it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.stat(b".", dir_fd=fd)
+        except OSError:
+            os.close(fd)
+            raise
+    except FileNotFoundError:
+        raise error(
+            f"{option} {absence(path)}", where=path, hint="create it or correct the path"
+        ) from None
+    except NotADirectoryError:
+        raise error(f"{option} is not a directory", where=path, hint="name a directory") from None
+    except PermissionError:
+        raise error(
+            f"{option} cannot be read", where=path, hint="it needs read and search permission"
+        ) from None
+    except OSError as exc:
+        raise error(f"{option} cannot be opened: {describe(exc)}", where=path) from None
+    return fd
+
+
+def absence(path: bytes) -> str:
+    """What is to be said of a path that leads nowhere."""
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return "does not exist"
+    return f"is a link to {printable(target)}, which does not exist"
+
+
+def refuse_twice(layer: Layer, seen: dict[tuple[int, int], bytes]) -> None:
+    """`LayerError` where the root is one of those `seen`, by `stat_key`; else it is added."""
+    st = os.fstat(layer.root_fd)
+    key = (st.st_dev, st.st_ino)
+    if key in seen:
+        raise LayerError(
+            f"is the same directory as {os.fsdecode(seen[key])}",
+            where=layer.path,
+            hint="name each layer once",
+        )
+    seen[key] = layer.path
+
+
+def distrust_copies(lowers: Sequence[Layer]) -> None:
+    """Forget UUIDs that several filesystems have, such as a disk and its snapshot: file handles
+    would lead to the wrong one. The kernel does so, too, ovl_lower_uuid_ok()."""
+    devices: dict[bytes | None, set[int]] = {}
+    for layer in lowers:
+        devices.setdefault(layer.uuid, set()).add(layer.device)
+    for layer in lowers:
+        if len(devices[layer.uuid]) > 1:
+            layer.uuid = None
+
+
+def ask_for_attributes(layer: Layer) -> None:
+    """Say so where a lower's filesystem, which seems to have no attributes, will not tell whether
+    an overlay has marked anything."""
+    try:
+        os.listxattr(layer.root_fd)
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP and exc.errno in xattrs.NONE:
+            layer.lists_attributes = False
+            log.warning(
+                "%s: extended attributes cannot be listed (%s): none of this layer count",
+                printable(layer.path),
+                describe(exc),
+            )
+
+
+def settle(layer: Layer, *, user_attributes: bool) -> None:
+    """`Layer.settle`. `LayerError` or `UpperError` where there are attributes, as it seems, that
+    cannot be read: what they hide or forbid would be open to all."""
+    try:
+        layer.settle(user_attributes=user_attributes)
+    except OSError as exc:
+        error = LayerError if layer.number else UpperError
+        raise error(
+            f"extended attributes cannot be read: {describe(exc)}",
+            where=layer.path,
+            hint="deletions, owners and permissions may be in them; use a copy of the directory "
+            "on another filesystem, or have its server say that there are none (EOPNOTSUPP)",
+        ) from None
+
+
+def see_stored_ids(layer: Layer, upper: Layer | None) -> None:
+    """Go around an idmapped mount that the lower was named by, through the mount of the upper or
+    of the working directory. podman maps the lowers so and asks us to map them, too; once is
+    meant. `LayerError` where there is no way around it."""
+    if not syscalls.is_idmapped(layer.root_fd):
+        return
+    with contextlib.ExitStack() as undo:
+        here = os.open(b".", DIR_FLAGS)
+        undo.callback(os.close, here)
+        for fd in (upper.root_fd, here) if upper else (here,):
+            if os.fstat(fd).st_dev != layer.device or syscalls.is_idmapped(fd):
+                continue
+            with contextlib.suppress(OSError):
+                found = syscalls.open_by_handle(fd, *syscalls.file_handle(layer.root_fd, b""))
+                undo.callback(os.close, found)
+                root_fd = os.open(b".", DIR_FLAGS, dir_fd=found)
+                os.close(layer.root_fd)
+                layer.root_fd = root_fd
+                return
+    raise LayerError(
+        "is on a mount that maps ids already",
+        where=layer.path,
+        hint="name it by a path that does not, or leave uidmapping= and gidmapping= out",
+    )
+
+
+def enclosing(
+    path: bytes, roots: Mapping[tuple[int, int], bytes], *, crossing: bool = True
+) -> bytes | None:
+    """The directory of `roots` (by `stat_key`) that `path` is inside of; its own name does
+    not count. Bind mounts do not hide what a directory really is. Without `crossing` what is on
+    another filesystem is not around it."""
+    path = os.path.realpath(path)
+    device = os.stat(path).st_dev
+    while path != b"/":
+        path = os.path.dirname(path)
+        key = stat_key(os.stat(path))
+        if key[0] != device and not crossing:
+            return None
+        found = roots.get(key)
+        if found is not None:
+            return found
+    return None
