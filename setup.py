@@ -2,7 +2,7 @@
 
 from setuptools import Extension, setup
 
-SOURCES = ("module", "filter", "answers", "listing", "real", "scan", "merge", "splice")
+SOURCES = ("module", "filter", "answers", "listing", "real", "scan", "merge", "reply")
 
 setup(
     ext_modules=[

@@ -69,6 +69,19 @@ def _bounded(function: Function) -> Callable[..., Answer]:
     return bounded
 
 
+def hand_over(ov: Overlay, *, read_listed: bool, acls: bool) -> None:
+    """Let the extension answer from what the overlay has prepared; `extension.prepare`."""
+    extension.prepare(
+        ov.prepared.bound,
+        ov.prepared.names,
+        ov.prepared.plain,
+        ov.inodes.entries,
+        ov.stack.descriptors,
+        read_listed=read_listed,
+        acls=acls,
+    )
+
+
 class Direct:
     """Answers for one overlay. Owns nothing."""
 
@@ -176,7 +189,7 @@ class Direct:
         if real is None or directory.lowers or directory.held is not None:
             return
         if not self._ov.identity.translates(real.layer) and not self._ov.config.static_nlink:
-            extension.plain[directory.ino] = real
+            self._ov.prepared.plain[directory.ino] = real
 
     def _is_countable(self, inode: Inode, real: Real) -> bool:
         """Whether `attributes.attr_of` has all that it needs. Where the directory cannot be

@@ -23,7 +23,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
 
 from fuseoverlay.fuse import requestlog
-from fuseoverlay.fuse.direct import Direct
+from fuseoverlay.fuse.direct import Direct, hand_over
 from fuseoverlay.fuse.readahead import ReadAhead
 from fuseoverlay.fuse.wire import Request
 from fuseoverlay.layers import trust
@@ -143,7 +143,7 @@ class Operations(pyfuse3.Operations):
         self._timeout = ov.config.timeout
         # The next mount gives numbers of our own to other files: a handle must not lead there.
         self._generation = int.from_bytes(os.urandom(4)) | 1
-        # Whether the kernel opens and closes without asking us, see `native.agree`.
+        # Whether the kernel opens and closes without asking us, see `extension.agree`.
         self._handleless = False
 
     def init(self) -> None:
@@ -156,9 +156,8 @@ class Operations(pyfuse3.Operations):
         extension.name_strangers(
             (users.stranger, groups.stranger), (users.stand_in, groups.stand_in)
         )
-        extension.prepare(
-            self._ov.inodes.entries,
-            self._ov.stack.descriptors,
+        hand_over(
+            self._ov,
             # What is in memory the extension reads sooner than it could be given.
             read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
             acls=self.enable_acl,

@@ -51,7 +51,7 @@ class Layer:
         #: MOUNT_ATTR_*: whether reading moves access times. Of a lower it never does.
         self.access_times = NEVER_MOVE
         self.root = RealDir(self, None, b"")
-        #: Whether it is reached through a mount of our own, see `fuseoverlay.ownmount`.
+        #: Whether it is reached through a mount of our own, see `ownmount`.
         self.detached = False
         #: Whether what is mounted below it shows.
         self.crosses = True
@@ -65,7 +65,7 @@ class Layer:
         self.lists_attributes = True
         #: UUID of the filesystem, 16 bytes; None: another one of the lowers has the same.
         self.uuid: bytes | None = syscalls.filesystem_uuid(root_fd)
-        #: The namespaces of overlay attributes that count, see `fuseoverlay.trust`.
+        #: The namespaces of overlay attributes that count, see `trust`.
         self.namespaces: tuple[bytes, ...] = (xattrs.TRUSTED,)
         #: The attribute that owners, modes and types are kept in; None: where they belong.
         self.override: bytes | None = None

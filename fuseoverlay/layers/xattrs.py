@@ -25,7 +25,7 @@ TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
 FUSE_OVERLAYFS: Final = b"user.fuseoverlayfs."
 
-#: Namespaces that can be read, in order of precedence; which count, `fuseoverlay.trust` says.
+#: Namespaces that can be read, in order of precedence; which count, `trust` says.
 NAMESPACES: Final = (TRUSTED, USER, FUSE_OVERLAYFS)
 
 #: Owner, mode and type that a plain user could not set: `uid:gid:0mode:type`.
@@ -196,7 +196,7 @@ def get_overlay(
 ) -> bytes | None:
     """Value of the overlay attribute `what` (`OPAQUE` ...) in the first namespace that has it.
 
-    `counted` are the layer's, see `fuseoverlay.trust`. `upper`: the object is of the upper and
+    `counted` are the layer's, see `trust`. `upper`: the object is of the upper and
     read whatever its mode, as with `put`.
     """
     for name in present(path, [namespace + what for namespace in counted], follow=follow):

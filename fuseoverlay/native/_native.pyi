@@ -1,9 +1,6 @@
 from collections.abc import Callable
 from typing import Any
 
-bound: dict[int, int]
-names: dict[int, dict[bytes, int]]
-plain: dict[int, Any]
 taken: list[bytes]
 
 class Listing:
@@ -24,7 +21,14 @@ class Listing:
 
 def setup(valid_ns: int, max_write: int, /) -> int: ...
 def prepare(
-    inodes: dict[int, Any], directories: dict[Any, int], read_listed: bool, acls: bool, /
+    bound: dict[int, int],
+    names: dict[int, dict[bytes, int]],
+    plain: dict[int, Any],
+    inodes: dict[int, Any],
+    directories: dict[Any, int],
+    read_listed: bool,
+    acls: bool,
+    /,
 ) -> None: ...
 def name_strangers(uid: int, gid: int, shown_uid: int, shown_gid: int, /) -> None: ...
 def init_flags(to_set: int, to_clear: int, /) -> None: ...

@@ -58,24 +58,6 @@ def _load() -> tuple[ModuleType | None, str]:
 _is_late: Final = "pyfuse3" in sys.modules
 _extension, _absence = _load()
 
-#: Inode number -> `entry(...)`: descriptors that the extension may use by itself. Whoever
-#: closes a descriptor takes it out first. A plain dictionary where there is no extension.
-bound: Final[dict[int, int]] = _extension.bound if _extension is not None else {}
-
-#: Inode number of a merged directory -> a dictionary whose keys are its visible names: who looks
-#: up another one is told so without our help.
-names: Final[dict[int, dict[bytes, int]]] = _extension.names if _extension is not None else {}
-
-#: Inode number of a directory that only the upper has -> its real directory, whose status is
-#: what stat shows.
-plain: Final[dict[int, Any]] = _extension.plain if _extension is not None else {}
-
-
-def entry(fd: int, *, write: bool, attributes: bool, no_xattrs: bool) -> int:
-    """A value for `bound`. Data may always be read from `fd`; `write`: also be written;
-    `attributes`: fstat(2) says what stat shall show; `no_xattrs`: the file has none."""
-    return fd << 4 | 1 | write << 1 | attributes << 2 | no_xattrs << 3
-
 
 def setup(timeout: float, max_write: int | None) -> int | None:
     """Have the filter attach to the next mount, whose kernel may keep what it is told for
@@ -97,13 +79,20 @@ def name_strangers(strangers: tuple[int, int], shown: tuple[int, int]) -> None:
 
 
 def prepare(
-    entries: dict[int, Any], descriptors: dict[Any, int], *, read_listed: bool, acls: bool
+    bound: dict[int, int],
+    names: dict[int, dict[bytes, int]],
+    plain: dict[int, Any],
+    entries: dict[int, Any],
+    descriptors: dict[Any, int],
+    *,
+    read_listed: bool,
+    acls: bool,
 ) -> None:
-    """Have the extension answer requests from `bound`, `names`, `plain`, and of listed files,
-    which it enters in `entries` and finds by open real directories. `read_listed`: they are read
-    without asking the overlay; `acls`: the mount has ACLs."""
+    """Have the extension answer requests from the overlay's `Prepared` and of listed
+    files, which it enters in `entries` and finds by open real directories.
+    `read_listed`: they are read without asking the overlay; `acls`: the mount has ACLs."""
     if _extension is not None:
-        _extension.prepare(entries, descriptors, read_listed, acls)
+        _extension.prepare(bound, names, plain, entries, descriptors, read_listed, acls)
 
 
 def call(opcode: int, function: Callable[..., Any]) -> None:

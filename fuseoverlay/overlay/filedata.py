@@ -16,9 +16,9 @@ from typing import Final, Self
 from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.objects import Sighting, open_checked, open_known, open_own
 from fuseoverlay.layers.stack import LayerStack
-from fuseoverlay.native import extension
 from fuseoverlay.overlay import places
 from fuseoverlay.overlay.inodes import File
+from fuseoverlay.overlay.prepared import Prepared
 from fuseoverlay.system.syscalls import fd_path
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
@@ -40,16 +40,23 @@ class FileData:
     """Owns the data descriptors of all inodes, at most `limit` beside those in use."""
 
     def __init__(
-        self, stack: LayerStack, limit: int, *, real_status: bool = True, private: bool = True
+        self,
+        stack: LayerStack,
+        prepared: Prepared,
+        limit: int,
+        *,
+        real_status: bool = True,
+        private: bool = True,
     ) -> None:
         """`real_status`: owner and mode of files in the upper are the real ones; `private`:
         nobody else changes the layers."""
         self._private = private
         self._stack = stack
+        self._prepared = prepared
         self._real_status = real_status
         self._limit = limit
         self._open: OrderedDict[int, Descriptor] = OrderedDict()
-        #: Whether writes need no look at who writes, see `native.agree`.
+        #: Whether writes need no look at who writes, see `extension.agree`.
         self.may_bind_writers = False
 
     def __enter__(self) -> Self:
@@ -97,7 +104,8 @@ class FileData:
         descriptor = self._open[file.ino] = Descriptor(fd, writable)
         if len(self._open) > self._limit:
             self.drop(next(iter(self._open)))
-        extension.bound[file.ino] = extension.entry(
+        self._prepared.bind(
+            file.ino,
             fd,
             write=writable and self.may_bind_writers and not file.protection,
             attributes=self._shows_real_status(file),
@@ -115,7 +123,7 @@ class FileData:
         descriptor = self._open.pop(ino, None)
         if descriptor is None:
             return
-        del extension.bound[ino]
+        self._prepared.unbind(ino)
         descriptor.kept = False
         if not descriptor.users:
             os.close(descriptor.fd)

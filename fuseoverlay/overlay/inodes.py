@@ -23,7 +23,7 @@ import trio
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.merge import Index
 from fuseoverlay.layers.objects import Sighting, sighting, stat_key
-from fuseoverlay.native import extension
+from fuseoverlay.overlay.prepared import Prepared
 from fuseoverlay.system.transaction import tidy
 
 log = logging.getLogger("fuseoverlay")
@@ -196,6 +196,7 @@ class InodeTable:
 
     def __init__(
         self,
+        prepared: Prepared,
         devices: list[int],
         upper: RealDir | None,
         lowers: tuple[RealDir, ...],
@@ -204,6 +205,7 @@ class InodeTable:
     ) -> None:
         """`devices` are the `st_dev` of the layers, to tell their inode numbers apart.
         `most_held`: how many descriptors may be held of objects without a name."""
+        self._prepared = prepared
         self._most_held = most_held
         self._held = 0
         self._holders: set[Inode] = set()
@@ -358,7 +360,7 @@ class InodeTable:
             self._by_ino[directory.ino] = directory
             index = directory.index
             if index is not None and index.expires is None:
-                extension.names[directory.ino] = index.visible
+                self._prepared.names[directory.ino] = index.visible
 
     def move(self, directory: Directory, parent: Directory, name: bytes) -> None:
         """A directory was renamed."""
@@ -428,8 +430,7 @@ class InodeTable:
             if inode.alone is not None and self._alone.get(inode.alone) is inode:
                 del self._alone[inode.alone]
             return True
-        extension.names.pop(inode.ino, None)
-        extension.plain.pop(inode.ino, None)
+        self._prepared.forget_directory(inode.ino)
         return True
 
     @property

@@ -19,7 +19,6 @@ from fuseoverlay.layers import redirect, whiteout, xattrs
 from fuseoverlay.layers.layer import Layer, Lower, Place, RealDir, pinned
 from fuseoverlay.layers.merge import Found, Index, Listing, at_once, scan, scan_soon
 from fuseoverlay.layers.objects import Sighting, sighting, stat_key
-from fuseoverlay.native import extension
 from fuseoverlay.overlay import hardlinks, places, renewal
 from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
@@ -89,7 +88,7 @@ def _merged(ov: Overlay, directory: Directory, index: Index, used: int) -> Index
     directory.index = index
     directory.lowers = directory.lowers[:used]
     if not renewal.watch(ov, index):
-        extension.names[directory.ino] = index.visible
+        ov.prepared.names[directory.ino] = index.visible
     return index
 
 

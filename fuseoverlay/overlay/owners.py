@@ -26,6 +26,7 @@ from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.overlay.filedata import FileData
 from fuseoverlay.overlay.identity import Identity, use_override
 from fuseoverlay.overlay.inodes import InodeTable
+from fuseoverlay.overlay.prepared import Prepared
 from fuseoverlay.overlay.workdir import WorkDir, claim
 from fuseoverlay.system import descriptors, syscalls
 from fuseoverlay.system.clones import Clones
@@ -44,6 +45,7 @@ class Overlay:
 
     config: MountConfig
     stack: LayerStack
+    prepared: Prepared
     inodes: InodeTable
     #: None: nothing can change.
     workdir: WorkDir | None
@@ -75,13 +77,15 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
         stack.limit = budget // 2
         upper = stack.upper
         real_status = upper is None or not identity.translates(upper)
+        prepared = Prepared()
         data = owners.enter_context(
-            FileData(stack, budget // 4, real_status=real_status, private=config.private)
+            FileData(stack, prepared, budget // 4, real_status=real_status, private=config.private)
         )
         devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
         upper_root = upper.root if upper is not None else None
         inodes = owners.enter_context(
             InodeTable(
+                prepared,
                 devices,
                 upper_root,
                 tuple(layer.root for layer in stack.lowers),
@@ -92,6 +96,7 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
         yield Overlay(
             config=config,
             stack=stack,
+            prepared=prepared,
             inodes=inodes,
             workdir=workdir,
             data=data,

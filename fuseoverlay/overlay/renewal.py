@@ -18,7 +18,6 @@ from fuseoverlay.layers import redirect
 from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.layers.merge import Found, Index, scan, scan_soon
 from fuseoverlay.layers.objects import stat_key
-from fuseoverlay.native import extension
 from fuseoverlay.overlay import places
 from fuseoverlay.overlay.inodes import Directory, File
 from fuseoverlay.overlay.owners import Overlay
@@ -149,7 +148,7 @@ def _renew_parts(
         return
     # Those that are below an opaque one the index leaves out again.
     inode.lowers = lowers
-    extension.plain.pop(inode.ino, None)
+    ov.prepared.plain.pop(inode.ino, None)
     if inode.index is not None:
         inode.index.stamp, inode.index.expires = None, time.monotonic()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.fuse.direct import Direct
+from fuseoverlay.fuse.direct import Direct, hand_over
 from fuseoverlay.native import extension
 from fuseoverlay.overlay.config import check, parse
 from fuseoverlay.overlay.inodes import ROOT
@@ -51,7 +51,7 @@ def test_descriptors_that_are_closed_meanwhile(tmp_path: Path) -> None:
     options = f"ro,metacopy=on,lowerdir={top}:{bottom}"
     with opened(check(parse(os.fsencode(options)))) as ov:
         ov.stack.limit = 1
-        extension.prepare(ov.inodes.entries, ov.stack.descriptors, read_listed=True, acls=False)
+        hand_over(ov, read_listed=True, acls=False)
         direct = Direct(ov, 1, lambda ino, count: None, acls=False)
         reply = direct.readdirplus(ROOT, 0, 0, 0, struct.pack("=QQI", 0, 0, 1 << 16))
         listed = {os.fsdecode(name): node for name, node in _entries(reply)}
@@ -66,7 +66,7 @@ def test_looking_up_makes_no_inode(tmp_path: Path) -> None:
     (tmp_path / "linked").touch()
     os.link(tmp_path / "linked", tmp_path / "other")
     with opened(check(parse(os.fsencode(f"ro,lowerdir={tmp_path}")))) as ov:
-        extension.prepare(ov.inodes.entries, ov.stack.descriptors, read_listed=True, acls=False)
+        hand_over(ov, read_listed=True, acls=False)
         direct = Direct(ov, 1, lambda ino, count: None, acls=False)
         for name in ("plain", "linked"):
             first, second = (direct.lookup(ROOT, 0, 0, 0, name.encode() + b"\0") for _ in range(2))

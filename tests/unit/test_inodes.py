@@ -8,13 +8,14 @@ import weakref
 import pytest
 
 from fuseoverlay.overlay.inodes import Directory, File, Inode, InodeTable
+from fuseoverlay.overlay.prepared import Prepared
 
 #: Deeper than any stack.
 DEPTH = 200_000
 
 
 def _table() -> InodeTable:
-    return InodeTable([1], None, ())
+    return InodeTable(Prepared(), [1], None, ())
 
 
 def _known(table: InodeTable, inode: Inode) -> None:

@@ -1,5 +1,5 @@
 /*
- * Between /dev/fuse and libfuse. It decides nothing: `native.py` says what becomes of each
+ * Between /dev/fuse and libfuse. It decides nothing: `extension.py` says what becomes of each
  * kind of request.
  */
 #include "native.h"
@@ -19,21 +19,7 @@
 #define ASLEEP_NS 1000000
 #define ROW_NS 2000000
 
-struct filter filter = {.fd = -1, .event_fd = -1};
-
-void send_reply(uint64_t unique, int error, const void *payload, size_t size)
-{
-    struct fuse_out_header out = {
-        .len = sizeof(out) + (error ? 0 : size), .error = -error, .unique = unique};
-    struct iovec iov[2] = {{&out, sizeof(out)}, {(void *)payload, error ? 0 : size}};
-
-    filter.last_error = error;
-    filter.last_absent = !error && size >= sizeof(struct fuse_entry_out) &&
-                         !((const struct fuse_entry_out *)payload)->nodeid;
-    /* ENOENT: the caller was interrupted and waits no more. */
-    if (writev(filter.fd, iov, 2) < 0 && error == 0 && errno != ENOENT)
-        send_reply(unique, errno, NULL, 0);
-}
+struct filter filter = {.event_fd = -1};
 
 /* A file that was opened without a handle has handle 0. All I/O is by inode. */
 static void set_handle(const struct fuse_in_header *in)
@@ -150,8 +136,8 @@ static void log_answer(const struct fuse_in_header *in, size_t size)
 {
     PyObject *result = PyObject_CallFunction(
         filter.log, "IKIIIy#ii", in->opcode, (unsigned long long)in->nodeid, in->uid, in->gid,
-        in->pid, (const char *)(in + 1), (Py_ssize_t)(size - sizeof(*in)), filter.last_error,
-        in->opcode == FUSE_LOOKUP && filter.last_absent);
+        in->pid, (const char *)(in + 1), (Py_ssize_t)(size - sizeof(*in)), replies.last_error,
+        in->opcode == FUSE_LOOKUP && replies.last_absent);
 
     if (!result)
         PyErr_WriteUnraisable(filter.log);
@@ -163,7 +149,7 @@ static bool dispatch(const struct fuse_in_header *in, size_t size)
     int pending = filter.pending;
     bool done;
 
-    filter.last_error = 0;
+    replies.last_error = 0;
     done = decide(in, size);
     /* What Python is handed logs whoever serves it. */
     if (filter.log && done && filter.pending == pending)
@@ -211,7 +197,7 @@ static bool wait_awake(struct pollfd *poll_fd)
 
 static bool wait_for_request(bool idle)
 {
-    struct pollfd poll_fd = {.fd = filter.fd, .events = POLLIN};
+    struct pollfd poll_fd = {.fd = replies.fd, .events = POLLIN};
     struct timespec asleep = {.tv_nsec = ASLEEP_NS};
 
     if (!idle)
@@ -332,7 +318,7 @@ static bool attach(void *libfuse, struct fuse_session *session)
 
     if (fd < 0 || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
         return false;
-    filter.fd = fd;
+    replies.fd = fd;
     if (custom_io_317)
         return custom_io_317(session, &io, sizeof(io), fd) == 0;
     return custom_io && custom_io(session, &io, fd) == 0;

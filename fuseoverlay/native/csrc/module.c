@@ -24,21 +24,26 @@ static PyObject *py_setup(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(prepare_doc,
-    "prepare(inodes, directories, read_listed, acls)\n\n"
-    "Dictionaries of the overlay: number -> inode or listed file, and real directory -> O_PATH\n"
-    "descriptor; whether listed files are read without asking Python, and whether the mount has\n"
-    "ACLs. Until then nothing is answered without asking it.");
+    "prepare(bound, names, plain, inodes, directories, read_listed, acls)\n\n"
+    "What the overlay has prepared (overlay/prepared.py); dictionaries of it: number -> inode or\n"
+    "listed file, and real directory -> O_PATH descriptor; whether listed files are read without\n"
+    "asking Python, and whether the mount has ACLs. Until then nothing is answered without it.");
 static PyObject *py_prepare(PyObject *self, PyObject *args)
 {
-    PyObject *inodes, *directories;
+    PyObject *bound, *names, *plain, *inodes, *directories;
     int read_listed, acls;
 
-    if (!PyArg_ParseTuple(args, "O!Opp", &PyDict_Type, &inodes, &directories, &read_listed, &acls))
+    if (!PyArg_ParseTuple(args, "O!O!O!O!Opp", &PyDict_Type, &bound, &PyDict_Type, &names,
+                          &PyDict_Type, &plain, &PyDict_Type, &inodes, &directories, &read_listed,
+                          &acls))
         return NULL;
     if (!PyDict_Check(directories)) {
         PyErr_SetString(PyExc_TypeError, "directories must be a dictionary");
         return NULL;
     }
+    Py_XSETREF(prepared.bound, Py_NewRef(bound));
+    Py_XSETREF(prepared.names, Py_NewRef(names));
+    Py_XSETREF(prepared.plain, Py_NewRef(plain));
     Py_XSETREF(prepared.inodes, Py_NewRef(inodes));
     Py_XSETREF(prepared.directories, Py_NewRef(directories));
     prepared.read_listed = read_listed;
@@ -215,16 +220,9 @@ PyMODINIT_FUNC PyInit__native(void)
     PyObject *module = PyModule_Create(&definition);
 
     filter.taken = PyList_New(0);
-    prepared.bound = PyDict_New();
-    prepared.names = PyDict_New();
-    prepared.plain = PyDict_New();
-    if (!module || !filter.taken || !prepared.bound || !prepared.names || !prepared.plain ||
-        PyType_Ready(&listing_type) < 0 ||
+    if (!module || !filter.taken || PyType_Ready(&listing_type) < 0 ||
         add_real(module) < 0 || PyModule_AddFunctions(module, merge_methods) < 0 ||
         PyModule_AddObjectRef(module, "taken", filter.taken) < 0 ||
-        PyModule_AddObjectRef(module, "bound", prepared.bound) < 0 ||
-        PyModule_AddObjectRef(module, "names", prepared.names) < 0 ||
-        PyModule_AddObjectRef(module, "plain", prepared.plain) < 0 ||
         PyModule_AddObjectRef(module, "Listing", (PyObject *)&listing_type) < 0)
         Py_CLEAR(module);
     return module;

@@ -1,14 +1,16 @@
 /*
  * The parts of `fuseoverlay._native`; docs/native.md explains it.
  *
- * filter.c   between /dev/fuse and libfuse: what becomes of each request
- * answers.c  requests that are answered here, from what the overlay has prepared
- * listing.c  replies to READDIRPLUS
- * real.c     directories of layers: opening them
- * scan.c     reading one
- * merge.c    what several of them show together
- * splice.c   large replies to READ
  * module.c   what Python calls
+ * filter.c   between /dev/fuse and libfuse: what becomes of each request
+ * listing.c  replies to READDIRPLUS
+ * answers.c  requests that are answered here, from what the overlay has prepared
+ * merge.c    what several directories show together
+ * scan.c     reading one
+ * real.c     directories of layers: opening them
+ * reply.c    replies to the kernel
+ *
+ * Each calls only what stands below it.
  *
  * Structures and constants: <linux/fuse.h>, the kernel's ABI.
  */
@@ -36,15 +38,12 @@ enum action {
 
 struct filter {
     bool attached; /* libfuse reads and writes through us */
-    int fd;        /* /dev/fuse */
     int event_fd;  /* counts requests in `taken` */
     enum action action[OPCODES];
     int error[OPCODES];
     PyObject *function[OPCODES];
     PyObject *taken; /* list of bytes: whole requests */
     PyObject *log; /* called with each request that was answered, and the error; NULL: no log */
-    int last_error;
-    bool last_absent; /* a reply to LOOKUP that said that there is no such name, without an error */
     PyObject *ended; /* called once when the kernel has ended the connection */
     int pending;     /* requests that Python is at work on */
     /* INIT */
@@ -67,12 +66,20 @@ bool another_request(void);
 /* One of the pending requests is being answered. */
 void note_answered(void);
 
+struct replies {
+    int fd; /* /dev/fuse */
+    /* The last one, for the log */
+    int last_error;
+    bool last_absent; /* a reply to LOOKUP that said that there is no such name, without an error */
+};
+extern struct replies replies;
+
 void send_reply(uint64_t unique, int error, const void *payload, size_t size);
 
 /* Answer a READ with that much of a file, without a copy here; false: no answer was sent. */
 bool splice_reply(uint64_t unique, int fd, off_t offset, size_t size);
 
-/* What the overlay has prepared. Bound descriptors: see `native.bound`. */
+/* What the overlay has prepared: overlay/prepared.py. */
 enum { BOUND_READ = 1, BOUND_WRITE = 2, BOUND_ATTR = 4, BOUND_NO_XATTR = 8, BOUND_BITS = 4 };
 
 struct prepared {
@@ -128,7 +135,7 @@ ssize_t scan_directory(int fd, char *buffer, size_t room);
  * a symbolic link. -1: an error, or an exception. */
 int open_real(PyObject *real, PyObject *descriptors, int flags);
 
-/* Whether that is the listed file that was told the kernel as `nodeid`; see layers.sighting. */
+/* Whether that is the listed file that was told the kernel as `nodeid`; see objects.sighting. */
 bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st);
 
 /* Add what `real.c` has for Python; -1: an exception. */

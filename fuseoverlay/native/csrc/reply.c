@@ -1,6 +1,6 @@
 /*
- * Replies to large READs without a copy of the data on the way: the pages of the real file go
- * through a pipe, splice(2), and the kernel copies them once, into its own.
+ * Replies to the kernel. Those to large READs go without a copy of the data on the way: the pages of
+ * the real file go through a pipe, splice(2), and the kernel copies them once, into its own.
  */
 #include "native.h"
 
@@ -17,6 +17,22 @@
 
 /* What anybody may have. */
 #define PIPE_SIZE (1 << 20)
+
+struct replies replies = {.fd = -1};
+
+void send_reply(uint64_t unique, int error, const void *payload, size_t size)
+{
+    struct fuse_out_header out = {
+        .len = sizeof(out) + (error ? 0 : size), .error = -error, .unique = unique};
+    struct iovec iov[2] = {{&out, sizeof(out)}, {(void *)payload, error ? 0 : size}};
+
+    replies.last_error = error;
+    replies.last_absent = !error && size >= sizeof(struct fuse_entry_out) &&
+                         !((const struct fuse_entry_out *)payload)->nodeid;
+    /* ENOENT: the caller was interrupted and waits no more. */
+    if (writev(replies.fd, iov, 2) < 0 && error == 0 && errno != ENOENT)
+        send_reply(unique, errno, NULL, 0);
+}
 
 static int pipe_read = -1, pipe_write = -1;
 
@@ -93,7 +109,7 @@ bool splice_reply(uint64_t unique, int fd, off_t offset, size_t size)
         drop_pipe();
         return false;
     }
-    sent = splice(pipe_read, NULL, filter.fd, NULL, out.len, 0);
+    sent = splice(pipe_read, NULL, replies.fd, NULL, out.len, 0);
     if (sent != out.len) {
         /* ENOENT: the caller was interrupted and waits no more. */
         bool gone = sent < 0 && errno == ENOENT;
