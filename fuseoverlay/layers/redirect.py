@@ -288,7 +288,12 @@ def _is_oci_opaque(stack: LayerStack, real: RealDir) -> bool:
 
 
 def _status(stack: LayerStack, real: RealDir, name: bytes) -> os.stat_result | None:
+    """None where there is nothing; any other error is not absence: what a layer does not tell
+    today may be there tomorrow, and must not be removed as empty meanwhile."""
+    fd = stack.fd(real)
     try:
-        return os.stat(name, dir_fd=stack.fd(real), follow_symlinks=False)
-    except OSError:
+        return os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
         return None

@@ -1,7 +1,9 @@
-"""A FUSE filesystem that lacks what others have: `python oddfs.py MOUNTPOINT ERRNO...`.
+"""A FUSE filesystem that lacks what others have: `python oddfs.py MOUNTPOINT
+ERRNO ERRNO [BROKEN]`.
 
 It holds `file`, `dir/inside` and `link`, and answers every question about extended attributes
-with the first errno and statfs(2) with the second, if that is not 0. For the tests of layers on
+with the first errno and statfs(2) with the second, if that is not 0. While there is a file BROKEN,
+`dir` cannot be looked up, EIO. For the tests of layers on
 filesystems that are not like ext4.
 """
 
@@ -30,15 +32,17 @@ NAMES = {ROOT: {b"file": FILE, b"dir": DIR, b"link": LINK}, DIR: {b"inside": INS
 class Odd(pyfuse3.Operations):
     """Read only."""
 
-    def __init__(self, attributes: int, statfs: int) -> None:
+    def __init__(self, attributes: int, statfs: int, broken: str | None) -> None:
         super().__init__()
-        self._attributes, self._statfs = attributes, statfs
+        self._attributes, self._statfs, self._broken = attributes, statfs, broken
 
     def _entry(self, ino: int) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino, entry.st_mode, entry.st_nlink = ino, MODES[ino], 1
         entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
         entry.st_size = len(CONTENTS.get(ino, b""))
+        if self._broken:
+            entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
     async def getattr(self, inode, ctx):
@@ -47,6 +51,8 @@ class Odd(pyfuse3.Operations):
     async def lookup(self, parent_inode, name, ctx):
         if name not in NAMES.get(parent_inode, {}):
             raise pyfuse3.FUSEError(errno.ENOENT)
+        if name == b"dir" and self._broken and os.path.exists(self._broken):
+            raise pyfuse3.FUSEError(errno.EIO)
         return self._entry(NAMES[parent_inode][name])
 
     async def opendir(self, inode, ctx):
@@ -84,7 +90,8 @@ class Odd(pyfuse3.Operations):
 def main() -> None:
     """Serve until unmounted."""
     mountpoint, attributes, statfs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    pyfuse3.init(Odd(attributes, statfs), mountpoint, {"fsname=oddfs", "default_permissions"})
+    broken = sys.argv[4] if len(sys.argv) > 4 else None
+    pyfuse3.init(Odd(attributes, statfs, broken), mountpoint, {"fsname=oddfs", "default_permissions"})
     try:
         trio.run(pyfuse3.main)
     finally:

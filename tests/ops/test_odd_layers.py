@@ -10,8 +10,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from fuseoverlay.errors import PROBLEMS_LEFT
 from tests.helpers import oddfs
-from tests.helpers.mounts import Daemon, Space, detach, fuse_only, mounts_at, unmount
+from tests.helpers.mounts import (
+    Daemon,
+    Space,
+    detach,
+    fails,
+    fuse_only,
+    mounts_at,
+    overlay_xattr,
+    unmount,
+)
 from tests.mount.conftest import Cli
 
 pytestmark = fuse_only
@@ -27,13 +37,13 @@ def odd(request: pytest.FixtureRequest, space: Space) -> Iterator[Space]:
 
 
 @contextlib.contextmanager
-def odd_lower(space: Space, code: int) -> Iterator[None]:
+def odd_lower(space: Space, code: int, *more: object) -> Iterator[None]:
     """The space's top lower answers questions about attributes with this errno."""
     argv = [sys.executable, oddfs.__file__, str(space.lower), str(code)]
     bottom = space.add_lower()
     (bottom / "dir").mkdir()
     (bottom / "dir" / "below").write_bytes(b"below")
-    daemon = Daemon([*argv, str(errno.ENOSYS)], space.lower, space.base / "odd-log")
+    daemon = Daemon([*argv, str(errno.ENOSYS), *map(str, more)], space.lower, space.base / "odd-log")
     try:
         daemon.wait_until_mounted(1)
         yield
@@ -100,3 +110,47 @@ def test_unreadable_attributes(space: Space, code: int) -> None:
             (line,) = done.stderr.splitlines()
             assert f"{space.lower}: extended attributes cannot be read: {os.strerror(code)}" in line
         assert not mounts_at(space.mnt)
+
+
+def _renamed(space: Space) -> None:
+    """`dir` of the odd lower is renamed in the upper."""
+    space.features = ("redirect_dir=on",)
+    mnt = space.mount()
+    os.rename(mnt / "dir", mnt / "renamed")
+    space.unmount()
+
+
+def test_an_error_is_not_absence(space: Space) -> None:
+    """Where a redirect leads is not looked for elsewhere, nor taken for nothing, because a lower
+    does not answer: what would be shown as empty could be removed."""
+    broken = space.base / "broken"
+    with odd_lower(space, errno.EOPNOTSUPP, broken):
+        _renamed(space)
+        broken.touch()
+        mnt = space.mount()
+        for call in (os.listdir, os.rmdir):
+            with fails(errno.EIO):
+                call(mnt / "renamed")
+        with fails(errno.EIO):
+            os.stat(mnt / "renamed" / "inside")
+        broken.unlink()
+        assert sorted(os.listdir(mnt / "renamed")) == ["below", "inside"]
+        with fails(errno.ENOTEMPTY):
+            os.rmdir(mnt / "renamed")
+        space.unmount()
+
+
+def test_a_check_does_not_repair_what_a_lower_does_not_tell(space: Space) -> None:
+    """A redirect that cannot be followed today is not replaced by an opaque mark."""
+    broken = space.base / "broken"
+    with odd_lower(space, errno.EOPNOTSUPP, broken):
+        _renamed(space)
+        broken.touch()
+        done = Cli(space).run("fsck", space.upper, "--repair", "-o", space.options())
+        assert done.returncode == PROBLEMS_LEFT
+        assert os.strerror(errno.EIO) in done.stdout
+        broken.unlink()
+        assert overlay_xattr(space.upper / "renamed", "redirect") == b"dir"
+        mnt = space.mount()
+        assert sorted(os.listdir(mnt / "renamed")) == ["below", "inside"]
+        space.unmount()
