@@ -166,6 +166,9 @@ MORE: dict[str, Change] = {
     "truncate in upper": lambda mnt: os.truncate(mnt / "up", 1),
     "chmod linked": lambda mnt: os.chmod(mnt / "linked", 0o600),
     "chmod in upper": lambda mnt: os.chmod(mnt / "up", 0o600),
+    "chmod of an open file": lambda mnt: os.chmod(mnt / "up", 0o4711),
+    "chown of an open file": lambda mnt: os.chown(mnt / "up", *_SOMEBODY),
+    "utime of an open file": lambda mnt: os.utime(mnt / "up", (5, 5)),
     "chown": lambda mnt: os.chown(mnt / "file", *_SOMEBODY),
     "utime": lambda mnt: os.utime(mnt / "file", (5, 5)),
     "setxattr in upper": lambda mnt: os.setxattr(mnt / "up", "user.x", b"y"),
@@ -191,6 +194,9 @@ MORE: dict[str, Change] = {
 #: What happens before that is safe.
 BEFORE: dict[str, Change] = {
     "sync": lambda mnt: _scribble(mnt / "file"),
+    "chmod of an open file": lambda mnt: _append(mnt / "up"),
+    "chown of an open file": lambda mnt: _append(mnt / "up"),
+    "utime of an open file": lambda mnt: _append(mnt / "up"),
     "data after metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
     "unlink second name": lambda mnt: os.unlink(mnt / "linked"),
     "unlink second name of a copy": lambda mnt: _append(mnt / "linked"),

@@ -91,7 +91,8 @@ def main() -> None:
     """Serve until unmounted."""
     mountpoint, attributes, statfs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     broken = sys.argv[4] if len(sys.argv) > 4 else None
-    pyfuse3.init(Odd(attributes, statfs, broken), mountpoint, {"fsname=oddfs", "default_permissions"})
+    options = {"fsname=oddfs", "default_permissions"}
+    pyfuse3.init(Odd(attributes, statfs, broken), mountpoint, options)
     try:
         trio.run(pyfuse3.main)
     finally:

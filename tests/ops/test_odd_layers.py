@@ -43,7 +43,8 @@ def odd_lower(space: Space, code: int, *more: object) -> Iterator[None]:
     bottom = space.add_lower()
     (bottom / "dir").mkdir()
     (bottom / "dir" / "below").write_bytes(b"below")
-    daemon = Daemon([*argv, str(errno.ENOSYS), *map(str, more)], space.lower, space.base / "odd-log")
+    argv += [str(errno.ENOSYS), *map(str, more)]
+    daemon = Daemon(argv, space.lower, space.base / "odd-log")
     try:
         daemon.wait_until_mounted(1)
         yield

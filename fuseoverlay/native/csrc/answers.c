@@ -147,9 +147,10 @@ static bool reply_written(const struct fuse_in_header *in, int fd)
     return true;
 }
 
-/* Owner, mode and times, in the order of chown(2), chmod(2), utimensat(2). Sizes are Python's,
- * and a change of nothing, which ends setuid. */
-#define SETTABLE (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_ATIME | FATTR_MTIME)
+/* Owner, mode or times. Python's are sizes; a change of nothing, which ends setuid; and several of
+ * these at once, the first of which has to be taken back where the second fails. */
+#define OWNER (FATTR_UID | FATTR_GID)
+#define TIMES (FATTR_ATIME | FATTR_MTIME)
 #define MEANINGLESS (FATTR_FH | FATTR_ATIME_NOW | FATTR_MTIME_NOW | FATTR_LOCKOWNER | FATTR_CTIME)
 
 static struct timespec new_time(uint32_t given, uint32_t now, uint64_t seconds, uint32_t ns)
@@ -170,23 +171,24 @@ static bool reply_changed(const struct fuse_in_header *in, int fd)
         new_time(valid & FATTR_MTIME, valid & FATTR_MTIME_NOW, arg->mtime, arg->mtimensec)};
     struct stat st;
 
-    if (valid & (FATTR_UID | FATTR_GID)) {
+    if (valid & OWNER) {
         valid &= ~FATTR_KILL_SUIDGID; /* which chown(2) does, but not by somebody's groups */
         if (in->uid != 0 &&
             (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID))
             return false;
     }
-    if (!(valid & SETTABLE) || valid & ~(SETTABLE | MEANINGLESS))
+    if (valid & ~(OWNER | FATTR_MODE | TIMES | MEANINGLESS) ||
+        !!(valid & OWNER) + !!(valid & FATTR_MODE) + !!(valid & TIMES) != 1)
         return false;
-    if ((valid & (FATTR_UID | FATTR_GID) &&
-         fchown(fd, valid & FATTR_UID ? arg->uid : (uid_t)-1,
-                valid & FATTR_GID ? arg->gid : (gid_t)-1) < 0) ||
+    if ((valid & OWNER && fchown(fd, valid & FATTR_UID ? arg->uid : (uid_t)-1,
+                                 valid & FATTR_GID ? arg->gid : (gid_t)-1) < 0) ||
         (valid & FATTR_MODE && fchmod(fd, arg->mode & 07777) < 0) ||
-        (valid & (FATTR_ATIME | FATTR_MTIME) && futimens(fd, times) < 0) || fstat(fd, &st) < 0) {
+        (valid & TIMES && futimens(fd, times) < 0)) {
         send_reply(in->unique, errno, NULL, 0);
         return true;
     }
-    return reply_attr(in, &st);
+    /* The change is made, whatever keeps us from telling of it: Python makes it once more. */
+    return fstat(fd, &st) == 0 && reply_attr(in, &st);
 }
 
 static bool answer_bound(const struct fuse_in_header *in, PyObject *value)

@@ -1,0 +1,128 @@
+"""Reading a tree of which any one system call of the daemon fails shows it right, or an error.
+
+Whatever cannot be told is neither absent nor there: what were shown as empty could be removed, and
+what a whiteout hides would come back. Each directory is looked at for the first time while the
+call fails; afterwards it shows what it should.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.changes import make_layers
+from tests.helpers.faults import MANY, Faults
+from tests.helpers.mounts import (
+    MODE,
+    Space,
+    fuse_only,
+    make_whiteout,
+    set_overlay_xattr,
+)
+from tests.helpers.tree import Tree, compare, record
+
+pytestmark = [
+    fuse_only,
+    pytest.mark.skipif(MODE != "root", reason="the same calls in each mode"),
+]
+
+#: The directories for the calls are not made at the same moment.
+TIMES = {"mtime_ns"}
+ERRORS = (errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
+
+
+def _marks(base: Path) -> None:
+    """What a mount writes: renamed directories and files, metadata alone, hard links."""
+    os.rename(base / "dir", base / "renamed")
+    os.rename(base / "renamed" / "inside", base / "renamed" / "moved")
+    os.chmod(base / "big", 0o600)
+    os.rename(base / "big", base / "renamed" / "big")
+    os.chmod(base / "linked", 0o640)
+    os.unlink(base / "copied")
+    (base / "copied").mkdir()
+
+
+def _foreign(top: Path, bottom: Path) -> None:
+    """What other programs leave in lowers."""
+    for layer in (top, bottom):
+        (layer / "hidden").mkdir()
+        (layer / "opaque").mkdir()
+        (layer / "marked").mkdir()
+    (top / "hidden" / ".wh.gone").touch()
+    (bottom / "hidden" / "gone").write_bytes(b"must not come back")
+    (top / "opaque" / ".wh..wh..opq").touch()
+    (bottom / "opaque" / "gone").write_bytes(b"must not come back")
+    (top / "marked" / "gone").touch()
+    set_overlay_xattr(top / "marked" / "gone", "whiteout", b"y")
+    set_overlay_xattr(top / "marked", "opaque", b"x")
+    (bottom / "marked" / "gone").write_bytes(b"must not come back")
+    # A redirect below an opaque directory, and to a directory of another name.
+    (top / "elsewhere").mkdir()
+    set_overlay_xattr(top / "elsewhere", "redirect", b"source")
+    (bottom / "source").mkdir()
+    (bottom / "source" / "kept").write_bytes(b"kept")
+    (bottom / "elsewhere").mkdir()
+    (bottom / "elsewhere" / "hidden").write_bytes(b"must not come back")
+    make_whiteout(top / "source")
+
+
+def _made(space: Space, names: list[str]) -> None:
+    """A directory for each name that has everything in it."""
+    bottom = space.add_lower()
+    for name in names:
+        parts = [layer / name for layer in (space.lower, bottom, space.upper)]
+        for part in parts:
+            part.mkdir()
+        make_layers(*parts)
+        _foreign(*parts[:2])
+    mnt = space.mount()
+    for name in names:
+        _marks(mnt / name)
+    space.unmount()
+
+
+def _calls(faults: Faults, look: Callable[[], Tree]) -> tuple[int, Tree]:
+    """How many calls it takes, and what it shows."""
+    with faults.armed(MANY, errno.EIO):
+        tree = look()
+    return MANY - faults.left, tree
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda code: errno.errorcode[code])
+def test_what_cannot_be_read_is_an_error(space: Space, error: int) -> None:
+    space.extra = ("redirect_dir=on", "metacopy=on")
+    most = 500
+    names = ["counted", *map(str, range(1, most + 1))]
+    _made(space, names)
+    lowers = space.evidence()
+    faults = Faults(space.base / "faults")
+    mnt = faults.mount(space)
+    count, expected = _calls(faults, lambda: record(str(mnt / "counted")))
+    assert 50 < count <= most
+    assert b"renamed/moved" in expected
+    assert not [path for path in expected if b"gone" in path and b"child" in path]
+    wrong = []
+    for call in range(1, count + 1):
+        base = mnt / str(call)
+        with faults.armed(call, error):
+            try:
+                seen = record(str(base))
+            except OSError as exc:
+                if exc.errno not in (error, errno.EIO, errno.ESTALE):
+                    wrong.append(f"call {call} ({faults.failed}): {exc}")
+                seen = expected
+        failed = f"call {call} ({faults.failed})"
+        # Errors of attributes are not `record`'s to raise.
+        shown = compare(expected, seen, ignore=TIMES | {"xattrs"})
+        wrong += [f"{failed}: {line}" for line in shown]
+        later = compare(expected, record(str(base)), ignore=TIMES)
+        wrong += [f"after {failed}: {line}" for line in later]
+    assert not wrong, "\n".join(wrong[:40])
+    space.daemon.check_log()
+    space.unmount()
+    space.check_lowers(lowers)
