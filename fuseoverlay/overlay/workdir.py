@@ -28,6 +28,7 @@ from fuseoverlay.layers.roots import absence
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.system import acl, handles, syscalls
 from fuseoverlay.system.clones import Clones
+from fuseoverlay.system.locks import flock_holder
 from fuseoverlay.system.removal import clear, names_in
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
@@ -430,10 +431,18 @@ def lock(fd: int, path: bytes) -> None:
             if time.monotonic() < deadline:
                 time.sleep(0.02)
                 continue
-            raise UpperError(
-                "is in use by another mount",
-                where=path,
-                hint="unmount that one first, or use other directories",
-            ) from None
+            raise _in_use(path, flock_holder(fd)) from None
         except OSError as exc:
             raise UpperError(f"cannot be locked: {describe(exc)}", where=path) from None
+
+
+def _in_use(path: bytes, daemon: int | None) -> UpperError:
+    """The mount may be in a namespace that nobody but its daemon is in any more."""
+    hint = "unmount that one first, or use other directories"
+    if daemon is None:
+        return UpperError("is in use by another mount", where=path, hint=hint)
+    return UpperError(
+        f"is in use by another mount, whose daemon is process {daemon}",
+        where=path,
+        hint=f"{hint}; kill {daemon} unmounts one that was left in a namespace of its own",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -13,7 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, detach, escape, fails, root_only, unmount
+from tests.helpers.mounts import (
+    MODE,
+    Space,
+    command,
+    detach,
+    escape,
+    fails,
+    mounts_at,
+    root_only,
+    unmount,
+)
 from tests.mount.conftest import Cli
 
 USAGE, LOWER, UPPER, MOUNTPOINT, FUSE, IMAGE = 2, 3, 4, 5, 6, 7
@@ -309,7 +320,8 @@ def test_in_use_by_a_living_mount(cli: Cli, shared: str) -> None:
         other.space.work = space.base / "work2"
         other.space.work.mkdir()
     options = other.space.options()
-    refused(other, UPPER, "-o", options, other.space.mnt, word="in use")
+    word = f"in use by another mount, whose daemon is process {pid};"
+    refused(other, UPPER, "-o", options, other.space.mnt, word=word)
     assert cli.daemons() == [pid]
     (mnt / "f").write_bytes(b"the first goes on")
     assert (upper / "f").read_bytes() == b"the first goes on"
@@ -320,6 +332,27 @@ def test_in_use_by_a_living_mount(cli: Cli, shared: str) -> None:
     assert done.returncode == 0, done.stderr
     unmount(other.space.mnt)
     other.wait_until_gone()
+
+
+def test_left_in_a_namespace_of_its_own(cli: Cli) -> None:
+    """The mount stays as long as its daemon, which alone is left in the namespace: what is said of
+    the upper that it holds says how to end it."""
+    space = cli.space
+    script = f"{shlex.join(command('-o', space.options(), space.mnt))} && echo kept > {space.mnt}/f"
+    enter = ["unshare", "-m"] if MODE == "root" else ["unshare", "-Urm"]
+    done = cli.run(prefix=(*enter, "sh", "-c", script))
+    assert done.returncode == 0, done.stderr
+    (pid,) = cli.daemons()
+    assert not mounts_at(space.mnt)
+    again = cli.run("-o", space.options(), space.mnt)
+    assert again.returncode == UPPER
+    assert f"kill {pid} unmounts one that was left" in again.stderr
+    os.kill(pid, signal.SIGTERM)
+    cli.wait_until_gone()
+    cli.mount("-o", space.options(), space.mnt)
+    assert (space.mnt / "f").read_text() == "kept\n"
+    unmount(space.mnt)
+    cli.wait_until_gone()
 
 
 @pytest.mark.skipif(MODE == "user", reason="a plain user cannot mount kernel overlayfs")
