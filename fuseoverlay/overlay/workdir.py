@@ -125,7 +125,16 @@ class WorkDir:
         os.close(self._root)
 
     def note_lowers(self, lowers: Sequence[Layer]) -> None:
-        """`usedlowers.note`."""
+        """`usedlowers.note`, after a warning where the index of hard links was made over others: it
+        finds lower files by their handles."""
+        index_fd = self.index_fd()
+        indexed = index_fd is not None and bool(os.listdir(index_fd))
+        if indexed and usedlowers.are_others(self._root, lowers):
+            log.warning(
+                "%s: the lower directories are not those of the last mount: each name of a changed "
+                "file with several may lead to a file of its own now; fsck says of which",
+                printable(self.path),
+            )
         usedlowers.note(self._root, lowers)
 
     def index_fd(self, *, create: bool = False) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -319,6 +320,24 @@ def test_an_upper_of_which_nothing_is_noted(images: Images, other: Path) -> None
     images.unmount()
     refused(images.cli, UPPER, "mount", other, images.mnt, "--upper", images.upper,
             env=images.env, word=f"another image, {images.image}")  # fmt: skip
+
+
+def test_a_store_that_was_unpacked_again(images: Images) -> None:
+    """The layers are other files then: that names of a changed file come apart is said."""
+    how = ("mount", images.image, images.mnt, "--upper", images.upper)
+    images.mount("--upper", images.upper)
+    (images.mnt / "linked").write_bytes(b"new")
+    assert (images.mnt / "linked2").read_bytes() == b"new"
+    images.unmount()
+    again = images.cli.run(*how, env=images.env)
+    assert (again.returncode, again.stderr) == (0, "")
+    images.unmount()
+    shutil.rmtree(images.data)
+    later = images.cli.run(*how, env=images.env)
+    assert later.returncode == 0, later.stderr
+    assert "the lower directories are not those of the last mount" in later.stderr
+    assert (images.mnt / "linked").read_bytes() == b"new"
+    images.unmount()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"name": 1}', '{"name": "", "layers": 3}', "\0"])
