@@ -18,7 +18,7 @@ from typing import Final
 
 from fuseoverlay.errors import UpperError, describe
 from fuseoverlay.layers import xattrs
-from fuseoverlay.overlay import workdir
+from fuseoverlay.overlay import claim
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.system.removal import remove_tree
 from fuseoverlay.system.syscalls import DIR_FLAGS
@@ -127,7 +127,7 @@ class Changes:
         with self._errors():
             fd = os.open(self._upper, DIR_FLAGS)
             try:
-                workdir.lock(fd, os.fsencode(self._upper))
+                claim.lock(fd, os.fsencode(self._upper))
                 if self._fresh:
                     self._forget()
                     _copy_root(os.fsencode(top), os.fsencode(self._upper), keeps=keeps)
@@ -142,7 +142,7 @@ class Changes:
         self._upper.mkdir()
         work_fd = os.open(self._work, DIR_FLAGS)
         try:
-            for name in (workdir.INDEX, workdir.LINKS):
+            for name in (claim.INDEX, claim.LINKS):
                 with contextlib.suppress(FileNotFoundError):
                     remove_tree(work_fd, name)
         finally:

@@ -10,7 +10,7 @@ from fuseoverlay.fsck.upper import UpperCheck
 from fuseoverlay.layers import whiteout, xattrs
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.whiteout import Dialect
-from fuseoverlay.overlay.copyup import times_kept
+from fuseoverlay.overlay.copymetadata import times_kept
 from fuseoverlay.system.syscalls import fd_path
 
 

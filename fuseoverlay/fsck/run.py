@@ -15,7 +15,7 @@ from fuseoverlay.fsck.work import WorkCheck
 from fuseoverlay.layers import ownmount
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.layers.stack import LayerStack
-from fuseoverlay.overlay import owners, workdir
+from fuseoverlay.overlay import claim, owners
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.system.clones import Clones
 
@@ -88,9 +88,9 @@ def opened(config: MountConfig) -> Iterator[Check]:
         roots = owners.roots_of(stack, None)
         work_fd = None
         if config.workdir is None:
-            workdir.lock_upper(stack.upper)
+            claim.lock_upper(stack.upper)
         else:
-            work_fd = workdir.claim(config.workdir, stack.upper, clones)
+            work_fd = claim.claim(config.workdir, stack.upper, clones)
             undo.callback(os.close, work_fd)
             roots[stat_key(os.fstat(work_fd))] = config.workdir
         owners.refuse_overlaps(stack, roots)

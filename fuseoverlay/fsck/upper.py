@@ -18,13 +18,13 @@ from fuseoverlay.fsck import empty
 from fuseoverlay.fsck.origins import Origins
 from fuseoverlay.fsck.problems import Kept, Kind, Problem, shown
 from fuseoverlay.layers import merge, redirect, whiteout, xattrs
+from fuseoverlay.layers.index import Found, Index
 from fuseoverlay.layers.layer import Place, RealDir
-from fuseoverlay.layers.merge import Found, Index
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay import hardlinks
-from fuseoverlay.overlay.copyup import times_kept
+from fuseoverlay.overlay.copymetadata import times_kept
 from fuseoverlay.system import handles
 from fuseoverlay.system.syscalls import at, fd_path
 

@@ -16,7 +16,7 @@ from fuseoverlay.fsck.problems import Kind, Problem, shown
 from fuseoverlay.fsck.upper import UpperCheck
 from fuseoverlay.layers import whiteout, xattrs
 from fuseoverlay.layers.objects import stat_key
-from fuseoverlay.overlay import hardlinks, workdir
+from fuseoverlay.overlay import claim, hardlinks
 from fuseoverlay.system import handles, removal
 from fuseoverlay.system.handles import Handle
 from fuseoverlay.system.syscalls import DIR_FLAGS, at
@@ -44,7 +44,7 @@ class WorkCheck:
     def _entries(self) -> list[os.stat_result]:
         """Status of every entry of the index; none where it cannot be read."""
         try:
-            fd = os.open(workdir.INDEX, DIR_FLAGS, dir_fd=self._root_fd)
+            fd = os.open(claim.INDEX, DIR_FLAGS, dir_fd=self._root_fd)
         except OSError:
             return []
         try:
@@ -57,12 +57,12 @@ class WorkCheck:
 
     def problems(self, upper: UpperCheck) -> Iterator[Problem]:
         """Everything that is wrong; `upper` has been walked before."""
-        yield from self._each(workdir.STAGING, self._staged)
+        yield from self._each(claim.STAGING, self._staged)
         self._exported = not all(map(_is_copy, self._entries()))
-        yield from self._each(workdir.INDEX, lambda fd, name: self._entry(fd, name, upper))
-        yield from self._each(workdir.LINKS, self._note)
-        yield from self._owner(workdir.INDEX, upper)
-        yield from self._owner(workdir.LINKS, upper)
+        yield from self._each(claim.INDEX, lambda fd, name: self._entry(fd, name, upper))
+        yield from self._each(claim.LINKS, self._note)
+        yield from self._owner(claim.INDEX, upper)
+        yield from self._owner(claim.LINKS, upper)
 
     def _join(self, *names: bytes) -> bytes:
         return os.path.join(self._path, *names)
@@ -92,7 +92,7 @@ class WorkCheck:
 
     def _owner(self, directory: bytes, upper: UpperCheck) -> Iterator[Problem]:
         """Whether a directory about one upper is about this one; after its entries."""
-        mine = workdir.mark_of(upper.root.layer)
+        mine = claim.mark_of(upper.root.layer)
         try:
             fd = os.open(directory, DIR_FLAGS, dir_fd=self._root_fd)
         except OSError:
@@ -112,22 +112,22 @@ class WorkCheck:
             os.close(fd)
 
     def _staged(self, fd: int, name: bytes) -> Iterator[Problem]:
-        if name == workdir.INCOMPAT:
-            for mark in workdir.incompatible(fd):
+        if name == claim.INCOMPAT:
+            for mark in claim.incompatible(fd):
                 yield Problem(
-                    Kind.INCOMPATIBLE, self._join(workdir.STAGING, name, mark),
+                    Kind.INCOMPATIBLE, self._join(claim.STAGING, name, mark),
                     f"the upper was mounted with {shown(mark)}: data may be missing",
                     why="remove it if the system has not crashed since, or use a new upper and "
                     "work directory",
                 )  # fmt: skip
-        elif workdir.is_foreign(name):
+        elif claim.is_foreign(name):
             yield Problem(
-                Kind.FOREIGN, self._join(workdir.STAGING, name), "was not made by an overlay",
+                Kind.FOREIGN, self._join(claim.STAGING, name), "was not made by an overlay",
                 why="a mount refuses it, and it may be somebody's data",
             )  # fmt: skip
         elif not _shared_whiteout(fd, name):
             self._left.add(stat_key(os.stat(name, dir_fd=fd, follow_symlinks=False)))
-            yield self._junk(workdir.STAGING, fd, name)
+            yield self._junk(claim.STAGING, fd, name)
 
     def _junk(self, directory: bytes, fd: int, name: bytes) -> Problem:
         return Problem(
@@ -143,7 +143,7 @@ class WorkCheck:
             if not name.startswith(_TEMPORARY):
                 yield self._problem(name, "is no entry of an index", "it may be somebody's data")
             elif not whiteout.is_char_whiteout(st):
-                yield self._junk(workdir.INDEX, fd, name)
+                yield self._junk(claim.INDEX, fd, name)
         elif _is_copy(st):
             yield from self._copy(_Copy(fd, name, stored, origin, st, upper), upper)
 
@@ -151,7 +151,7 @@ class WorkCheck:
         self, name: bytes, what: str, why: str = "", repair: Callable[[], None] | None = None,
         kind: Kind = Kind.INDEX, *, by_lowers: bool = False,
     ) -> Problem:  # fmt: skip
-        return Problem(kind, self._join(workdir.INDEX, name), what, repair, why, by_lowers)
+        return Problem(kind, self._join(claim.INDEX, name), what, repair, why, by_lowers)
 
     def _copy(self, copy: _Copy, upper: UpperCheck) -> Iterator[Problem]:
         """A file of the index: the copy of a lower file with several names."""
@@ -207,7 +207,7 @@ class WorkCheck:
             )  # fmt: skip
 
     def _note(self, fd: int, name: bytes) -> Iterator[Problem]:
-        path = self._join(workdir.LINKS, name)
+        path = self._join(claim.LINKS, name)
         stored = hardlinks.origin_named(name)
         origin = handles.decode(stored) if stored is not None else None
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)

@@ -18,16 +18,17 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fuseoverlay.fuse import wire
-from fuseoverlay.layers import merge
+from fuseoverlay.layers import index
 from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.native import extension
-from fuseoverlay.overlay import attributes, lookup, namespace
+from fuseoverlay.overlay import attributes, lookup, make, realobject
 from fuseoverlay.overlay.attributes import Attr
 from fuseoverlay.overlay.directory import Emit, dots, emit_entry, note_access, unknown
-from fuseoverlay.overlay.inodes import Directory, Inode, generation_of
-from fuseoverlay.overlay.lookup import Real
-from fuseoverlay.overlay.namespace import Caller
+from fuseoverlay.overlay.inodes import Directory, Inode
+from fuseoverlay.overlay.inodetable import generation_of
+from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import Real
 
 log = logging.getLogger("fuseoverlay")
 
@@ -123,7 +124,7 @@ class Direct:
             return wire.entry(0, 0, self._valid, _NEVER) + bytes(wire.ATTR_SIZE)
         return self._listed(parent, index, name) or self._looked_up(parent, index, name)
 
-    def _listed(self, parent: Directory, index: merge.Index, name: bytes) -> bytes | None:
+    def _listed(self, parent: Directory, index: index.Index, name: bytes) -> bytes | None:
         """The entry of a plain file of a lower, as a listing would have it; None: it is none."""
         lower = index.plain_lower(name)
         base = self._base(lower)
@@ -136,7 +137,7 @@ class Direct:
         payload: bytes = listing.payload()
         return payload[: wire.ENTRY_SIZE]
 
-    def _looked_up(self, parent: Directory, index: merge.Index, name: bytes) -> Answer:
+    def _looked_up(self, parent: Directory, index: index.Index, name: bytes) -> Answer:
         inode, real = lookup.entry(self._ov, parent, index, name)
         if not self._is_countable(inode, real):
             self._ov.inodes.drop_unused(inode)
@@ -166,7 +167,7 @@ class Direct:
             return NotImplemented
         mode, umask, name = wire.create(body)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
-        inode, real = namespace.make_now(ov, parent, index, name, mode, Caller(*who, umask))
+        inode, real = make.make_now(ov, parent, index, name, mode, Caller(*who, umask))
         ov.data.expect_writes(ov.inodes.file(inode.ino))
         return self._entry(inode, real) + wire.opened(inode.ino)
 
@@ -174,7 +175,7 @@ class Direct:
     def getattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
         """Attributes of an inode."""
         inode = self._ov.inodes.get(ino)
-        real = lookup.real_of(self._ov, inode)
+        real = realobject.real_of(self._ov, inode)
         if not self._is_countable(inode, real):
             return NotImplemented
         attr = attributes.attr_of(self._ov, inode, real)
@@ -281,7 +282,7 @@ class Direct:
         return None if base is None else (fd, base, device)
 
     def _add(
-        self, directory: Directory, index: merge.Index, name: bytes, cookie: int, emit: Emit
+        self, directory: Directory, index: index.Index, name: bytes, cookie: int, emit: Emit
     ) -> bool:
         """False: the reply is full, or the rest is to be asked for again."""
         try:

@@ -19,13 +19,14 @@ import trio
 from pyfuse3 import EntryAttributes
 
 from fuseoverlay.fuse import wire
-from fuseoverlay.fuse.operations import Operations, handler
+from fuseoverlay.fuse.boundary import handler
+from fuseoverlay.fuse.operations import Operations
 from fuseoverlay.fuse.readahead import ReadAhead
 from fuseoverlay.fuse.wire import Request
 from fuseoverlay.layers import trust
-from fuseoverlay.overlay import attributes, files, flags, lookup, namespace
+from fuseoverlay.overlay import attributes, files, flags, make, realobject
 from fuseoverlay.overlay.inodes import File
-from fuseoverlay.overlay.namespace import Caller
+from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
 
 # What the kernel may copy by one call.
@@ -163,8 +164,8 @@ class ExtendedOperations(Operations):
     async def tmpfile(self, request: Request, mode: int, umask: int) -> EntryAttributes:
         parent = self._ov.inodes.directory(request.ino)
         caller = Caller(request.uid, request.gid, umask)
-        file = await namespace.make_nameless(self._ov, parent, mode, caller)
-        real = lookup.real_of(self._ov, file)
+        file = await make.make_nameless(self._ov, parent, mode, caller)
+        real = realobject.real_of(self._ov, file)
         return await self._entry(file, real)
 
     #: By opcode.

@@ -9,28 +9,38 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, Protocol
 
 # Before pyfuse3: the extension has to be found first.
 from fuseoverlay.native import extension  # isort: skip
 
 import pyfuse3
-from pyfuse3 import EntryAttributes, FUSEError, RequestContext, StatvfsData
+from pyfuse3 import EntryAttributes, RequestContext, StatvfsData
 
 from fuseoverlay.fuse import requestlog
+from fuseoverlay.fuse.boundary import handler
 from fuseoverlay.fuse.direct import Direct, hand_over
 from fuseoverlay.fuse.readahead import ReadAhead
-from fuseoverlay.fuse.wire import Request
 from fuseoverlay.layers import trust
-from fuseoverlay.overlay import attributes, directory, files, lookup, namespace, rename, staging
+from fuseoverlay.overlay import (
+    attributes,
+    directory,
+    files,
+    lookup,
+    make,
+    realobject,
+    remove,
+    rename,
+    staging,
+)
 from fuseoverlay.overlay.attributes import Attr, Changes
-from fuseoverlay.overlay.inodes import Inode, generation_of
-from fuseoverlay.overlay.namespace import Caller
+from fuseoverlay.overlay.inodes import Inode
+from fuseoverlay.overlay.inodetable import generation_of
+from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.overlay.ownership import Changer
 from fuseoverlay.system import acl
@@ -44,69 +54,6 @@ _STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", 
 _XATTR_REQUESTS: Final = range(21, 25)
 
 _ALL_GROUPS: Final = range(2**32)
-
-S = TypeVar("S", bound="Operations")
-P = ParamSpec("P")
-R = TypeVar("R")
-Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, R]]
-
-
-def handler(function: Handler[S, P, R]) -> Handler[S, P, R]:
-    """The error boundary: let nothing but FUSEError out, and log requests on demand."""
-    name = function.__name__
-
-    @functools.wraps(function)
-    async def bounded(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.under_way += 1
-        try:
-            answer = await function(self, *args, **kwargs)
-        except FUSEError as exc:
-            code = exc.errno
-        except OSError as exc:
-            code = exc.errno or errno.EIO
-        except Exception:
-            log.exception("bug in %s%s", name, _readable(args))
-            code = errno.EIO
-        else:
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug("%s%s = %s", name, _readable(args), _answer(answer))
-            return answer
-        finally:
-            self.under_way -= 1
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s%s = %s", name, _readable(args), errno.errorcode.get(code, code))
-        raise FUSEError(code)
-
-    bounded.is_bounded = True  # type: ignore[attr-defined]
-    return bounded  # type: ignore[return-value]  # the kinds of self are the same
-
-
-def _readable(args: tuple[Any, ...]) -> str:
-    return "(" + ", ".join(_argument(arg) for arg in args) + ")"
-
-
-def _argument(arg: object) -> str:
-    if isinstance(arg, bytes | memoryview):
-        return f"{len(arg)} bytes" if len(arg) > 64 else repr(bytes(arg))
-    if isinstance(arg, Request):
-        return f"{arg.ino}, uid={arg.uid} gid={arg.gid} pid={arg.pid}"
-    if isinstance(arg, RequestContext):
-        return f"uid={arg.uid} gid={arg.gid} pid={arg.pid}"
-    if isinstance(arg, EntryAttributes):
-        return f"ino={arg.st_ino} mode={arg.st_mode:o} size={arg.st_size}"
-    if isinstance(arg, pyfuse3.FileInfo):
-        return f"fh={arg.fh}"
-    if isinstance(arg, pyfuse3.SetattrFields | pyfuse3.ReaddirToken | StatvfsData):
-        return type(arg).__name__
-    return repr(arg)
-
-
-def _answer(answer: object) -> str:
-    if isinstance(answer, tuple):
-        return _readable(answer)
-    if isinstance(answer, EntryAttributes) and not answer.st_ino:
-        return requestlog.ABSENT
-    return _argument(answer) if answer is not None else "ok"
 
 
 class Asker(Protocol):
@@ -204,7 +151,7 @@ class Operations(pyfuse3.Operations):
     async def _status(self, inode: Inode) -> EntryAttributes:
         return self._attributes(await attributes.getattr(self._ov, inode))
 
-    async def _entry(self, inode: Inode, real: lookup.Real) -> EntryAttributes:
+    async def _entry(self, inode: Inode, real: realobject.Real) -> EntryAttributes:
         """Answer with an inode, which adds to its look-up count; counted before anything
         suspends, so that nobody drops it meanwhile."""
         inode.nlookup += 1
@@ -273,7 +220,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent = self._ov.inodes.directory(parent_inode)
         caller = Caller(ctx.uid, ctx.gid, ctx.umask)
-        made = await namespace.make(self._ov, parent, name, mode, caller, rdev=rdev, target=target)
+        made = await make.make(self._ov, parent, name, mode, caller, rdev=rdev, target=target)
         return await self._entry(*made)
 
     @handler
@@ -295,15 +242,15 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent = self._ov.inodes.directory(new_parent_inode)
         file = self._ov.inodes.file(inode)
-        return await self._entry(*await namespace.link(self._ov, file, parent, new_name))
+        return await self._entry(*await make.link(self._ov, file, parent, new_name))
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await namespace.unlink(self._ov, self._ov.inodes.directory(parent_inode), name)
+        await remove.unlink(self._ov, self._ov.inodes.directory(parent_inode), name)
 
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await namespace.rmdir(self._ov, self._ov.inodes.directory(parent_inode), name)
+        await remove.rmdir(self._ov, self._ov.inodes.directory(parent_inode), name)
 
     @handler
     async def rename(
@@ -322,7 +269,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         file = self._ov.inodes.file(inode)
-        with lookup.pinned_of(self._ov, file) as real:
+        with realobject.pinned_of(self._ov, file) as real:
             return staging.read_link(self._ov, real)
 
     # Directories

@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from fuseoverlay.layers.merge import FIRST_POSITION, Index
+from fuseoverlay.layers.index import FIRST_POSITION, Index
 from fuseoverlay.layers.objects import open_known, sighting
 from fuseoverlay.overlay import files
 from fuseoverlay.overlay.inodes import File

@@ -20,8 +20,9 @@ from fuseoverlay.layers.objects import check_sighting
 from fuseoverlay.overlay import files, ownership, protection
 from fuseoverlay.overlay.copyup import copy_up
 from fuseoverlay.overlay.inodes import Directory, File, Inode
-from fuseoverlay.overlay.lookup import Real, changing, index_of, pinned_of, real_of, shown_of
+from fuseoverlay.overlay.lookup import index_of
 from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import Real, changing, pinned_of, real_of, shown_of
 from fuseoverlay.system import acl, syscalls
 from fuseoverlay.system.transaction import tidy
 

@@ -23,19 +23,26 @@ from fuseoverlay.layers import redirect, xattrs
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.overlay import hardlinks, linkindex, places, protection, staging
+from fuseoverlay.overlay.copymetadata import (
+    _copy_metadata,
+    _copy_times,
+    copy_xattrs,
+    mark_impure,
+    times_kept,
+)
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
-from fuseoverlay.overlay.lookup import (
+from fuseoverlay.overlay.lookup import no_entry
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import (
     Real,
     lower_of,
-    no_entry,
     path_below,
     real_by,
     real_of,
     stored_of,
     upper_of,
 )
-from fuseoverlay.overlay.owners import Overlay
-from fuseoverlay.system import acl, syscalls
+from fuseoverlay.system import syscalls
 from fuseoverlay.system.copydata import copy_data
 from fuseoverlay.system.descriptors import open_file
 from fuseoverlay.system.syscalls import at
@@ -311,31 +318,6 @@ async def _secure(ov: Overlay, target: int, shared: bool = False) -> None:
         await ov.threads.run(syscalls.write_out, target)
 
 
-def _copy_metadata(
-    ov: Overlay,
-    file: File,
-    real: Real,
-    staged: bytes,
-    origin: bytes | None,
-    source: int | None = None,
-) -> None:
-    """Stage owner, mode, attributes and times of `real`, the lower object; `source`: a
-    descriptor of it for reading."""
-    workdir = ov.writable()
-    target = at(workdir.fd, staged)
-    ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
-    copy_xattrs(ov, real, target)
-    protection.keep(ov, file, real, target, source)
-    if origin is not None:
-        try:
-            xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
-        except OSError as exc:
-            # Symbolic links take no `user.` attributes, some filesystems none at all.
-            if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-                raise
-    _copy_times(real.st, workdir.fd, staged)
-
-
 class _Copy(NamedTuple):
     """A file that has just been published."""
 
@@ -429,76 +411,3 @@ def _publish(ov: Overlay, staged: bytes, parent: Directory, name: bytes) -> Plac
     with times_kept(fd):
         staging.move_to_free(ov.writable().fd, staged, fd, name)
     return place
-
-
-def mark_impure(ov: Overlay, directory: Directory) -> None:
-    """Note that something in the upper directory shows the number of a lower object: in
-    other directories the kernel lists the upper's own numbers."""
-    if directory.upper is None or directory.impure:
-        return
-    fd = ov.stack.fd(directory.upper)
-    try:
-        xattrs.put(fd, ov.writable().namespace + xattrs.IMPURE, b"y")
-    except OSError as exc:
-        if exc.errno not in xattrs.NONE:
-            return
-    directory.impure = True
-
-
-def has_origin(inode: Inode, real: Real) -> bool:
-    """Whether the upper object `real` of the inode shows the number of a lower object."""
-    if isinstance(inode, Directory):
-        return bool(inode.lowers)
-    origin = xattrs.get_overlay(
-        real.path, xattrs.ORIGIN, real.layer.namespaces, follow=real.follow, upper=True
-    )
-    return origin is not None
-
-
-@contextlib.contextmanager
-def times_kept(dir_fd: int) -> Iterator[None]:
-    """Put the directory's access and modification time back afterwards, on disk too."""
-    before = os.stat(dir_fd)
-    yield
-    # In the kernel's overlay that is an attempt, too: the copy is there.
-    tidy(os.utime, syscalls.fd_path(dir_fd), ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def _copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
-    os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
-
-
-def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
-    """Copy all attributes but the overlay's own to `target`, which is not followed.
-
-    An ACL or security attribute that cannot be kept is an error, as in the kernel;
-    others are left out where the upper filesystem does not take them, and all of them where
-    it has none, likewise. Of an ACL that is left out the mode says what it leaves to whom.
-    """
-    # It would change the real mode, or says something of one that is not shown.
-    placeholders = source.layer.override is not None or ov.identity.override is not None
-    for name in xattrs.names(source.path, follow=source.follow):
-        shown = source.layer.shown_name(name)
-        if shown is None or (placeholders and name == acl.ACCESS):
-            continue
-        value = xattrs.get(source.path, name, follow=source.follow)
-        if value is None:
-            continue
-        value = ov.identity.copied_attribute(name, value, source.st)
-        try:
-            xattrs.put(target, ov.writable().upper.stored_name(shown), value)
-        except OSError as exc:
-            privileged = name.startswith((b"system.posix_acl_", b"security."))
-            if exc.errno == errno.EPERM and name == xattrs.CAPABILITY:
-                # Not ours to give: the copy has fewer privileges, never more.
-                continue
-            left_out = not ov.writable().has_attributes or (
-                name.startswith(acl.PREFIX) and not ov.identity.acls
-            )
-            if exc.errno == errno.EOPNOTSUPP and left_out:
-                # Without ACLs the mode is that already.
-                if name == acl.ACCESS and ov.identity.acls:
-                    os.chmod(target, acl.limited(stat.S_IMODE(os.lstat(target).st_mode), value))
-                continue
-            if privileged or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-                raise

@@ -18,8 +18,8 @@ from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay import protection
 from fuseoverlay.overlay.copyup import copy_up
 from fuseoverlay.overlay.inodes import Inode
-from fuseoverlay.overlay.lookup import real_of
 from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import real_of
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.transaction import Transaction
 

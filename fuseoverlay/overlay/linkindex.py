@@ -10,8 +10,8 @@ from typing import Final
 from fuseoverlay.layers import xattrs
 from fuseoverlay.overlay import hardlinks, staging
 from fuseoverlay.overlay.inodes import File, Held
-from fuseoverlay.overlay.lookup import Real, lower_of, upper_of
 from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import Real, lower_of, upper_of
 from fuseoverlay.system.removal import remove_tree
 from fuseoverlay.system.syscalls import at
 from fuseoverlay.system.transaction import Transaction, tidy

@@ -22,12 +22,13 @@ from fuseoverlay.layers.layer import Layer
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.layers.roots import enclosing
 from fuseoverlay.layers.stack import LayerStack
+from fuseoverlay.overlay.claim import claim
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.overlay.filedata import FileData
 from fuseoverlay.overlay.identity import Identity, use_override
-from fuseoverlay.overlay.inodes import InodeTable
+from fuseoverlay.overlay.inodetable import InodeTable
 from fuseoverlay.overlay.prepared import Prepared
-from fuseoverlay.overlay.workdir import WorkDir, claim
+from fuseoverlay.overlay.workdir import WorkDir
 from fuseoverlay.system import descriptors, syscalls
 from fuseoverlay.system.clones import Clones
 from fuseoverlay.system.threads import Threads, Wait

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from fuseoverlay.layers.overridestat import accessible
 from fuseoverlay.overlay.identity import Status, write_override
 from fuseoverlay.overlay.inodes import Inode
-from fuseoverlay.overlay.lookup import Real, changing, real_of, shown_of, stored_of
 from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import Real, changing, real_of, shown_of, stored_of
 from fuseoverlay.system.transaction import Transaction
 
 

@@ -11,7 +11,8 @@ import os
 from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.objects import Sighting, check_sighting, sighting
 from fuseoverlay.layers.stack import LayerStack
-from fuseoverlay.overlay.inodes import Directory, File, InodeTable
+from fuseoverlay.overlay.inodes import Directory, File
+from fuseoverlay.overlay.inodetable import InodeTable
 
 
 def status(stack: LayerStack, file: File, place: Place, *, lasting: bool) -> os.stat_result:

@@ -18,8 +18,8 @@ from typing import Final
 from fuseoverlay.layers import xattrs
 from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay.inodes import Directory, File, Inode
-from fuseoverlay.overlay.lookup import Real, pinned_of, real_of, upper_of
 from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import Real, pinned_of, real_of, upper_of
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.syscalls import file_flags
 

@@ -13,28 +13,17 @@ import os
 from dataclasses import dataclass
 
 from fuseoverlay.layers import redirect, whiteout, xattrs
+from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place
-from fuseoverlay.layers.merge import Index
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay import protection, staging
-from fuseoverlay.overlay.copyup import (
-    copy_up,
-    copy_up_directory,
-    give_name,
-    has_origin,
-    mark_impure,
-    stage_directory,
-)
+from fuseoverlay.overlay.copymetadata import has_origin, mark_impure
+from fuseoverlay.overlay.copyup import copy_up, copy_up_directory, give_name, stage_directory
 from fuseoverlay.overlay.inodes import Directory, File, Inode
-from fuseoverlay.overlay.lookup import child_nowait, index_of, path_below, real_of
-from fuseoverlay.overlay.namespace import (
-    check_empty,
-    check_new_name,
-    clear_away,
-    hold,
-    hold_directory,
-    lose_directory,
-    lose_name,
+from fuseoverlay.overlay.lookup import child_nowait, index_of
+from fuseoverlay.overlay.make import check_new_name
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.publish import (
     make_oci_whiteout,
     put_whiteout,
     remove_oci_whiteout,
@@ -42,7 +31,15 @@ from fuseoverlay.overlay.namespace import (
     upper_place,
     whiteout_away,
 )
-from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import path_below, real_of
+from fuseoverlay.overlay.remove import (
+    check_empty,
+    clear_away,
+    hold,
+    hold_directory,
+    lose_directory,
+    lose_name,
+)
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.syscalls import at
 from fuseoverlay.system.transaction import Transaction, tidy

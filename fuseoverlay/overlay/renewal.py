@@ -15,8 +15,9 @@ import time
 from typing import Final
 
 from fuseoverlay.layers import redirect
+from fuseoverlay.layers.index import Found, Index
 from fuseoverlay.layers.layer import RealDir
-from fuseoverlay.layers.merge import Found, Index, scan, scan_soon
+from fuseoverlay.layers.merge import scan, scan_soon
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.overlay import places
 from fuseoverlay.overlay.inodes import Directory, File

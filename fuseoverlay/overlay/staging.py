@@ -13,8 +13,8 @@ from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Held
-from fuseoverlay.overlay.lookup import Real
 from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import Real
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.descriptors import open_file
 from fuseoverlay.system.transaction import Transaction, tidy

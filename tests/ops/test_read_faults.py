@@ -16,13 +16,7 @@ import pytest
 
 from tests.helpers.changes import make_layers
 from tests.helpers.faults import MANY, Faults
-from tests.helpers.mounts import (
-    MODE,
-    Space,
-    fuse_only,
-    make_whiteout,
-    set_overlay_xattr,
-)
+from tests.helpers.mounts import MODE, Space, fuse_only, make_whiteout, set_overlay_xattr
 from tests.helpers.tree import Tree, compare, record
 
 pytestmark = [

@@ -12,7 +12,7 @@ import pytest
 from fuseoverlay.fuse.direct import Direct, hand_over
 from fuseoverlay.native import extension
 from fuseoverlay.overlay.config import check, parse
-from fuseoverlay.overlay.inodes import ROOT
+from fuseoverlay.overlay.inodetable import ROOT
 from fuseoverlay.overlay.owners import opened
 
 pytestmark = pytest.mark.skipif(bool(extension.absence()), reason="needs the extension")

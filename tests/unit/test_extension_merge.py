@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuseoverlay.layers import redirect
+from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import RealDir
-from fuseoverlay.layers.merge import Index, at_once, scan_nowait
+from fuseoverlay.layers.merge import at_once, scan_nowait
 from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.native import extension
 from tests.helpers.mounts import MODE

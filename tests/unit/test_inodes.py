@@ -7,7 +7,8 @@ import weakref
 
 import pytest
 
-from fuseoverlay.overlay.inodes import Directory, File, Inode, InodeTable
+from fuseoverlay.overlay.inodes import Directory, File, Inode
+from fuseoverlay.overlay.inodetable import InodeTable
 from fuseoverlay.overlay.prepared import Prepared
 
 #: Deeper than any stack.

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
+from fuseoverlay.layers.index import Index, Listing, LowerEntry
 from fuseoverlay.layers.layer import RealDir
-from fuseoverlay.layers.merge import Index, Listing, LowerEntry
 
 MANY = 100_000
 

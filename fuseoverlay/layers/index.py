@@ -1,0 +1,261 @@
+"""The merged index of one directory: which layers hold each name, and where it is in a listing."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from fuseoverlay.layers.layer import RealDir
+
+#: Positions 1 and 2 belong to "." and "..".
+FIRST_POSITION: Final = 3
+
+
+# A cookie is a position and, in the bits above, the end of the pass that it was given in.
+_POSITION_BITS: Final = 32
+
+
+_POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
+
+
+# Cookies are positive numbers of 64 bits.
+_MOST_POSITIONS: Final = (1 << 31) - 1
+
+
+#: A name in the lowers: the directory that holds a non-directory, or every
+#: directory that holds a directory of this name, top first.
+@dataclass(slots=True)
+class Listing:
+    """What one layer's directory holds. `masks` are whiteouts that stand at the name
+    itself, `wh` are names with a `.wh.NAME` beside them."""
+
+    entries: dict[bytes, bool] = field(default_factory=dict)  # name -> is a directory
+    masks: set[bytes] = field(default_factory=set)
+    wh: set[bytes] = field(default_factory=set)
+    opaque: bool = False
+
+
+LowerEntry = RealDir | tuple[RealDir, ...]
+
+
+class Found(NamedTuple):
+    """Where a visible name is: in the upper or not, and in which lower directories."""
+
+    is_dir: bool
+    in_upper: bool
+    #: Lower directories holding a directory of this name; empty for non-directories.
+    lower_dirs: tuple[RealDir, ...] = ()
+    #: The lower directory holding a non-directory of this name.
+    lower_file: RealDir | None = None
+
+
+class Index:
+    """Names of one merged directory, each at a position in its listing: a name keeps its
+    position while it exists, and positions only grow.
+
+    A pass through the listing ends where the positions ended when it began: names that are
+    made meanwhile, or renamed to, come too late for it, and so it ends. Nobody tells when a
+    pass is over, so nothing is kept of it here: `begun` puts its end into the first cookie, and
+    every cookie that follows has it, too.
+    """
+
+    __slots__ = (
+        "_names",
+        "_next",
+        "_position_of",
+        "_positions",
+        "_skip",
+        "_subdirectories",
+        "expires",
+        "lower",
+        "masks",
+        "stamp",
+        "upper",
+        "wh",
+    )
+
+    def __init__(self, upper: Listing, lower: dict[bytes, LowerEntry]) -> None:
+        self.lower = lower
+        self.upper = upper.entries
+        self.masks = upper.masks
+        self.wh = upper.wh
+        names = list(self.upper)
+        above = self.upper.keys() | self.masks | self.wh
+        names += [n for n in lower if n not in above] if above else lower
+        self._names = names
+        self._positions = list(range(FIRST_POSITION, FIRST_POSITION + len(names)))
+        self._position_of = dict(zip(names, self._positions, strict=True))
+        self._next = FIRST_POSITION + len(names)
+        # Positions in the lists from which everything is gone up to another position: who
+        # deletes and starts again meets what is gone once.
+        self._skip: dict[int, int] = {}
+        # How many visible names are directories; None: nobody has asked yet.
+        self._subdirectories: int | None = None
+        #: Until when it is good, by time.monotonic(), and of which state of the lowers it tells,
+        #: see `fuseoverlay.renewal`; None: for ever.
+        self.expires: float | None = None
+        self.stamp: tuple[tuple[int, int], ...] | None = None
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self._position_of
+
+    def __len__(self) -> int:
+        return len(self._position_of)
+
+    def position(self, name: bytes) -> int | None:
+        """The position of a visible name."""
+        return self._position_of.get(name)
+
+    def find(self, name: bytes) -> Found | None:
+        """Where the visible name is; None: there is no such name."""
+        if name not in self._position_of:
+            return None
+        below = self.lower.get(name) if name not in self.wh else None
+        is_dir = self.upper.get(name)
+        if is_dir is None:
+            if isinstance(below, tuple):
+                return Found(True, False, lower_dirs=below)
+            return Found(False, False, lower_file=below)
+        if is_dir:
+            return Found(True, True, lower_dirs=below if isinstance(below, tuple) else ())
+        return Found(False, True, lower_file=below if isinstance(below, RealDir) else None)
+
+    def plain_lower(self, name: bytes) -> RealDir | None:
+        """The lower directory of a visible name that only lowers have, and that is no directory
+        there."""
+        if name in self.upper:
+            return None
+        below = self.lower.get(name)
+        return None if isinstance(below, tuple) else below
+
+    def covers(self, name: bytes) -> bool:
+        """Whether a lower layer would show through if the upper had nothing at `name`."""
+        return name in self.lower
+
+    def subdirectories(self) -> int:
+        """Number of visible directories: counted once, then kept true by every change."""
+        if self._subdirectories is None:
+            self._subdirectories = sum(map(self._is_directory, self._position_of))
+        return self._subdirectories
+
+    def _is_directory(self, name: bytes) -> bool:
+        is_dir = self.upper.get(name)
+        return isinstance(self.lower[name], tuple) if is_dir is None else is_dir
+
+    def _recount(self, name: bytes, is_dir: bool) -> None:
+        """Before a change: `name` will be a directory, or not, or be gone."""
+        if self._subdirectories is not None:
+            was_dir = name in self._position_of and self._is_directory(name)
+            self._subdirectories += is_dir - was_dir
+
+    def put(self, name: bytes, is_dir: bool) -> None:
+        """The upper now holds `name`, and no whiteout of it."""
+        self._recount(name, is_dir)
+        self.upper[name] = is_dir
+        self.masks.discard(name)
+        self.wh.discard(name)
+        if name not in self._position_of:
+            self._append(name)
+
+    def _append(self, name: bytes) -> None:
+        if self._next == _MOST_POSITIONS:
+            self._renumber()
+        self._position_of[name] = self._next
+        self._positions.append(self._next)
+        self._names.append(name)
+        self._next += 1
+
+    def relower(self, lower: dict[bytes, LowerEntry]) -> None:
+        """The lowers now hold this. Names that stay keep their positions."""
+        self.lower = lower
+        self._subdirectories = None
+        for name in [n for n in self._position_of if n not in self.upper and n not in lower]:
+            self.remove(name)
+        for name in lower:
+            known = name in self._position_of or name in self.masks or name in self.wh
+            if not known and name not in self.upper:
+                self._append(name)
+
+    def remove(self, name: bytes) -> None:
+        """The upper no longer holds `name`, and nothing shows through."""
+        self._recount(name, False)
+        self.upper.pop(name, None)
+        if self._position_of.pop(name, None) is not None and len(self._names) > 64 + 2 * len(self):
+            self._compact()
+
+    def hide(self, name: bytes, *, oci: bool) -> None:
+        """The upper now holds a whiteout of `name`: a `.wh.NAME` if `oci`, else in its place."""
+        self.remove(name)
+        (self.wh if oci else self.masks).add(name)
+
+    def conceal(self, name: bytes) -> None:
+        """A visible file has turned out to be a whiteout, in a directory that is not marked for
+        such. No position moves: somebody may just be listing."""
+        if self.upper.pop(name, None) is None:
+            del self.lower[name]
+        else:
+            self.masks.add(name)
+        del self._position_of[name]
+
+    def _compact(self) -> None:
+        kept = [
+            (c, n)
+            for c, n in zip(self._positions, self._names, strict=True)
+            if self._position_of.get(n) == c
+        ]
+        self._positions = [c for c, _ in kept]
+        self._names = [n for _, n in kept]
+        self._skip.clear()
+
+    @property
+    def visible(self) -> dict[bytes, int]:
+        """The visible names; the dictionary itself, which every change keeps true."""
+        return self._position_of
+
+    def _renumber(self) -> None:
+        """Begin with small positions again, two thousand million names after the scan. The
+        passes that are under way right now end early."""
+        self._compact()
+        self._next = FIRST_POSITION + len(self._names)
+        self._positions = list(range(FIRST_POSITION, self._next))
+        self._position_of.update(zip(self._names, self._positions, strict=True))
+
+    def begun(self, cookie: int) -> int:
+        """The cookie itself, or what stands for 0, with which a pass begins: "list what there is
+        now"."""
+        return cookie or self._next << _POSITION_BITS
+
+    def following(self, cookie: int) -> Iterator[tuple[bytes, int]]:
+        """The entries after `cookie`, as `after` gives them, while nothing changes."""
+        start, end, its_pass = self._rest(cookie)
+        for at in range(start, end):
+            name, position = self._names[at], self._positions[at]
+            if self._position_of.get(name) == position:
+                yield name, its_pass | position
+
+    def after(self, cookie: int) -> tuple[bytes, int] | None:
+        """The entry that follows `cookie` in the listing, with its own cookie."""
+        start, end, its_pass = self._rest(cookie)
+        at = start
+        while at < end:
+            name, position = self._names[at], self._positions[at]
+            if self._position_of.get(name) == position:
+                break
+            at = self._skip.get(at, at + 1)
+        if at != start:
+            self._skip[start] = at
+        return (name, its_pass | position) if at < end else None
+
+    def _rest(self, cookie: int) -> tuple[int, int, int]:
+        """Where in the lists the rest of a pass begins and ends, and the bits of its cookies."""
+        cookie = self.begun(cookie)
+        start = bisect_right(self._positions, cookie & _POSITION_MASK)
+        end = bisect_left(self._positions, cookie >> _POSITION_BITS)
+        return start, end, cookie & ~_POSITION_MASK
+
+
+def dots_seen(cookie: int) -> int:
+    """How many of "." and ".." are before a cookie that is not 0, see `Index.begun`."""
+    return min(cookie & _POSITION_MASK, FIRST_POSITION - 1)

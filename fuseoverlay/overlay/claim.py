@@ -1,0 +1,181 @@
+"""Taking an upper and a work directory for a mount: the locks, and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import time
+from typing import Final
+
+from fuseoverlay.errors import UpperError, describe
+from fuseoverlay.layers import kerneloverlays, ownmount
+from fuseoverlay.layers.layer import Layer
+from fuseoverlay.layers.roots import absence
+from fuseoverlay.system import handles, syscalls
+from fuseoverlay.system.clones import Clones
+from fuseoverlay.system.locks import flock_holder
+from fuseoverlay.system.removal import names_in
+
+STAGING: Final = b"work"
+
+
+INDEX: Final = b"index"
+
+
+LINKS: Final = b"links"
+
+
+INCOMPAT: Final = b"incompat"
+
+
+_VOLATILE: Final = b"volatile"
+
+
+#: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.PROBE`.
+_STAGED: Final = re.compile(rb"#[0-9a-f]+|[0-9]+|\.fuseoverlay-probe")
+
+
+_ADVICE: Final = {
+    errno.ENOSPC: "free some, or mount with ro",
+    errno.EDQUOT: "free some, or mount with ro",
+    errno.EROFS: "mount with ro, or use directories elsewhere",
+}
+
+
+_LOCK_PATIENCE: Final = 2.0
+
+
+_OTHER_UPPER: Final = "use an upper directory on another filesystem"
+
+
+def mark_of(upper: Layer) -> bytes | None:
+    """`overlay.upper` of directories about this upper; None: its filesystem has no handles."""
+    return handles.encode(upper.root_fd, b"", upper.uuid, handles.UPPER)
+
+
+def claim(path: bytes, upper: Layer, clones: Clones) -> int:
+    """Open the work directory, and lock it and the upper until the descriptors are closed.
+
+    The descriptor is the caller's own. Raises `UpperError`.
+    """
+    fd = _open_directory(path)
+    try:
+        _check_pair(path, fd, upper)
+        fd = ownmount.moved(path, fd, upper, clones)
+        lock_upper(upper)
+        lock(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_directory(path: bytes) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UpperError(f"workdir {absence(path)}", where=path, hint="create it") from None
+    except NotADirectoryError:
+        raise UpperError("workdir is not a directory", where=path) from None
+    except OSError as exc:
+        raise UpperError(f"workdir cannot be opened: {describe(exc)}", where=path) from None
+
+
+def _check_pair(path: bytes, work_fd: int, upper: Layer) -> None:
+    """Upper and work must share a filesystem (rename!), neither inside the other."""
+    work, up = os.path.realpath(path), os.path.realpath(upper.path)
+    if work == up or work.startswith(up + b"/"):
+        raise UpperError(
+            "workdir is inside upperdir", where=path, hint="put it beside the upper directory"
+        )
+    if up.startswith(work + b"/"):
+        raise UpperError(
+            "upperdir is inside workdir", where=upper.path, hint="put it beside the work directory"
+        )
+    if os.fstat(work_fd).st_dev != os.fstat(upper.root_fd).st_dev or _other_mount(work, up):
+        raise UpperError(
+            "workdir is on another filesystem than upperdir",
+            where=path,
+            hint="put both on one filesystem and mount",
+        )
+
+
+def _other_mount(a: bytes, b: bytes) -> bool:
+    """Whether a rename between the two directories would meet a mount boundary."""
+    source = os.path.join(a, b".fuseoverlay-no-such-file")
+    target = os.path.join(b, b".fuseoverlay-no-such-file")
+    try:
+        os.rename(source, target)
+    except OSError as exc:
+        return exc.errno == errno.EXDEV
+    return False
+
+
+def _refuse_foreign(fd: int, path: bytes) -> None:
+    """All of the staging directory is about to be deleted: be sure that an overlay made it."""
+    others = foreign(fd)
+    if others:
+        raise UpperError(
+            f"something here is no overlay's: {os.fsdecode(others[0])}",
+            where=path,
+            hint="move it away, since all in here is deleted, or use another workdir",
+        )
+
+
+def incompatible(staging_fd: int) -> list[bytes]:
+    """Marks of mounts after which the upper may not be mounted again: `volatile`."""
+    try:
+        return sorted(
+            map(os.fsencode, os.listdir(b"%s/%s" % (syscalls.fd_path(staging_fd), INCOMPAT)))
+        )
+    except FileNotFoundError:
+        return []
+
+
+def is_foreign(name: bytes) -> bool:
+    """Whether no overlay puts such a name into its staging directory."""
+    return name != INCOMPAT and not _STAGED.fullmatch(name)
+
+
+def foreign(staging_fd: int) -> list[bytes]:
+    """Names in a staging directory that no overlay puts there."""
+    return sorted(filter(is_foreign, names_in(staging_fd)))
+
+
+def lock_upper(upper: Layer) -> None:
+    """`lock`, and none of the kernel's overlays may have it either."""
+    lock(upper.root_fd, upper.path)
+    kerneloverlays.refuse_upper(upper)
+
+
+def lock(fd: int, path: bytes) -> None:
+    """Take the directory for this mount; the lock ends with the daemon, however it ends.
+
+    A daemon whose mount is gone already may still be about to end: it gets a moment.
+    """
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            raise _in_use(path, flock_holder(fd)) from None
+        except OSError as exc:
+            raise UpperError(f"cannot be locked: {describe(exc)}", where=path) from None
+
+
+def _in_use(path: bytes, daemon: int | None) -> UpperError:
+    """The mount may be in a namespace that nobody but its daemon is in any more."""
+    hint = "unmount that one first, or use other directories"
+    if daemon is None:
+        return UpperError("is in use by another mount", where=path, hint=hint)
+    return UpperError(
+        f"is in use by another mount, whose daemon is process {daemon}",
+        where=path,
+        hint=f"{hint}; kill {daemon} unmounts one that was left in a namespace of its own",
+    )

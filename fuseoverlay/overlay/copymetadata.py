@@ -1,0 +1,116 @@
+"""What a copy has beside its data: owner, mode, attributes, times, marks of where it is from."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from fuseoverlay.layers import xattrs
+from fuseoverlay.overlay import protection
+from fuseoverlay.overlay.inodes import Directory, File, Inode
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.realobject import Real, stored_of
+from fuseoverlay.system import acl, syscalls
+from fuseoverlay.system.syscalls import at
+from fuseoverlay.system.transaction import tidy
+
+
+def _copy_metadata(
+    ov: Overlay,
+    file: File,
+    real: Real,
+    staged: bytes,
+    origin: bytes | None,
+    source: int | None = None,
+) -> None:
+    """Stage owner, mode, attributes and times of `real`, the lower object; `source`: a
+    descriptor of it for reading."""
+    workdir = ov.writable()
+    target = at(workdir.fd, staged)
+    ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
+    copy_xattrs(ov, real, target)
+    protection.keep(ov, file, real, target, source)
+    if origin is not None:
+        try:
+            xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
+        except OSError as exc:
+            # Symbolic links take no `user.` attributes, some filesystems none at all.
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+    _copy_times(real.st, workdir.fd, staged)
+
+
+def mark_impure(ov: Overlay, directory: Directory) -> None:
+    """Note that something in the upper directory shows the number of a lower object: in
+    other directories the kernel lists the upper's own numbers."""
+    if directory.upper is None or directory.impure:
+        return
+    fd = ov.stack.fd(directory.upper)
+    try:
+        xattrs.put(fd, ov.writable().namespace + xattrs.IMPURE, b"y")
+    except OSError as exc:
+        if exc.errno not in xattrs.NONE:
+            return
+    directory.impure = True
+
+
+def has_origin(inode: Inode, real: Real) -> bool:
+    """Whether the upper object `real` of the inode shows the number of a lower object."""
+    if isinstance(inode, Directory):
+        return bool(inode.lowers)
+    origin = xattrs.get_overlay(
+        real.path, xattrs.ORIGIN, real.layer.namespaces, follow=real.follow, upper=True
+    )
+    return origin is not None
+
+
+@contextlib.contextmanager
+def times_kept(dir_fd: int) -> Iterator[None]:
+    """Put the directory's access and modification time back afterwards, on disk too."""
+    before = os.stat(dir_fd)
+    yield
+    # In the kernel's overlay that is an attempt, too: the copy is there.
+    tidy(os.utime, syscalls.fd_path(dir_fd), ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
+    os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
+
+
+def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
+    """Copy all attributes but the overlay's own to `target`, which is not followed.
+
+    An ACL or security attribute that cannot be kept is an error, as in the kernel;
+    others are left out where the upper filesystem does not take them, and all of them where
+    it has none, likewise. Of an ACL that is left out the mode says what it leaves to whom.
+    """
+    # It would change the real mode, or says something of one that is not shown.
+    placeholders = source.layer.override is not None or ov.identity.override is not None
+    for name in xattrs.names(source.path, follow=source.follow):
+        shown = source.layer.shown_name(name)
+        if shown is None or (placeholders and name == acl.ACCESS):
+            continue
+        value = xattrs.get(source.path, name, follow=source.follow)
+        if value is None:
+            continue
+        value = ov.identity.copied_attribute(name, value, source.st)
+        try:
+            xattrs.put(target, ov.writable().upper.stored_name(shown), value)
+        except OSError as exc:
+            privileged = name.startswith((b"system.posix_acl_", b"security."))
+            if exc.errno == errno.EPERM and name == xattrs.CAPABILITY:
+                # Not ours to give: the copy has fewer privileges, never more.
+                continue
+            left_out = not ov.writable().has_attributes or (
+                name.startswith(acl.PREFIX) and not ov.identity.acls
+            )
+            if exc.errno == errno.EOPNOTSUPP and left_out:
+                # Without ACLs the mode is that already.
+                if name == acl.ACCESS and ov.identity.acls:
+                    os.chmod(target, acl.limited(stat.S_IMODE(os.lstat(target).st_mode), value))
+                continue
+            if privileged or exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise

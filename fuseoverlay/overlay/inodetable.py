@@ -1,0 +1,319 @@
+"""The table of inodes: their numbers, the kernel's references to them, what holds nameless objects.
+
+A directory is there for longer than the kernel knows it, as long as anything that the kernel knows
+lies in it: files know the directories of their names, and those the one above.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from types import TracebackType
+from typing import Final, Self
+from weakref import WeakValueDictionary
+
+from fuseoverlay.layers.layer import Place, RealDir
+from fuseoverlay.layers.objects import sighting, stat_key
+from fuseoverlay.overlay.inodes import Directory, File, Held, Inode, Listed, _owner, release
+from fuseoverlay.overlay.prepared import Prepared
+
+ROOT: Final = 1
+
+
+# Real inode numbers use the low 56 bits, the filesystem's number the bits above.
+_INO_BITS: Final = 56
+
+
+_DYNAMIC: Final = 0x7F
+
+
+def is_own_number(ino: int) -> bool:
+    """Whether the number is none of a real file, and so only good in this mount."""
+    return ino >> _INO_BITS == _DYNAMIC
+
+
+def generation_of(ino: int, mount: int) -> int:
+    """The generation to tell with a number; `mount` is this mount's."""
+    return mount if is_own_number(ino) else 0
+
+
+class InodeTable:
+    """Finds inodes by number and by real file. The root is always in it.
+
+    Most files of an image are only ever listed: they become inodes when there is more to know.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        devices: list[int],
+        upper: RealDir | None,
+        lowers: tuple[RealDir, ...],
+        *,
+        most_held: int = 64,
+    ) -> None:
+        """`devices` are the `st_dev` of the layers, to tell their inode numbers apart.
+        `most_held`: how many descriptors may be held of objects without a name."""
+        self._prepared = prepared
+        self._most_held = most_held
+        self._held = 0
+        self._holders: set[Inode] = set()
+        self._filesystems: dict[int, int] = {}
+        self._devices: list[int] = []
+        for device in devices:
+            self.base(device)
+        self._by_ino: dict[int, Inode | Listed] = {}
+        self._by_key: dict[tuple[int, int], File] = {}
+        self._alone: dict[tuple[Directory, bytes], File] = {}
+        #: All directories that are there by name, known to the kernel or not.
+        self._named: WeakValueDictionary[tuple[Directory, bytes], Directory] = WeakValueDictionary()
+        self._dynamic = _DYNAMIC << _INO_BITS
+        self.root = Directory(ROOT, None, b"", upper, lowers)
+        self._by_ino[ROOT] = self.root
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        # No more: others wait for the end, and a million objects take a while to be freed.
+        for inode in list(self._holders):
+            self.let_go(inode)
+
+    def __len__(self) -> int:
+        return len(self._by_ino)
+
+    @property
+    def entries(self) -> dict[int, Inode | Listed]:
+        """What the kernel knows, by number; for the extension, which adds what is listed."""
+        return self._by_ino
+
+    def get(self, ino: int) -> Inode:
+        """The inode; ESTALE where the kernel should not know it any more."""
+        found = self._by_ino.get(ino)
+        if found is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._learn(ino, found) if isinstance(found, tuple) else found
+
+    def _learn(self, ino: int, listed: Listed) -> File:
+        """Make an inode of what was only listed."""
+        parent, name, real, nlookup, kind, _, _ = listed
+        file = File(ino, kind)
+        file.nlookup = nlookup
+        file.lower = Place(real, name)
+        file.names[parent, name] = None
+        self.add(file)
+        device = self._devices[ino >> _INO_BITS]
+        key = device, ino & (1 << _INO_BITS) - 1
+        file.lower_seen = *key, *_owner(listed), kind
+        self.bind(file, key)
+        return file
+
+    def directory(self, ino: int) -> Directory:
+        """The same for directories; ENOTDIR."""
+        inode = self.get(ino)
+        if not isinstance(inode, Directory):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return inode
+
+    def file(self, ino: int) -> File:
+        """The same for anything but directories; EISDIR."""
+        inode = self.get(ino)
+        if not isinstance(inode, File):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return inode
+
+    def find(self, key: tuple[int, int]) -> File | None:
+        """The file that a real (device, inode) pair belongs to, if the kernel knows it."""
+        file = self._by_key.get(key)
+        number = self._real_number(key) if file is None else None
+        if number is not None:
+            listed = self._by_ino.get(number)
+            if isinstance(listed, tuple):
+                return self._learn(number, listed)
+        return file
+
+    def find_alone(self, parent: Directory, name: bytes) -> File | None:
+        """The same for one name of a lower file whose names are kept apart."""
+        return self._alone.get((parent, name))
+
+    def bind_alone(self, file: File, name: tuple[Directory, bytes]) -> None:
+        """Let `find_alone` lead to `file`."""
+        self._alone[name] = file
+        file.alone = name
+
+    def known_regular(self, st: os.stat_result) -> int | None:
+        """The number of the regular lower file with its own data that has this status, if
+        the kernel knows it."""
+        key, seen = stat_key(st), sighting(st)
+        file = self._by_key.get(key)
+        if file is not None:
+            plain = file.kind == stat.S_IFREG and file.data is None and not file.in_upper
+            return file.ino if plain and file.lower_seen == seen else None
+        number = self._real_number(key)
+        listed = self._by_ino.get(number) if number is not None else None
+        if not isinstance(listed, tuple) or listed[4] != stat.S_IFREG:
+            return None
+        return number if _owner(listed) == (st.st_uid, st.st_gid) else None
+
+    def regular(self) -> list[int]:
+        """The numbers of all regular files that the kernel knows."""
+        return [
+            ino
+            for ino, inode in self._by_ino.items()
+            if (inode[4] if isinstance(inode, tuple) else inode.kind) == stat.S_IFREG
+        ]
+
+    def base(self, device: int) -> int | None:
+        """What is added to the real numbers of files on this device; None: there are so many
+        devices that all its files get numbers of our own."""
+        filesystem = self._filesystems.get(device)
+        if filesystem is None:
+            filesystem = self._filesystems[device] = len(self._devices)
+            self._devices.append(device)
+        return filesystem << _INO_BITS if filesystem < _DYNAMIC else None
+
+    def _real_number(self, key: tuple[int, int]) -> int | None:
+        """The number of a real file that nothing but its own number keeps from having it."""
+        device, ino = key
+        base = self.base(device)
+        return base | ino if base is not None and 0 < ino < 1 << _INO_BITS else None
+
+    def number(self, key: tuple[int, int]) -> int:
+        """A free number: the real one where nobody has it, else one of our own."""
+        number = self._real_number(key)
+        return self.own_number() if number is None or number in self._by_ino else number
+
+    def own_number(self) -> int:
+        """A number that no file has, had or will have."""
+        self._dynamic += 1
+        return self._dynamic
+
+    def add(self, inode: Inode) -> None:
+        """Enter a new inode under its number, a directory also under its name."""
+        self._by_ino[inode.ino] = inode
+        if isinstance(inode, Directory) and inode.parent is not None:
+            self._named[inode.parent, inode.name] = inode
+
+    def subdirectory(self, parent: Directory, name: bytes) -> Directory | None:
+        """The directory of that name, if it is there; the kernel need not know it."""
+        return self._named.get((parent, name))
+
+    def recall(self, directory: Directory) -> None:
+        """The kernel, which may have forgotten a directory, is going to be told of it."""
+        if not self.knows(directory):
+            if directory.ino in self._by_ino:
+                # Given away meanwhile. The kernel has forgotten whose it was.
+                directory.ino = self.own_number()
+            self._by_ino[directory.ino] = directory
+            index = directory.index
+            if index is not None and index.expires is None:
+                self._prepared.names[directory.ino] = index.visible
+
+    def move(self, directory: Directory, parent: Directory, name: bytes) -> None:
+        """A directory was renamed."""
+        self.unname(directory)
+        directory.parent, directory.name = parent, name
+        self._named[parent, name] = directory
+
+    def unname(self, directory: Directory) -> None:
+        """The name of a directory leads to it no longer: it was removed or replaced."""
+        above = directory.parent
+        if above is not None and self._named.get((above, directory.name)) is directory:
+            del self._named[above, directory.name]
+
+    def is_in_place(self, directory: Directory) -> bool:
+        """Whether its path leads to it: neither it nor any above was removed or replaced."""
+        step = directory
+        while step.parent is not None:
+            if self._named.get((step.parent, step.name)) is not step:
+                return False
+            step = step.parent
+        return True
+
+    def bind(self, file: File, key: tuple[int, int]) -> None:
+        """Let `find` lead from the real file to `file`, and to no other."""
+        if self._by_key.get(key) is not file:
+            self.unbind(key)
+            self._by_key[key] = file
+            file.keys.append(key)
+
+    def unbind(self, key: tuple[int, int]) -> None:
+        """The real file is gone; its number may come back for another one."""
+        file = self._by_key.pop(key, None)
+        if file is not None:
+            file.keys.remove(key)
+
+    def knows(self, inode: Inode) -> bool:
+        """Whether the kernel still refers to the inode."""
+        return self._by_ino.get(inode.ino) is inode
+
+    def forget(self, ino: int, count: int) -> Inode | None:
+        """Drop references of the kernel; returns the inode if that was the last one."""
+        inode = self._by_ino.get(ino)
+        if inode is None:
+            return None
+        if isinstance(inode, tuple):
+            self._forget_listed(ino, inode, count)
+            return None
+        inode.nlookup -= count
+        return inode if self.drop_unused(inode) else None
+
+    def _forget_listed(self, ino: int, listed: Listed, count: int) -> None:
+        parent, name, real, nlookup, kind, attributes, owner = listed
+        if nlookup > count:
+            self._by_ino[ino] = (parent, name, real, nlookup - count, kind, attributes, owner)
+        else:
+            del self._by_ino[ino]
+
+    def drop_unused(self, inode: Inode) -> bool:
+        """Remove an inode that the kernel does not refer to."""
+        if inode.nlookup > 0 or inode is self.root or not self.knows(inode):
+            return False
+        del self._by_ino[inode.ino]
+        self.let_go(inode)
+        if isinstance(inode, File):
+            for key in list(inode.keys):
+                self.unbind(key)
+            if inode.alone is not None and self._alone.get(inode.alone) is inode:
+                del self._alone[inode.alone]
+            return True
+        self._prepared.forget_directory(inode.ino)
+        return True
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether one more descriptor may be held; else a name in the work directory has to do."""
+        return self._held < self._most_held
+
+    def hold(self, inode: Inode, held: Held) -> None:
+        """Take over the way to an upper object without a name."""
+        self.let_go(inode)
+        inode.held = held
+        self._holders.add(inode)
+        self._held += not held.name
+
+    def let_go(self, inode: Inode) -> None:
+        """The object has a name again, or is not needed."""
+        if inode.held is not None:
+            held, inode.held = inode.held, None
+            self._holders.discard(inode)
+            self._held -= not held.name
+            release(held)
+
+    def names_of(self, file: File) -> list[tuple[Directory, bytes]]:
+        """The names by which the kernel knows a file of a lower, as far as they are there; none:
+        all were removed through the mount. ESTALE: not so, but none is, since somebody else has
+        changed the lower."""
+        names = [name for name in file.names if self._leads(*name)]
+        if file.names and not names:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return names
+
+    def _leads(self, directory: Directory, name: bytes) -> bool:
+        """Whether what is shown at a name, where that still is, is in a lower."""
+        index = directory.index
+        shown = index is None or (name in index and name not in index.upper)
+        return shown and self.is_in_place(directory)

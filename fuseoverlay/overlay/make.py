@@ -1,0 +1,224 @@
+"""Make objects: create, mkdir, mknod, symlink, link.
+
+Each operation first prepares, which may suspend (indexes, copy-up), and then commits in
+plain functions that do not. The commit looks everything up again. Sources: kernel
+Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"; the manual
+page of each call.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from typing import NamedTuple
+
+from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers.index import Index
+from fuseoverlay.layers.layer import Place
+from fuseoverlay.layers.objects import stat_key
+from fuseoverlay.overlay import linkindex, protection, staging
+from fuseoverlay.overlay.copymetadata import has_origin, mark_impure
+from fuseoverlay.overlay.copyup import copy_up, copy_up_directory
+from fuseoverlay.overlay.identity import Status
+from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
+from fuseoverlay.overlay.lookup import check_name, index_of, made
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.overlay.publish import publish, status_after, upper_place
+from fuseoverlay.overlay.realobject import Real, real_of, stored_of, upper_of
+from fuseoverlay.overlay.remove import park
+from fuseoverlay.system import acl, syscalls
+from fuseoverlay.system.syscalls import at
+from fuseoverlay.system.transaction import Transaction
+
+log = logging.getLogger("fuseoverlay")
+
+
+class Caller(NamedTuple):
+    """Who asks: the filesystem ids of the calling process, and its umask."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+async def make(
+    ov: Overlay,
+    parent: Directory,
+    name: bytes,
+    mode: int,
+    caller: Caller,
+    *,
+    rdev: int = 0,
+    target: bytes = b"",
+) -> tuple[Inode, Real]:
+    """Make a new object of the type in `mode`; `target` is a symlink's. Returns it as
+    `lookup.entry` does. Errors of `make_now`."""
+    ov.writable()
+    index = await index_of(ov, parent)
+    return make_now(ov, parent, index, name, mode, caller, rdev=rdev, target=target)
+
+
+def make_now(
+    ov: Overlay,
+    parent: Directory,
+    index: Index,
+    name: bytes,
+    mode: int,
+    caller: Caller,
+    *,
+    rdev: int = 0,
+    target: bytes = b"",
+) -> tuple[Inode, Real]:
+    """The same with the parent's index at hand: does not suspend.
+
+    EEXIST; EINVAL for `.wh.` names, which are whiteouts in an image; EPERM for devices
+    that we may not make; ENOSPC and the like of the upper.
+    """
+    check_new_name(name)
+    if name in index:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    protection.check_creation(ov, parent)
+    copy_up_directory(ov, parent)
+    status, acls = _inherit(ov, parent, caller, mode, rdev)
+    # A default ACL of the real directory would have a say, which the mount does not let it have.
+    if not acls and not ov.writable().upper.hides_acls and _is_free(index, name):
+        place = upper_place(parent, name)
+        fd = staging.make_in_place(ov, place, status)
+        if fd is not None:
+            return _opened(ov, parent, index, place, fd, status)
+    work, is_dir = ov.writable().fd, stat.S_ISDIR(mode)
+    place = upper_place(parent, name)
+    fd = ov.stack.fd(place.real)
+    with Transaction() as change:
+        staged = staging.stage(ov, change)
+        staging.make(ov, staged, status, target)
+        for attribute, value in acls:
+            os.setxattr(at(work, staged), attribute, value, follow_symlinks=False)
+        st = os.stat(staged, dir_fd=work, follow_symlinks=False)
+        publish(ov, change, parent, index, name, staged, is_dir=is_dir)
+    return made(ov, parent, place, fd, status_after(fd, name, st), status)
+
+
+def _is_free(index: Index, name: bytes) -> bool:
+    """Whether the upper has nothing at the name that is not visible, no whiteout either."""
+    return name not in index.masks and name not in index.wh
+
+
+def _opened(
+    ov: Overlay, parent: Directory, index: Index, place: Place, fd: int, status: Status
+) -> tuple[Inode, Real]:
+    """A file that was made in place; takes over its descriptor."""
+    dir_fd = ov.stack.fd(place.real)
+    with Transaction() as change:
+        change.on_error(os.unlink, place.name, dir_fd=dir_fd)
+        change.on_error(os.close, fd)
+        st = os.fstat(fd)
+    index.put(place.name, False)
+    inode, real = made(ov, parent, place, dir_fd, st, status)
+    ov.data.adopt(ov.inodes.file(inode.ino), fd)
+    return inode, real
+
+
+async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Caller) -> File:
+    """Make a regular file as `make` would in the directory, but without a name: `link` gives
+    it one, or it goes with its inode. EOPNOTSUPP where the upper has no O_TMPFILE; EPERM in a
+    removed directory, as in most filesystems."""
+    ov.writable()
+    if parent.removed:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    protection.check_creation(ov, parent)
+    copy_up_directory(ov, parent)
+    status, acls = _inherit(ov, parent, caller, mode)
+    fd = staging.make_nameless(ov, status)
+    held = Held(fd)
+    with Transaction() as change:
+        change.on_error(os.close, fd)
+        for attribute, value in acls:
+            os.setxattr(syscalls.fd_path(fd), attribute, value)
+        key = stat_key(os.stat(fd))
+        if not ov.inodes.may_hold:
+            held = park(ov, change, syscalls.fd_path(fd), follow=True)
+    if held.parked:
+        os.close(fd)
+    file = File(ov.inodes.number(key), stat.S_IFREG)
+    ov.inodes.hold(file, held)
+    ov.inodes.add(file)
+    ov.inodes.bind(file, key)
+    return file
+
+
+def check_new_name(name: bytes) -> None:
+    """ENAMETOOLONG; EINVAL for a name that would be a whiteout in the next mount."""
+    check_name(name)
+    if name.startswith(whiteout.WH_PREFIX):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+
+
+def _inherit(
+    ov: Overlay, parent: Directory, caller: Caller, mode: int, rdev: int = 0
+) -> tuple[Status, list[tuple[bytes, bytes]]]:
+    """Apply what the parent hands down: group, setgid, default ACL; without that, or in a mount
+    without ACLs, the umask counts, which the kernel may have applied already. In such a mount
+    nobody gets more than by the default ACL, which goes on to directories all the same.
+
+    Returns what to store: the attributes and the ACLs of the new object. EOVERFLOW: nothing is
+    shown as belonging to the caller.
+    """
+    real = real_of(ov, parent)
+    above = stored_of(ov, real)
+    uid, gid = ov.identity.uids.maker(caller.uid), ov.identity.gids.maker(caller.gid)
+    is_dir = stat.S_ISDIR(mode)
+    if above.mode & stat.S_ISGID:
+        gid = above.gid
+        mode = mode | stat.S_ISGID if is_dir else mode
+    acls: list[tuple[bytes, bytes]] = []
+    default, in_effect = None, ov.identity.acls
+    if not stat.S_ISLNK(mode) and (in_effect or real.layer.hides_acls):
+        default = xattrs.get(real.path, acl.DEFAULT, follow=real.follow)
+    if default is None or not in_effect:
+        mode &= ~caller.umask
+    if default is not None:
+        default = ov.identity.copied_attribute(acl.DEFAULT, default, real.st)
+        mode, access = acl.inherit(default, mode)
+        if access is not None and in_effect:
+            acls.append((acl.ACCESS, access))
+        elif access is not None:
+            mode = acl.limited(mode, access)
+        if is_dir:
+            acls.append((acl.DEFAULT, default))
+    return Status(uid, gid, mode, rdev), acls
+
+
+async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple[File, Real]:
+    """Give a file another name. Returns it as `lookup.entry` does. EEXIST, EMLINK; EPERM where
+    the upper's links are limited."""
+    check_new_name(name)
+    ov.writable()
+    protection.check_creation(ov, parent)
+    protection.check_change(ov, file)
+    index = await index_of(ov, parent)
+    await copy_up(ov, file, data=False)
+    if name in index:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    copy_up_directory(ov, parent)
+    place = upper_place(parent, name)
+    fd = ov.stack.fd(place.real)
+    real = upper_of(ov, file)
+    if has_origin(file, real):
+        mark_impure(ov, parent)
+    work = ov.writable().fd
+    linkindex.prepare_count(ov, file)
+    with Transaction() as change:
+        staged = staging.stage(ov, change)
+        os.link(real.path, staged, dst_dir_fd=work, follow_symlinks=real.follow)
+        st = os.stat(staged, dir_fd=work, follow_symlinks=False)
+        publish(ov, change, parent, index, name, staged, is_dir=False)
+    file.names[parent, name] = None
+    if file.upper is None:
+        file.upper = place
+        ov.inodes.let_go(file)
+    if file.links:
+        linkindex.set_links(ov, file, file.links + 1)
+    return file, Real(place.real.layer, at(fd, name), False, status_after(fd, name, st))

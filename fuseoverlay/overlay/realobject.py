@@ -1,0 +1,166 @@
+"""The real object behind an inode, its status as it is, as it is stored and as it is shown.
+
+What is taken of a lower's object beside its status is taken through a descriptor that was
+compared with what was looked up (`pinned_of`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from fuseoverlay.layers import xattrs
+from fuseoverlay.layers.layer import Layer, Lower, Place, RealDir, pinned
+from fuseoverlay.layers.objects import Sighting, sighting
+from fuseoverlay.overlay import places
+from fuseoverlay.overlay.identity import Status
+from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
+from fuseoverlay.overlay.owners import Overlay
+from fuseoverlay.system.syscalls import at, fd_path
+
+
+class Real(NamedTuple):
+    """The real object that counts for an inode, valid until the next await.
+
+    Calls on `path` pass `follow_symlinks=follow`: the path of an object without a name
+    is a link in /proc that leads to it. In a lower a path that is not to be followed may lead to
+    another object by now: see `pinned_of`.
+    """
+
+    layer: Layer
+    path: bytes
+    follow: bool
+    st: os.stat_result
+    #: What is stored, where that is known without asking.
+    stored: Status | None = None
+
+
+def path_below(directory: Directory) -> bytes:
+    """Absolute path under which the lowers of a directory are found from the topmost lower on:
+    what an absolute redirect to them says."""
+    names: list[bytes] = []
+    step: Directory | None = directory
+    while step is not None and step.parent is not None:
+        value = step.redirect or step.name
+        if value.startswith(b"/"):
+            return value + b"".join(b"/" + name for name in reversed(names))
+        names.append(value)
+        step = step.parent
+    return b"".join(b"/" + name for name in reversed(names))
+
+
+def real_of(ov: Overlay, inode: Inode) -> Real:
+    """The real object behind an inode. Does not suspend. ESTALE where a lower has another one in
+    its place, unless that may be: the kernel then looks the name up again."""
+    if inode.held is not None:
+        return _held(ov, inode.held)
+    if isinstance(inode, Directory):
+        real = metadata_dir(ov, inode)
+        fd = ov.stack.fd(real)
+        # By descriptor: a path would need search permission on the directory itself.
+        return Real(real.layer, fd_path(fd), True, os.stat(fd))
+    if not isinstance(inode, File):
+        raise TypeError(type(inode))
+    place = inode.upper or inode.lower
+    if place is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    if inode.upper is None:
+        st = places.status(ov.stack, inode, place, lasting=ov.config.private)
+        place = inode.lower or place
+        return Real(place.real.layer, at(ov.stack.fd(place.real), place.name), False, st)
+    fd = ov.stack.fd(place.real)
+    st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
+    inode.check_upper(st)
+    return Real(place.real.layer, at(fd, place.name), False, st)
+
+
+def _pinned(ov: Overlay, place: Place, seen: Sighting | None) -> AbstractContextManager[Lower]:
+    """The object of a lower at the place."""
+    fd = ov.stack.fd(place.real)
+    return pinned(place.real.layer, place.name, fd, seen, lasting=ov.config.private)
+
+
+def real_by(lower: Lower) -> Real:
+    """A pinned object as what counts for an inode."""
+    return Real(lower.layer, lower.path, True, lower.st)
+
+
+def lower_of(ov: Overlay, file: File) -> AbstractContextManager[Lower]:
+    """The real object of a file that is not in the upper, until the end of the block; errors of
+    `real_of`."""
+    if file.lower is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    # It may have to be found by another name first.
+    places.status(ov.stack, file, file.lower, lasting=ov.config.private)
+    return _pinned(ov, file.lower, file.lower_seen)
+
+
+@contextlib.contextmanager
+def pinned_of(ov: Overlay, inode: Inode) -> Iterator[Real]:
+    """`real_of`, for whatever is asked of it but its status: in the block its path leads to one
+    object, whatever becomes of a lower. Does not suspend, nor must the block, unless it takes
+    that from a lower file alone."""
+    if isinstance(inode, File) and not inode.in_upper:
+        with lower_of(ov, inode) as lower:
+            yield real_by(lower)
+    else:
+        yield real_of(ov, inode)
+
+
+def _held(ov: Overlay, held: Held) -> Real:
+    layer = ov.writable().upper
+    if not held.name:
+        return Real(layer, fd_path(held.fd), True, os.stat(held.fd))
+    st = os.stat(held.name, dir_fd=held.fd, follow_symlinks=False)
+    return Real(layer, at(held.fd, held.name), False, st)
+
+
+def upper_of(ov: Overlay, inode: Inode) -> Real:
+    """The real object of an inode that is in the upper, to be changed: nothing is ever changed
+    by a path into a lower. Does not suspend."""
+    real = real_of(ov, inode)
+    if real.layer is not ov.stack.upper or not inode.in_upper:
+        raise AssertionError("what is in a lower is never changed")
+    return real
+
+
+@contextlib.contextmanager
+def changing(ov: Overlay, inode: Inode) -> Iterator[Real]:
+    """`upper_of`: in the block its path leads to that one object, whatever somebody who reaches the
+    upper by its own path puts there. Does not suspend, nor must the block."""
+    real = upper_of(ov, inode)
+    if real.follow:
+        yield real
+        return
+    with pinned(real.layer, real.path, None, sighting(real.st)) as upper:
+        yield real_by(upper)
+
+
+def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
+    """The real directory whose owner, mode, times and attributes count: the topmost one
+    that a layer really listed (see `xattrs.IMPLIED`)."""
+    real = directory.real()
+    if not real.layer.implied or real is directory.upper:
+        return real
+    for real in directory.lowers:
+        if not real.layer.implied:
+            return real
+        if xattrs.get(ov.stack.fd(real), xattrs.IMPLIED) != xattrs.IMPLIED_SELF:
+            return real
+    return real
+
+
+def shown_of(ov: Overlay, real: Real) -> Status:
+    """Owner, mode and device number to show for a real object."""
+    if real.stored is not None:
+        return ov.identity.shown_for(real.stored)
+    return ov.identity.shown(real.layer, real.path, real.st, follow=real.follow)
+
+
+def stored_of(ov: Overlay, real: Real) -> Status:
+    """The same as they are stored: for what is made from it."""
+    return ov.identity.to_copy(real.layer, real.path, real.st, follow=real.follow)
