@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fuseoverlay.fuse import wire
-from fuseoverlay.layers import index
+from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.native import extension
 from fuseoverlay.overlay import attributes, lookup, make, realobject
@@ -124,7 +124,7 @@ class Direct:
             return wire.entry(0, 0, self._valid, _NEVER) + bytes(wire.ATTR_SIZE)
         return self._listed(parent, index, name) or self._looked_up(parent, index, name)
 
-    def _listed(self, parent: Directory, index: index.Index, name: bytes) -> bytes | None:
+    def _listed(self, parent: Directory, index: Index, name: bytes) -> bytes | None:
         """The entry of a plain file of a lower, as a listing would have it; None: it is none."""
         lower = index.plain_lower(name)
         base = self._base(lower)
@@ -137,7 +137,7 @@ class Direct:
         payload: bytes = listing.payload()
         return payload[: wire.ENTRY_SIZE]
 
-    def _looked_up(self, parent: Directory, index: index.Index, name: bytes) -> Answer:
+    def _looked_up(self, parent: Directory, index: Index, name: bytes) -> Answer:
         inode, real = lookup.entry(self._ov, parent, index, name)
         if not self._is_countable(inode, real):
             self._ov.inodes.drop_unused(inode)
@@ -282,7 +282,7 @@ class Direct:
         return None if base is None else (fd, base, device)
 
     def _add(
-        self, directory: Directory, index: index.Index, name: bytes, cookie: int, emit: Emit
+        self, directory: Directory, index: Index, name: bytes, cookie: int, emit: Emit
     ) -> bool:
         """False: the reply is full, or the rest is to be asked for again."""
         try:

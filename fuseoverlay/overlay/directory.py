@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fuseoverlay.layers import index
+from fuseoverlay.layers.index import Index, dots_seen
 from fuseoverlay.overlay import attributes
 from fuseoverlay.overlay.attributes import Attr
 from fuseoverlay.overlay.inodes import Directory, Inode
@@ -66,11 +66,11 @@ async def _emit_dots(ov: Overlay, directory: Directory, cookie: int, emit: Emit)
 def dots(directory: Directory, cookie: int) -> list[tuple[bytes, Directory, int]]:
     """Those of "." and ".." that come after `cookie`, with their own; see `merge.Index.begun`."""
     both = ((b".", directory), (b"..", directory.parent or directory))
-    seen = index.dots_seen(cookie)
+    seen = dots_seen(cookie)
     return [(*both[n], cookie - seen + n + 1) for n in range(seen, len(both))]
 
 
-def unknown(ov: Overlay, index: index.Index, name: bytes) -> Attr:
+def unknown(ov: Overlay, index: Index, name: bytes) -> Attr:
     """What to list of a name in a plain user's directory that has r but not x, or of an object
     that is malformed in its layer: the name is all there is, and who looks it up is told why."""
     found = index.find(name)
