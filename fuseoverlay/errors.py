@@ -117,3 +117,9 @@ def _escaped(char: str) -> str:
 def describe(exc: OSError) -> str:
     """`exc`'s message in words, without path and errno number: "No such file or directory"."""
     return exc.strerror or str(exc)
+
+
+def os_error(code: int, name: object = None) -> OSError:
+    """The `OSError`, of the class that belongs to the errno, with its message; `name`: what the
+    call was about."""
+    return OSError(code, os.strerror(code), name)

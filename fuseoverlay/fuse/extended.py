@@ -12,6 +12,8 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, ClassVar, Final, NamedTuple
 
+from fuseoverlay.errors import os_error
+
 from fuseoverlay.native import extension  # isort: skip
 
 import pyfuse3
@@ -124,7 +126,7 @@ class ExtendedOperations(Operations):
         In a thread that is none of the overlay's: those writes may need them."""
         async with self._telling:
             if self._ending:
-                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+                raise os_error(errno.ENOTCONN)
             await trio.to_thread.run_sync(_write_back, [file.ino], abandon_on_cancel=True)
 
     @handler
@@ -153,7 +155,7 @@ class ExtendedOperations(Operations):
                 # The change time has moved, and after a copy-up more than that.
                 self._changed(inode.ino)
                 return b""
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        raise os_error(errno.ENOTTY)
 
     @handler
     async def statx(self, request: Request) -> tuple[EntryAttributes, int | None]:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
 
 # Before pyfuse3: the extension has to be found first.
+from fuseoverlay.errors import os_error
+
 from fuseoverlay.native import extension  # isort: skip
 
 import pyfuse3
@@ -329,7 +331,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def flush(self, fh: int) -> None:
         """Every write has been answered already; ENOSYS: the kernel need not ask again."""
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise os_error(errno.ENOSYS)
 
     @handler
     async def release(self, fh: int) -> None:
@@ -342,7 +344,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def poll(self, inode: int, fh: int, handle: object, ctx: RequestContext) -> int:
         """ENOSYS: the kernel answers poll for regular files itself from now on."""
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise os_error(errno.ENOSYS)
 
     # Attributes
 

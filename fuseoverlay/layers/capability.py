@@ -9,10 +9,10 @@ little-endian. Revision 2 means root of the first user namespace. See capabiliti
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from typing import Final
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers.idmap import IdMap
 
 _WORD: Final = struct.Struct("<I")
@@ -29,7 +29,7 @@ def shown(value: bytes, uids: IdMap) -> bytes:
     if root is None:
         return value
     if not uids.covers(root):
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        raise os_error(errno.ENODATA)
     return _with_root(value, uids.shown(root))
 
 

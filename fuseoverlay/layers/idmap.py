@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.system import userns
 
 #: The greatest id; one more means "none" in chown(2).
@@ -79,7 +79,7 @@ class IdMap:
                 return stored + shown - first
         if self.squash is not None:
             return shown
-        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        raise os_error(errno.EOVERFLOW)
 
     def maker(self, shown: int) -> int:
         """The same for who makes something. What root makes from outside, who has no id in

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers.overridestat import accessible
 from fuseoverlay.system.descriptors import open_file
 from fuseoverlay.system.syscalls import open_noatime
@@ -58,7 +59,7 @@ def check_sighting(st: os.stat_result, seen: Sighting | None, *, lasting: bool =
     change the lower, so not `lasting`, any of its type will do: a type the kernel keeps."""
     now = sighting(st)
     if seen is not None and (now != seen if lasting else now[-1] != seen[-1]):
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
 
 
 def open_known(

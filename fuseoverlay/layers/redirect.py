@@ -17,6 +17,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import whiteout, xattrs
 from fuseoverlay.layers.layer import Layer, Lower, Place, RealDir, pinned
 from fuseoverlay.layers.stack import LayerStack
@@ -76,7 +77,7 @@ def refused(real: RealDir, name: bytes, code: int, why: str) -> OSError:
     """The error to raise for what a layer holds at `name` in `real` (empty: for `real` itself),
     after a warning."""
     _warn(os.fsdecode(os.path.join(real.layer.path, real.path(), name)), why)
-    return OSError(code, os.strerror(code), name)
+    return os_error(code, name)
 
 
 @functools.lru_cache(1024)
@@ -195,7 +196,7 @@ class _Trail:
         one found and not what is looked for."""
         with pinned(place.real.layer, place.name, self._stack.fd(place.real), None) as lower:
             if not stat.S_ISREG(lower.st.st_mode):
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), place.name)
+                raise os_error(errno.ESTALE, place.name)
             if self._fits is not None and not self._fits(lower):
                 why = "there is another file now where the data of a copy was"
                 raise refused(place.real, place.name, errno.ESTALE, why)

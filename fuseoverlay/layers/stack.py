@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
 
-from fuseoverlay.errors import LayerError, UpperError
+from fuseoverlay.errors import LayerError, UpperError, os_error
 from fuseoverlay.layers.layer import NEVER_MOVE, Layer, RealDir
 from fuseoverlay.layers.objects import Sighting, open_own, sighting
 from fuseoverlay.layers.roots import (
@@ -181,12 +181,12 @@ class LayerStack:
         now: the kernel was told who may enter the one that was looked up, not this one."""
         lower = bool(real.layer.number)
         if now[:2] in (self.written if lower else self.read):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            raise os_error(errno.ELOOP)
         if lower and not self.lasting:
             return
         # Of the upper it is we who change owners.
         if real.seen is not None and (now != real.seen if lower else now[:2] != real.seen[:2]):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
         real.seen = now
 
     def _open_lower(self, real: RealDir) -> int:

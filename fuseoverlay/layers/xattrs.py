@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Container, Sequence
 from typing import Final, TypeVar
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.system.syscalls import fd_path
 from fuseoverlay.system.transaction import tidy
 
@@ -86,12 +87,12 @@ def to_real(name: bytes) -> bytes:
     only a prefix.
     """
     if name == TRUSTED:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise os_error(errno.EINVAL)
     for prefix in (TRUSTED, USER):
         if name.startswith(prefix):
             return prefix + _ESCAPED + name[len(prefix) :]
     if name.startswith(RESERVED):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)
     return name
 
 

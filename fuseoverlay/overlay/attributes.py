@@ -14,6 +14,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import xattrs
 from fuseoverlay.layers.idmap import IdMap
 from fuseoverlay.layers.objects import check_sighting
@@ -221,13 +222,13 @@ def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:
 def check_xattrs(ov: Overlay) -> None:
     """ENOSYS where the mount has no attributes: EOPNOTSUPP to programs, and nobody asks again."""
     if ov.config.noxattrs:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise os_error(errno.ENOSYS)
 
 
 def check_acl(name: bytes, *, acls: bool) -> None:
     """EOPNOTSUPP for an ACL where the mount has none (see `fuseoverlay.mount`)."""
     if not acls and name.startswith(acl.PREFIX):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise os_error(errno.EOPNOTSUPP)
 
 
 def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> bytes:
@@ -245,7 +246,7 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
     try:
         real_name = real.layer.stored_name(name)
     except PermissionError:
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+        raise os_error(errno.ENODATA) from None
     try:
         return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
     except OSError as exc:
@@ -253,7 +254,7 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
         # errors amiss.
         none = name.startswith(acl.PREFIX) and exc.errno == errno.EOPNOTSUPP
         if none or (exc.errno in xattrs.NONE and not real.layer.lists_attributes):
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+            raise os_error(errno.ENODATA) from None
         raise
 
 

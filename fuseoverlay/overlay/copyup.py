@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import redirect, xattrs
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import stat_key
@@ -108,7 +109,7 @@ def copy_up_directory(ov: Overlay, directory: Directory) -> RealDir:
         raise no_entry(directory.name)
     if directory.upper is None and not ov.inodes.is_in_place(directory):
         # Another one is there by now, which is not to get what belongs here.
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), directory.name)
+        raise os_error(errno.ESTALE, directory.name)
     missing = []
     step: Directory | None = directory
     while step is not None and step.upper is None:
@@ -124,7 +125,7 @@ def copy_up_directory(ov: Overlay, directory: Directory) -> RealDir:
 def _copy_up_one(ov: Overlay, directory: Directory) -> None:
     parent = directory.parent
     if parent is None or parent.upper is None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        raise os_error(errno.EROFS)
     with Transaction() as change:
         staged = staging.stage(ov, change)
         stage_directory(ov, directory, staged)
@@ -389,7 +390,7 @@ def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
     if index is None or found is None or found.in_upper:
         return
     if not file.in_upper:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
+        raise os_error(errno.ESTALE, name)
     copy_up_directory(ov, parent)
     real = upper_of(ov, file)
     with Transaction() as change:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import trio
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import Sighting, stat_key
@@ -108,7 +109,7 @@ class File(Inode):
         """ESTALE where that is not the upper object: somebody has put another one in its place, by
         the upper's own path."""
         if stat_key(st) not in self.keys:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
 
     def links_of(self, st: os.stat_result) -> int:
         """Link count of the upper object with this status, but for a name that only holds it."""

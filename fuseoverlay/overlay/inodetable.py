@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import sighting, stat_key
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode, Listed, _owner, release
@@ -94,7 +95,7 @@ class InodeTable:
         """The inode; ESTALE where the kernel should not know it any more."""
         found = self._by_ino.get(ino)
         if found is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
         return self._learn(ino, found) if isinstance(found, tuple) else found
 
     def _learn(self, ino: int, listed: Listed) -> File:
@@ -115,14 +116,14 @@ class InodeTable:
         """The same for directories; ENOTDIR."""
         inode = self.get(ino)
         if not isinstance(inode, Directory):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise os_error(errno.ENOTDIR)
         return inode
 
     def file(self, ino: int) -> File:
         """The same for anything but directories; EISDIR."""
         inode = self.get(ino)
         if not isinstance(inode, File):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise os_error(errno.EISDIR)
         return inode
 
     def find(self, key: tuple[int, int]) -> File | None:
@@ -309,7 +310,7 @@ class InodeTable:
         changed the lower."""
         names = [name for name in file.names if self._leads(*name)]
         if file.names and not names:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
         return names
 
     def _leads(self, directory: Directory, name: bytes) -> bool:

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import redirect, whiteout, xattrs
 from fuseoverlay.layers.index import Found, Index, Listing
 from fuseoverlay.layers.layer import Lower, Place, RealDir
@@ -28,13 +29,13 @@ _NAME_MAX = 255
 
 def no_entry(name: bytes) -> OSError:
     """ENOENT for `name`."""
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return os_error(errno.ENOENT, name)
 
 
 def check_name(name: bytes) -> None:
     """ENAMETOOLONG above 255 bytes."""
     if len(name) > _NAME_MAX:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+        raise os_error(errno.ENAMETOOLONG, name)
 
 
 async def index_of(ov: Overlay, directory: Directory) -> Index:

@@ -14,6 +14,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import whiteout, xattrs
 from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place
@@ -78,7 +79,7 @@ def make_now(
     """
     check_new_name(name)
     if name in index:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        raise os_error(errno.EEXIST, name)
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
     status, acls = _inherit(ov, parent, caller, mode, rdev)
@@ -127,7 +128,7 @@ async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Calle
     removed directory, as in most filesystems."""
     ov.writable()
     if parent.removed:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
     status, acls = _inherit(ov, parent, caller, mode)
@@ -153,7 +154,7 @@ def check_new_name(name: bytes) -> None:
     """ENAMETOOLONG; EINVAL for a name that would be a whiteout in the next mount."""
     check_name(name)
     if name.startswith(whiteout.WH_PREFIX):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        raise os_error(errno.EINVAL, name)
 
 
 def _inherit(
@@ -201,7 +202,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
     index = await index_of(ov, parent)
     await copy_up(ov, file, data=False)
     if name in index:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        raise os_error(errno.EEXIST, name)
     copy_up_directory(ov, parent)
     place = upper_place(parent, name)
     fd = ov.stack.fd(place.real)

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from fuseoverlay.errors import LayerError, UsageError, printable
+from fuseoverlay.errors import LayerError, UsageError, os_error, printable
 from fuseoverlay.layers import ownmount
 from fuseoverlay.layers.layer import Layer
 from fuseoverlay.layers.objects import stat_key
@@ -57,7 +57,7 @@ class Overlay:
     def writable(self) -> WorkDir:
         """The work directory; EROFS on a read-only overlay."""
         if self.workdir is None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise os_error(errno.EROFS)
         return self.workdir
 
 

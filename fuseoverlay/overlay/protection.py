@@ -15,6 +15,7 @@ import os
 import stat
 from typing import Final
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import xattrs
 from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay.inodes import Directory, File, Inode
@@ -142,4 +143,4 @@ def check_removal(ov: Overlay, parent: Directory, victim: Inode) -> None:
 
 def _refuse(flags: bytes) -> None:
     if flags:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import xattrs
 from fuseoverlay.layers.layer import Layer, Lower, Place, RealDir, pinned
 from fuseoverlay.layers.objects import Sighting, sighting
@@ -67,7 +68,7 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
         raise TypeError(type(inode))
     place = inode.upper or inode.lower
     if place is None:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
     if inode.upper is None:
         st = places.status(ov.stack, inode, place, lasting=ov.config.private)
         place = inode.lower or place
@@ -93,7 +94,7 @@ def lower_of(ov: Overlay, file: File) -> AbstractContextManager[Lower]:
     """The real object of a file that is not in the upper, until the end of the block; errors of
     `real_of`."""
     if file.lower is None:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
     # It may have to be found by another name first.
     places.status(ov.stack, file, file.lower, lasting=ov.config.private)
     return _pinned(ov, file.lower, file.lower_seen)

@@ -13,6 +13,7 @@ import logging
 import os
 from typing import Final, NamedTuple
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import whiteout
 from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place, RealDir
@@ -46,7 +47,7 @@ async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
     index = await index_of(ov, parent)
     file = child_nowait(ov, parent, index, name)
     if not isinstance(file, File):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        raise os_error(errno.EISDIR, name)
     protection.check_removal(ov, parent, file)
     if index.covers(name):
         copy_up_directory(ov, parent)
@@ -142,7 +143,7 @@ async def rmdir(ov: Overlay, parent: Directory, name: bytes) -> None:
     index = await index_of(ov, parent)
     directory = child_nowait(ov, parent, index, name)
     if not isinstance(directory, Directory):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        raise os_error(errno.ENOTDIR, name)
     protection.check_removal(ov, parent, directory)
     inside = await index_of(ov, directory)
     check_empty(inside)
@@ -156,7 +157,7 @@ async def rmdir(ov: Overlay, parent: Directory, name: bytes) -> None:
 def check_empty(index: Index) -> None:
     """ENOTEMPTY where something is visible."""
     if len(index):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        raise os_error(errno.ENOTEMPTY)
 
 
 async def clear_away(

@@ -12,6 +12,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers import redirect, whiteout, xattrs
 from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place
@@ -142,7 +143,7 @@ async def _prepare(
 
 
 def _error(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
+    return os_error(code)
 
 
 def _side(ov: Overlay, parent: Directory, name: bytes) -> Side:

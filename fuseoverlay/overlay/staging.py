@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay.identity import Status
@@ -101,7 +102,7 @@ def make(ov: Overlay, staged: bytes, status: Status, target: bytes = b"") -> Non
     work = ov.writable().fd
     kind = stat.S_IFMT(status.mode)
     if kind == stat.S_IFCHR and status.rdev == 0:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)
     if kind == stat.S_IFDIR:
         os.mkdir(staged, 0o700, dir_fd=work)
     elif kind == stat.S_IFREG or ov.identity.override is not None:
@@ -174,7 +175,7 @@ def read_link(ov: Overlay, real: Real) -> bytes:
         finally:
             os.close(fd)
     if real.st.st_size > _TARGET_MAX:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise os_error(errno.EIO)
     # Somebody may have put something else in its place.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | real.layer.reading
     flags |= 0 if real.follow else os.O_NOFOLLOW

@@ -8,11 +8,12 @@ of acl(5), "Object creation and default ACLs".
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import struct
 from collections.abc import Callable
 from typing import Final
+
+from fuseoverlay.errors import os_error
 
 PREFIX: Final = b"system.posix_acl_"
 ACCESS: Final = PREFIX + b"access"
@@ -36,7 +37,7 @@ def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
     EINVAL for an attribute that is not an ACL, as by the kernel.
     """
     if not _is_acl(default):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise os_error(errno.EINVAL)
     entries = [list(entry) for entry in _ENTRY.iter_unpack(default[_HEADER.size :])]
     tags = {entry[0] for entry in entries}
     group_class = _MASK if _MASK in tags else _GROUP_OBJ

@@ -14,6 +14,7 @@ import struct
 from types import TracebackType
 from typing import Final, Self
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.system import syscalls
 
 # What is asked of the process: whether recursive, how access times move, and then the path.
@@ -53,7 +54,7 @@ class Clones:
             clone = self._ask(os.readlink(syscalls.fd_path(fd)), recursive, access_times)
         if not os.path.samestat(os.fstat(clone), os.fstat(fd)):
             os.close(clone)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
         return clone
 
     def _ask(self, path: bytes, recursive: bool, access_times: int) -> int:
@@ -67,7 +68,7 @@ class Clones:
             return fds[0]
         # It has gone where it may not have namespaces.
         code = _REPLY.unpack(reply)[0] if reply else errno.EPERM
-        raise OSError(code, os.strerror(code), path)
+        raise os_error(code, path)
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

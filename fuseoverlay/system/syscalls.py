@@ -16,6 +16,7 @@ import sys
 from ctypes import c_int, c_long, c_size_t, c_uint, c_void_p
 from typing import Final
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.system.descriptors import open_file
 
 AT_FDCWD: Final = -100
@@ -100,7 +101,7 @@ class _OpenHow(ctypes.Structure):
 
 def _fail(name: bytes | None = None) -> OSError:
     code = ctypes.get_errno()
-    return OSError(code, os.strerror(code), name)
+    return os_error(code, name)
 
 
 def renameat2(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
@@ -282,7 +283,7 @@ def open_by_handle(fd: int, kind: int, handle: bytes) -> int:
     O_PATH itself; open_by_handle_at(2).
     """
     if len(handle) > _MAX_HANDLE_SZ:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
     buffer = ctypes.create_string_buffer(struct.pack("Ii", len(handle), kind) + handle)
     found = _open_by_handle_at(fd, buffer, os.O_PATH | os.O_CLOEXEC)
     if found < 0:
@@ -329,7 +330,7 @@ def process_named(name: bytes) -> int:
     """A pidfd of the process with this `process_name`; ESRCH where that is in another namespace."""
     namespace, _, number = name.rpartition(b" ")
     if namespace != os.readlink(b"/proc/self/ns/pid"):
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        raise os_error(errno.ESRCH)
     return os.pidfd_open(int(number))
 
 
