@@ -15,19 +15,17 @@ import stat
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
 
-# Before pyfuse3: the extension has to be found first.
-from fuseoverlay.errors import os_error
-
-from fuseoverlay.native import extension  # isort: skip
-
 import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext, StatvfsData
 
+# Before pyfuse3: the extension has to be found first.
+from fuseoverlay.errors import os_error
 from fuseoverlay.fuse import requestlog
 from fuseoverlay.fuse.boundary import handler
 from fuseoverlay.fuse.direct import Direct, hand_over
 from fuseoverlay.fuse.readahead import ReadAhead
 from fuseoverlay.layers import trust
+from fuseoverlay.native import extension, terms
 from fuseoverlay.overlay import (
     attributes,
     directory,
@@ -97,7 +95,7 @@ class Operations(pyfuse3.Operations):
 
     def init(self) -> None:
         """First word of the kernel."""
-        self._handleless = extension.agree(self.taken, private=self._ov.config.private)
+        self._handleless = terms.agree(self.taken, private=self._ov.config.private)
         self._ov.data.may_bind_writers = self._handleless
         if log.isEnabledFor(logging.DEBUG):
             extension.log(requestlog.answered)
@@ -117,7 +115,7 @@ class Operations(pyfuse3.Operations):
         if self._ov.workdir is not None:
             self._ov.workdir.changed = self._changed
         if self._ov.config.noxattrs:
-            extension.refuse(_XATTR_REQUESTS)
+            terms.refuse(_XATTR_REQUESTS)
         self._ready()
 
     def _attributes(self, attr: Attr) -> EntryAttributes:
@@ -322,7 +320,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._ov.inodes.file(fh)
         if self._handleless:
-            who = self._changer(fh, extension.caller(), privileged=not extension.kills_privileges())
+            who = self._changer(fh, terms.caller(), privileged=not terms.kills_privileges())
         else:
             writers = file.writers
             who = Changer(0, lambda: writers or (), writers is None, lambda: self._changed(fh))
@@ -368,12 +366,12 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-            touch=extension.is_touch(),
+            touch=terms.is_touch(),
         )
         target = self._ov.inodes.get(inode)
         # What the kernel says about chown(2) is the same for all callers.
         is_told = self._handleless and fields.update_size
-        privileged = not extension.kills_privileges() if is_told else None
+        privileged = not terms.kills_privileges() if is_told else None
         who = self._changer(inode, ctx, privileged=privileged)
         await attributes.setattr(self._ov, target, changes, who)
         try:

@@ -81,7 +81,7 @@ async def rename(
     """Errors of rename(2); EXDEV for directories with a lower part; EINVAL for
     RENAME_WHITEOUT, which is ours alone."""
     if flags & ~_KNOWN or flags == _KNOWN:
-        raise _error(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     check_new_name(new_name)
     ov.writable()
     await _prepare(ov, parent, name, new_parent, new_name, flags)
@@ -89,7 +89,7 @@ async def rename(
     src = _side(ov, parent, name)
     dst = _side(ov, new_parent, new_name)
     if src.inode is None:
-        raise _error(errno.ENOENT)
+        raise os_error(errno.ENOENT)
     if dst.inode is src.inode:
         return
     for side in (src, dst):
@@ -119,12 +119,12 @@ async def _prepare(
     src = _side(ov, parent, name)
     dst = _side(ov, new_parent, new_name)
     if src.inode is None:
-        raise _error(errno.ENOENT)
+        raise os_error(errno.ENOENT)
     if dst.inode is not None and flags & syscalls.RENAME_NOREPLACE:
-        raise _error(errno.EEXIST)
+        raise os_error(errno.EEXIST)
     exchange = bool(flags & syscalls.RENAME_EXCHANGE)
     if exchange and dst.inode is None:
-        raise _error(errno.ENOENT)
+        raise os_error(errno.ENOENT)
     protection.check_removal(ov, parent, src.inode)
     if dst.inode is None:
         protection.check_creation(ov, new_parent)
@@ -142,30 +142,26 @@ async def _prepare(
     copy_up_directory(ov, new_parent)
 
 
-def _error(code: int) -> OSError:
-    return os_error(code)
-
-
 def _side(ov: Overlay, parent: Directory, name: bytes) -> Side:
     index = parent.index
     if index is None:
-        raise _error(errno.ENOENT)
+        raise os_error(errno.ENOENT)
     inode = child_nowait(ov, parent, index, name) if name in index else None
     return Side(parent, index, name, inode)
 
 
 def _check_movable(ov: Overlay, inode: Inode) -> None:
     if isinstance(inode, Directory) and inode.lowers and ov.config.redirect_dir != "on":
-        raise _error(errno.EXDEV)
+        raise os_error(errno.EXDEV)
 
 
 async def _check_replaceable(ov: Overlay, src: Inode, dst: Inode) -> None:
     if isinstance(dst, Directory):
         if not isinstance(src, Directory):
-            raise _error(errno.EISDIR)
+            raise os_error(errno.EISDIR)
         check_empty(await index_of(ov, dst))
     elif isinstance(src, Directory):
-        raise _error(errno.ENOTDIR)
+        raise os_error(errno.ENOTDIR)
 
 
 def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
@@ -207,7 +203,7 @@ def _set_redirect(
     elif value is None:
         value = directory.name
     if len(value) > redirect.MAX_LENGTH:
-        raise _error(errno.EXDEV)
+        raise os_error(errno.EXDEV)
     path = at(ov.stack.fd(src.place.real), src.name)
     name = ov.writable().namespace + xattrs.REDIRECT
     xattrs.put(path, name, value)
