@@ -16,6 +16,9 @@ import stat
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+# Before pyfuse3: the extension has to be found first.
+from fuseoverlay.native import extension, terms  # isort: skip
+
 import pyfuse3
 import trio
 
@@ -29,9 +32,6 @@ from fuseoverlay.fuse.unmount import fuse_mount, fusermount, give_up
 from fuseoverlay.layers import trust
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.layers.roots import enclosing
-
-# Before pyfuse3: the extension has to be found first.
-from fuseoverlay.native import extension, terms
 from fuseoverlay.overlay import owners
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.overlay.owners import Overlay

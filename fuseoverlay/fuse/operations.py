@@ -15,17 +15,18 @@ import stat
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol
 
+# Before pyfuse3: the extension has to be found first.
+from fuseoverlay.native import extension, terms  # isort: skip
+
 import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext, StatvfsData
 
-# Before pyfuse3: the extension has to be found first.
 from fuseoverlay.errors import os_error
 from fuseoverlay.fuse import requestlog
 from fuseoverlay.fuse.boundary import handler
 from fuseoverlay.fuse.direct import Direct, hand_over
 from fuseoverlay.fuse.readahead import ReadAhead
 from fuseoverlay.layers import trust
-from fuseoverlay.native import extension, terms
 from fuseoverlay.overlay import (
     attributes,
     directory,

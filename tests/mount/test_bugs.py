@@ -43,8 +43,8 @@ CASES = {
     "write": lambda mnt: _write(mnt / "f"),
 }
 MODULES = {
-    "make": "namespace",
-    "link": "namespace",
+    "make": "make",
+    "link": "make",
     "rename": "rename",
     "setxattr": "attributes",
     "getxattr": "attributes",
@@ -79,7 +79,7 @@ def test_bug_is_one_failed_request(cli: Cli, function: str, exception: str) -> N
 
 def test_oserror_without_errno_is_eio(cli: Cli) -> None:
     space = cli.space
-    code = BROKEN.format(module="namespace", function="make", exception="OSError('no number')")
+    code = BROKEN.format(module="make", function="make", exception="OSError('no number')")
     argv = [sys.executable, "-c", code, "-f", "-o", space.options(), str(space.mnt)]
     daemon = Daemon(argv, space.mnt, space.base / "log")
     try:

@@ -99,7 +99,7 @@ def _run(argv: list[str], *words: object, cwd: Path) -> None:
 def _meet_a_bug(cli: Cli, log: str) -> None:
     """Mount with `log=`, and have one request fail by a bug."""
     space = cli.space
-    argv = _broken(cli, "namespace", "make")
+    argv = _broken(cli, "make", "make")
     _run(argv, "-o", f"{space.options()},log={log}", space.mnt, cwd=space.base)
     with fails(errno.EIO):
         os.mkdir(space.mnt / "boom")
@@ -164,7 +164,7 @@ def test_syslog(cli: Cli, option: str) -> None:
     )
     script = f"mkdir dev; mount -t tmpfs tmpfs dev; {devices} ln -s {space.base}/socket dev/log; "
     script += 'mount --rbind dev /dev; exec "$@"'
-    argv = ["unshare", "-m", "sh", "-euc", script, "sh", *_broken(cli, "namespace", "make")]
+    argv = ["unshare", "-m", "sh", "-euc", script, "sh", *_broken(cli, "make", "make")]
     _run(argv, "-o", space.options() + option, space.mnt, cwd=space.base)
     (pid,) = cli.daemons()
     with fails(errno.EIO):
