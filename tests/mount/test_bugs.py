@@ -15,7 +15,7 @@ from tests.mount.conftest import Cli
 #: Breaks one function for names that say "boom", then runs the command line.
 BROKEN = """
 import sys
-from fuseoverlay import {module} as module
+from fuseoverlay.overlay import {module} as module
 real = module.{function}
 
 def broken(ov, *args, **kwargs):
@@ -24,7 +24,7 @@ def broken(ov, *args, **kwargs):
     return real(ov, *args, **kwargs)
 
 module.{function} = broken
-from fuseoverlay.cli import main
+from fuseoverlay.commands.dispatch import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -120,14 +120,14 @@ def test_bugs_land_in_the_file(cli: Cli) -> None:
 #: Breaks what runs when the mount has gone.
 BROKEN_END = """
 import sys
-from fuseoverlay import ending
+from fuseoverlay.fuse import ending
 
 def broken(self):
     print("a library says", file=sys.stderr, flush=True)
     raise KeyError("at the end")
 
 ending.Ending.finish = broken
-from fuseoverlay.cli import main
+from fuseoverlay.commands.dispatch import main
 sys.exit(main(sys.argv[1:]))
 """
 

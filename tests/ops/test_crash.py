@@ -44,8 +44,8 @@ pytestmark = [
 #: Runs the command line; from SIGUSR1 on the N-th call that writes kills the process.
 KILLER = """
 import os, signal, sys
-from fuseoverlay import syscalls
-from fuseoverlay.cli import main
+from fuseoverlay.system import syscalls
+from fuseoverlay.commands.dispatch import main
 
 left = int(sys.argv.pop(1))
 armed = False
