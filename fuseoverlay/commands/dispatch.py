@@ -1,4 +1,4 @@
-"""The command line; the only module that prints.
+"""The command line.
 
 Three spellings mount directories: `fuseoverlay mount -o OPTS MNT`, `fuseoverlay -o OPTS MNT`
 (mount programs) and `fuseoverlay SOURCE MNT -o OPTS` (mount.fuse). mount(8) runs its helper as
@@ -13,13 +13,12 @@ import contextlib
 import gc
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fuseoverlay import __version__
-from fuseoverlay.commands import advice
+from fuseoverlay.commands import advice, output
 from fuseoverlay.errors import (
     INTERRUPTED,
     PROBLEMS_LEFT,
@@ -27,7 +26,6 @@ from fuseoverlay.errors import (
     UsageError,
     describe,
     mount_exit_code,
-    visible,
 )
 from fuseoverlay.overlay.config import MountConfig
 
@@ -46,6 +44,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(message, hint="see fuseoverlay --help")
 
+    def print_help(self, file: object = None) -> None:
+        """On stdout, whatever that is."""
+        output.say(self.format_help().removesuffix("\n"))
+
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; the exit code. Errors become one line on stderr."""
@@ -58,36 +60,22 @@ def main_of_helper(argv: Sequence[str]) -> int:
 
 
 def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
-    _have_standard_descriptors()
+    output.open_missing()
     # Whoever started us may have had the kernel reap his children: we would not learn how ours end.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return command(list(argv))
     except FuseOverlayError as exc:
-        _complain("error", str(exc))
+        output.complain("error", str(exc))
         return exc.exit_code
     except KeyboardInterrupt:
-        _complain("error", "interrupted")
+        output.complain("error", "interrupted")
         return INTERRUPTED
     except OSError as exc:
-        _complain("error", f"{exc.filename or 'fuseoverlay'}: {describe(exc)}")
+        output.complain("error", f"{exc.filename or 'fuseoverlay'}: {describe(exc)}")
         return 1
-
-
-def _have_standard_descriptors() -> None:
-    """Open /dev/null on what is missing of 0 to 2: else a layer's directory would get the number,
-    and lose it to /dev/null when the daemon goes to the background."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            # The lowest number that is free.
-            os.open(os.devnull, os.O_RDWR)
-
-
-def _complain(level: str, text: str) -> None:
-    # Names from layers and images may hold what moves the cursor, or begins a line.
-    print(f"fuseoverlay: {level}: {visible(text)}", file=sys.stderr)
+    finally:
+        output.settle()
 
 
 def _run(argv: list[str]) -> int:
@@ -123,12 +111,12 @@ def _command(name: str, argv: list[str]) -> int:
 
 
 def _version(*, verbose: bool) -> int:
-    print(f"fuseoverlay {__version__}")
+    output.say(f"fuseoverlay {__version__}")
     if verbose:
         from fuseoverlay.fuse import about
 
         for line in about.lines():
-            print(line)
+            output.say(line)
     return 0
 
 
@@ -221,7 +209,7 @@ def _parsed(options: Sequence[str]) -> MountConfig:
     parsed = config.parse(os.fsencode(",".join(options)))
     parsed = config.with_environment(parsed, os.environ)
     for option in parsed.ignored:
-        _warn(f"option {option} is unknown and ignored")
+        output.warn(f"option {option} is unknown and ignored")
     return parsed
 
 
@@ -265,14 +253,10 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
                     keep_in=args.upper,
                     check=lambda now: mount.check(now, mountpoint),
                     progress=report,
-                    warn=_warn,
+                    warn=output.warn,
                 )
             )
         _serve(args, config, logs, at_exit=changes.close)
-
-
-def _warn(text: str) -> None:
-    _complain("warning", text)
 
 
 def _unmount(argv: list[str]) -> int:
@@ -282,7 +266,7 @@ def _unmount(argv: list[str]) -> int:
     from fuseoverlay.fuse import unmount
 
     if not unmount.unmount(os.fsencode(args.mountpoint)):
-        _warn(
+        output.warn(
             f"{args.mountpoint}: unmounted, but its daemon goes on: another mount namespace (a "
             "container, say) has a copy of the mount, or the disk is slow"
         )
@@ -336,7 +320,7 @@ def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
             platform=args.platform,
             keep_in=args.upper,
             progress=report,
-            warn=_warn,
+            warn=output.warn,
         )
 
 
@@ -358,12 +342,12 @@ def _check(config: MountConfig, *, repair: bool, force: bool) -> int:
     found = repaired = 0
     with run.opened(config) as check:
         for finding in check.findings(repair=repair, force=force):
-            print(finding, flush=True)
+            output.say(finding)
             found += 1
             repaired += bool(finding.repaired)
         if check.doubt:
-            print(f"not everything was repaired: {check.doubt}")
+            output.say(f"not everything was repaired: {check.doubt}")
         skipped = "".join(f"; not checked: {what}" for what in check.skipped)
     problems = "1 problem" if found == 1 else f"{found} problems"
-    print(f"{f'{problems}, {repaired} repaired' if found else 'clean'}{skipped}")
+    output.say(f"{f'{problems}, {repaired} repaired' if found else 'clean'}{skipped}")
     return 0 if repaired == found else PROBLEMS_LEFT

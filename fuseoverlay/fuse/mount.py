@@ -332,7 +332,8 @@ def _leave_when_ready(ready_read: int, ready_write: int) -> None:
     os.close(ready_write)
     status = 0 if os.read(ready_read, 1) else FuseError.exit_code
     if status:
-        os.write(2, b"fuseoverlay: error: the daemon ended before the mount answered\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"fuseoverlay: error: the daemon ended before the mount answered\n")
     # Not a normal exit: what the owners hold belongs to the child now.
     os._exit(status)
 
