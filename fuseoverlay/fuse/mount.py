@@ -14,7 +14,7 @@ import os
 import signal
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 # Before pyfuse3: the extension has to be found first.
 from fuseoverlay.native import extension  # isort: skip
@@ -100,7 +100,8 @@ def run(
 
         if not foreground:
             if os.fork():
-                _leave_when_ready(ready_read, ready_write)
+                os.close(ready_write)
+                _leave_when_ready(ready_read, mountpoint, device)
             _detach(inherited)
             logs.detach()
         os.close(ready_read)
@@ -327,15 +328,21 @@ def _warn_of_access_times(ov: Overlay) -> None:
         )
 
 
-def _leave_when_ready(ready_read: int, ready_write: int) -> None:
-    """In the parent: end when the child serves, or with an error when it died before."""
-    os.close(ready_write)
-    status = 0 if os.read(ready_read, 1) else FuseError.exit_code
-    if status:
+def _leave_when_ready(ready: int, mountpoint: bytes, device: str | None) -> NoReturn:
+    """In the parent: end when the child serves, or with an error when it died before, or answers
+    what anybody asks first with an error: then the mount goes again."""
+    problem = None if os.read(ready, 1) else "the daemon ended before the mount answered"
+    if problem is None:
+        try:
+            os.stat(mountpoint)
+        except OSError as exc:
+            problem = f"the mount answers with an error, {describe(exc)}; log=FILE tells more"
+            give_up(mountpoint, device)
+    if problem is not None:
         with contextlib.suppress(OSError):
-            os.write(2, b"fuseoverlay: error: the daemon ended before the mount answered\n")
+            os.write(2, f"fuseoverlay: error: {problem}\n".encode())
     # Not a normal exit: what the owners hold belongs to the child now.
-    os._exit(status)
+    os._exit(0 if problem is None else FuseError.exit_code)
 
 
 def _inherited() -> list[int]:

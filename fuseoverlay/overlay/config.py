@@ -7,7 +7,6 @@ Documentation/filesystems/overlayfs.rst for `lowerdir`, `upperdir`, `workdir`,
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -45,6 +44,8 @@ _NOT_PASSED: Final = (
 _PATHS: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir", "log")
 #: A value in double quotes, from the first to the second.
 _CLOSED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+#: A number, in ASCII, as in C.
+_SECONDS: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
 _FUSE_VALUES: Final = ("fsname", "subtype")
 #: Both have to go into the one page that mount(2) and fusermount3 take, and leave room for others.
 _LONGEST_VALUE: Final = 1500
@@ -376,13 +377,10 @@ def _any_of(choices: Sequence[str]) -> str:
 
 
 def _seconds(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0 or math.isinf(seconds):
+    if not _SECONDS.match(value):
         raise UsageError(f"timeout={value} is no number of seconds", hint="use timeout=1.5, say")
-    return seconds
+    # More would not fit into what the kernel takes, and makes no difference.
+    return min(float(value), FOREVER)
 
 
 def _bytes(name: str, value: str) -> int:
