@@ -57,10 +57,6 @@ class Changes:
         #: Whether the upper does not show yet what the image's root directory is.
         self._fresh = False
 
-    def exist(self) -> bool:
-        """Whether there is an upper."""
-        return self._upper.is_dir()
-
     def of(self, config: MountConfig) -> MountConfig:
         """`config` with its changes in here."""
         upper, work = os.fsencode(self._upper), os.fsencode(self._work)
@@ -68,11 +64,11 @@ class Changes:
 
     def check(self) -> None:
         """Raise `UpperError` where there are no changes, or those of another image."""
-        if not self.exist():
+        if not self._upper.is_dir():
             raise UpperError(
                 "there are no changes",
                 where=self._upper,
-                hint=f"name the directory that has them in {_UPPER}, as for the mount",
+                hint=f"name the directory that has them in {_UPPER}",
             )
         with self._errors():
             self._is_fresh()

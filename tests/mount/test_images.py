@@ -96,6 +96,20 @@ def test_changes_are_kept(images: Images) -> None:
     images.unmount()
 
 
+@pytest.mark.parametrize("how", [("--read-only",), ("-o", "ro")])
+def test_read_only_with_an_upper_that_has_nothing(images: Images, how: tuple[str, ...]) -> None:
+    """A slip in its name would show the image without the changes."""
+    images.mount("--upper", images.upper)
+    images.unmount()
+    for name in (f"{images.upper}x", images.upper / "diff"):
+        word = f"{name}/diff: there are no changes; name the directory that has them in diff"
+        done = images.cli.run("mount", images.image, images.mnt, "--upper", name, *how,
+                              env=images.env)  # fmt: skip
+        assert (done.returncode, done.stderr) == (UPPER, f"fuseoverlay: error: {word}\n")
+        assert mounts_at(images.mnt) == []
+    assert not Path(f"{images.upper}x").exists()
+
+
 def _no_mount_point(images: Images) -> None:
     images.mnt.rmdir()
 
