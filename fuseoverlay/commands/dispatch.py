@@ -180,6 +180,7 @@ def _mount_with(args: argparse.Namespace) -> int:
     from fuseoverlay.overlay import config
 
     parsed = _parsed(args.options)
+    advice.check_given({"--upper": args.upper, "--platform": args.platform})
     advice.check_paths(
         args.paths,
         directories=bool(parsed.lowerdirs),
@@ -263,6 +264,7 @@ def _unmount(argv: list[str]) -> int:
     parser = _Parser(prog="fuseoverlay unmount", description="Unmount; waits for the daemon.")
     parser.add_argument("mountpoint", metavar="MNT")
     args = parser.parse_args(argv)
+    advice.check_given({"MNT": args.mountpoint})
     from fuseoverlay.fuse import unmount
 
     if not unmount.unmount(os.fsencode(args.mountpoint)):
@@ -293,6 +295,8 @@ def _fsck(argv: list[str]) -> int:
                         help="repair although the layers seem to be the wrong ones")  # fmt: skip
     args = parser.parse_intermixed_args(argv)
     parsed = _parsed(args.options)
+    advice.check_given({"--upper": args.upper, "--platform": args.platform})
+    advice.check_given({"UPPER" if args.upper is None else "IMAGE": args.what})
     advice.check_fsck(args.what, directories=bool(parsed.lowerdirs), kept=args.upper)
     upper = _of_image(args, parsed) if args.upper else _of_directories(args.what, parsed)
     return _check(upper, repair=args.repair, force=args.force)
