@@ -193,9 +193,10 @@ def _mount_with(args: argparse.Namespace) -> int:
         parsed = parsed.shown_as(args.paths[0])
     args.debug |= parsed.debug
     if parsed.lowerdirs or len(args.paths) == 1:
-        for name in ("upper", "platform"):
-            if getattr(args, name):
-                raise UsageError(f"--{name} is for images", hint="use upperdir= and workdir=")
+        if args.upper:
+            raise UsageError("--upper is for images", hint="use upperdir= and workdir=")
+        if args.platform:
+            raise UsageError("--platform is for images", hint="leave it out")
         config.check(parsed)
         _serve(args, parsed, DaemonLog(parsed.log, debug=args.debug))
     else:

@@ -155,9 +155,21 @@ def _mount(
         raise FuseError(
             f"mounting failed: {said() or 'the kernel refused'}",
             where=mountpoint,
-            hint="the mount point must be yours unless you are root",
+            hint=_who_may_mount(),
         ) from None
     return requests
+
+
+def _who_may_mount() -> str:
+    """What to do about a mount that was refused."""
+    if not trust.is_first_namespace():
+        return (
+            "in a user namespace it takes root there and a mount namespace of its own: use "
+            "unshare -Urm, or mount outside"
+        )
+    if os.geteuid() == 0:
+        return "root needs the capability CAP_SYS_ADMIN: give the container --cap-add SYS_ADMIN"
+    return "the mount point must be yours unless you are root"
 
 
 def _check_device() -> None:
