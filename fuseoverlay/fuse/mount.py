@@ -2,7 +2,8 @@
 
 One mount per process (pyfuse3). Order: open and check every directory, mount, fork,
 serve in the child; the parent leaves once the kernel and the child have agreed on the
-protocol. So every error is still the caller's to see, on a stderr that then closes.
+protocol, and the root directory has been asked for. So every error is still the caller's to
+see, on a stderr that then closes.
 """
 
 from __future__ import annotations
