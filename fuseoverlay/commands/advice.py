@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 from fuseoverlay.errors import UsageError
 
@@ -25,13 +25,24 @@ def check_first(word: str) -> None:
         )
 
 
-def check_paths(paths: Iterable[str], *, directories: bool, image: bool, command: bool) -> None:
+def check_given(words: Mapping[str, str | None]) -> None:
+    """Refuse an empty word, by the name that the help has for it: the shell makes one of a variable
+    that is not set, and as a path it would be the current directory, or nowhere."""
+    for name, word in words.items():
+        if word == "":
+            raise UsageError(f"{name} is empty", hint="write it out; a variable may not be set")
+
+
+def check_paths(paths: Sequence[str], *, directories: bool, image: bool, command: bool) -> None:
     """Refuse what is not `[SOURCE] MNT` with lower directories, nor `IMAGE MNT` without.
 
     `directories`: lowerdir= is given, `image`: an option that is for images,
     `command`: `mount`.
     """
-    match list(paths):
+    check_given({"MNT": paths[-1] if paths else None})
+    if len(paths) > 1 and not directories:
+        check_given({"IMAGE": paths[0]})
+    match paths:
         case []:
             raise UsageError("no mount point given", hint=f"write {_HOW}")
         case [only] if not directories and (image or _is_image(only)):

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -26,6 +27,10 @@ from fuseoverlay.system.syscalls import DIR_FLAGS
 _UPPER: Final = "diff"
 _WORK: Final = "work"
 _NOTE: Final = "image"
+#: Names in a directory that is an image.
+_IMAGES: Final = ("oci-layout", "index.json", "manifest.json")
+#: More than any note has.
+_MAX_NOTE: Final = 1 << 20
 _PROBE: Final = b"user.fuseoverlay.probe"
 _HINTS: Final = {
     errno.ENOSPC: "free some space there, or name a directory elsewhere",
@@ -57,10 +62,6 @@ class Changes:
         #: Whether the upper does not show yet what the image's root directory is.
         self._fresh = False
 
-    def exist(self) -> bool:
-        """Whether there is an upper."""
-        return self._upper.is_dir()
-
     def of(self, config: MountConfig) -> MountConfig:
         """`config` with its changes in here."""
         upper, work = os.fsencode(self._upper), os.fsencode(self._work)
@@ -68,11 +69,12 @@ class Changes:
 
     def check(self) -> None:
         """Raise `UpperError` where there are no changes, or those of another image."""
-        if not self.exist():
+        self._refuse_image()
+        if not self._upper.is_dir():
             raise UpperError(
                 "there are no changes",
                 where=self._upper,
-                hint=f"name the directory that has them in {_UPPER}, as for the mount",
+                hint=f"name the directory that has them in {_UPPER}",
             )
         with self._errors():
             self._is_fresh()
@@ -101,6 +103,7 @@ class Changes:
     def claimed(self, *, attributes: bool) -> Iterator[None]:
         """Make what is missing, and take it away again if the block fails. `attributes`: those
         of users are needed. Raises `UpperError`."""
+        self._refuse_image()
         made: list[pathlib.Path] = []
         try:
             with self._errors():
@@ -150,11 +153,10 @@ class Changes:
 
     def _noted(self) -> Owner | None:
         try:
-            said = json.loads(self._note.read_text("utf-8", "surrogateescape"))
-            return Owner(str(said["name"]), tuple(map(str, said["layers"])))
+            return _read_note(self._note)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UpperError(
                 "does not say which image the changes are of",
                 where=self._note,
@@ -163,11 +165,23 @@ class Changes:
 
     def _write_note(self, owner: Owner) -> None:
         made = self._note.with_suffix(".new")
-        with made.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        # Whatever a crash, or somebody, has left there.
+        made.unlink(missing_ok=True)
+        with made.open("x", encoding="utf-8", errors="surrogateescape") as file:
             json.dump({"name": owner.name, "layers": owner.layers}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         made.replace(self._note)
+
+    def _refuse_image(self) -> None:
+        """Changes in an image's directory would go with it, and the other way round."""
+        if any((self.directory / name).exists() for name in _IMAGES):
+            raise UpperError(
+                "this is an image, where no changes are kept",
+                where=self.directory,
+                hint=f"name another directory, and move {_UPPER}, {_WORK} and {_NOTE} there if "
+                "they are here",
+            )
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -179,6 +193,23 @@ class Changes:
                 where=self.directory,
                 hint=_HINTS.get(exc.errno or 0, "name a directory that you may write"),
             ) from None
+
+
+def _read_note(path: pathlib.Path) -> Owner:
+    """What it says, if it is a file: nobody waits for a FIFO. ValueError and others if it is no
+    note."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("no file")
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, _MAX_NOTE)
+    finally:
+        os.close(fd)
+    said = json.loads(text.decode("utf-8", "surrogateescape"))
+    name, layers = said["name"], said["layers"]
+    if not (isinstance(name, str) and isinstance(layers, list)):
+        raise TypeError("not a name and layers")
+    return Owner(name, tuple(map(str, layers)))
 
 
 def _copy_root(source: bytes, target: bytes, *, keeps: bool) -> None:

@@ -83,10 +83,13 @@ def _place(
         if keep_in is not None:
             raise UsageError("--upper and upperdir= exclude each other", hint="leave one out")
         yield None
-    elif "ro" in config.fuse_options and (keep_in is None or not Changes(keep_in).exist()):
-        yield None
     elif keep_in is not None:
-        yield Changes(keep_in, owner)
+        changes = Changes(keep_in, owner)
+        if "ro" in config.fuse_options:
+            changes.check()
+        yield changes
+    elif "ro" in config.fuse_options:
+        yield None
     else:
         with store.workspace() as scratch:
             yield Changes(scratch)

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import sys
-from typing import Final
+from typing import Any, Final
 
 from fuseoverlay.errors import UsageError, describe, visible
 
@@ -35,7 +35,7 @@ class DaemonLog:
         self._asked = target is not None
         form = "fuseoverlay: %(levelname)s: %(message)s" if not debug else "%(message)s"
         self._stderr = logging.StreamHandler(sys.stderr)
-        self._stderr.setFormatter(logging.Formatter(form))
+        self._stderr.setFormatter(_Lines(form))
         logging.addLevelName(logging.WARNING, "warning")
         root = logging.getLogger()
         root.setLevel(logging.DEBUG if debug else logging.INFO)
@@ -43,7 +43,7 @@ class DaemonLog:
         if self._fd is not None:
             stream = os.fdopen(self._fd, "a", encoding="utf-8", errors="backslashreplace")
             file = logging.StreamHandler(stream)
-            file.setFormatter(logging.Formatter(_FILE_FORMAT))
+            file.setFormatter(_Lines(_FILE_FORMAT))
             root.addHandler(file)
         elif target == SYSLOG:
             root.addHandler(_Syslog())
@@ -62,6 +62,18 @@ class DaemonLog:
             syslog.setLevel(logging.WARNING)
             root.addHandler(syslog)
         sys.unraisablehook = _unraisable
+
+
+class _Lines(logging.Formatter):
+    """One line for a message, whatever the names in it hold: they come from the layers. Below it a
+    traceback, set in so that none of its lines can be taken for another message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(f"  {visible(line)}" for line in lines)
 
 
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
@@ -88,6 +100,7 @@ class _Syslog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
+        self.setFormatter(_Lines())
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         place, self._name = os.path.split(os.path.realpath("/dev/log"))
         try:
@@ -99,7 +112,6 @@ class _Syslog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send it in one piece, as syslog(3) does: who listens takes few pieces at a time."""
         severity = _SEVERITIES.get(record.levelno, _DEBUG)
-        lines = "\n".join(visible(line) for line in self.format(record).splitlines())
-        text = f"<{_DAEMON | severity}>fuseoverlay[{os.getpid()}]: {lines}"
+        text = f"<{_DAEMON | severity}>fuseoverlay[{os.getpid()}]: {self.format(record)}"
         with contextlib.suppress(OSError):
             self._socket.sendto(text.encode(), f"/proc/self/fd/{self._place}/{self._name}")

@@ -2,7 +2,8 @@
 
 One mount per process (pyfuse3). Order: open and check every directory, mount, fork,
 serve in the child; the parent leaves once the kernel and the child have agreed on the
-protocol. So every error is still the caller's to see, on a stderr that then closes.
+protocol, and the root directory has been asked for. So every error is still the caller's to
+see, on a stderr that then closes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import signal
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 # Before pyfuse3: the extension has to be found first.
 from fuseoverlay.native import extension, terms  # isort: skip
@@ -100,7 +101,8 @@ def run(
 
         if not foreground:
             if os.fork():
-                _leave_when_ready(ready_read, ready_write)
+                os.close(ready_write)
+                _leave_when_ready(ready_read, mountpoint, device)
             _detach(inherited)
             logs.detach()
         os.close(ready_read)
@@ -154,9 +156,21 @@ def _mount(
         raise FuseError(
             f"mounting failed: {said() or 'the kernel refused'}",
             where=mountpoint,
-            hint="the mount point must be yours unless you are root",
+            hint=_who_may_mount(),
         ) from None
     return requests
+
+
+def _who_may_mount() -> str:
+    """What to do about a mount that was refused."""
+    if not trust.is_first_namespace():
+        return (
+            "in a user namespace it takes root there and a mount namespace of its own: use "
+            "unshare -Urm, or mount outside"
+        )
+    if os.geteuid() == 0:
+        return "root needs the capability CAP_SYS_ADMIN: give the container --cap-add SYS_ADMIN"
+    return "the mount point must be yours unless you are root"
 
 
 def _check_device() -> None:
@@ -327,14 +341,21 @@ def _warn_of_access_times(ov: Overlay) -> None:
         )
 
 
-def _leave_when_ready(ready_read: int, ready_write: int) -> None:
-    """In the parent: end when the child serves, or with an error when it died before."""
-    os.close(ready_write)
-    status = 0 if os.read(ready_read, 1) else FuseError.exit_code
-    if status:
-        os.write(2, b"fuseoverlay: error: the daemon ended before the mount answered\n")
+def _leave_when_ready(ready: int, mountpoint: bytes, device: str | None) -> NoReturn:
+    """In the parent: end when the child serves, or with an error when it died before, or answers
+    what anybody asks first with an error: then the mount goes again."""
+    problem = None if os.read(ready, 1) else "the daemon ended before the mount answered"
+    if problem is None:
+        try:
+            os.stat(mountpoint)
+        except OSError as exc:
+            problem = f"the mount answers with an error, {describe(exc)}; log=FILE tells more"
+            give_up(mountpoint, device)
+    if problem is not None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"fuseoverlay: error: {problem}\n".encode())
     # Not a normal exit: what the owners hold belongs to the child now.
-    os._exit(status)
+    os._exit(0 if problem is None else FuseError.exit_code)
 
 
 def _inherited() -> list[int]:

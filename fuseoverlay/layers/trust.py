@@ -22,7 +22,12 @@ _WRITABLE_FOR_OTHERS: Final = 0o022
 @functools.cache
 def is_superuser() -> bool:
     """Whether this process is root of the first user namespace, or of one as good as that."""
-    return os.geteuid() == 0 and all(map(_has_every_id, ("uid_map", "gid_map")))
+    return os.geteuid() == 0 and is_first_namespace()
+
+
+def is_first_namespace() -> bool:
+    """Whether the user namespace of this process is the first, or one as good as that."""
+    return all(map(_has_every_id, ("uid_map", "gid_map")))
 
 
 def _has_every_id(which: str) -> bool:

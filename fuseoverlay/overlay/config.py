@@ -7,7 +7,6 @@ Documentation/filesystems/overlayfs.rst for `lowerdir`, `upperdir`, `workdir`,
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -45,6 +44,8 @@ _NOT_PASSED: Final = (
 _PATHS: Final = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir", "log")
 #: A value in double quotes, from the first to the second.
 _CLOSED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+#: A number, in ASCII, as in C.
+_SECONDS: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
 _FUSE_VALUES: Final = ("fsname", "subtype")
 #: Both have to go into the one page that mount(2) and fusermount3 take, and leave room for others.
 _LONGEST_VALUE: Final = 1500
@@ -72,6 +73,7 @@ _CHOICES: Final = {
     "readahead": ("auto", "on", "off"),
     "xattr_permissions": ("0", "1", "2"),
     "noxattrs": ("0", "1"),
+    "fsync": ("0", "1"),
     "index": ("on", "off"),
     "xino": ("on", "off", "auto"),
     "uuid": ("off", "null", "auto", "on"),
@@ -204,8 +206,10 @@ def parse(options: bytes) -> MountConfig:
             redirects = value
         if changed is not None:
             config = changed
-        elif text in _FLAGS:
-            flags[_FLAGS[text]] = text
+        elif name in _FLAGS:
+            flags[_FLAGS[name]] = name
+        elif name in (*_FUSE_VALUES, *_CONTEXTS) and not value:
+            raise UsageError(f"{name} needs a value", hint="give it one, or leave it out")
         elif name in _FUSE_VALUES and value.isascii():
             if len(value) > _LONGEST_VALUE:
                 raise UsageError(
@@ -316,6 +320,10 @@ def _path(name: str, value: bytes) -> bytes:
 
 def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | None:
     """`config` with an option that only we know applied; None: not ours."""
+    if value and (name in _FLAGS or name in _SWITCHES or name == "squash_to_root"):
+        raise UsageError(
+            f"{name}={value}: {name} takes no value", hint=f"write {name}, or leave it out"
+        )
     if name in _CHOICES and value not in _CHOICES[name]:
         trouble = "not supported" if name == "nfs_export" else "unknown"
         hint = f"use {_any_of([f'{name}={choice}' for choice in _CHOICES[name]])}"
@@ -328,12 +336,12 @@ def _own_option(config: MountConfig, name: str, value: str) -> MountConfig | Non
         return replace(config, whiteout=Dialect(value))
     if name == "max_write":
         return replace(config, max_write=_bytes(name, value))
-    if name in _SWITCHES and not value:
+    if name in _SWITCHES:
         switches: dict[str, Any] = {name: True}
         return replace(config, **switches)
     if name == "remount":
         raise UsageError("remount is not possible", hint="unmount, and mount with other options")
-    if name == "fsync" and value in ("0", "1"):
+    if name == "fsync":
         return replace(config, fsync=value == "1")
     if name == "redirect_dir":
         # "off" still follows, as under the kernel's default of redirect_always_follow.
@@ -376,13 +384,10 @@ def _any_of(choices: Sequence[str]) -> str:
 
 
 def _seconds(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0 or math.isinf(seconds):
+    if not _SECONDS.match(value):
         raise UsageError(f"timeout={value} is no number of seconds", hint="use timeout=1.5, say")
-    return seconds
+    # More would not fit into what the kernel takes, and makes no difference.
+    return min(float(value), FOREVER)
 
 
 def _bytes(name: str, value: str) -> int:

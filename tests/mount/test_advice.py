@@ -57,6 +57,41 @@ def test_advice(here: Cli, line: str, word: str) -> None:
     refused(here, USAGE, *line.split(), word=word, cwd=here.space.base)
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("mount", "image", "mnt", "--upper", ""), "--upper"),
+        (("mount", "image", "mnt", "--upper="), "--upper"),
+        (("mount", "image", "mnt", "--read-only", "--upper", ""), "--upper"),
+        (("mount", "image", "mnt", "--platform", ""), "--platform"),
+        (("mount", "image", ""), "MNT"),
+        (("mount", "", "mnt"), "IMAGE"),
+        (("mount", "", ""), "MNT"),
+        (("",), "MNT"),
+        (("mount", "-o", "lowerdir=l0", ""), "MNT"),
+        (("-o", "lowerdir=l0", "overlay", ""), "MNT"),
+        (("mount", "-o", "lowerdir=l0", "mnt", "--upper="), "--upper"),
+        (("unmount", ""), "MNT"),
+        (("fsck", "", "-o", "lowerdir=l0"), "UPPER"),
+        (("fsck", "--upper", "", "image"), "--upper"),
+        (("fsck", "--upper", "", "upper", "-o", "lowerdir=l0"), "--upper"),
+        (("fsck", "--upper", "changes", ""), "IMAGE"),
+        (("fsck", "--upper", "changes", "image", "--platform", ""), "--platform"),
+    ],
+)
+def test_empty_words(here: Cli, words: tuple[str, ...], name: str) -> None:
+    """Of a variable that is not set. Nothing is made in the current directory."""
+    before = sorted(os.listdir(here.space.base))
+    word = f"error: {name} is empty; write it out"
+    refused(here, USAGE, *words, word=word, cwd=here.space.base)
+    assert sorted(os.listdir(here.space.base)) == before
+
+
+def test_empty_source_of_directories(here: Cli) -> None:
+    """It is only shown, and mount(8) takes one, too."""
+    here.mount("", here.space.mnt, "-o", "lowerdir=l0", cwd=here.space.base)
+
+
 SKOPEO = "get it with skopeo copy docker://debian{} oci-archive:debian.tar, and mount debian.tar"
 
 

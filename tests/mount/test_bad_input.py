@@ -421,6 +421,11 @@ OPTIONS = {
     "timeout": "lowerdir={lower},timeout=soon",
     "negative timeout": "lowerdir={lower},timeout=-1",
     "timeout that is no number": "lowerdir={lower},timeout=nan",
+    "infinite timeout": "lowerdir={lower},timeout=inf",
+    "timeout with an underscore": "lowerdir={lower},timeout=1_0",
+    "timeout in fullwidth digits": "lowerdir={lower},timeout=\uff11",
+    "timeout with a space": "lowerdir={lower},timeout= 1",
+    "timeout without a digit": "lowerdir={lower},timeout=.",
     "xattr_permissions": "lowerdir={lower},xattr_permissions=3",
     "mapping that is empty": "lowerdir={lower},uidmapping=",
     "mapping without a value": "lowerdir={lower},gidmapping",
@@ -460,6 +465,69 @@ def test_options(cli: Cli, what: str) -> None:
     space = cli.space
     options = OPTIONS[what].format(lower=space.lower, upper=space.upper, work=space.work)
     refused(cli, USAGE, "-o", options, space.mnt)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["ro", "rw", "nosuid", "noatime", "allow_other", "volatile", "userxattr", "noacl",
+     "static_nlink", "submounts", "debug", "squash_to_root"],
+)  # fmt: skip
+def test_flags_with_a_value(cli: Cli, option: str) -> None:
+    """`ro=1` would be a mount that can be written."""
+    space = cli.space
+    for value in ("1", "0", "yes"):
+        options = f"{space.options()},{option}={value}"
+        word = f"{option}={value}: {option} takes no value; write {option}, or leave it out"
+        refused(cli, USAGE, "-o", options, space.mnt, word=word)
+
+
+def test_flag_with_an_empty_value(cli: Cli) -> None:
+    """In the kernel, too, that is the flag."""
+    space = cli.space
+    cli.mount("-o", f"{space.options()},ro=,static_nlink=", space.mnt)
+    with fails(errno.EROFS):
+        (space.mnt / "new").touch()
+
+
+@pytest.mark.parametrize(
+    "option", ["fsname", "subtype", "context", "fscontext", "defcontext", "rootcontext", "fsync"]
+)
+@pytest.mark.parametrize("equals", ["", "="])
+def test_names_that_are_empty(cli: Cli, option: str, equals: str) -> None:
+    space = cli.space
+    options = f"{space.options()},{option}{equals}"
+    refused(cli, USAGE, "-o", options, space.mnt, word=f"{option} needs a value; ")
+
+
+@pytest.mark.parametrize("words", [("--platform", "linux/arm64"), ("--upper", "u")])
+def test_what_is_for_images(cli: Cli, words: tuple[str, str]) -> None:
+    space = cli.space
+    advice = {"--upper": "use upperdir= and workdir=", "--platform": "leave it out"}[words[0]]
+    word = f"error: {words[0]} is for images; {advice}\n"
+    refused(cli, USAGE, "mount", "-o", space.options(), space.mnt, *words, word=word)
+
+
+@pytest.mark.skipif(MODE != "user", reason="a plain user's")
+@pytest.mark.parametrize("flag", ["-r", "-U", "-Um", "-c"])
+def test_user_namespaces_that_cannot_mount(cli: Cli, flag: str) -> None:
+    """Without a mount namespace, or without root in there, whoever owns the mount point."""
+    space = cli.space
+    word = "use unshare -Urm, or mount outside"
+    words = ("-o", space.options(read_only=True), space.mnt)
+    refused(cli, FUSE, *words, word=word, prefix=("unshare", flag))
+    script = f'"$@" && cat {space.mnt}/f && umount {space.mnt}'
+    done = cli.run(*words, prefix=("unshare", "-Urm", "sh", "-c", script, "sh"))
+    assert (done.returncode, done.stdout) == (0, "from the lower"), done.stderr
+    cli.wait_until_gone()
+
+
+@root_only
+def test_root_that_may_not_mount(cli: Cli) -> None:
+    """As in a container."""
+    space = cli.space
+    prefix = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    word = "give the container --cap-add SYS_ADMIN"
+    refused(cli, FUSE, "-o", space.options(read_only=True), space.mnt, word=word, prefix=prefix)
 
 
 @pytest.mark.parametrize("option", ["fsname", "subtype"])

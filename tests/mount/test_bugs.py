@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import Daemon, fails, unmount
+from tests.helpers.mounts import Daemon, daemon_env, fails, mounts_at, unmount
 from tests.mount.conftest import Cli
+from tests.mount.test_bad_input import FUSE
 
 #: Breaks one function for names that say "boom", then runs the command line.
 BROKEN = """
@@ -90,3 +92,32 @@ def test_oserror_without_errno_is_eio(cli: Cli) -> None:
         unmount(space.mnt)
     finally:
         daemon.kill()
+
+
+#: Breaks what anybody asks of a mount first.
+BROKEN_ROOT = """
+import sys
+from fuseoverlay.overlay import attributes
+
+def broken(*args):
+    raise KeyError("injected")
+
+attributes.attr_of = broken
+from fuseoverlay.commands.dispatch import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_mount_that_answers_nothing_is_no_success(cli: Cli) -> None:
+    """The caller is told, and nothing stays mounted."""
+    space = cli.space
+    script = space.base / "fuseoverlay"
+    script.write_text(BROKEN_ROOT)
+    argv = [sys.executable, str(script), "-o", f"{space.options()},log=log", str(space.mnt)]
+    done = subprocess.run(argv, env=daemon_env(), cwd=space.base, timeout=30, check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    problem = "the mount answers with an error, Input/output error; log=FILE tells more"
+    assert (done.returncode, done.stderr) == (FUSE, f"fuseoverlay: error: {problem}\n")
+    assert mounts_at(space.mnt) == []
+    cli.wait_until_gone()
+    assert "KeyError: 'injected'" in (space.base / "log").read_text()

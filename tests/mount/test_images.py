@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -95,6 +96,20 @@ def test_changes_are_kept(images: Images) -> None:
     assert sorted(os.listdir(images.mnt)) == ["f", "linked", "linked2", "new"]
     assert os.statvfs(images.mnt).f_flag & os.ST_RDONLY
     images.unmount()
+
+
+@pytest.mark.parametrize("how", [("--read-only",), ("-o", "ro")])
+def test_read_only_with_an_upper_that_has_nothing(images: Images, how: tuple[str, ...]) -> None:
+    """A slip in its name would show the image without the changes."""
+    images.mount("--upper", images.upper)
+    images.unmount()
+    for name in (f"{images.upper}x", images.upper / "diff"):
+        word = f"{name}/diff: there are no changes; name the directory that has them in diff"
+        done = images.cli.run("mount", images.image, images.mnt, "--upper", name, *how,
+                              env=images.env)  # fmt: skip
+        assert (done.returncode, done.stderr) == (UPPER, f"fuseoverlay: error: {word}\n")
+        assert mounts_at(images.mnt) == []
+    assert not Path(f"{images.upper}x").exists()
 
 
 def _no_mount_point(images: Images) -> None:
@@ -340,13 +355,6 @@ def test_a_store_that_was_unpacked_again(images: Images) -> None:
     images.unmount()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"name": 1}', '{"name": "", "layers": 3}', "\0"])
-def test_a_note_that_says_nothing(images: Images, text: str) -> None:
-    (images.upper / "diff").mkdir(parents=True)
-    (images.upper / "image").write_text(text)
-    images.refused(UPPER, "--upper", images.upper, word=f"{images.upper}/image: does not say")
-
-
 # A check of the changes
 
 
@@ -355,6 +363,66 @@ def check(images: Images, *args: object, image: Path | None = None) -> tuple[int
     words = ("fsck", "--upper", images.upper, image or images.image, *args)
     done = images.cli.run(*words, env=images.env)
     return done.returncode, done.stdout + done.stderr
+
+
+NOTES: dict[str, Callable[[Path], object]] = {
+    "a fifo": os.mkfifo,
+    "a directory": os.mkdir,
+    "a device": lambda path: path.symlink_to("/dev/full"),
+    "a socket": lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+    "empty": Path.touch,
+    "no JSON": lambda path: path.write_text("{\0"),
+    "deep": lambda path: path.write_text("[" * 200_000),
+    "a list": lambda path: path.write_text("[]"),
+    "without layers": lambda path: path.write_text('{"name": "x"}'),
+    "layers that are text": lambda path: path.write_text('{"name": "x", "layers": "sha256:"}'),
+    "a name that is none": lambda path: path.write_text('{"name": 1, "layers": []}'),
+    "a number of many digits": lambda path: path.write_text("1" * 10_000),
+    "large": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 1 << 40),
+}
+
+
+@pytest.mark.parametrize("what", NOTES)
+def test_note_that_is_none(images: Images, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is about the upper, not the image, and nobody waits for it."""
+    (images.upper / "diff").mkdir(parents=True)
+    monkeypatch.chdir(images.upper)
+    NOTES[what](images.upper / "image")
+    word = f"{images.upper}/image: does not say which image the changes are of; remove it if they "
+    for words in (("mount", images.image, images.mnt), ("fsck", images.image)):
+        refused(images.cli, UPPER, *words, "--upper", images.upper, env=images.env, word=word)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("victim")])
+def test_what_is_in_the_notes_way(images: Images, make: Callable[[Path], object]) -> None:
+    (images.upper / "diff").mkdir(parents=True)
+    (images.upper / "victim").write_text("mine")
+    make(images.upper / "image.new")
+    images.mount("--upper", images.upper)
+    images.unmount()
+    assert (images.upper / "victim").read_text() == "mine"
+    assert sorted(os.listdir(images.upper)) == ["diff", "image", "victim", "work"]
+
+
+@pytest.mark.parametrize("name", ["oci-layout", "index.json", "manifest.json"])
+def test_changes_are_not_kept_in_an_image(images: Images, name: str) -> None:
+    images.upper.mkdir()
+    (images.upper / name).touch()
+    word = f"{images.upper}: this is an image, where no changes are kept; name another directory"
+    for words in ((), ("--read-only",)):
+        images.refused(UPPER, "--upper", images.upper, *words, word=word)
+    words = ("fsck", "--upper", images.upper, images.image)
+    refused(images.cli, UPPER, *words, env=images.env, word=word)
+    assert os.listdir(images.upper) == [name]
+
+
+def test_other_things_beside_the_changes(images: Images) -> None:
+    """They are left alone."""
+    images.upper.mkdir()
+    (images.upper / "mine").touch()
+    images.mount("--upper", images.upper)
+    images.unmount()
+    assert sorted(os.listdir(images.upper)) == ["diff", "image", "mine", "work"]
 
 
 def test_fsck_of_an_images_changes(images: Images, other: Path) -> None:

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, NATIVE, daemon_env, fails, mounts_at, unmount, wait_for
+from tests.helpers.mounts import (
+    MODE,
+    NATIVE,
+    daemon_env,
+    fails,
+    mounts_at,
+    set_overlay_xattr,
+    unmount,
+    wait_for,
+)
 from tests.mount.conftest import Cli
 from tests.mount.test_bad_input import USAGE, refused
 from tests.mount.test_bugs import BROKEN
@@ -69,6 +78,45 @@ def test_in_the_foreground_both(cli: Cli) -> None:
     assert re.fullmatch(LINE + "\n", (space.base / "other").read_text())
 
 
+NAME = b"a\n1999-01-01 00:00:00,000 fuseoverlay[1] ERROR: forged \x1b[31m\x80"
+
+
+@pytest.mark.parametrize("debug", [(), ("-d",)])
+def test_names_write_no_lines(cli: Cli, debug: tuple[str, ...]) -> None:
+    """What a layer's name holds stays on the line that tells of it, and moves no cursor."""
+    space = cli.space
+    space.add_lower()
+    odd = Path(os.fsdecode(os.fsencode(space.lower) + b"/" + NAME))
+    odd.mkdir()
+    set_overlay_xattr(odd, "redirect", b"/x/../y")
+    with _started(cli, "-f", *debug, "-o", f"{space.options()},log={space.base}/log") as process:
+        with fails(errno.EACCES):
+            os.listdir(space.mnt / odd.name)
+        unmount(space.mnt)
+        _, err = process.communicate(timeout=30)
+    text = (space.base / "log").read_text()
+    for line in text.splitlines():
+        assert re.fullmatch(LINE, line), line
+    for said in (text, err):
+        assert "forged" in said
+        assert all(line.isprintable() for line in said.splitlines()), said
+        assert not any(line.startswith("1999-01-01 00:00:00,000") for line in said.splitlines())
+
+
+def test_tracebacks_hold_no_lines_like_others(cli: Cli) -> None:
+    """What a bug has to say may come from a layer, too."""
+    space = cli.space
+    said = "RuntimeError('first\\n1999-01-01 00:00:00,000 fuseoverlay[1] ERROR: forged \\x1b[31m')"
+    argv = _broken(cli, "namespace", "make", said)
+    _run(argv, "-o", f"{space.options()},log=log", space.mnt, cwd=space.base)
+    with fails(errno.EIO):
+        os.mkdir(space.mnt / "boom")
+    lines = (space.base / "log").read_text().splitlines()
+    assert any("forged \\x1b[31m" in line for line in lines), lines
+    assert all(re.fullmatch(f"{LINE}|  .*", line) for line in lines), lines
+    assert all(line.isprintable() for line in lines), lines
+
+
 @contextlib.contextmanager
 def _started(cli: Cli, *words: object) -> Iterator[subprocess.Popen[str]]:
     argv = [sys.executable, "-m", "fuseoverlay", *map(str, words), str(cli.space.mnt)]
@@ -81,10 +129,12 @@ def _started(cli: Cli, *words: object) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def _broken(cli: Cli, module: str, function: str) -> list[str]:
+def _broken(
+    cli: Cli, module: str, function: str, exception: str = "KeyError('injected')"
+) -> list[str]:
     """The command line with a bug, under a name by which `Cli.daemons` finds it."""
     script = cli.space.base / "fuseoverlay"
-    code = BROKEN.format(module=module, function=function, exception="KeyError('injected')")
+    code = BROKEN.format(module=module, function=function, exception=exception)
     script.write_text(code)
     return [sys.executable, str(script)]
 

@@ -479,3 +479,14 @@ def test_as_a_container_engine_calls(cli: Cli) -> None:
     assert (merged / "f").read_text() == "from layer 2"
     unmount(merged)
     cli.wait_until_gone()
+
+
+@pytest.mark.parametrize("seconds", ["1e9", "1.9e10", "1e20", "1e300", "1e999", "9" * 400])
+def test_timeout_longer_than_anybody_waits(cli: Cli, seconds: str) -> None:
+    space = cli.space
+    cli.mount("-o", f"{space.options()},timeout={seconds}", space.mnt)
+    assert (space.mnt / "f").read_bytes() == b"from the lower"
+    (space.mnt / "new").write_bytes(b"new")
+    assert sorted(os.listdir(space.mnt)) == ["f", "new"]
+    unmount(space.mnt)
+    cli.wait_until_gone()

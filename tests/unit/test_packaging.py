@@ -75,7 +75,12 @@ def test_source_archive_is_whole(archive: Path) -> None:
         held = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {
         str(path.relative_to(PROJECT))
-        for pattern in ("fuseoverlay/**/*.py", "fuseoverlay/native/csrc/*.[ch]", "docs/*.[18m]*")
+        for pattern in (
+            "fuseoverlay/**/*.py",
+            "fuseoverlay/**/*.pyi",
+            "fuseoverlay/native/csrc/*.[ch]",
+            "docs/*.[18m]*",
+        )
         for path in PROJECT.glob(pattern)
     }
     assert len(wanted) > 50
@@ -88,8 +93,8 @@ def test_wheel_from_the_source_archive_has_the_extension(wheel: zipfile.ZipFile)
     assert not [name for name in names if name.endswith((".c", ".h"))], "nobody uses them there"
 
 
-def test_wheel_tells_that_there_are_types(wheel: zipfile.ZipFile) -> None:
-    assert "fuseoverlay/py.typed" in wheel.namelist()
+def test_wheel_has_the_types(wheel: zipfile.ZipFile) -> None:
+    assert {"fuseoverlay/py.typed", "fuseoverlay/native/_native.pyi"} <= set(wheel.namelist())
 
 
 def test_wheel_has_every_module(wheel: zipfile.ZipFile) -> None:

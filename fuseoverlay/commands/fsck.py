@@ -1,0 +1,92 @@
+"""The command `fsck`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from dataclasses import replace
+
+from fuseoverlay.commands import advice, output
+from fuseoverlay.commands.parser import EPILOG, Parser, parsed_options
+from fuseoverlay.errors import PROBLEMS_LEFT, UsageError
+from fuseoverlay.fsck import run
+from fuseoverlay.overlay import config
+from fuseoverlay.overlay.config import MountConfig
+
+
+def command(argv: list[str]) -> int:
+    """Check what these arguments say; the exit code."""
+    parser = Parser(
+        prog="fuseoverlay fsck", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Check an upper directory that is not mounted: whiteouts, redirects, the "
+        "work directory. Name the layers, or the image, as for the mount.",
+    )  # fmt: skip
+    parser.add_argument("what", metavar="UPPER|IMAGE",
+                        help="the upper directory, or with --upper the image")  # fmt: skip
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                        help="lowerdir=A:B[,workdir=W] and mount options")  # fmt: skip
+    parser.add_argument("--upper", metavar="DIR", help="image: check the changes kept in DIR")
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="image: which of a multi-platform image")  # fmt: skip
+    parser.add_argument("--repair", action="store_true",
+                        help="repair what does not change what a mount shows")  # fmt: skip
+    parser.add_argument("--force", action="store_true",
+                        help="repair although the layers seem to be the wrong ones")  # fmt: skip
+    args = parser.parse_intermixed_args(argv)
+    parsed = parsed_options(args.options)
+    advice.check_given({"--upper": args.upper, "--platform": args.platform})
+    advice.check_given({"UPPER" if args.upper is None else "IMAGE": args.what})
+    advice.check_fsck(args.what, directories=bool(parsed.lowerdirs), kept=args.upper)
+    upper = _of_image(args, parsed) if args.upper else _of_directories(args.what, parsed)
+    return _check(upper, repair=args.repair, force=args.force)
+
+
+def _of_directories(name: str, parsed: MountConfig) -> MountConfig:
+    """What a check of this upper directory looks at."""
+    upper = os.fsencode(name)
+    if parsed.upperdir is not None and not _is_same(parsed.upperdir, upper):
+        raise UsageError("upperdir= is not UPPER", hint="leave upperdir= out")
+    config.check(replace(parsed, upperdir=None, workdir=None, metacopy=True))
+    return replace(parsed, upperdir=upper)
+
+
+def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
+    """What a check of the changes of this image looks at."""
+    from fuseoverlay.commands import images, progress
+
+    with progress.shown("Unpacking") as report:
+        return images.to_check(
+            args.what,
+            parsed,
+            platform=args.platform,
+            keep_in=args.upper,
+            progress=report,
+            warn=output.warn,
+        )
+
+
+def _is_same(one: bytes, other: bytes) -> bool:
+    try:
+        return one == other or os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _check(config: MountConfig, *, repair: bool, force: bool) -> int:
+    """Print findings as they come and then their sum; the exit code."""
+    # What the look-up would warn of are findings here.
+    logging.getLogger("fuseoverlay").addHandler(logging.NullHandler())
+    found = repaired = 0
+    with run.opened(config) as check:
+        for finding in check.findings(repair=repair, force=force):
+            output.say(finding)
+            found += 1
+            repaired += bool(finding.repaired)
+        if check.doubt:
+            output.say(f"not everything was repaired: {check.doubt}")
+        skipped = "".join(f"; not checked: {what}" for what in check.skipped)
+    problems = "1 problem" if found == 1 else f"{found} problems"
+    output.say(f"{f'{problems}, {repaired} repaired' if found else 'clean'}{skipped}")
+    return 0 if repaired == found else PROBLEMS_LEFT

@@ -1,0 +1,153 @@
+"""The command `mount`, the helper for mount(8), and serving what they mount.
+
+Mounting directories imports nothing that only images need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fuseoverlay.commands import advice, output
+from fuseoverlay.commands.parser import EPILOG, Parser, parsed_options
+from fuseoverlay.errors import UsageError
+from fuseoverlay.overlay import config
+from fuseoverlay.overlay.config import MountConfig
+
+if TYPE_CHECKING:
+    from fuseoverlay.fuse.daemonlog import DaemonLog
+
+
+def command(argv: list[str]) -> int:
+    """Mount what these arguments say; the exit code."""
+    parser = parser_of("fuseoverlay mount")
+    parser.description = (
+        "Mount layer directories (-o lowerdir=...) or an image: an OCI layout directory, an "
+        "OCI archive or a docker-save archive, as IMAGE[:REF]."
+    )
+    parser.set_defaults(command=True)
+    return mount(parser.parse_intermixed_args(argv))
+
+
+def helper(argv: list[str]) -> int:
+    """What mount(8) runs. Its -f is not ours: all but the mount is to be done."""
+    parser = Parser(
+        prog="mount.fuseoverlay",
+        description="Called by mount -t fuseoverlay SOURCE MNT -o OPTS. SOURCE is an image, or "
+        "with lowerdir= any word, which is shown as the source.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="what to mount")
+    parser.add_argument("mountpoint", metavar="MNT", help="and where")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                        help="lowerdir=A:B,upperdir=U,workdir=W and mount options")  # fmt: skip
+    parser.add_argument("-r", dest="read_only", action="store_true", help="allow no changes")
+    parser.add_argument("-f", dest="fake", action="store_true", help="check the options only")
+    parser.add_argument("-t", dest="type", metavar="TYPE", help="fuseoverlay, whatever is said")
+    for flag in "snvw":
+        parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(foreground=False, debug=False, upper=None, platform=None, command=True)
+    args = parser.parse_intermixed_args(argv)
+    args.paths = [args.source, args.mountpoint]
+    if args.fake:
+        parsed_options(args.options)
+        return 0
+    return mount(args)
+
+
+def parser_of(prog: str) -> Parser:
+    """The parser of what `mount` takes."""
+    parser = Parser(prog=prog, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", metavar="[IMAGE] MNT", help="what and where to mount")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                        help="lowerdir=A:B,upperdir=U,workdir=W and mount options")  # fmt: skip
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    parser.add_argument("-d", "--debug", action="store_true",
+                        help="log each request, with its error if any; implies -f")  # fmt: skip
+    parser.add_argument("-s", dest="single", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--upper", metavar="DIR",
+                        help="image: keep changes in DIR/diff, work in DIR/work")  # fmt: skip
+    parser.add_argument("--read-only", action="store_true", help="allow no changes")
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="image: which of a multi-platform image")  # fmt: skip
+    return parser
+
+
+def mount(args: argparse.Namespace) -> int:
+    """Tell an image from directories, and mount."""
+    from fuseoverlay.fuse.daemonlog import DaemonLog
+
+    parsed = parsed_options(args.options)
+    advice.check_given({"--upper": args.upper, "--platform": args.platform})
+    advice.check_paths(
+        args.paths,
+        directories=bool(parsed.lowerdirs),
+        image=bool(args.upper or args.platform),
+        command=args.command,
+    )
+    if args.read_only:
+        parsed = replace(parsed, fuse_options=(*parsed.fuse_options, "ro"))
+    if len(args.paths) == 2:
+        parsed = parsed.shown_as(args.paths[0])
+    args.debug |= parsed.debug
+    if parsed.lowerdirs or len(args.paths) == 1:
+        if args.upper:
+            raise UsageError("--upper is for images", hint="use upperdir= and workdir=")
+        if args.platform:
+            raise UsageError("--platform is for images", hint="leave it out")
+        config.check(parsed)
+        _serve(args, parsed, DaemonLog(parsed.log, debug=args.debug))
+    else:
+        config.check_upper(parsed)
+        _mount_image(args, parsed, DaemonLog(parsed.log, debug=args.debug))
+    return 0
+
+
+def _serve(
+    args: argparse.Namespace,
+    config: MountConfig,
+    logs: DaemonLog,
+    at_exit: Callable[[], None] | None = None,
+) -> None:
+    # What is imported stays to the end: no collection need look at it, not the last one either.
+    gc.disable()
+    from fuseoverlay.fuse import mount
+
+    gc.freeze()
+    # Inodes live long and make few cycles: looking at each of them again and again takes as
+    # long as serving them, and a look at all of them at once would be felt.
+    gc.set_threshold(20_000, 5, 1_000)
+    gc.enable()
+    mount.run(
+        config,
+        os.fsencode(args.paths[-1]),
+        foreground=args.foreground or args.debug,
+        logs=logs,
+        at_exit=at_exit,
+    )
+
+
+def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog) -> None:
+    from fuseoverlay.commands import images, progress
+    from fuseoverlay.fuse import mount
+
+    mountpoint = os.fsencode(args.paths[-1])
+    mount.check(config, mountpoint)
+    with contextlib.ExitStack() as changes:
+        with progress.shown("Unpacking") as report:
+            config = changes.enter_context(
+                images.prepared(
+                    args.paths[0],
+                    config,
+                    platform=args.platform,
+                    keep_in=args.upper,
+                    check=lambda now: mount.check(now, mountpoint),
+                    progress=report,
+                    warn=output.warn,
+                )
+            )
+        _serve(args, config, logs, at_exit=changes.close)
