@@ -75,7 +75,11 @@ def test_source_archive_is_whole(archive: Path) -> None:
         held = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {
         str(path.relative_to(PROJECT))
-        for pattern in ("fuseoverlay/**/*.py", "fuseoverlay/native/csrc/*.[ch]", "docs/**/*.[18ms]*")
+        for pattern in (
+            "fuseoverlay/**/*.py",
+            "fuseoverlay/native/csrc/*.[ch]",
+            "docs/**/*.[18ms]*",
+        )
         for path in PROJECT.glob(pattern)
     }
     assert len(wanted) > 50
