@@ -19,7 +19,7 @@ import pytest
 from tests.helpers.mounts import PROJECT
 
 #: What a checkout has and whoever works in it does not make.
-PARTS = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "docs", "fuseoverlay",
+PARTS = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "docs", "fuseoverlay",
          "pyproject.toml", "setup.py")  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_source_archive_is_whole(archive: Path) -> None:
         for path in PROJECT.glob(pattern)
     }
     assert len(wanted) > 50
-    assert wanted | {"CHANGELOG.md", "LICENSE", "README.md", "setup.py"} <= held
+    assert wanted | {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "setup.py"} <= held
 
 
 def test_wheel_from_the_source_archive_has_the_extension(wheel: zipfile.ZipFile) -> None:
