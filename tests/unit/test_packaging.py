@@ -19,8 +19,8 @@ import pytest
 from tests.helpers.mounts import PROJECT
 
 #: What a checkout has and whoever works in it does not make.
-PARTS = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "docs", "fuseoverlay",
-         "pyproject.toml", "setup.py")  # fmt: skip
+PARTS = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "docs",
+         "fuseoverlay", "pyproject.toml", "setup.py")  # fmt: skip
 
 
 def _run(*argv: object, cwd: Path) -> None:
