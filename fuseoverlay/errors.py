@@ -1,7 +1,7 @@
 """What goes wrong outside a mounted filesystem, and the exit code of each.
 
 Inside the mount, `OSError` with the exact errno is the only language (see
-`fuseoverlay.operations`). The classes here are for the command line and for
+`fuseoverlay.fuse.boundary`). The classes here are for the command line and for
 images: one line that says what is wrong, where, and what to do next.
 """
 

@@ -1,6 +1,6 @@
 """Handlers of the requests that pyfuse3 does not know: the extension keeps them for us.
 
-Same error boundary, same overlay; `fuseoverlay.wire` says what the bytes mean. An ioctl or a
+Same error boundary, same overlay; `fuse.wire` says what the bytes mean. An ioctl or a
 request for a handler that is not here is none that the kernel would need.
 """
 

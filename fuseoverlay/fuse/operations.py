@@ -383,7 +383,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        """Only asked where the mounting user may do everything (see `fuseoverlay.mount`)."""
+        """Only asked where the mounting user may do everything (see `fuse.mount`)."""
         self._ov.inodes.get(inode)
         return True
 

@@ -1,7 +1,7 @@
 """Flags of files and directories, as chattr(1) sets and lsattr(1) shows them.
 
 Immutable and append-only never get onto an object of the upper, see
-`fuseoverlay.protection`; all others are those of the real object. Sources: ioctl_iflags(2),
+`overlay.protection`; all others are those of the real object. Sources: ioctl_iflags(2),
 ioctl_xfs_fsgetxattr(2), linux/fs.h; fs/overlayfs/inode.c, ovl_fileattr_set().
 """
 

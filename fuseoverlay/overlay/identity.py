@@ -1,9 +1,9 @@
 """Owner, mode and type: what the mount shows against what the layers store.
 
 Normally both are the same. Where a layer keeps them in an attribute (see
-`fuseoverlay.overridestat`), that counts; in such an upper every object is a regular file
+`layers.overridestat`), that counts; in such an upper every object is a regular file
 or a directory, and the attribute says what it stands for. Which ids the stored ones are
-shown as is for `fuseoverlay.idmap`. What comes from a process is shown ids, what goes from
+shown as is for `layers.idmap`. What comes from a process is shown ids, what goes from
 layer to layer stored ones.
 """
 

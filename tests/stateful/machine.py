@@ -2,7 +2,7 @@
 
 Every operation is done on fuseoverlay, on the model (a plain directory with the merged
 view, see `tests.stateful.model`) and, where it reads the same layers, on kernel overlayfs.
-All must give the same answer or errno. Chosen differences (docs/architecture.md) are where
+All must give the same answer or errno. Chosen differences (docs/semantics.md) are where
 the kernel is not asked: data that a descriptor opened for reading shows, which may be stale
 there; layers with hard links without index=on; link counts of directories; times with
 metacopy=on, where opening for writing sets them.

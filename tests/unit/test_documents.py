@@ -22,6 +22,7 @@ HELPER_PAGE = PROJECT / "docs" / "mount.fuseoverlay.8"
 #: Lines of the manual page that begin an explanation.
 HEADS = re.findall(r"^\.TP\n(\..*)$", PAGE.read_text(), re.M)
 PAGES = sorted(PROJECT.glob("docs/*.[1-8]"))
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
 
 
 def _is_accepted(text: str) -> bool:
@@ -156,3 +157,36 @@ def test_installed_as_readme_says_it_is_a_command(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("fuseoverlay ")
+
+
+def _links(document: Path) -> list[str]:
+    """Where its links and pictures lead, inside the project."""
+    found = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def _headings(document: Path) -> set[str]:
+    """The fragments that lead to its headings."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_links_lead_to_files(document: Path) -> None:
+    for link in _links(document):
+        name, _, heading = link.partition("#")
+        target = (document.parent / name).resolve() if name else document
+        assert target.is_file(), link
+        assert target.is_relative_to(PROJECT), link
+        assert not heading or heading in _headings(target), link
+
+
+def test_links_are_found() -> None:
+    links = {link for document in DOCUMENTS for link in _links(document)}
+    assert {"docs/architecture.md", "structure.svg", "../native.md"} <= links
+
+
+def test_every_decision_is_linked_from_the_architecture() -> None:
+    pages = {f"design/{path.name}" for path in PROJECT.glob("docs/design/*.md")}
+    assert len(pages) > 10
+    assert pages <= set(_links(PROJECT / "docs" / "architecture.md"))

@@ -4,75 +4,27 @@ from __future__ import annotations
 
 import ast
 import graphlib
-import re
-from functools import cache
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
-ROOT = PROJECT / "fuseoverlay"
+from tests.helpers.imports import (
+    MODULES,
+    PACKAGES,
+    PROJECT,
+    between_packages,
+    documented,
+    imports,
+    package,
+)
+
 #: What images share with the overlay of the package `layers`: modules that know nothing of layers.
 SHARED = {"layers.xattrs", "layers.whiteout", "layers.overridestat", "layers.trust"}
 
 
-def _name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
-
-
-def package(module: str) -> str:
-    """The package that a module is in; empty: it lies beside the packages."""
-    return module.partition(".")[0] if "." in module or module in PACKAGES else ""
-
-
-@cache
-def imports(module: str) -> tuple[frozenset[str], frozenset[str]]:
-    """(modules of the project, other top-level names) that this module imports anywhere."""
-    own: set[str] = set()
-    others: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: imports are absolute"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top != "fuseoverlay":
-                others.add(top)
-            elif rest in MODULES:
-                own.add(rest)
-            else:
-                # A name in a module, or in a package's `__init__`.
-                own |= {rest.rpartition(".")[0]} & set(MODULES)
-    return frozenset(own - {module}), frozenset(others)
-
-
-def between_packages() -> dict[str, set[str]]:
-    """The other packages that each package imports from."""
-    graph: dict[str, set[str]] = {name: set() for name in PACKAGES}
-    for module in MODULES:
-        if package(module):
-            others = {package(name) for name in imports(module)[0]}
-            graph[package(module)] |= others - {package(module), ""}
-    return graph
-
-
 def _documented() -> dict[str, set[str]]:
-    text = (PROJECT / "docs" / "architecture.md").read_text()
-    table = {}
-    for name, allowed in re.findall(r"^\| `(\w+)` \| .* \| (.*)\|$", text, re.M):
-        if name in PACKAGES:
-            assert name not in table, f"{name} is listed twice"
-            named = set(re.findall(r"`(\w+)`", allowed))
-            table[name] = set(PACKAGES) - {name} if allowed.strip() == "all" else named
-    return table
+    return {name: allowed for name, (_, allowed) in documented().items()}
 
 
 def test_every_package_is_documented() -> None:
@@ -139,3 +91,16 @@ def test_the_parser_sees_imports() -> None:
     assert {"overlay.attributes", "overlay.files", "overlay.make"} <= own
     assert {"pyfuse3", "errno", "os"} <= others
     assert "errors" in imports("overlay.workdir")[0]
+
+
+def test_the_drawing_shows_the_packages_as_they_are() -> None:
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "scripts" / "structure"), "--svg"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    drawn = (PROJECT / "docs" / "structure.svg").read_text()
+    assert drawn == done.stdout, "stale: run scripts/structure --write"
+    assert all(f">{name}</text>" in drawn for name in PACKAGES)

@@ -19,8 +19,8 @@ import pytest
 from tests.helpers.mounts import PROJECT
 
 #: What a checkout has and whoever works in it does not make.
-PARTS = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "docs", "fuseoverlay",
-         "pyproject.toml", "setup.py")  # fmt: skip
+PARTS = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "docs",
+         "fuseoverlay", "pyproject.toml", "setup.py")  # fmt: skip
 
 
 def _run(*argv: object, cwd: Path) -> None:
@@ -79,12 +79,12 @@ def test_source_archive_is_whole(archive: Path) -> None:
             "fuseoverlay/**/*.py",
             "fuseoverlay/**/*.pyi",
             "fuseoverlay/native/csrc/*.[ch]",
-            "docs/*.[18m]*",
+            "docs/**/*.[18ms]*",
         )
         for path in PROJECT.glob(pattern)
     }
     assert len(wanted) > 50
-    assert wanted | {"CHANGELOG.md", "LICENSE", "README.md", "setup.py"} <= held
+    assert wanted | {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "setup.py"} <= held
 
 
 def test_wheel_from_the_source_archive_has_the_extension(wheel: zipfile.ZipFile) -> None:
