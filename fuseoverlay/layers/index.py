@@ -94,7 +94,7 @@ class Index:
         # How many visible names are directories; None: nobody has asked yet.
         self._subdirectories: int | None = None
         #: Until when it is good, by time.monotonic(), and of which state of the lowers it tells,
-        #: see `fuseoverlay.renewal`; None: for ever.
+        #: see `renewal`; None: for ever.
         self.expires: float | None = None
         self.stamp: tuple[tuple[int, int], ...] | None = None
 

@@ -132,10 +132,10 @@ class MountConfig:
     contexts: tuple[str, ...] = ()
     #: Log every request with its answer, in the foreground.
     debug: bool = False
-    #: Where the log goes besides the caller's stderr: see `fuseoverlay.daemonlog`.
+    #: Where the log goes besides the caller's stderr: see `daemonlog`.
     log: bytes | None = None
     #: Keep owner, mode and type in an attribute: 1 in one that takes root, 2 in one that does
-    #: not, 0: nowhere but where they belong (see `fuseoverlay.overridestat`).
+    #: not, 0: nowhere but where they belong (see `overridestat`).
     xattr_permissions: int = 0
     #: How owners are shown.
     uids: IdMap = idmap.NOTHING

@@ -49,7 +49,7 @@ class Inode:
         self.nlookup = 0
         #: The way to an upper object that has no name we know; the table's to set.
         self.held: Held | None = None
-        #: See `fuseoverlay.protection`; None: not asked yet.
+        #: See `protection`; None: not asked yet.
         self.protection: bytes | None = None
 
     @property

@@ -61,7 +61,7 @@ START_TIMEOUT = 20
 STOP_TIMEOUT = 60
 WATCHDOG = 100
 
-#: Where fuseoverlay differs from kernel overlayfs by choice (DESIGN.md, "Semantics").
+#: Where fuseoverlay differs from kernel overlayfs by choice (docs/semantics.md).
 DIFFERENCES = {
     "dialects": "OCI whiteouts, and whiteouts of all dialects in one mount, are read",
     "namespaces": "overlay xattrs of every namespace are read in one mount",

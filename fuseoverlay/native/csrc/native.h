@@ -1,5 +1,5 @@
 /*
- * The parts of `fuseoverlay._native`; docs/native.md explains it.
+ * The parts of `_native`; docs/native.md explains it.
  *
  * module.c   what Python calls
  * filter.c   between /dev/fuse and libfuse: what becomes of each request
