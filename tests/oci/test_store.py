@@ -330,7 +330,7 @@ def test_unusable_store(place: Path) -> None:
 SLOW = """
 import sys, time
 from fuseoverlay.oci import unpack
-from fuseoverlay.oci.store import Store
+from fuseoverlay.store.store import Store
 finish = unpack._Layer.finish
 def slow(self):
     finish(self)
