@@ -46,16 +46,17 @@ class Owner:
 
 
 class Changes:
-    """One such directory, which need not exist yet. `owner` None: it lasts no longer than the
-    mount."""
+    """One such directory, which need not exist yet. Unless it is said whom it belongs to it lasts
+    no longer than the mount."""
 
-    def __init__(self, directory: str | os.PathLike[str], owner: Owner | None = None) -> None:
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = pathlib.Path(directory)
         self._upper, self._work = self.directory / _UPPER, self.directory / _WORK
         self._note = self.directory / _NOTE
-        self._owner = owner
+        self._owner: Owner | None = None
         #: Whether the upper does not show yet what the image's root directory is.
         self._fresh = False
+        self._made = False
 
     def exist(self) -> bool:
         """Whether there is an upper."""
@@ -66,7 +67,7 @@ class Changes:
         upper, work = os.fsencode(self._upper), os.fsencode(self._work)
         return replace(config, upperdir=upper, workdir=work)
 
-    def check(self) -> None:
+    def check(self, owner: Owner) -> None:
         """Raise `UpperError` where there are no changes, or those of another image."""
         if not self.exist():
             raise UpperError(
@@ -74,8 +75,13 @@ class Changes:
                 where=self._upper,
                 hint=f"name the directory that has them in {_UPPER}, as for the mount",
             )
+        self.belong_to(owner)
+
+    def belong_to(self, owner: Owner) -> None:
+        """Say whose the changes are. Raises `UpperError` where they are those of another image."""
+        self._owner = owner
         with self._errors():
-            self._is_fresh()
+            self._fresh = self._is_fresh() or self._made
 
     def _is_fresh(self) -> bool:
         """Whether the upper is to begin anew, as nobody's or empty. Raises `UpperError` where it
@@ -113,7 +119,8 @@ class Changes:
                 if attributes:
                     os.setxattr(self._work, _PROBE, b"")
                     os.removexattr(self._work, _PROBE)
-                self._fresh = self._is_fresh() or self._upper in made
+                self._noted()
+                self._fresh = self._made = self._upper in made
             yield
         except BaseException:
             for path in reversed(made):

@@ -42,7 +42,8 @@ def follow(
         if name == b"..":
             if len(at) > known:
                 # A layer below may have a link there, or nothing.
-                raise ImageError(f"a link leads through {show(tuple(at))}/.., no directory", where=where)
+                what = f"a link leads through {show(tuple(at))}/.., no directory"
+                raise ImageError(what, where=where)
             del at[-1:]
             known = len(at)
             continue

@@ -60,9 +60,10 @@ class HeaderStream(Protocol):
 class Header:
     """What the headers of one entry say.
 
-    `seconds` is the modification time of the header itself, `mtime` that of a record, "" where there
-    is none. `size` is that of the file, holes included; `stored` bytes from `offset` on are in the
-    archive, those of `pieces` (offset and length), in this order; None: it is no sparse file.
+    `seconds` is the modification time of the header itself, `mtime` that of a record, "" where
+    there is none. `size` is that of the file, holes included; `stored` bytes from `offset` on are
+    in the archive, those of `pieces` (offset and length), in this order; None: it is no sparse
+    file.
     """
 
     type: bytes

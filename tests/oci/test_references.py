@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
-from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.model import OCI_INDEX, REF_NAME, Digest
 from tests.clients.store import Store, missing
 from tests.helpers import tree
 from tests.helpers.images import ImageMount
@@ -517,6 +517,32 @@ def saved(
     return {config: text, layer: TAR, "manifest.json": json.dumps(manifest).encode()}
 
 
+def twice(key: str) -> dict[str, Member]:
+    """A config in which `key` comes twice, first with what would be wrong."""
+    members = saved()
+    config = next(name for name in members if name.endswith(".json"))
+    text = members.pop(config)
+    assert isinstance(text, bytes) and f'"{key}"'.encode() in text
+    text = text.replace(b"{", b'{"%s": {"type": "odd", "diff_ids": ["x"]}, ' % key.encode(), 1)
+    name = f"{Digest.of(text).hex}.json"
+    manifest = members["manifest.json"]
+    assert isinstance(manifest, bytes)
+    return {
+        **members,
+        name: text,
+        "manifest.json": manifest.replace(config.encode(), name.encode()),
+    }
+
+
+def lower() -> dict[str, Member]:
+    """A manifest with names of fields in another case."""
+    members = saved()
+    text = members["manifest.json"]
+    assert isinstance(text, bytes)
+    text = text.replace(b"Config", b"config").replace(b"Layers", b"LAYERS")
+    return {**members, "manifest.json": text.replace(b"RepoTags", b"repotags")}
+
+
 def archive(members: dict[str, Member]) -> bytes:
     """An archive; what is no content is a type, and what a link leads to."""
     buffer = io.BytesIO()
@@ -576,6 +602,8 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "dots": lambda: archive({f"./{name}": data for name, data in saved().items()}),
     "no tags": lambda: archive(saved(tags=None)),
     "things beside": lambda: archive({**saved(), **ODD}),
+    "a key twice": lambda: archive(twice("rootfs")),
+    "keys in lower case": lambda: archive(lower()),
     "without padding": lambda: archive(saved()).rstrip(b"\0"),
     "manifest first": lambda: archive(dict(reversed(saved().items()))),
     "holes": lambda: with_holes("--format=gnu"),
@@ -619,6 +647,26 @@ def test_archives(podman: Store, base: Path, name: str) -> None:
     lines = tree.compare(comparable(expected, born), comparable(shown, born))
     assert not lines, "\n".join(lines)
     assert shown[b"d/f"].size == (1 << 20) + 3
+
+
+def test_an_odd_platform_in_an_index(podman: Store, base: Path) -> None:
+    """It fits no machine, and is in nobody's way."""
+    writer = LayoutWriter(base / "l")
+    entry = writer.add_image([writer.add_layer(TAR)]).to_json()
+    odd = {**entry, "platform": {"os": "linux", "architecture": "we\x1b ird"}}
+    inner = writer.add_json(OCI_INDEX, {"schemaVersion": 2, "manifests": [odd, entry]}).to_json()
+    listed = {"schemaVersion": 2, "manifests": [{**inner, "annotations": {REF_NAME: "x"}}]}
+    (base / "l/index.json").write_text(json.dumps(listed))
+    assert by_podman(podman, base / "l") is not None
+    ours = ImageMount(base, f"{base / 'l'}:x")
+    try:
+        ours.mount("--read-only")
+        assert (ours.mnt / "d/f").exists()
+        ours.unmount()
+    finally:
+        ours.drop()
+    done = ours.run("mount", "--platform", "mips", ours.image, ours.mnt)
+    assert done.returncode == 7 and "\x1b" not in done.stderr and "ird" in done.stderr
 
 
 @pytest.mark.parametrize("name", BAD_ARCHIVES)
