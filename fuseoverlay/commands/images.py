@@ -77,9 +77,7 @@ def to_check(
 
 
 @contextlib.contextmanager
-def _place(
-    store: Store, config: MountConfig, keep_in: str | None
-) -> Iterator[Changes | None]:
+def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[Changes | None]:
     """Where changes go; None: `config` says it, or there are none."""
     if config.upperdir is not None:
         if keep_in is not None:

@@ -196,9 +196,7 @@ class _Reader:
         header.uid = header.uid if uid is None else uid
         header.gid = header.gid if gid is None else gid
         header.size = header.size if size is None else size
-        xattrs = {
-            key[len(XATTR) :]: value for key, value in own.items() if key.startswith(XATTR)
-        }
+        xattrs = {key[len(XATTR) :]: value for key, value in own.items() if key.startswith(XATTR)}
         if not xattrs:
             header.xattrs = self._shared_xattrs.copy()
             return
@@ -256,11 +254,14 @@ def _parse(block: bytes) -> Header:
     if not _sum_is_right(block):
         raise DamagedError("damaged header, bad checksum")
     header = Header(
-        block[156:157],
-        _text(block[:100]),
-        _text(block[157:257]),
-        *(_number(block[at:end]) for at, end in ((100, 108), (108, 116), (116, 124))),
-        *(_number(block[at:end]) for at, end in ((124, 136), (136, 148))),
+        type=block[156:157],
+        name=_text(block[:100]),
+        linkname=_text(block[157:257]),
+        mode=_number(block[100:108]),
+        uid=_number(block[108:116]),
+        gid=_number(block[116:124]),
+        size=_number(block[124:136]),
+        seconds=_number(block[136:148]),
     )
     is_ustar = block[257:263] == b"ustar\0"
     if is_ustar or _is_gnu(block):

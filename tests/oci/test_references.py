@@ -147,9 +147,15 @@ BELOW_LINKS = {
     ),
 }
 
-GONE, GONE_A, GONE_U, GONE_B = (Node(f"{place}.wh.{name}") for place, name in (
-    ("", "t"), ("t/", "a"), ("t/", "u"), ("t/u/", "b"),
-))
+GONE, GONE_A, GONE_U, GONE_B = (
+    Node(f"{place}.wh.{name}")
+    for place, name in (
+        ("", "t"),
+        ("t/", "a"),
+        ("t/", "u"),
+        ("t/u/", "b"),
+    )
+)
 OPAQUE, OPAQUE_U = Node("t/.wh..wh..opq"), Node("t/u/.wh..wh..opq")
 
 
@@ -339,12 +345,12 @@ HEADERS = {
     "no text in a GNU header": both(raw("a", b"ustar  \0", {345: b"\xc3\xa9"}) + END),
     "prefix of V7": both(raw("a", bytes(8), {345: b"pre"}) + END),
     "devices of V7": both(raw("a", bytes(8), {329: b"rubbish!rubbish!"}) + END),
-    "prefix of ustar": both(raw("a", b"ustar\0" b"00", {345: b"p" * 155}) + END),
-    "prefix of another ustar": both(raw("a", b"ustar\0" b"99", {345: b"pre"}) + END),
+    "prefix of ustar": both(raw("a", b"ustar\000", {345: b"p" * 155}) + END),
+    "prefix of another ustar": both(raw("a", b"ustar\099", {345: b"pre"}) + END),
     "prefix of star": both(
         raw(
             "a",
-            b"ustar\0" b"00",
+            b"ustar\000",
             {345: b"p" * 131, 476: b"13456712345\0", 488: b"13456712345\0", 508: b"tar\0"},
         )
         + END
