@@ -51,24 +51,30 @@ class Owner:
 
 
 class Changes:
-    """One such directory, which need not exist yet. `owner` None: it lasts no longer than the
-    mount."""
+    """One such directory, which need not exist yet. Unless it is said whom it belongs to it lasts
+    no longer than the mount."""
 
-    def __init__(self, directory: str | os.PathLike[str], owner: Owner | None = None) -> None:
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = pathlib.Path(directory)
         self._upper, self._work = self.directory / _UPPER, self.directory / _WORK
         self._note = self.directory / _NOTE
-        self._owner = owner
+        self._owner: Owner | None = None
         #: Whether the upper does not show yet what the image's root directory is.
         self._fresh = False
+        self._made = False
 
     def of(self, config: MountConfig) -> MountConfig:
         """`config` with its changes in here."""
         upper, work = os.fsencode(self._upper), os.fsencode(self._work)
         return replace(config, upperdir=upper, workdir=work)
 
-    def check(self) -> None:
+    def check(self, owner: Owner) -> None:
         """Raise `UpperError` where there are no changes, or those of another image."""
+        self.refuse_none()
+        self.belong_to(owner)
+
+    def refuse_none(self) -> None:
+        """Raise `UpperError` where there are no changes."""
         self._refuse_image()
         if not self._upper.is_dir():
             raise UpperError(
@@ -76,8 +82,12 @@ class Changes:
                 where=self._upper,
                 hint=f"name the directory that has them in {_UPPER}",
             )
+
+    def belong_to(self, owner: Owner) -> None:
+        """Say whose the changes are. Raises `UpperError` where they are those of another image."""
+        self._owner = owner
         with self._errors():
-            self._is_fresh()
+            self._fresh = self._is_fresh() or self._made
 
     def _is_fresh(self) -> bool:
         """Whether the upper is to begin anew, as nobody's or empty. Raises `UpperError` where it
@@ -116,7 +126,8 @@ class Changes:
                 if attributes:
                     os.setxattr(self._work, _PROBE, b"")
                     os.removexattr(self._work, _PROBE)
-                self._fresh = self._is_fresh() or self._upper in made
+                self._noted()
+                self._fresh = self._made = self._upper in made
             yield
         except BaseException:
             for path in reversed(made):

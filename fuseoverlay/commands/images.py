@@ -11,6 +11,7 @@ from dataclasses import replace
 from fuseoverlay.commands.changes import Changes, Owner
 from fuseoverlay.errors import UsageError
 from fuseoverlay.layers import trust, xattrs
+from fuseoverlay.oci import names
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.store.store import ProgressCallback, Store, default_root
 from fuseoverlay.system.syscalls import DIR_FLAGS
@@ -30,26 +31,27 @@ def prepared(
     """The mount of an image, while the context lasts; its layers are unpacked where they were
     missing.
 
-    Changes are kept in the directory `keep_in`, else they go when the context ends. `check` is
-    asked about the mount, which has no layers yet, before any is unpacked. Raises `ImageError`,
-    `DigestError`, `StoreError`, `UpperError`, and what `check` does.
+    Changes are kept in the directory `keep_in`, else they go when the context ends. What can be
+    told without the image comes first, `check` of the mount, which has no layers yet, included:
+    to read a compressed archive takes as long as to unpack it. Raises `ImageError`, `DigestError`,
+    `StoreError`, `UpperError`, and what `check` does.
     """
+    names.find(image)
     store = Store(default_root())
+    store.prepare()
     with contextlib.ExitStack() as undo:
-        with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
-            owner = Owner(image, found.diff_ids)
-            changes = undo.enter_context(_place(store, config, keep_in, owner))
-            if changes is None:
-                check(config)
+        changes = undo.enter_context(_place(store, config, keep_in))
+        claim = changes.claimed(attributes=store.override()) if changes else None
+        with claim or contextlib.nullcontext():
+            config = changes.of(config) if changes else config
+            check(config)
+            with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
+                if changes is not None and keep_in is not None:
+                    changes.belong_to(Owner(image, found.diff_ids))
                 layers = found.layers()
-            else:
-                with changes.claimed(attributes=found.override):
-                    config = changes.of(config)
-                    check(config)
-                    layers = found.layers()
-                    if not config.read_only:
-                        top = _listed_root(layers)
-                        changes.begin(top, keeps=_keeps_owners(top, config))
+            if changes is not None and not config.read_only:
+                top = _listed_root(layers)
+                changes.begin(top, keeps=_keeps_owners(top, config))
         yield _with_layers(layers, config)
 
 
@@ -68,25 +70,23 @@ def to_check(
     """
     store = Store(default_root())
     with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
-        changes = Changes(keep_in, Owner(image, found.diff_ids))
-        changes.check()
+        changes = Changes(keep_in)
+        changes.check(Owner(image, found.diff_ids))
         layers = found.layers()
     return _with_layers(layers, changes.of(config))
 
 
 @contextlib.contextmanager
-def _place(
-    store: Store, config: MountConfig, keep_in: str | None, owner: Owner
-) -> Iterator[Changes | None]:
+def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[Changes | None]:
     """Where changes go; None: `config` says it, or there are none."""
     if config.upperdir is not None:
         if keep_in is not None:
             raise UsageError("--upper and upperdir= exclude each other", hint="leave one out")
         yield None
     elif keep_in is not None:
-        changes = Changes(keep_in, owner)
+        changes = Changes(keep_in)
         if "ro" in config.fuse_options:
-            changes.check()
+            changes.refuse_none()
         yield changes
     elif "ro" in config.fuse_options:
         yield None

@@ -281,7 +281,7 @@ class _Saved:
 
     @classmethod
     def parse(cls, value: object, where: str) -> _Saved:
-        data = model.expect_object(value, where)
+        data = model.expect_fields(value, where)
         config = data.get("Config")
         if not isinstance(config, str):
             raise ImageError("Config: not text", where=where)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from fuseoverlay.errors import ImageError, printable
-from fuseoverlay.oci.headers import read_headers, sparse_map
+from fuseoverlay.oci import headers
+from fuseoverlay.oci.headers import Header, read_headers
 from fuseoverlay.oci.streams import ForwardStream
 
 #: PATH_MAX: no program could name the file.
@@ -29,19 +29,17 @@ _NO_ID: Final = 0xFFFFFFFF
 _MAX_NUMBER: Final = 1 << 63
 _MAX_SECONDS: Final = (1 << 63) - 1
 
-_SCHILY: Final = "SCHILY.xattr."
-_TIME: Final = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?\Z", re.ASCII)
+_TIME: Final = re.compile(rb"([+-]?)([0-9]+)(?:\.([0-9]*))?\Z")
 
 _KINDS: Final = {
-    tarfile.REGTYPE: stat.S_IFREG,
-    tarfile.AREGTYPE: stat.S_IFREG,
-    tarfile.CONTTYPE: stat.S_IFREG,
-    tarfile.GNUTYPE_SPARSE: stat.S_IFREG,
-    tarfile.DIRTYPE: stat.S_IFDIR,
-    tarfile.SYMTYPE: stat.S_IFLNK,
-    tarfile.CHRTYPE: stat.S_IFCHR,
-    tarfile.BLKTYPE: stat.S_IFBLK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
+    headers.REGULAR: stat.S_IFREG,
+    headers.CONTIGUOUS: stat.S_IFREG,
+    headers.OLD_SPARSE: stat.S_IFREG,
+    headers.DIRECTORY: stat.S_IFDIR,
+    headers.SYMBOLIC_LINK: stat.S_IFLNK,
+    headers.CHARACTER: stat.S_IFCHR,
+    headers.BLOCK: stat.S_IFBLK,
+    headers.FIFO: stat.S_IFIFO,
 }
 
 Path = tuple[bytes, ...]
@@ -67,7 +65,7 @@ class Entry:
     link: bytes = b""
     hardlink: Path | None = None
     segments: tuple[tuple[int, int], ...] | None = None
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -85,40 +83,36 @@ def read_entries(stream: ForwardStream, where: str) -> Iterator[Entry]:
 
     ImageError, naming the entry where there is one, for all that is not fit to unpack.
     """
-    for info in read_headers(stream, where, hint="the image is damaged"):
-        yield _entry(info, where)
+    for header in read_headers(stream, where, hint="the image is damaged"):
+        yield _entry(header, where)
 
 
-def _entry(info: tarfile.TarInfo, where: str) -> Entry:
-    path = _path(_bytes(info.name), "name", where)
+def _entry(header: Header, where: str) -> Entry:
+    path = _path(header.name, "name", where)
     label = f"{where}: {show(path)}"
-    if info.islnk():
-        target = _path(_bytes(info.linkname), "hard link target", label)
+    if header.type == headers.HARD_LINK:
+        target = _path(header.linkname, "hard link target", label)
         return Entry(path, stat.S_IFREG, hardlink=target)
-    kind = _KINDS.get(info.type)
+    kind = _KINDS.get(header.type)
     if kind is None:
-        raise ImageError(f"unknown tar entry type {info.type!r}", where=label)
-    link = _bytes(info.linkname) if kind == stat.S_IFLNK else b""
+        raise ImageError(f"unknown tar entry type {header.type!r}", where=label)
+    link = header.linkname if kind == stat.S_IFLNK else b""
     if kind == stat.S_IFLNK and (not link or b"\0" in link or len(link) >= MAX_PATH):
         raise ImageError("a symbolic link whose target is empty or too long", where=label)
     if not path and kind != stat.S_IFDIR:
         raise ImageError("the root of a layer must be a directory", where=label)
     return Entry(
         path=path,
-        mode=kind | (info.mode & 0o7777),
-        uid=_id(info.uid, label),
-        gid=_id(info.gid, label),
-        size=info.size if kind == stat.S_IFREG else 0,
-        mtime=_mtime(info, label),
-        rdev=_rdev(info, label) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+        mode=kind | (header.mode & 0o7777),
+        uid=_id(header.uid, label),
+        gid=_id(header.gid, label),
+        size=header.size,
+        mtime=_mtime(header, label),
+        rdev=_rdev(header, label) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
         link=link,
-        segments=sparse_map(info, label),
-        xattrs=_xattrs(info.pax_headers, label),
+        segments=header.pieces,
+        xattrs=_xattrs(header.xattrs, label),
     )
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _path(name: bytes, what: str, where: str) -> Path:
@@ -148,45 +142,34 @@ def _id(number: int, where: str) -> int:
     return 0 if number == _NO_ID else number
 
 
-def _mtime(info: tarfile.TarInfo, where: str) -> int:
-    """The modification time in ns. tarfile's own is a float, which is too coarse."""
-    text = info.pax_headers.get("mtime")
-    if text is None:
-        return _clamp(int(info.mtime)) * 10**9
-    match = _TIME.match(text)
+def _mtime(header: Header, where: str) -> int:
+    """The modification time in ns."""
+    if not header.mtime:
+        return _clamp(header.seconds) * 10**9
+    match = _TIME.match(header.mtime)
     if match is None:
-        raise ImageError(f"not a time: {text[:40]!r}", where=where)
+        raise ImageError(f"not a time: {printable(header.mtime[:40])!r}", where=where)
     sign, seconds, fraction = match.groups()
     # Digits beyond ns are cut; int() of thousands of digits would be refused by Python.
-    ns = _clamp(int(seconds[:20])) * 10**9 + int((fraction or "")[:9].ljust(9, "0"))
-    return -ns if sign == "-" else ns
+    ns = _clamp(int(seconds[:20])) * 10**9 + int((fraction or b"")[:9].ljust(9, b"0"))
+    return -ns if sign == b"-" else ns
 
 
 def _clamp(seconds: int) -> int:
     return max(-_MAX_SECONDS, min(_MAX_SECONDS - 1, seconds))
 
 
-def _rdev(info: tarfile.TarInfo, where: str) -> int:
-    major, minor = info.devmajor, info.devminor
-    if not (0 <= major <= _MAX_MAJOR and 0 <= minor <= _MAX_MINOR):
-        raise ImageError(f"{major}:{minor} is no device number", where=where)
-    if info.ischr() and not major and not minor:
+def _rdev(header: Header, where: str) -> int:
+    """The device as mknod(2) gets it from Go: the bits that Linux has."""
+    major, minor = header.major & _MAX_MAJOR, header.minor & _MAX_MINOR
+    if header.type == headers.CHARACTER and not major and not minor:
         raise ImageError(
             "a character device 0:0, which an overlay takes for a deletion", where=where
         )
     return os.makedev(major, minor)
 
 
-def _xattrs(headers: Mapping[str, str], where: str) -> dict[bytes, bytes]:
-    """Extended attributes, in the form of star, GNU tar and Go, which holds raw bytes.
-
-    libarchive's own, `LIBARCHIVE.xattr.`, none of those reads; what it writes has both.
-    """
-    found = {
-        _bytes(key[len(_SCHILY) :]): _bytes(value)
-        for key, value in headers.items()
-        if key.startswith(_SCHILY)
-    }
+def _xattrs(found: Mapping[bytes, bytes], where: str) -> Mapping[bytes, bytes]:
     if any(not name or b"\0" in name for name in found):
         raise ImageError("an extended attribute without a name", where=where)
     return found

@@ -13,14 +13,14 @@ import io
 import os
 import posixpath
 import stat
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol, cast
 
 from fuseoverlay.errors import ImageError, StoreError, describe
-from fuseoverlay.oci.headers import read_headers, sparse_map
+from fuseoverlay.oci import headers
+from fuseoverlay.oci.headers import Header, read_headers
 from fuseoverlay.oci.streams import (
     CHUNK,
     HEAD,
@@ -85,7 +85,7 @@ class DirectoryFiles:
 class _Member:
     """Where a file lies in an archive, or which other name it is a link to.
 
-    `pieces` as `sparse_map` has them; None: this is no file that could be read.
+    `pieces`: offset and length of what is stored; None: this is no file that could be read.
     """
 
     offset: int = 0
@@ -170,14 +170,14 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
     hint = "it is cut short or damaged, or no image at all"
     try:
         stream = MemberStream(file, path)
-        for info in read_headers(stream, path, kind="image archive", hint=hint):
-            name = _inner(info.name)
-            if name is None or info.isdir() or len(name) > _MAX_PATH:
+        for header in read_headers(stream, path, kind="image archive", hint=hint):
+            name = _inner(_text(header.name))
+            if name is None or header.type == headers.DIRECTORY or len(name) > _MAX_PATH:
                 # Nothing that could be asked for.
                 continue
-            members[name] = _member(info, name, f"{path}: {name}")
+            members[name] = _member(header, name, f"{path}: {name}")
             pieces = len(members[name].pieces or ())
-            room -= _MEMBER + len(name) + len(info.linkname) + pieces * _PIECE
+            room -= _MEMBER + len(name) + len(header.linkname) + pieces * _PIECE
             if room < 0:
                 raise ImageError("too many members for an image archive", where=path)
     except OSError as exc:
@@ -186,20 +186,24 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
     return members
 
 
-def _member(info: tarfile.TarInfo, name: str, where: str) -> _Member:
-    if info.issym():
-        return _Member(link=posixpath.join(posixpath.dirname(name), info.linkname))
-    if info.islnk():
-        return _Member(link=info.linkname)
-    if not info.isreg():
+def _member(header: Header, name: str, where: str) -> _Member:
+    if header.type == headers.SYMBOLIC_LINK:
+        return _Member(link=posixpath.join(posixpath.dirname(name), _text(header.linkname)))
+    if header.type == headers.HARD_LINK:
+        return _Member(link=_text(header.linkname))
+    if header.type not in (headers.REGULAR, headers.CONTIGUOUS, headers.OLD_SPARSE):
         # Builders' archives have all kinds of things beside the image.
         return _Member()
-    pieces = sparse_map(info, where)
+    pieces = header.pieces
     if pieces is None:
-        pieces = ((0, info.size),) if info.size else ()
-    elif info.size - sum(length for _, length in pieces) > _MAX_HOLES:
+        pieces = ((0, header.size),) if header.size else ()
+    elif header.size - sum(length for _, length in pieces) > _MAX_HOLES:
         raise ImageError(f"a sparse file with more than {_MAX_HOLES} bytes of holes", where=where)
-    return _Member(info.offset_data, info.size, pieces)
+    return _Member(header.offset, header.size, pieces)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _inner(name: str) -> str | None:

@@ -33,32 +33,40 @@ def follow(
     nowhere.
     """
     left = list(reversed(path))
-    at: Path = ()
+    at: list[bytes] = []
+    #: So many names of `at` are directories of the layer.
+    known = 0
     links = 0
     while left:
         name = left.pop()
         if name == b"..":
-            if at and not is_directory(at):
+            if len(at) > known:
                 # A layer below may have a link there, or nothing.
-                raise ImageError(f"a link leads through {show(at)}/.., no directory", where=where)
-            at = at[:-1]
+                what = f"a link leads through {show(tuple(at))}/.., no directory"
+                raise ImageError(what, where=where)
+            del at[-1:]
+            known = len(at)
             continue
-        here = (*at, name)
-        known = is_directory(here) or not is_directory(at)
-        text = None if known else link_text(at, name)
+        text = None
+        if len(at) == known:
+            above = tuple(at)
+            if is_directory((*above, name)):
+                known += 1
+            else:
+                text = link_text(above, name)
         if text is None:
-            at = here
+            at.append(name)
             continue
         links += 1
         if links > _MAX_LINKS:
             raise ImageError(f"too many symbolic links on the way to {show(path)}", where=where)
         if text.startswith(b"/"):
-            at = ()
+            at, known = [], 0
         left += [part for part in reversed(text.split(b"/")) if part not in (b"", b".")]
         if len(left) > MAX_PATH:
             raise ImageError("links lead to a path that is too long", where=where)
     if any(part.startswith(whiteout.WH_PREFIX) for part in at):
-        raise ImageError(f"a link leads to a whiteout, {show(at)}", where=where)
+        raise ImageError(f"a link leads to a whiteout, {show(tuple(at))}", where=where)
     if sum(map(len, at)) + len(at) >= MAX_PATH:
         raise ImageError("links lead to a path that is too long", where=where)
-    return at
+    return tuple(at)

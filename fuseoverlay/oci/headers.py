@@ -1,45 +1,44 @@
-"""Headers of a tar archive, read by `tarfile` within bounds.
+"""Headers of a tar archive: V7, ustar, star, GNU, PAX, sparse files.
 
-`tarfile` parses all kinds (ustar, GNU, PAX, sparse files). What it would let pass or run
-into is refused here: a damaged header in the middle, a header that claims gigabytes, headers
-that extend headers without end, global headers that pile up, records that take it time or memory
-in the square of their length. Where what it makes of headers is not what POSIX says, or what Go's
-archive/tar does, with which images are read everywhere, `Header` is as those.
+Images are read everywhere with Go's archive/tar: where the forms leave a choice, or writers
+have disagreed, what that decides is decided here. Global PAX headers count, as POSIX says.
+
+Everything has a bound, memory and time: a header that extends an entry, their number before one
+entry, and what global headers say, since each entry repeats it.
 """
 
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, Final, Protocol, Self, cast
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from fuseoverlay.errors import ImageError
+from fuseoverlay.oci import sparse
+from fuseoverlay.oci.records import SPARSE, XATTR, DamagedError, number, parse_records
 
-#: PAX and GNU headers of one entry together. Attributes and long names stay far below.
+REGULAR, OLD_REGULAR, CONTIGUOUS, OLD_SPARSE = b"0", b"\0", b"7", b"S"
+HARD_LINK, SYMBOLIC_LINK, CHARACTER, BLOCK, DIRECTORY, FIFO = b"1", b"2", b"3", b"4", b"5", b"6"
+#: No data follow these, whatever their size says.
+_WITHOUT_DATA: Final = (HARD_LINK, SYMBOLIC_LINK, CHARACTER, BLOCK, DIRECTORY, FIFO)
+#: Headers that extend the next entry. The second of the PAX ones is Solaris's.
+_PAX: Final = (b"x", b"X")
+_GLOBAL, _LONG_NAME, _LONG_LINK = b"g", b"L", b"K"
+
+_SIZE: Final = 512
+_ZEROS: Final = bytes(_SIZE)
+_OCTAL: Final = re.compile(rb"[0-7]+")
+
+#: One header that extends an entry. Go has the same bound.
+_MAX_EXTENSION: Final = 1 << 20
+#: All headers of one entry together.
 _MAX_HEADER: Final = 4 << 20
-#: Headers before one entry that extend it: real ones have up to four. `tarfile` recurses.
+#: Headers before one entry that extend it: real ones have up to four.
 _MAX_CHAIN: Final = 64
-
-#: The largest offset that a system call takes.
-_MAX_SIZE: Final = (1 << 63) - 1
-
-# Of the typeflag in a header; those of PAX records for one entry, for all, and of Solaris.
-_TYPE: Final = slice(156, 157)
-_PAX_TYPES: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_RECORD: Final = re.compile(rb"([1-9][0-9]{0,9}) ")
-_DIGITS: Final = re.compile(rb"[0-9]{1000,}")
-_NUMBERS: Final = ("uid", "gid", "size")
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
-#: Of attributes an empty value is a value.
-_XATTR: Final = "SCHILY.xattr."
-_SPARSE: Final = "GNU.sparse."
-# About a second.
-_MOST_STEPS: Final = 10**9
-
-#: Its header errors are documented by name, but left out of the type stubs.
-_tar: Final[Any] = tarfile
+#: What global headers say in all, and how many attributes.
+_MAX_SHARED: Final = 64 << 10
+_MAX_SHARED_XATTRS: Final = 64
 
 
 class HeaderStream(Protocol):
@@ -51,232 +50,267 @@ class HeaderStream(Protocol):
         """Exactly `size` bytes, fewer only at the end; ImageError beyond the budget."""
 
     def seek(self, position: int) -> int:
-        """Go on to `position`; ImageError where it lies behind."""
+        """Go on to `position`, or the end; ImageError where it lies behind."""
 
     def tell(self) -> int:
         """The position."""
 
 
-class _Records:
-    """Passes on what `tarfile` reads, but for PAX records that are none. Those it would look at
-    again and again, each time to the end; POSIX, pax, "pax Extended Header"."""
+@dataclass(slots=True)
+class Header:
+    """What the headers of one entry say.
 
-    def __init__(self, stream: HeaderStream) -> None:
-        self._stream = stream
-        # Whether the next read is of records: a header that says so has just been read.
-        self._due = False
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        if self._due:
-            _check_records(data)
-            self._due = False
-        else:
-            self._due = size == tarfile.BLOCKSIZE and data[_TYPE] in _PAX_TYPES
-        return data
-
-    def seek(self, position: int) -> int:
-        return self._stream.seek(position)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-
-def _check_records(data: bytes) -> None:
-    """ReadError where these are not records "LENGTH KEY=VALUE\\n" and zeros after them."""
-    position = 0
-    while position < len(data) and data[position]:
-        match = _RECORD.match(data, position)
-        end = position + int(match[1]) if match else 0
-        if not match or end <= match.end() or data[end - 1 : end] != b"\n":
-            raise _tar.ReadError("damaged header, a PAX record of a wrong length")
-        if data.find(b"=", match.end(), end) < 0:
-            raise _tar.ReadError("damaged header, a PAX record without a value")
-        position = end
-    # Looking for a character set takes Python before 3.13 the square of the number of digits.
-    if sum(len(digits) ** 2 for digits in _DIGITS.findall(data)) > _MOST_STEPS:
-        raise _tar.ReadError("a PAX record of nothing but digits is too long")
-
-
-class _Archive(tarfile.TarFile):
-    """An archive that knows how many headers it is in the middle of."""
-
-    chain = 0
-
-
-class Header(tarfile.TarInfo):
-    """A header block that ends the archive only where an archive ends.
-
-    A PAX record without a value deletes: what counts is the field of the header itself. Of
-    several headers of one kind before an entry the last one counts; a long name in GNU's form
-    more than a record.
+    `seconds` is the modification time of the header itself, `mtime` that of a record, "" where
+    there is none. `size` is that of the file, holes included; `stored` bytes from `offset` on are
+    in the archive, those of `pieces` (offset and length), in this order; None: it is no sparse
+    file.
     """
 
-    #: The header's own fields, where global headers may have replaced them.
-    _fields: Mapping[str, object] = MappingProxyType({})
-    #: Records that say nothing, as there is a long name in GNU's form.
-    _long: frozenset[str] = frozenset()
-    #: Whether the records that come are those of the global headers; whether its own came.
-    _shared = False
-    _extended = False
-    #: Where its data begin, the map of a sparse file included.
-    _start = 0
-
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
-        """Parse the next header, with those before it that extend it."""
-        archive = cast("_Archive", tarfile)
-        shared: dict[str, str] = cast(Any, archive).pax_headers
-        for key in [key for key, value in shared.items() if not value]:
-            del shared[key]
-        archive.chain += 1
-        try:
-            if archive.chain > _MAX_CHAIN:
-                raise _tar.ReadError(f"more than {_MAX_CHAIN} headers for one entry")
-            found = super().fromtarfile(tarfile)
-        except _tar.EOFHeaderError:
-            if cast("_Records", archive.fileobj).read(_tar.BLOCKSIZE).strip(b"\0"):
-                raise _tar.ReadError("damaged header, a block of zeros in the middle") from None
-            raise
-        except _tar.EmptyHeaderError as exc:
-            # Many writers leave the two zero blocks out: the digest vouches for the end.
-            raise _tar.EOFHeaderError(str(exc)) from exc
-        except (_tar.HeaderError, ValueError, ArithmeticError, LookupError) as exc:
-            raise _tar.ReadError(f"damaged header, {exc}") from exc
-        finally:
-            archive.chain -= 1
-        own = cast("dict[str, str]", found.pax_headers)
-        for key in [key for key in shared if not own.get(key, key)]:
-            del own[key]
-        return found
-
-    def _proc_builtin(self, tarfile: tarfile.TarFile) -> Self:
-        if tarfile.pax_headers:
-            self._fields = {key: getattr(self, key) for key in _tar.PAX_FIELDS}
-        self._shared = True
-        found = cast("Self", super()._proc_builtin(tarfile))  # type: ignore[misc]
-        self._shared = False
-        self._start = self.offset_data
-        return found
-
-    def _proc_gnulong(self, tarfile: tarfile.TarFile) -> Self:
-        archive = cast("_Archive", tarfile)
-        data = cast("_Records", archive.fileobj).read(self._block(self.size))  # type: ignore[attr-defined]
-        name = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        found = self._next(archive)
-        field, record = (
-            ("name", "path") if self.type == _tar.GNUTYPE_LONGNAME else ("linkname", "linkpath")
-        )
-        if name and record not in found._long:
-            setattr(found, field, name.rstrip("/") if field == "name" and found.isdir() else name)
-            found._long |= {record}
-        return found
-
-    def _proc_pax(self, tarfile: tarfile.TarFile) -> Self:
-        found = cast("Self", super()._proc_pax(tarfile))  # type: ignore[misc]
-        records = found.pax_headers
-        stored, sizes = records.get("size"), ("GNU.sparse.size", "GNU.sparse.realsize")
-        if found.sparse is not None and stored and found._start:
-            # `tarfile` takes that for the size of the file, and looks behind it for the next.
-            found.size = next((int(records[key]) for key in sizes if key in records), found.size)
-            tarfile.offset = found._start + found._block(int(stored))  # type: ignore[attr-defined]
-        return found
-
-    def _next(self, archive: _Archive) -> Self:
-        """The header that this one extends."""
-        try:
-            return self.fromtarfile(archive)
-        except _tar.EOFHeaderError as exc:
-            raise _tar.ReadError("damaged header, nothing comes after it") from exc
-
-    # What comes after `found` is not the same in all versions of Python.
-
-    def _proc_gnusparse_00(self, found: Header, *records: object) -> None:
-        if not found._extended:
-            super()._proc_gnusparse_00(found, *records)  # type: ignore[misc]
-            # A size alone makes no sparse file.
-            found.sparse = found.sparse or None
-
-    def _proc_gnusparse_01(self, found: Header, records: dict[str, str], *rest: object) -> None:
-        if records["GNU.sparse.map"].count(",") % 2 == 0:
-            raise _tar.ReadError("damaged header, half a piece in the map of a sparse file")
-        if not found._extended:
-            super()._proc_gnusparse_01(found, records, *rest)  # type: ignore[misc]
-
-    def _proc_gnusparse_10(self, found: Header, *rest: object) -> None:
-        if not found._extended:
-            super()._proc_gnusparse_10(found, *rest)  # type: ignore[misc]
-
-    def _apply_pax_info(self, records: dict[str, str], encoding: str, errors: str) -> None:
-        if self._extended:
-            return
-        self._extended = not self._shared
-        counting = {}
-        passed_over = set(self._long)
-        if self.sparse is not None and records.get("GNU.sparse.name"):
-            # What counts most; a long name that is still to come counts less, too.
-            passed_over.add("path")
-            self._long |= {"path"}
-        for key, value in records.items():
-            if value and key in _NUMBERS and not _NUMBER.fullmatch(value):
-                raise _tar.ReadError(f"damaged header, {key}={value[:40]!r} is no number")
-            if key in passed_over or (key.startswith(_SPARSE) and self.sparse is None):
-                # The second: of a kind that nobody knows, and so a file like any other.
-                continue
-            if value or key.startswith(_XATTR):
-                counting[key] = value
-            elif key in self._fields:
-                setattr(self, key, self._fields[key])
-        super()._apply_pax_info(counting, encoding, errors)  # type: ignore[misc]
+    type: bytes
+    name: bytes
+    linkname: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    seconds: int
+    major: int = 0
+    minor: int = 0
+    mtime: bytes = b""
+    offset: int = 0
+    stored: int = 0
+    pieces: sparse.Pieces | None = None
+    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
 def read_headers(
     stream: HeaderStream, where: str, *, kind: str = "tar archive", hint: str
-) -> Iterator[tarfile.TarInfo]:
+) -> Iterator[Header]:
     """Headers in the order of the archive; while one is looked at `stream` has no budget.
 
     ImageError that says `where` and `hint` when `stream` is no readable `kind`.
     """
-    stream.budget = _MAX_HEADER
+    reader = _Reader(stream)
     try:
-        archive = _Archive(
-            fileobj=cast("tarfile._Fileobj", _Records(stream)),
-            tarinfo=Header,
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
-        while (info := archive.next()) is not None:
-            # The archive keeps every header it saw; nobody needs them.
-            archive.members.clear()  # type: ignore[attr-defined]
-            _check_globals(archive)
+        stream.budget = _MAX_HEADER
+        while (header := reader.next()) is not None:
             stream.budget = None
-            yield info
+            yield header
             stream.budget = _MAX_HEADER
-    except tarfile.TarError as exc:
+    except DamagedError as exc:
         raise ImageError(f"not a readable {kind}: {exc}", where=where, hint=hint) from exc
     finally:
         stream.budget = None
 
 
-def _check_globals(archive: tarfile.TarFile) -> None:
-    """Global headers stay, and are copied into each entry."""
-    if sum(len(key) + len(value) for key, value in archive.pax_headers.items()) > _MAX_HEADER:
-        raise _tar.ReadError("the global headers are too large")
+class _Reader:
+    """Reads one header after the other."""
+
+    def __init__(self, stream: HeaderStream) -> None:
+        self._stream = stream
+        self._data_end = 0
+        #: What global headers say.
+        self._shared: dict[bytes, bytes] = {}
+        self._shared_xattrs: dict[bytes, bytes] = {}
+
+    def next(self) -> Header | None:
+        """The next entry; None at the end."""
+        self._skip_data()
+        records: dict[bytes, bytes] = {}
+        name = linkname = b""
+        for _ in range(_MAX_CHAIN):
+            block = self._block()
+            if block is None:
+                # Whatever was to extend an entry.
+                return None
+            header = _parse(block)
+            # Of several headers of one kind the last one counts.
+            if header.type in _PAX:
+                records = parse_records(self._extension(header))
+            elif header.type == _GLOBAL:
+                self._share(parse_records(self._extension(header)))
+            elif header.type == _LONG_NAME:
+                name = _text(self._extension(header))
+            elif header.type == _LONG_LINK:
+                linkname = _text(self._extension(header))
+            else:
+                self._apply(header, records)
+                header.name = name or header.name
+                header.linkname = linkname or header.linkname
+                self._find_data(header, block, records)
+                return header
+        raise DamagedError(f"more than {_MAX_CHAIN} headers for one entry")
+
+    def _skip_data(self) -> None:
+        """Go on behind the data of the last entry. Many writers leave out the padding of the last
+        file, and the blocks of zeros: a digest vouches for the end."""
+        if self._stream.seek(self._data_end) < self._data_end:
+            raise DamagedError("unexpected end of data")
+        self._stream.seek(_padded(self._data_end))
+
+    def _block(self) -> bytes | None:
+        block = self._stream.read(_SIZE)
+        if not block:
+            return None
+        if block == _ZEROS:
+            if self._stream.read(_SIZE).strip(b"\0"):
+                raise DamagedError("damaged header, a block of zeros in the middle")
+            return None
+        if len(block) < _SIZE:
+            raise DamagedError("damaged header, cut short")
+        return block
+
+    def _extension(self, header: Header) -> bytes:
+        if not 0 <= header.size <= _MAX_EXTENSION:
+            raise DamagedError("a header that extends an entry is too large")
+        data = self._stream.read(_padded(header.size))
+        if len(data) < header.size:
+            raise DamagedError("damaged header, cut short")
+        return data[: header.size]
+
+    def _share(self, records: Mapping[bytes, bytes]) -> None:
+        for key, value in records.items():
+            if key.startswith(SPARSE):
+                continue
+            is_xattr = key.startswith(XATTR)
+            shared = self._shared_xattrs if is_xattr else self._shared
+            name = key[len(XATTR) :] if is_xattr else key
+            shared[name] = value
+            if not value:
+                del shared[name]
+        total = sum(
+            len(key) + len(value)
+            for shared in (self._shared, self._shared_xattrs)
+            for key, value in shared.items()
+        )
+        if total > _MAX_SHARED or len(self._shared_xattrs) > _MAX_SHARED_XATTRS:
+            raise DamagedError("the global headers are too large")
+
+    def _apply(self, header: Header, own: Mapping[bytes, bytes]) -> None:
+        """What records say; an empty one deletes what a global header said."""
+        records = {**self._shared, **own} if self._shared else own
+        header.name = records.get(b"path") or header.name
+        header.linkname = records.get(b"linkpath") or header.linkname
+        header.mtime = records.get(b"mtime", b"")
+        uid, gid, size = (number(records, key) for key in (b"uid", b"gid", b"size"))
+        header.uid = header.uid if uid is None else uid
+        header.gid = header.gid if gid is None else gid
+        header.size = header.size if size is None else size
+        xattrs = {key[len(XATTR) :]: value for key, value in own.items() if key.startswith(XATTR)}
+        if not xattrs:
+            header.xattrs = self._shared_xattrs.copy()
+            return
+        xattrs = {**self._shared_xattrs, **xattrs}
+        header.xattrs = {key: value for key, value in xattrs.items() if value}
+
+    def _find_data(self, header: Header, block: bytes, records: Mapping[bytes, bytes]) -> None:
+        """Decide on the type of old headers, and find out where the data are."""
+        if header.type == OLD_REGULAR:
+            header.type = DIRECTORY if header.name.endswith(b"/") else REGULAR
+        if header.type in _WITHOUT_DATA:
+            header.size = 0
+        if not 0 <= header.size <= sparse.MAX_SIZE:
+            raise DamagedError("damaged header, no file has this size")
+        start, stored = self._stream.tell(), header.size
+        found = None
+        if header.type == OLD_SPARSE:
+            if not _is_gnu(block):
+                raise DamagedError("a sparse file of a kind that is not supported")
+            found = sparse.old_map(block, self._stream.read, _number)
+            start = self._stream.tell()
+        elif header.type in (REGULAR, CONTIGUOUS) and records:
+            header.name = self._sparse_name(header.name, records)
+            found = sparse.map_in_records(records, header.size, self._stream.read)
+        header.offset = self._stream.tell()
+        header.stored = stored - (header.offset - start)
+        self._data_end = start + stored
+        if found is not None:
+            header.size, header.pieces = found
+            if not 0 <= header.size <= sparse.MAX_SIZE:
+                raise DamagedError("damaged header, no file has this size")
+            if sum(length for _, length in header.pieces) > header.stored:
+                raise DamagedError("the map of a sparse file says more than there are data")
+
+    @staticmethod
+    def _sparse_name(name: bytes, records: Mapping[bytes, bytes]) -> bytes:
+        """What counts most: the others are made up for those who know no sparse files."""
+        return (sparse.is_sparse(records) and records.get(b"GNU.sparse.name")) or name
 
 
-def sparse_map(info: tarfile.TarInfo, where: str) -> tuple[tuple[int, int], ...] | None:
-    """Offset and length of the pieces of a sparse file, in order; None: it is whole."""
-    if not 0 <= info.size <= _MAX_SIZE:
-        raise ImageError("no file has this size", where=where)
-    if info.sparse is None:
-        return None
-    end = 0
-    # tarfile keeps unused slots of the old GNU form as (0, 0).
-    pieces = [piece for piece in cast("list[tuple[int, int]]", info.sparse) if piece[1]]
-    for offset, length in pieces:
-        if offset < end or length < 0:
-            raise ImageError("the map of a sparse file is out of order", where=where)
-        end = offset + length
-    if end > info.size:
-        raise ImageError("the map of a sparse file goes beyond its end", where=where)
-    return tuple(pieces)
+def _padded(size: int) -> int:
+    return size + -size % _SIZE
+
+
+def _text(data: bytes) -> bytes:
+    return data.partition(b"\0")[0]
+
+
+def _is_gnu(block: bytes) -> bool:
+    return block[257:265] == b"ustar  \0"
+
+
+def _parse(block: bytes) -> Header:
+    """One header block."""
+    if not _sum_is_right(block):
+        raise DamagedError("damaged header, bad checksum")
+    header = Header(
+        type=block[156:157],
+        name=_text(block[:100]),
+        linkname=_text(block[157:257]),
+        mode=_number(block[100:108]),
+        uid=_number(block[108:116]),
+        gid=_number(block[116:124]),
+        size=_number(block[124:136]),
+        seconds=_number(block[136:148]),
+    )
+    is_ustar = block[257:263] == b"ustar\0"
+    if is_ustar or _is_gnu(block):
+        header.major, header.minor = _number(block[329:337]), _number(block[337:345])
+        prefix = _ustar_prefix(block) if is_ustar else _gnu_prefix(block)
+        if prefix:
+            header.name = prefix + b"/" + header.name
+    return header
+
+
+def _sum_is_right(block: bytes) -> bool:
+    """The sum of the bytes as if that of the sum itself were spaces; some took them for signed."""
+    said = _number(block[148:156])
+    found = sum(block) - sum(block[148:156]) + 8 * 0x20
+    if said == found:
+        return True
+    return said == found - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+
+
+def _ustar_prefix(block: bytes) -> bytes:
+    """star has times in the last 24 bytes of it."""
+    is_star = block[508:] == b"tar\0"
+    return _text(block[345 : 345 + 131] if is_star else block[345:500])
+
+
+def _gnu_prefix(block: bytes) -> bytes:
+    """GNU has times there, Go once wrote a prefix."""
+    try:
+        for field_ in (block[345:357], block[357:369]):
+            if field_[0]:
+                _number(field_)
+    except DamagedError:
+        prefix = _text(block[345:500])
+        return prefix if prefix.isascii() else b""
+    return b""
+
+
+def _number(data: bytes) -> int:
+    """A number in octal digits, or in binary where the first bit is set."""
+    if data[0] & 0x80:
+        negative = data[0] & 0x40
+        value = int.from_bytes(data, "big", signed=True)
+        value += 0 if negative else 1 << (8 * len(data) - 1)
+        if not -(1 << 63) <= value < 1 << 63:
+            raise DamagedError("damaged header, a number of more than 64 bits")
+        return value
+    text = _text(data.strip(b" \0")).strip(b" ")
+    if not text:
+        return 0
+    if not _OCTAL.fullmatch(text):
+        raise DamagedError(f"damaged header, {str(data)[1:]} is no number")
+    return int(text, 8)

@@ -14,7 +14,7 @@ from typing import Final
 from fuseoverlay.errors import FuseOverlayError, ImageError
 
 #: These say nothing about the image: the store, the machine, the installation.
-_NOT_THE_IMAGE: Final = (FuseOverlayError, OSError, MemoryError, ImportError)
+_NOT_THE_IMAGE: Final = (FuseOverlayError, OSError, ImportError)
 _ADVICE: Final = (
     "the image is damaged, or made in a way that is not supported: get it again, or have skopeo or "
     "podman convert it"
@@ -37,6 +37,13 @@ def malformed(where: object) -> Iterator[None]:
         raise
     except _NOT_THE_IMAGE:
         raise
+    except MemoryError as exc:
+        # All that is read has a bound: what exceeds the memory that there is, is odd enough.
+        raise ImageError(
+            "there is not enough memory to read this image",
+            where=where,
+            hint="let it have more, or use another image",
+        ) from exc
     except Exception as exc:
         raise ImageError(
             f"malformed image: {type(exc).__name__}: {str(exc)[:200]}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from fuseoverlay.errors import StoreError
@@ -30,6 +30,10 @@ _NOT_SETTABLE: Final = (
     errno.E2BIG,
     errno.ERANGE,
 )
+#: What a file may do here is not for an image to say, nor for umoci and podman to believe.
+_LABEL: Final = b"security.selinux"
+#: XATTR_SIZE_MAX of Linux.
+_MAX_VALUE: Final = 64 << 10
 #: Kinds of warnings of one layer: they name attributes, which a layer may make up.
 _MAX_KINDS: Final = 40
 
@@ -134,14 +138,29 @@ class Writer:
         self._set_xattrs(entry, fd)
         os.utime(fd, ns=(entry.mtime, entry.mtime))
 
-    def _set_xattrs(self, entry: Entry, target: bytes | int) -> None:
+    def fit(self, entry: Entry) -> Mapping[bytes, bytes]:
+        """The attributes of `entry` that may be set; what no file can have goes before it is
+        kept anywhere."""
+        kept = {}
         for name, value in entry.xattrs.items():
+            if name == _LABEL:
+                continue
             if name.startswith(xattrs.RESERVED):
                 self._warnings.add(f"the reserved attribute {_show(name)} is left out", entry.name)
-            elif not self._set_xattr(target, name, value):
-                self._warnings.add(
-                    f"the attribute {_show(name)} cannot be set here and is left out", entry.name
-                )
+            elif len(value) > _MAX_VALUE:
+                self._leave_out(name, entry)
+            else:
+                kept[name] = value
+        return kept
+
+    def _set_xattrs(self, entry: Entry, target: bytes | int) -> None:
+        for name, value in entry.xattrs.items():
+            if not self._set_xattr(target, name, value):
+                self._leave_out(name, entry)
+
+    def _leave_out(self, name: bytes, entry: Entry) -> None:
+        what = f"the attribute {_show(name)} cannot be set here and is left out"
+        self._warnings.add(what, entry.name)
 
     def _set_xattr(self, target: bytes | int, name: bytes, value: bytes) -> bool:
         if self.override and name.startswith(acl.PREFIX):

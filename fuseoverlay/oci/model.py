@@ -109,16 +109,14 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Operating system, architecture and variant, in Go's words; "" is "not said"."""
+    """Operating system, architecture and variant, in Go's words; "" is "not said".
+
+    Those of an image may be any text, which then fits no machine.
+    """
 
     os: str
     architecture: str
     variant: str = ""
-
-    def __post_init__(self) -> None:
-        for word in (self.os, self.architecture, self.variant or "0"):
-            if not _WORD.match(word):
-                raise ImageError(f"not a platform: {short(str(self))}")
 
     @classmethod
     def parse(cls, text: str) -> Platform:
@@ -126,7 +124,7 @@ class Platform:
         parts = text.split("/")
         if len(parts) == 1:
             parts = ["linux", *parts]
-        if len(parts) > 3 or not all(parts):
+        if len(parts) > 3 or not all(map(_WORD.match, parts)):
             raise ImageError(
                 f"not a platform: {short(text)}", hint="write OS/ARCHITECTURE, like linux/arm64"
             )
@@ -140,9 +138,8 @@ class Platform:
         return cls(system.sysname.lower(), *_canonical(system.machine.lower(), ""))
 
     @classmethod
-    def from_json(cls, value: object) -> Platform | None:
+    def from_json(cls, data: Fields) -> Platform | None:
         """Read `os`, `architecture`, `variant` of an object; None where the first two lack."""
-        data = expect_object(value, "platform")
         name, architecture = data.get("os"), data.get("architecture")
         variant = data.get("variant") or ""
         if not name or not architecture:
@@ -163,7 +160,8 @@ class Platform:
         return None if wanted.variant else 2
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+        parts = (self.os, self.architecture, self.variant)
+        return "/".join(printable(part[:40]) for part in parts if part)
 
 
 def _canonical(architecture: str, variant: str) -> tuple[str, str]:
@@ -188,7 +186,7 @@ class Descriptor:
     @classmethod
     def parse(cls, value: object) -> Descriptor:
         """Read a descriptor."""
-        data = expect_object(value, "descriptor")
+        data = expect_fields(value, "descriptor")
         media_type, size = data.get("mediaType"), data.get("size")
         if not isinstance(media_type, str) or not media_type:
             raise ImageError("descriptor without a media type")
@@ -200,7 +198,7 @@ class Descriptor:
             Digest.parse(data.get("digest")),
             size,
             _annotations(data),
-            None if platform is None else Platform.from_json(platform),
+            None if platform is None else Platform.from_json(expect_fields(platform, "platform")),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -226,7 +224,7 @@ class Index:
     @classmethod
     def parse(cls, value: object) -> Index:
         """Read an index; its own media type, where given, must be one of an index."""
-        data = expect_object(value, "index")
+        data = expect_fields(value, "index")
         check_media_type(data.get("mediaType", OCI_INDEX), INDEX_TYPES, "index")
         return cls(tuple(Descriptor.parse(item) for item in _array(data, "manifests")))
 
@@ -241,7 +239,7 @@ class Manifest:
     @classmethod
     def parse(cls, value: object) -> Manifest:
         """Read a manifest; unknown media types of config and layers are refused."""
-        data = expect_object(value, "manifest")
+        data = expect_fields(value, "manifest")
         check_media_type(data.get("mediaType", OCI_MANIFEST), MANIFEST_TYPES, "manifest")
         config = Descriptor.parse(data.get("config"))
         check_media_type(config.media_type, CONFIG_TYPES, "image config")
@@ -261,8 +259,8 @@ class Config:
     @classmethod
     def parse(cls, value: object) -> Config:
         """Read an image config; config.md."""
-        data = expect_object(value, "image config")
-        rootfs = expect_object(data.get("rootfs"), "rootfs of the image config")
+        data = expect_fields(value, "image config")
+        rootfs = expect_fields(data.get("rootfs"), "rootfs of the image config")
         if rootfs.get("type") != "layers":
             raise ImageError(f"unknown rootfs type {short(rootfs.get('type'))} in the image config")
         diff_ids = tuple(Digest.parse(item) for item in _array(rootfs, "diff_ids"))
@@ -297,19 +295,46 @@ def decode_json(data: bytes, where: object) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Programs differ in which of two equal keys counts: there must be no two."""
+    """A JSON object. Of equal keys the last one counts, and objects are merged: as in Go."""
     found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key comes twice in an object")
+    if len(found) == len(pairs):
+        return found
+    found = {}
+    for key, value in pairs:
+        # The last one also where names differ in case, see `Fields`.
+        found[key] = _merged(found.pop(key, None), value)
     return found
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    for key, value in new.items():
+        old[key] = _merged(old.pop(key, None), value)
+    return old
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def expect_object(value: object, what: str) -> dict[str, Any]:
+class Fields:
+    """A JSON object of which fields are asked. In Go case makes no difference in their names."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self._values = {key.casefold(): value for key, value in data.items()}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field `name`, `default` where there is none."""
+        return self._values.get(name.casefold(), default)
+
+
+def expect_fields(value: object, what: str) -> Fields:
     """`value` as a JSON object, else ImageError."""
+    return Fields(_expect_object(value, what))
+
+
+def _expect_object(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ImageError(f"{what}: not a JSON object")
     return value
@@ -331,7 +356,7 @@ def expect_texts(value: object, what: str) -> tuple[str, ...]:
     return tuple(items)
 
 
-def _array(data: dict[str, Any], name: str) -> list[Any]:
+def _array(data: Fields, name: str) -> list[Any]:
     value = data.get(name)
     if value is None:
         # Go writes an empty list as null.
@@ -341,6 +366,6 @@ def _array(data: dict[str, Any], name: str) -> list[Any]:
     return value
 
 
-def _annotations(data: dict[str, Any]) -> Mapping[str, str]:
-    found = expect_object(data.get("annotations") or {}, "annotations")
+def _annotations(data: Fields) -> Mapping[str, str]:
+    found = _expect_object(data.get("annotations") or {}, "annotations")
     return {key: value for key, value in found.items() if isinstance(value, str)}

@@ -1,7 +1,7 @@
 """Byte streams between an image file and the tar parser.
 
 `BlobReader` checks a blob's size and digest while it is read, `decompress` undoes
-gzip, zstd, xz or bzip2, `ForwardStream` hashes what comes out and lets `tarfile` read it
+gzip, zstd, xz or bzip2, `ForwardStream` hashes what comes out and lets it be read
 without ever going back. Each raises `ImageError` for bad content.
 """
 
@@ -21,8 +21,6 @@ from fuseoverlay.oci.members import open_bzip2, open_xz
 from fuseoverlay.oci.model import Digest
 
 CHUNK: Final = 256 * 1024
-#: What the parts of a tar archive are padded to.
-_BLOCK: Final = 512
 
 #: As many bytes tell the compression.
 HEAD: Final = 10
@@ -231,7 +229,7 @@ class _Budgeted:
 
 
 class MemberStream(_Budgeted):
-    """An archive that can be read anywhere, in the shape that `tarfile` wants: its headers
+    """An archive that can be read anywhere, in the shape that `headers` wants: its headers
     within `budget`, and never backwards, or it might not end."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
@@ -255,12 +253,9 @@ class MemberStream(_Budgeted):
 
 
 class ForwardStream(_Budgeted):
-    """A stream that is read once, from front to back, in the shape that `tarfile` wants.
+    """A stream that is read once, from front to back, in the shape that `headers` wants.
 
     Everything that passes, also what is skipped, goes into the hash of `diff_id`.
-
-    Where the padding of the last file is missing, zeros stand in for it that are not
-    hashed: some writers (`umoci insert`) do not finish their archive.
     """
 
     def __init__(self, source: Readable, diff_id: Digest, where: str) -> None:
@@ -303,11 +298,6 @@ class ForwardStream(_Budgeted):
         self._check_forward(position, self._position)
         while self._position < position:
             if not self.read_some(min(position - self._position, CHUNK)):
-                missing = position - self._position
-                if missing < _BLOCK:
-                    # tarfile stops one byte early and looks whether that is there.
-                    self._buffer, self._at = bytes(missing + 1), missing
-                    self._position = position
                 break
         return self._position
 

@@ -41,9 +41,14 @@ class DirCache:
             return self.root_fd
         fd = self._open.pop(path, None)
         if fd is None:
+            above = self._open.get(path[:-1])
+            if above is None:
+                fd = syscalls.open_beneath(self.root_fd, b"/".join(path), DIR_FLAGS)
+            else:
+                # A long way down is gone but once.
+                fd = syscalls.open_beneath(above, path[-1], DIR_FLAGS)
             while len(self._open) >= _KEPT:
                 os.close(self._open.pop(next(iter(self._open))))
-            fd = syscalls.open_beneath(self.root_fd, b"/".join(path), DIR_FLAGS)
         self._open[path] = fd
         return fd
 

@@ -39,6 +39,7 @@ from fuseoverlay.oci.job import Job, store_error
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.metadata import Warnings, Writer
 from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.remembered import Remembered
 from fuseoverlay.oci.streams import BlobReader, ForwardStream, decompress
 from fuseoverlay.oci.tree import DirCache, find_below
 from fuseoverlay.system.removal import remove_tree
@@ -107,8 +108,10 @@ class _Layer:
         with self.errors():
             self._namespace = whiteout.best_namespace(cache.root_fd)
             self._dialect = whiteout.probe(cache.root_fd, self._namespace) or Dialect.OCI
+        self._remembered = Remembered(job.where)
         #: Every directory made; None: not listed so far, only needed.
         self._dirs: dict[Path, Entry | None] = {(): None}
+        #: Deletions; the directories that they are in may not be there.
         self._whiteouts: dict[Path, set[bytes]] = {}
         self._opaque: set[Path] = set()
         #: Hard links whose target was not there yet.
@@ -138,8 +141,8 @@ class _Layer:
             self._add_special(entry)
             return
         path = self._place(entry.path)
-        if path != entry.path:
-            entry = replace(entry, path=path)
+        if path != entry.path or entry.xattrs:
+            entry = replace(entry, path=path, xattrs=self._writer.fit(entry))
         if entry.hardlink is not None:
             self._add_hardlink(path, entry.hardlink)
         elif stat.S_ISDIR(entry.mode):
@@ -168,7 +171,7 @@ class _Layer:
     def _add_opaque(self, path: Path) -> None:
         # As with whiteouts: what is no directory hides all that was below it already.
         if not self._replaced(path):
-            self._need_directory(path)
+            self._remembered.path(path)
             self._opaque.add(path)
 
     def _add_whiteout(self, parent: Path, name: bytes) -> None:
@@ -182,15 +185,16 @@ class _Layer:
         if place != parent and place not in self._dirs and not self._is_directory_below(place):
             # A link of this layer to nowhere: there is nothing to delete, and nothing to make.
             return
-        self._need_directory(place)
+        self._remembered.path((*place, name))
         self._whiteouts.setdefault(place, set()).add(target or b"")
 
     def _add_directory(self, entry: Entry) -> None:
         path = entry.path
         if path not in self._dirs:
             self._make(path, lambda fd, name: os.mkdir(name, 0o700, dir_fd=fd))
+            self._remembered.path(path)
         # Its metadata wait: entries below would move its times, and may need rights in it.
-        self._dirs[path] = entry
+        self._dirs[path] = replace(entry, xattrs=self._remembered.attributes(entry.xattrs))
 
     def _add_file(self, entry: Entry) -> None:
         opened: list[int] = []
@@ -226,6 +230,8 @@ class _Layer:
         else:
             self._need_directory(path[:-1])
             self._clear(path)
+            self._remembered.path(path)
+            self._remembered.path(name)
             self._links[path] = name
 
     def _link(self, path: Path, target: Path) -> None:
@@ -285,6 +291,7 @@ class _Layer:
         depth = len(path)
         while path[:depth] not in self._dirs:
             depth -= 1
+        self._remembered.path(path, parents=len(path) - depth)
         for end in range(depth + 1, len(path) + 1):
             above, name = path[: end - 1], path[end - 1]
             if path[:end] in self._links:
@@ -366,6 +373,7 @@ class _Layer:
                 os.close(source)
 
     def _finish_whiteouts(self) -> None:
+        self._need_places_of_whiteouts()
         # The layer's own `a` stays under a whiteout of `a`, with nothing from below in it.
         for parent, names in self._whiteouts.items():
             own = {(*parent, name) for name in names}
@@ -378,6 +386,25 @@ class _Layer:
             self._current = show(path)
             parent_fd = self._cache.fd(path[:-1])
             whiteout.set_opaque(parent_fd, path[-1] if path else b".", self._namespace)
+
+    def _need_places_of_whiteouts(self) -> None:
+        """Make the directories in which something is deleted; those that are deleted themselves
+        hide it, and some builders list all that was in them."""
+        for place in sorted(self._whiteouts.keys() | self._opaque, key=len):
+            self._current = show(place)
+            if self._is_deleted(place) or self._replaced(place):
+                self._whiteouts.pop(place, None)
+                self._opaque.discard(place)
+            else:
+                self._need_directory(place)
+
+    def _is_deleted(self, path: Path) -> bool:
+        """Whether this layer does not have `path` and deletes it, or a directory above it."""
+        while path not in self._dirs:
+            if path[-1] in self._whiteouts.get(path[:-1], ()):
+                return True
+            path = path[:-1]
+        return False
 
     def _whiteout(self, parent: Path, name: bytes) -> None:
         self._current = show((*parent, name))

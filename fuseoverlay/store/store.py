@@ -101,14 +101,15 @@ class Store:
         """
         path, ref = names.find(image)
         wanted = Platform.parse(platform) if platform else None
-        self._prepare()
+        self.prepare()
         with malformed(path), open_image(path, scratch=str(self._tmp)) as source:
             chosen = source.resolve(ref, wanted)
             if wanted is None and chosen.platform is not None:
                 _check_platform(image, chosen.platform, warn)
             yield StoredImage(self, source, chosen, progress, warn)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Make the store where there is none. Raises StoreError."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._tmp.mkdir(mode=0o700, exist_ok=True)
@@ -187,14 +188,17 @@ class Store:
                 if plain.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
 
-    def owns(self) -> bool:
-        """Whether layers can be unpacked with real owners here."""
-        with self.workspace() as path:
-            fd = os.open(path, DIR_FLAGS)
-            try:
-                return metadata.can_own(fd)
-            finally:
-                os.close(fd)
+    def override(self) -> bool:
+        """Whether owners and modes are only noted here, in an attribute. Raises StoreError."""
+        try:
+            with self.workspace() as path:
+                fd = os.open(path, DIR_FLAGS)
+                try:
+                    return not metadata.can_own(fd)
+                finally:
+                    os.close(fd)
+        except OSError as exc:
+            raise store_error(exc, "cannot store a layer", self.root) from exc
 
 
 def _check_platform(image: str, platform: Platform, warn: Callable[[str], None]) -> None:
@@ -225,10 +229,8 @@ class StoredImage:
         self._image = image
         self._progress = progress
         self._warn = warn
-        with self._store_errors():
-            #: Whether owners and modes are only noted, in an attribute.
-            self.override = not store.owns()
-        self._base = store.root / ("layers-override" if self.override else "layers")
+        self._override = store.override()
+        self._base = store.root / ("layers-override" if self._override else "layers")
         self._done = self._total = self._number = self._count = 0
 
     @property
@@ -276,7 +278,7 @@ class StoredImage:
         self._number += 1
         self._tell(0)
         job = Job(
-            override=self.override,
+            override=self._override,
             lowers=list(reversed(below)),
             warn=self._warn,
             where=f"{self._source.path}: layer {layer.digest or layer.diff_id}",
@@ -293,7 +295,7 @@ class StoredImage:
         place = self._plain_path(diff_id)
         if not place.is_dir():
             with self._making() as target:
-                job = Job(override=self.override, place=str(self._store.root))
+                job = Job(override=self._override, place=str(self._store.root))
                 stream = ForwardStream(io.BytesIO(_EMPTY_TAR), diff_id, "empty layer")
                 unpack_stream(stream, str(target), job)
                 self._store.publish(target, place)

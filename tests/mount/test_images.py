@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -197,6 +198,23 @@ def test_upper_without_attributes(images: Images) -> None:
             assert os.listdir(images.upper) == []
     finally:
         subprocess.run(["umount", "-l", images.upper], check=False, timeout=30)
+
+
+def test_upper_before_the_image_is_read(images: Images) -> None:
+    """What comes first is said: reading a compressed archive takes as long as unpacking it."""
+    archive = images.base / "image.tar.gz"
+    archive.write_bytes(gzip.compress(b"no archive"))
+    images.refused(7, "--upper", images.upper, image=archive, word=str(archive))
+    assert not images.upper.exists()
+    file = images.base / "file"
+    file.touch()
+    images.refused(UPPER, "--upper", file, image=archive, word=str(file))
+    images.upper.mkdir()
+    (images.upper / "image").write_text("odd")
+    word = "does not say which image"
+    images.refused(UPPER, "--upper", images.upper, image=archive, word=word)
+    missing = images.base / "missing"
+    images.refused(7, "--upper", file, image=missing, word=str(missing))
 
 
 @pytest.mark.parametrize("place", ["f", "f/below"])

@@ -408,10 +408,9 @@ def test_archive_of_rubbish_at_the_end(place: Path) -> None:
     layout(place / "l")
     pack(place / "l", place / "a.tar")
     data = (place / "a.tar").read_bytes().rstrip(b"\0")
-    for tail in (bytes(300), b"rubbish" * 1000):
-        (place / "a.tar").write_bytes(data + tail)
-        with pytest.raises(ImageError, match="cut short or damaged"):
-            read(place / "a.tar")
+    (place / "a.tar").write_bytes(data + b"rubbish" * 1000)
+    with pytest.raises(ImageError, match="cut short or damaged"):
+        read(place / "a.tar")
 
 
 def blob_paths(path: Path) -> list[Path]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -20,7 +22,7 @@ from typing import Any
 import pytest
 
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
-from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.model import OCI_INDEX, REF_NAME, Digest
 from tests.clients.store import Store, missing
 from tests.helpers import tree
 from tests.helpers.images import ImageMount
@@ -145,6 +147,42 @@ BELOW_LINKS = {
     ),
 }
 
+GONE, GONE_A, GONE_U, GONE_B = (
+    Node(f"{place}.wh.{name}")
+    for place, name in (
+        ("", "t"),
+        ("t/", "a"),
+        ("t/", "u"),
+        ("t/u/", "b"),
+    )
+)
+OPAQUE, OPAQUE_U = Node("t/.wh..wh..opq"), Node("t/u/.wh..wh..opq")
+
+
+def deleted(*nodes: Node, above: Sequence[Node] = ()) -> dict[str, Case]:
+    """Layers that delete what is in a deleted directory, too, which `nodes` begin with.
+
+    podman makes directories for deletions, and then has no place for the deletion of such a one.
+    """
+    lower = [T, Node("t/a"), directory("t/u"), Node("t/u/b"), Node("k")]
+    return {
+        " ".join(str(node.name) for node in order): Case(
+            (lower, [*above, *order]), podman=order[0] is nodes[0]
+        )
+        for order in itertools.permutations(nodes)
+    }
+
+
+DELETED = {
+    **deleted(GONE, GONE_A, GONE_U, GONE_B),
+    **deleted(GONE, OPAQUE),
+    **deleted(GONE, OPAQUE, GONE_A),
+    **deleted(GONE_U, GONE_B, above=[T]),
+    **deleted(GONE_U, OPAQUE_U, above=[T]),
+    "opaque in it": as_umoci([T, Node("t/u/b")], [GONE, OPAQUE_U]),
+    "opaque in it before": as_umoci([T, Node("t/u/b")], [OPAQUE_U, GONE]),
+}
+
 #: What AUFS left in layers of old builders: files with several names are in here, too.
 AUFS = {
     "links": both(
@@ -170,6 +208,37 @@ def file(name: str, data: bytes = b"", **fields: Any) -> bytes:
 
 def long(name: bytes, kind: bytes = tarfile.GNUTYPE_LONGNAME) -> bytes:
     return header("././@LongLink", kind, len(name) + 1) + block(name + b"\0")
+
+
+def raw(name: str, magic: bytes, over: dict[int, bytes]) -> bytes:
+    """A header block with `magic`, and what it has at some places."""
+    data = bytearray(header(name))
+    for at, value in {257: magic, **over}.items():
+        data[at : at + len(value)] = value
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+def signed(data: bytes) -> bytes:
+    """With the sum of the first header as some compute it: of signed bytes."""
+    head = bytearray(data[:512])
+    head[148:156] = b" " * 8
+    total = sum(byte - 256 if byte > 127 else byte for byte in head)
+    head[148:156] = b"%06o\0 " % total
+    return bytes(head) + data[512:]
+
+
+def incremental() -> bytes:
+    """As `tar --listed-incremental` packs it: GNU headers with times of access and change."""
+    with scratch() as path:
+        (path / "d").mkdir()
+        (path / "d/f").write_bytes(b"1")
+        (path / "d/s").symlink_to("f")
+        for name in ("d/f", "d/s"):
+            os.utime(path / name, (5, 6), follow_symlinks=False)
+        command = ["tar", "--format=gnu", "-g", path / "snapshot", "-C", path, "-c", "d/f", "d/s"]
+        return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
 
 
 def sparse(*records: str) -> bytes:
@@ -206,6 +275,26 @@ HEADERS = {
     ),
     "long twice": both(long(b"B") + long(b"C") + file("c") + END),
     "long without a name": both(long(b"") + header("c/", tarfile.DIRTYPE, mode=0o711) + END),
+    "attributes without a value": both(
+        pax(b"SCHILY.xattr.user.e=", b"SCHILY.xattr.user.f=1") + file("e") + END
+    ),
+    "labels": both(
+        pax(b"SCHILY.xattr.security.selinux=system_u:object_r:shadow_t:s0")
+        + file("f")
+        + pax(b"SCHILY.xattr.security.selinux=s")
+        + header("d", tarfile.DIRTYPE, mode=0o755)
+        + END
+    ),
+    "other attributes": both(
+        pax(
+            *(
+                b"SCHILY.xattr.%s=1" % name
+                for name in (b"security.SMACK64", b"security.a", b"trusted.a", b"system.nfs4_acl")
+            )
+        )
+        + file("f")
+        + END
+    ),
     "not a number": refused("is no number", pax(b"uid=5.5") + file("a") + END),
     "nobody of macOS": both(file("a", uid=-2, gid=-2) + END),
     "largest id": both(pax(b"uid=4294967294", b"gid=4294967294") + file("a") + END),
@@ -251,6 +340,46 @@ HEADERS = {
     "sparse name and a path": both(
         pax(b"GNU.sparse.name=n", b"path=p", *SPARSE) + file("c", b"x") + END
     ),
+    "times in a GNU header": both(incremental()),
+    "prefix in a GNU header": both(raw("a", b"ustar  \0", {345: b"pre"}) + END),
+    "no text in a GNU header": both(raw("a", b"ustar  \0", {345: b"\xc3\xa9"}) + END),
+    "prefix of V7": both(raw("a", bytes(8), {345: b"pre"}) + END),
+    "devices of V7": both(raw("a", bytes(8), {329: b"rubbish!rubbish!"}) + END),
+    "prefix of ustar": both(raw("a", b"ustar\000", {345: b"p" * 155}) + END),
+    "prefix of another ustar": both(raw("a", b"ustar\099", {345: b"pre"}) + END),
+    "prefix of star": both(
+        raw(
+            "a",
+            b"ustar\000",
+            {345: b"p" * 131, 476: b"13456712345\0", 488: b"13456712345\0", 508: b"tar\0"},
+        )
+        + END
+    ),
+    "old directory by a record": both(
+        pax(b"path=dd/") + header("x", tarfile.AREGTYPE, mode=0o711) + file("y") + END
+    ),
+    "old directory by a long name": both(
+        long(b"dd/") + header("x", tarfile.AREGTYPE, mode=0o711) + file("y") + END
+    ),
+    "old file by a record": both(pax(b"path=f") + header("x/", tarfile.AREGTYPE) + END),
+    "file with a slash": both(file("x/", b"1") + END),
+    "more than 12 bits of a device": both(
+        header("c", tarfile.CHRTYPE, devmajor=4096, devminor=3)
+        + header("b", tarfile.BLKTYPE, devmajor=1, devminor=(1 << 20) + 5)
+        + END
+    ),
+    "records at the end": both(file("b") + pax(b"uid=5") + END),
+    "a long name at the end": both(file("b") + long(b"B") + END),
+    "records at the very end": both(file("b") + pax(b"uid=5")),
+    "signed sum": both(signed(file("\xe9" * 9, b"1")) + END),
+    "directory of an incremental archive": refused(
+        "unknown tar entry type", header("d", b"D", 3) + block(b"Yf\0") + END
+    ),
+    "1 MiB of records": both(pax(b"comment=" + b"x" * ((1 << 20) - 17)) + file("a") + END),
+    "more than 1 MiB of records": refused(
+        "too large", pax(b"comment=" + b"x" * ((1 << 20) - 16)) + file("a") + END
+    ),
+    "more than 1 MiB of a name": refused("too large", long(b"x" * (1 << 20)) + file("a") + END),
     "half a piece": refused("half a piece", sparse("map=0,1,3", "size=5") + file("c", b"1") + END),
     # umoci knows no global headers, podman ignores them: POSIX does not.
     "global": dataclasses.replace(
@@ -272,6 +401,7 @@ CASES = {
     for group, cases in {
         "names": NAMES,
         "below links": BELOW_LINKS,
+        "deleted": DELETED,
         "aufs": AUFS,
         "headers": HEADERS,
     }.items()
@@ -393,6 +523,32 @@ def saved(
     return {config: text, layer: TAR, "manifest.json": json.dumps(manifest).encode()}
 
 
+def twice(key: str) -> dict[str, Member]:
+    """A config in which `key` comes twice, first with what would be wrong."""
+    members = saved()
+    config = next(name for name in members if name.endswith(".json"))
+    text = members.pop(config)
+    assert isinstance(text, bytes) and f'"{key}"'.encode() in text
+    text = text.replace(b"{", b'{"%s": {"type": "odd", "diff_ids": ["x"]}, ' % key.encode(), 1)
+    name = f"{Digest.of(text).hex}.json"
+    manifest = members["manifest.json"]
+    assert isinstance(manifest, bytes)
+    return {
+        **members,
+        name: text,
+        "manifest.json": manifest.replace(config.encode(), name.encode()),
+    }
+
+
+def lower() -> dict[str, Member]:
+    """A manifest with names of fields in another case."""
+    members = saved()
+    text = members["manifest.json"]
+    assert isinstance(text, bytes)
+    text = text.replace(b"Config", b"config").replace(b"Layers", b"LAYERS")
+    return {**members, "manifest.json": text.replace(b"RepoTags", b"repotags")}
+
+
 def archive(members: dict[str, Member]) -> bytes:
     """An archive; what is no content is a type, and what a link leads to."""
     buffer = io.BytesIO()
@@ -452,6 +608,9 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "dots": lambda: archive({f"./{name}": data for name, data in saved().items()}),
     "no tags": lambda: archive(saved(tags=None)),
     "things beside": lambda: archive({**saved(), **ODD}),
+    "a key twice": lambda: archive(twice("rootfs")),
+    "keys in lower case": lambda: archive(lower()),
+    "without padding": lambda: archive(saved()).rstrip(b"\0"),
     "manifest first": lambda: archive(dict(reversed(saved().items()))),
     "holes": lambda: with_holes("--format=gnu"),
     "holes 0.0": lambda: with_holes("--format=posix", "--sparse-version=0.0"),
@@ -494,6 +653,26 @@ def test_archives(podman: Store, base: Path, name: str) -> None:
     lines = tree.compare(comparable(expected, born), comparable(shown, born))
     assert not lines, "\n".join(lines)
     assert shown[b"d/f"].size == (1 << 20) + 3
+
+
+def test_an_odd_platform_in_an_index(podman: Store, base: Path) -> None:
+    """It fits no machine, and is in nobody's way."""
+    writer = LayoutWriter(base / "l")
+    entry = writer.add_image([writer.add_layer(TAR)]).to_json()
+    odd = {**entry, "platform": {"os": "linux", "architecture": "we\x1b ird"}}
+    inner = writer.add_json(OCI_INDEX, {"schemaVersion": 2, "manifests": [odd, entry]}).to_json()
+    listed = {"schemaVersion": 2, "manifests": [{**inner, "annotations": {REF_NAME: "x"}}]}
+    (base / "l/index.json").write_text(json.dumps(listed))
+    assert by_podman(podman, base / "l") is not None
+    ours = ImageMount(base, f"{base / 'l'}:x")
+    try:
+        ours.mount("--read-only")
+        assert (ours.mnt / "d/f").exists()
+        ours.unmount()
+    finally:
+        ours.drop()
+    done = ours.run("mount", "--platform", "mips", ours.image, ours.mnt)
+    assert done.returncode == 7 and "\x1b" not in done.stderr and "ird" in done.stderr
 
 
 @pytest.mark.parametrize("name", BAD_ARCHIVES)

@@ -236,7 +236,7 @@ def test_missing_image_and_bad_platform(kept: Store, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [KeyboardInterrupt, SystemExit, MemoryError, OSError(errno.ENOSPC, "full")]
+    "trouble", [KeyboardInterrupt(), SystemExit(), MemoryError(), OSError(errno.ENOSPC, "full")]
 )
 def test_interruptions(
     kept: Store, place: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
@@ -247,8 +247,8 @@ def test_interruptions(
         raise trouble
 
     monkeypatch.setattr(unpack._Layer, "finish", stop)
-    expected = StoreError if isinstance(trouble, OSError) else trouble
-    with pytest.raises(expected):  # type: ignore[arg-type]
+    expected = {OSError: StoreError, MemoryError: ImageError}.get(type(trouble), type(trouble))
+    with pytest.raises(expected):
         kept.layers(name)
     assert not published(kept.root)
     assert_clean(kept.root)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.errors import ImageError
+from fuseoverlay.oci import remembered
 from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
+from fuseoverlay.oci.model import Digest
 from tests.helpers import tree
 from tests.oci.helpers import Unpacker, is_opaque, is_whiteout, names, see
 from tests.oci.test_unpack import raw_pax
@@ -272,10 +274,13 @@ def test_device_of_a_whiteout(unpacker: Unpacker) -> None:
         unpacker.nodes(Node("dev/zero", stat.S_IFCHR | 0o666, rdev=(0, 0)))
 
 
-@pytest.mark.parametrize("rdev", [(4096, 0), (0, 1 << 20), (1 << 20, 1)])
-def test_impossible_devices(unpacker: Unpacker, rdev: tuple[int, int]) -> None:
-    with pytest.raises(ImageError, match="no device number"):
-        unpacker.nodes(Node("x", stat.S_IFBLK, rdev=rdev))
+@pytest.mark.parametrize("rdev", [(4096, 0), (0, 1 << 20)])
+def test_devices_beyond_32_bits(unpacker: Unpacker, rdev: tuple[int, int]) -> None:
+    """As Go hands them to mknod(2): what Linux has no bits for is cut off."""
+    layer = unpacker.nodes(Node("x", stat.S_IFBLK, rdev=rdev))
+    assert see(layer / "x", unpacker.override).rdev == 0
+    with pytest.raises(ImageError, match="0:0"):
+        unpacker.nodes(Node("x", stat.S_IFCHR, rdev=rdev))
 
 
 def test_unknown_type(unpacker: Unpacker) -> None:
@@ -378,6 +383,38 @@ def test_no_end_marker_is_fine(unpacker: Unpacker) -> None:
     tar = layer_tar([Node("a", data=b"x" * 512)])
     layer = unpacker.tar(tar[:1024])
     assert (layer / "a").read_bytes() == b"x" * 512
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [directory(f"d{number}") for number in range(400)],
+        [Node("a/" * 1000 + "f")],
+        [Node("h", hardlink="a/" * 1000 + "f"), Node("g", hardlink="b/" * 1000 + "f")],
+        [Node(f"d{number}/.wh.a") for number in range(400)],
+        [Node(f"d{number}/.wh..wh..opq") for number in range(400)],
+        [Node(f".wh.{number}") for number in range(400)],
+    ],
+    ids=range(6),
+)
+def test_what_is_remembered_has_a_bound(
+    unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch, nodes: list[Node]
+) -> None:
+    monkeypatch.setattr(remembered, "_ROOM", 100_000)
+    with pytest.raises(ImageError, match="in one layer"):
+        unpacker.nodes(*nodes)
+
+
+def test_no_memory(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever takes it, it is an error of the image."""
+
+    def exhausted(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(remembered.Remembered, "path", exhausted)
+    plain = layer_tar([directory("d")])
+    with pytest.raises(ImageError, match="not enough memory"):
+        unpacker.blob(plain, Digest.of(plain))
 
 
 def test_an_empty_symlink(unpacker: Unpacker) -> None:
