@@ -285,8 +285,8 @@ class _Saved:
         config = data.get("Config")
         if not isinstance(config, str):
             raise ImageError("Config: not text", where=where)
-        tags = model.expect_texts(data.get("RepoTags"), f"{where}: RepoTags")
-        return cls(config, tags, model.expect_texts(data.get("Layers"), f"{where}: Layers"))
+        tags = model.expect_texts(data.get("RepoTags"), "manifest.json: RepoTags")
+        return cls(config, tags, model.expect_texts(data.get("Layers"), "manifest.json: Layers"))
 
 
 def _is_image(entry: Descriptor) -> bool:

@@ -107,7 +107,7 @@ def test_tracebacks_hold_no_lines_like_others(cli: Cli) -> None:
     """What a bug has to say may come from a layer, too."""
     space = cli.space
     said = "RuntimeError('first\\n1999-01-01 00:00:00,000 fuseoverlay[1] ERROR: forged \\x1b[31m')"
-    argv = _broken(cli, "namespace", "make", said)
+    argv = _broken(cli, "make", "make", said)
     _run(argv, "-o", f"{space.options()},log=log", space.mnt, cwd=space.base)
     with fails(errno.EIO):
         os.mkdir(space.mnt / "boom")

@@ -431,8 +431,6 @@ UNKNOWN = (
     "max_read=131072",
     "threaded=maybe",
     "noxattr=1",
-    "volatile=1",
-    "static_nlink=maybe",
     "something,else",
     'quoted="with, comma"',
 )
