@@ -8,14 +8,15 @@ import os
 import stat
 from collections.abc import Iterator
 
-from fuseoverlay.layers import xattrs
+from fuseoverlay.errors import os_error
+from fuseoverlay.layers import redirect, xattrs
 from fuseoverlay.overlay import protection
 from fuseoverlay.overlay.inodes import Directory, File, Inode
 from fuseoverlay.overlay.owners import Overlay
-from fuseoverlay.overlay.realobject import Real, stored_of
+from fuseoverlay.overlay.realobject import Real, path_below, stored_of
 from fuseoverlay.system import acl, syscalls
 from fuseoverlay.system.syscalls import at
-from fuseoverlay.system.transaction import tidy
+from fuseoverlay.system.transaction import Transaction, tidy
 
 
 def _copy_metadata(
@@ -65,6 +66,33 @@ def has_origin(inode: Inode, real: Real) -> bool:
         real.path, xattrs.ORIGIN, real.layer.namespaces, follow=real.follow, upper=True
     )
     return origin is not None
+
+
+def keep_data(
+    ov: Overlay, change: Transaction, file: File, real: Real, parent: Directory, name: bytes
+) -> None:
+    """Have a metacopy, `real` in the upper, say from the root where its data is, before it gets
+    another name or place: a copy of the kernel's in the place of its original need not say so.
+    EXDEV where that is too long a path.
+
+    Source: fs/overlayfs/dir.c, ovl_set_redirect(), ovl_set_link_redirect().
+    """
+    if file.data is None:
+        return
+    old = xattrs.get_overlay(
+        real.path, xattrs.REDIRECT, real.layer.namespaces, follow=real.follow, upper=True
+    )
+    if old is not None and old.startswith(b"/"):
+        return
+    value = path_below(parent) + b"/" + (old or name)
+    if len(value) > redirect.MAX_LENGTH:
+        raise os_error(errno.EXDEV)
+    attribute = ov.writable().namespace + xattrs.REDIRECT
+    xattrs.put(real.path, attribute, value, follow=real.follow)
+    if old is None:
+        change.on_error(xattrs.drop, real.path, attribute, follow=real.follow)
+    else:
+        change.on_error(xattrs.put, real.path, attribute, old, follow=real.follow)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.overlay import linkindex, protection, staging
-from fuseoverlay.overlay.copymetadata import has_origin, mark_impure
+from fuseoverlay.overlay.copymetadata import has_origin, keep_data, mark_impure
 from fuseoverlay.overlay.copyup import copy_up, copy_up_directory
 from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
@@ -192,6 +192,15 @@ def _inherit(
     return Status(uid, gid, mode, rdev), acls
 
 
+def _name_of_copy(file: File) -> tuple[Directory, bytes]:
+    """A name by which the file in the upper is found, if it has one there, else one that it has
+    in a lower."""
+    for parent, name in file.names:
+        if file.upper is not None and file.upper == (parent.upper, name):
+            return parent, name
+    return next(iter(file.names))
+
+
 async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple[File, Real]:
     """Give a file another name. Returns it as `lookup.entry` does. EEXIST, EMLINK; EPERM where
     the upper's links are limited."""
@@ -212,6 +221,8 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
     work = ov.writable().fd
     linkindex.prepare_count(ov, file)
     with Transaction() as change:
+        if file.data is not None and file.names:
+            keep_data(ov, change, file, real, *_name_of_copy(file))
         staged = staging.stage(ov, change)
         os.link(real.path, staged, dst_dir_fd=work, follow_symlinks=real.follow)
         st = os.stat(staged, dir_fd=work, follow_symlinks=False)

@@ -18,7 +18,7 @@ from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay import protection, staging
-from fuseoverlay.overlay.copymetadata import has_origin, mark_impure
+from fuseoverlay.overlay.copymetadata import has_origin, keep_data, mark_impure
 from fuseoverlay.overlay.copyup import copy_up, copy_up_directory, give_name, stage_directory
 from fuseoverlay.overlay.inodes import Directory, File, Inode
 from fuseoverlay.overlay.lookup import child_nowait, index_of
@@ -32,7 +32,7 @@ from fuseoverlay.overlay.publish import (
     upper_place,
     whiteout_away,
 )
-from fuseoverlay.overlay.realobject import path_below, real_of
+from fuseoverlay.overlay.realobject import path_below, real_of, upper_of
 from fuseoverlay.overlay.remove import (
     check_empty,
     clear_away,
@@ -182,6 +182,8 @@ def _mark(ov: Overlay, change: Transaction, src: Side, dst: Side) -> bytes | Non
     is in its new place. Returns its redirect from then on."""
     if src.inode is not None and has_origin(src.inode, real_of(ov, src.inode)):
         mark_impure(ov, dst.parent)
+    if isinstance(src.inode, File):
+        keep_data(ov, change, src.inode, upper_of(ov, src.inode), src.parent, src.name)
     if not isinstance(src.inode, Directory):
         return None
     if src.inode.lowers:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from tests.helpers.mounts import MODE, Space, differs, fails, fuse_only, set_overlay_xattr
+from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from tests.helpers.mounts import (
+    MODE,
+    Space,
+    differs,
+    fails,
+    fuse_only,
+    root_only,
+    set_overlay_xattr,
+    unmount,
+)
 
 pytestmark = [fuse_only]
 
@@ -175,3 +186,66 @@ def test_layers_that_were_copied(space: Space) -> None:
         mnt = space.mount(impl=impl)
         assert (mnt / "f").read_bytes() == DATA[::-1]
         space.unmount()
+
+
+def _exchange(one: Path, two: Path) -> None:
+    renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
+
+
+#: What is done with the copy at `dir/sub/f`, and where its data shows then.
+MOVES = {
+    "rename": (lambda mnt: os.rename(mnt / "dir/sub/f", mnt / "g"), "g"),
+    "rename in its directory": (
+        lambda mnt: os.rename(mnt / "dir/sub/f", mnt / "dir/sub/g"),
+        "dir/sub/g",
+    ),
+    "over another": (lambda mnt: os.rename(mnt / "dir/sub/f", mnt / "dir/sub/k"), "dir/sub/k"),
+    "to a lower name": (lambda mnt: os.rename(mnt / "dir/sub/f", mnt / "taken"), "taken"),
+    "exchange": (lambda mnt: _exchange(mnt / "dir/sub/f", mnt / "taken"), "taken"),
+    "link": (lambda mnt: os.link(mnt / "dir/sub/f", mnt / "g"), "g"),
+    "with its directory, then out": (
+        lambda mnt: (
+            os.rename(mnt / "dir/sub", mnt / "moved"),
+            os.rename(mnt / "moved/f", mnt / "g"),
+        ),
+        "g",
+    ),
+}
+
+
+#: Within its directory a copy that was renamed there needs nothing more.
+BEFORE = [
+    (move, before)
+    for move in MOVES
+    for before in ("in place", "renamed by the kernel")
+    if before == "in place" or move != "rename in its directory"
+]
+
+
+@root_only
+@pytest.mark.parametrize(("move", "before"), BEFORE)
+def test_the_kernels_copies_keep_their_data(space: Space, move: str, before: str) -> None:
+    """A copy of the kernel's that is in its place, or has moved within its directory, does not say
+    where its data is from the root: whoever moves it has to."""
+    space.features = FEATURES
+    bottom = space.add_lower()
+    (bottom / "dir/sub").mkdir(parents=True)
+    (bottom / "dir/sub" / ("f" if before == "in place" else "first")).write_bytes(DATA)
+    (bottom / "dir/sub/k").write_bytes(b"another")
+    (space.lower / "taken").write_bytes(b"of another")
+    mnt = space.mount(impl="kernel")
+    if before != "in place":
+        os.chown(mnt / "dir/sub/first", 7, 8)
+        os.rename(mnt / "dir/sub/first", mnt / "dir/sub/f")
+    os.chown(mnt / "dir/sub/f", 7, 8)
+    unmount(mnt)
+    change, name = MOVES[move]
+    with space.mounted() as mnt:
+        change(mnt)
+        assert (mnt / name).read_bytes() == DATA
+    assert blocks(space.upper / name) == 0
+    for impl in ("fuse", "kernel"):
+        mnt = space.mount(impl=impl)
+        assert (mnt / name).read_bytes() == DATA
+        assert (mnt / name).stat().st_uid == 7
+        (unmount(mnt) if impl == "kernel" else space.unmount())
