@@ -20,10 +20,18 @@ from fuseoverlay.layers.idmap import IdMap
 from fuseoverlay.layers.objects import check_sighting
 from fuseoverlay.overlay import files, ownership, protection
 from fuseoverlay.overlay.copyup import copy_up
+from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Directory, File, Inode
 from fuseoverlay.overlay.lookup import index_of
 from fuseoverlay.overlay.owners import Overlay
-from fuseoverlay.overlay.realobject import Real, changing, pinned_of, real_of, shown_of
+from fuseoverlay.overlay.realobject import (
+    Real,
+    changing,
+    pinned_of,
+    real_of,
+    shown_of,
+    stored_of,
+)
 from fuseoverlay.system import acl, syscalls
 from fuseoverlay.system.transaction import tidy
 
@@ -169,6 +177,8 @@ async def setattr(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Ch
     gid = _given(ov.identity.gids, changes.gid, inode is ov.inodes.root)
     # Before anything ends setgid: what the kernel asks for has it still.
     mode = _mode_after(ov, inode, changes, who)
+    if mode is not None and who.uid != 0:
+        mode = _mode_he_may_give(ov, inode, mode, gid)
     if changes.size is not None and isinstance(inode, File):
         await _truncate(ov, inode, changes.size, who)
     else:
@@ -193,6 +203,15 @@ def _mode_after(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Chan
         return changes.mode
     mode = shown_of(ov, real_of(ov, inode)).mode if changes.mode is None else changes.mode
     return stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID)
+
+
+def _mode_he_may_give(ov: Overlay, inode: Inode, mode: int, gid: int | None) -> int:
+    """Who is shown as the owner of another's file makes no program of it that runs as that one,
+    by the upper's own path or in a mount that shows the other. `gid`: the new one, as stored."""
+    stored = stored_of(ov, real_of(ov, inode))
+    given = stat.S_IFMT(stored.mode) | stat.S_IMODE(mode)
+    group = stored.gid if gid is None else gid
+    return stat.S_IMODE(ov.identity.mode_of_its_owner(Status(stored.uid, group, given, 0)))
 
 
 def _is_owner(ov: Overlay, inode: Inode, who: ownership.Changer) -> bool:

@@ -114,14 +114,18 @@ class Identity:
     def shown_for(self, status: Status) -> Status:
         """The same for what is known to be stored."""
         uid, gid = self.uids.owner(status.uid), self.gids.owner(status.gid)
+        shown = Status(uid, gid, self.mode_of_its_owner(status), status.rdev)
+        return self._nameable(shown, limit=self.users.several)
+
+    def mode_of_its_owner(self, status: Status) -> int:
+        """The mode without setuid and setgid where who is shown is not who is stored: a program of
+        one owner must not run as another. Where everybody is root modes give nothing away, and an
+        image shows its own."""
         mode = status.mode
-        # Where everybody is root modes give nothing away, and an image shows its own.
-        limit = self.users.several
-        if limit and not stat.S_ISDIR(mode):
-            # A program of one owner must not run as another.
+        if self.users.several and not stat.S_ISDIR(mode):
             mode &= ~(0 if self.uids.stands_for(status.uid) else stat.S_ISUID)
             mode &= ~(0 if self.gids.stands_for(status.gid) else stat.S_ISGID)
-        return self._nameable(Status(uid, gid, mode, status.rdev), limit=limit)
+        return mode
 
     def shown_attribute(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
         """A stored extended attribute of a file with that status as processes see it: ids in ACLs,

@@ -577,6 +577,36 @@ def test_setuid_given_through_a_squashed_mount(space: Space) -> None:
     assert (mnt / "f").stat().st_mode & 0o7777 == 0o755
 
 
+@root_only
+@pytest.mark.parametrize("options", ["squash_to_uid=3000", "squash_to_uid=3000,squash_to_gid=3000"])
+def test_who_is_shown_as_owner_makes_nobodys_program(space: Space, options: str) -> None:
+    """The file is root's on disk, and with another mount in the view, too."""
+    (space.lower / "prog").write_bytes(b"root's")
+    os.chmod(space.lower / "prog", 0o644)
+    mnt = mount(space, options)
+
+    def forge() -> None:
+        (mnt / "prog").write_bytes(b"the user's")
+        os.chmod(mnt / "prog", 0o6755)
+
+    may(3000, forge)
+    (mnt / "own").touch()
+    os.chown(mnt / "own", 3000, 3000)
+    may(3000, lambda: os.chmod(mnt / "own", 0o4711))
+    os.chmod(mnt / "prog", 0o4755)
+    assert (space.upper / "prog").stat().st_mode & 0o7777 == 0o4755, "root may"
+    may(3000, lambda: os.chmod(mnt / "prog", 0o6755))
+    squashed_group = "gid" in options
+    assert (space.upper / "prog").stat().st_mode & stat.S_ISUID == 0
+    assert (space.upper / "prog").stat().st_mode & stat.S_ISGID == 0 or not squashed_group
+    assert (space.upper / "own").stat().st_mode & 0o7777 == 0o4711
+    space.unmount()
+    space.extra = ()
+    mnt = space.mount()
+    assert (mnt / "prog").stat().st_mode & stat.S_ISUID == 0
+    assert (mnt / "prog").read_bytes() == b"the user's"
+
+
 @pytest.mark.skipif(MODE == "root", reason="root may give everything away")
 def test_squash_what_is_not_ours(space: Space) -> None:
     """A lower's owners that we cannot give are no reason not to copy its files up."""
