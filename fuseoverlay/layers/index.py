@@ -11,15 +11,9 @@ from fuseoverlay.layers.layer import RealDir
 
 #: Positions 1 and 2 belong to "." and "..".
 FIRST_POSITION: Final = 3
-
-
 # A cookie is a position and, in the bits above, the end of the pass that it was given in.
 _POSITION_BITS: Final = 32
-
-
 _POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
-
-
 # Cookies are positive numbers of 64 bits.
 _MOST_POSITIONS: Final = (1 << 31) - 1
 

@@ -25,8 +25,6 @@ _WRITE_KILL_SUIDGID: Final = 1 << 2
 _SETATTR_KILL_SUIDGID: Final = 1 << 11
 _SETATTR_NOW: Final = 1 << 7 | 1 << 8
 _KILL_SUIDGID: Final = _WRITE_KILL_SUIDGID | _SETATTR_KILL_SUIDGID
-
-
 # What the answer to INIT can have agreed on, for people.
 _TERMS: Final = (
     (_DONT_MASK, "umask left to us"),

@@ -17,37 +17,15 @@ from fuseoverlay.system import handles, syscalls
 from fuseoverlay.system.clones import Clones
 from fuseoverlay.system.locks import flock_holder
 from fuseoverlay.system.removal import names_in
+from fuseoverlay.system.syscalls import DIR_FLAGS
 
 STAGING: Final = b"work"
-
-
 INDEX: Final = b"index"
-
-
 LINKS: Final = b"links"
-
-
 INCOMPAT: Final = b"incompat"
-
-
-_VOLATILE: Final = b"volatile"
-
-
 #: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.PROBE`.
 _STAGED: Final = re.compile(rb"#[0-9a-f]+|[0-9]+|\.fuseoverlay-probe")
-
-
-_ADVICE: Final = {
-    errno.ENOSPC: "free some, or mount with ro",
-    errno.EDQUOT: "free some, or mount with ro",
-    errno.EROFS: "mount with ro, or use directories elsewhere",
-}
-
-
 _LOCK_PATIENCE: Final = 2.0
-
-
-_OTHER_UPPER: Final = "use an upper directory on another filesystem"
 
 
 def mark_of(upper: Layer) -> bytes | None:
@@ -113,13 +91,36 @@ def _other_mount(a: bytes, b: bytes) -> bool:
     return False
 
 
-def _refuse_foreign(fd: int, path: bytes) -> None:
-    """All of the staging directory is about to be deleted: be sure that an overlay made it."""
-    others = foreign(fd)
+def check_staging(work_fd: int, path: bytes, upper: Layer) -> None:
+    """`refuse_leftovers` of the work directory `path`, if a mount has used it before."""
+    try:
+        fd = os.open(STAGING, DIR_FLAGS, dir_fd=work_fd)
+    except OSError:
+        # It will be made, or what is in its place is refused then.
+        return
+    try:
+        refuse_leftovers(fd, path, upper.path)
+    finally:
+        os.close(fd)
+
+
+def refuse_leftovers(staging_fd: int, path: bytes, upper: bytes) -> None:
+    """Refuse a staging directory, in the work directory `path`, whose upper may lack data, or that
+    holds what no overlay has made: all in there is about to be deleted. Raises `UpperError`."""
+    marks = incompatible(staging_fd)
+    if marks:
+        mark = os.path.join(path, STAGING, INCOMPAT, marks[0])
+        raise UpperError(
+            f"upper was mounted with {os.fsdecode(marks[0])}: data may be missing",
+            where=upper,
+            hint=f"use a new upper and work directory, or remove {os.fsdecode(mark)} if the system "
+            "has not crashed since",
+        )
+    others = foreign(staging_fd)
     if others:
         raise UpperError(
             f"something here is no overlay's: {os.fsdecode(others[0])}",
-            where=path,
+            where=os.path.join(path, STAGING),
             hint="move it away, since all in here is deleted, or use another workdir",
         )
 

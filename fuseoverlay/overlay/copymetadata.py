@@ -19,7 +19,7 @@ from fuseoverlay.system.syscalls import at
 from fuseoverlay.system.transaction import Transaction, tidy
 
 
-def _copy_metadata(
+def copy_metadata(
     ov: Overlay,
     file: File,
     real: Real,
@@ -41,7 +41,7 @@ def _copy_metadata(
             # Symbolic links take no `user.` attributes, some filesystems none at all.
             if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise
-    _copy_times(real.st, workdir.fd, staged)
+    copy_times(real.st, workdir.fd, staged)
 
 
 def mark_impure(ov: Overlay, directory: Directory) -> None:
@@ -104,7 +104,7 @@ def times_kept(dir_fd: int) -> Iterator[None]:
     tidy(os.utime, syscalls.fd_path(dir_fd), ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def _copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
+def copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
     os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
 
 

@@ -25,8 +25,8 @@ from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.overlay import hardlinks, linkindex, places, protection, staging
 from fuseoverlay.overlay.copymetadata import (
-    _copy_metadata,
-    _copy_times,
+    copy_metadata,
+    copy_times,
     copy_xattrs,
     mark_impure,
     times_kept,
@@ -155,7 +155,7 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
     ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
     copy_xattrs(ov, real, path)
     protection.keep(ov, directory, real, path)
-    _copy_times(real.st, workdir.fd, staged)
+    copy_times(real.st, workdir.fd, staged)
 
 
 async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
@@ -176,7 +176,7 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
         else:
             target = staging.read_link(ov, real) if stat.S_ISLNK(file.kind) else b""
             staging.make(ov, staged, stored_of(ov, real), target)
-            _copy_metadata(ov, file, real, staged, origin)
+            copy_metadata(ov, file, real, staged, origin)
         copy = _publish_file(ov, change, file, staged, origin, real.st.st_nlink)
     _moved_up(ov, file, copy, metacopy is not None)
 
@@ -204,7 +204,7 @@ async def _copy_only_metadata(
         os.ftruncate(target, real.st.st_size)
         os.setxattr(target, workdir.namespace + xattrs.METACOPY, b"")
         os.setxattr(target, workdir.namespace + xattrs.REDIRECT, path)
-        _copy_metadata(ov, file, real, staged, origin)
+        copy_metadata(ov, file, real, staged, origin)
         await _secure(ov, target)
     finally:
         os.close(target)
@@ -268,7 +268,7 @@ async def _copy_regular(
             else:
                 shared = await ov.threads.run(copy_data, source, target, length)
             own = source if file.data is None else None
-            _copy_metadata(ov, file, real, staged, origin, own)
+            copy_metadata(ov, file, real, staged, origin, own)
             if size is not None:
                 # The last change to it, for this sets the time of a truncation.
                 os.ftruncate(target, size)

@@ -167,7 +167,7 @@ class Directory(Inode):
 Listed = tuple[Directory, bytes, RealDir, int, int, bool, int]
 
 
-def _owner(listed: Listed) -> tuple[int, int]:
+def owner_of(listed: Listed) -> tuple[int, int]:
     return listed[6] >> 32, listed[6] & 0xFFFFFFFF
 
 

@@ -16,16 +16,12 @@ from weakref import WeakValueDictionary
 from fuseoverlay.errors import os_error
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import sighting, stat_key
-from fuseoverlay.overlay.inodes import Directory, File, Held, Inode, Listed, _owner, release
+from fuseoverlay.overlay.inodes import Directory, File, Held, Inode, Listed, owner_of, release
 from fuseoverlay.overlay.prepared import Prepared
 
 ROOT: Final = 1
-
-
 # Real inode numbers use the low 56 bits, the filesystem's number the bits above.
 _INO_BITS: Final = 56
-
-
 _DYNAMIC: Final = 0x7F
 
 
@@ -108,7 +104,7 @@ class InodeTable:
         self.add(file)
         device = self._devices[ino >> _INO_BITS]
         key = device, ino & (1 << _INO_BITS) - 1
-        file.lower_seen = *key, *_owner(listed), kind
+        file.lower_seen = *key, *owner_of(listed), kind
         self.bind(file, key)
         return file
 
@@ -157,7 +153,7 @@ class InodeTable:
         listed = self._by_ino.get(number) if number is not None else None
         if not isinstance(listed, tuple) or listed[4] != stat.S_IFREG:
             return None
-        return number if _owner(listed) == (st.st_uid, st.st_gid) else None
+        return number if owner_of(listed) == (st.st_uid, st.st_gid) else None
 
     def regular(self) -> list[int]:
         """The numbers of all regular files that the kernel knows."""

@@ -21,7 +21,7 @@ from fuseoverlay.overlay import hardlinks, renewal
 from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
 from fuseoverlay.overlay.owners import Overlay
-from fuseoverlay.overlay.realobject import Real, _pinned, real_by, real_of
+from fuseoverlay.overlay.realobject import Real, pinned_at, real_by, real_of
 from fuseoverlay.system.syscalls import at
 
 _NAME_MAX = 255
@@ -174,7 +174,7 @@ def _file(
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         real = Real(directory.layer, at(fd, name), False, st)
         return _file_at(ov, parent, index, place, found, real, None)
-    with _pinned(ov, place, None) as lower:
+    with pinned_at(ov, place, None) as lower:
         real = real_by(lower)
         if directory.layer.override is not None:
             kept = ov.identity.stored(directory.layer, real.path, real.st, follow=True)
@@ -370,7 +370,7 @@ def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.s
     if stored is None:
         return None
     if found.lower_file is not None:
-        with _pinned(ov, Place(found.lower_file, place.name), None) as lower:
+        with pinned_at(ov, Place(found.lower_file, place.name), None) as lower:
             if stored == hardlinks.origin_of(lower):
                 return lower.st
     origin = hardlinks.find_origin(ov, stored)

@@ -22,7 +22,7 @@ from fuseoverlay.layers.layer import Layer
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.layers.roots import enclosing
 from fuseoverlay.layers.stack import LayerStack
-from fuseoverlay.overlay.claim import claim
+from fuseoverlay.overlay.claim import check_staging, claim
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.overlay.filedata import FileData
 from fuseoverlay.overlay.identity import Identity, use_override
@@ -115,7 +115,11 @@ def check_upper(config: MountConfig) -> None:
         return
     with LayerStack(config.upperdir, ()) as stack, Clones() as clones:
         if stack.upper is not None and config.workdir is not None and not config.read_only:
-            os.close(claim(config.workdir, stack.upper, clones))
+            work_fd = claim(config.workdir, stack.upper, clones)
+            try:
+                check_staging(work_fd, config.workdir, stack.upper)
+            finally:
+                os.close(work_fd)
 
 
 def _layers(config: MountConfig, owners: contextlib.ExitStack) -> tuple[LayerStack, WorkDir | None]:

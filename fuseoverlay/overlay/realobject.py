@@ -79,7 +79,7 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 
-def _pinned(ov: Overlay, place: Place, seen: Sighting | None) -> AbstractContextManager[Lower]:
+def pinned_at(ov: Overlay, place: Place, seen: Sighting | None) -> AbstractContextManager[Lower]:
     """The object of a lower at the place."""
     fd = ov.stack.fd(place.real)
     return pinned(place.real.layer, place.name, fd, seen, lasting=ov.config.private)
@@ -97,7 +97,7 @@ def lower_of(ov: Overlay, file: File) -> AbstractContextManager[Lower]:
         raise os_error(errno.ESTALE)
     # It may have to be found by another name first.
     places.status(ov.stack, file, file.lower, lasting=ov.config.private)
-    return _pinned(ov, file.lower, file.lower_seen)
+    return pinned_at(ov, file.lower, file.lower_seen)
 
 
 @contextlib.contextmanager

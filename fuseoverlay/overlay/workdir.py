@@ -23,18 +23,14 @@ from fuseoverlay.layers.layer import Layer
 from fuseoverlay.layers.objects import stat_key
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay.claim import (
-    _ADVICE,
-    _OTHER_UPPER,
-    _VOLATILE,
     INCOMPAT,
     INDEX,
     LINKS,
     STAGING,
-    _refuse_foreign,
     claim,
     foreign,
-    incompatible,
     mark_of,
+    refuse_leftovers,
 )
 from fuseoverlay.system import acl, syscalls
 from fuseoverlay.system.clones import Clones
@@ -46,6 +42,14 @@ log = logging.getLogger("fuseoverlay")
 # linux/magic.h; ext2 and ext3 have the same.
 _EXT4: Final = 0xEF53
 _XFS: Final = 0x58465342
+
+_VOLATILE: Final = b"volatile"
+_OTHER_UPPER: Final = "use an upper directory on another filesystem"
+_ADVICE: Final = {
+    errno.ENOSPC: "free some, or mount with ro",
+    errno.EDQUOT: "free some, or mount with ro",
+    errno.EROFS: "mount with ro, or use directories elsewhere",
+}
 
 
 class WorkDir:
@@ -236,8 +240,7 @@ class WorkDir:
             os.mkdir(STAGING, 0o700, dir_fd=self._root)
         fd = os.open(STAGING, DIR_FLAGS, dir_fd=self._root)
         try:
-            self._refuse_incompatible(fd)
-            _refuse_foreign(fd, os.path.join(self.path, STAGING))
+            refuse_leftovers(fd, self.path, self.upper.path)
             clear(fd)
             for name in (acl.DEFAULT, acl.ACCESS):
                 # All that is made here would have it, and take it along.
@@ -249,17 +252,6 @@ class WorkDir:
             os.close(fd)
             raise
         return fd
-
-    def _refuse_incompatible(self, fd: int) -> None:
-        marks = incompatible(fd)
-        if marks:
-            mark = os.path.join(self.path, STAGING, INCOMPAT, marks[0])
-            raise UpperError(
-                f"upper was mounted with {os.fsdecode(marks[0])}: data may be missing",
-                where=self.upper.path,
-                hint=f"use a new upper and work directory, or remove {os.fsdecode(mark)} "
-                "if the system has not crashed since",
-            )
 
     def _probe_whiteouts(self, asked: Dialect | None) -> Dialect:
         """The dialect of new whiteouts. `UpperError`: the one that was asked for is none that the

@@ -153,6 +153,19 @@ def test_upper_before_unpacking(images: Images) -> None:
     assert os.listdir(images.upper) == ["work"], "it left something"
 
 
+@pytest.mark.parametrize(
+    ("leftover", "word"),
+    [("incompat/volatile", "upper was mounted with volatile"), ("mine", "no overlay's: mine")],
+)
+def test_what_is_in_the_work_directory_before_unpacking(
+    images: Images, leftover: str, word: str
+) -> None:
+    (images.upper / "diff").mkdir(parents=True)
+    (images.upper / "work/work" / leftover).mkdir(parents=True)
+    images.refused(UPPER, "--upper", images.upper, word=word)
+    assert (images.upper / "work/work" / leftover).is_dir()
+
+
 @pytest.mark.skipif(MODE != "user", reason="root writes everything")
 def test_upper_of_another_user_before_unpacking(images: Images) -> None:
     images.refused(UPPER, "--upper", "/srv/changes", word="name a directory that you may write")
