@@ -1,4 +1,4 @@
-"""README and the manual pages: they name everything that the program takes."""
+"""The documents and the manual pages: they name everything that the program takes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fuseoverlay.overlay import config
 from tests.helpers.mounts import BARE_ENV, PROJECT
 
 README = (PROJECT / "README.md").read_text()
+OPTIONS_PAGE = (PROJECT / "docs" / "options.md").read_text()
 PAGE = PROJECT / "docs" / "fuseoverlay.1"
 HELPER_PAGE = PROJECT / "docs" / "mount.fuseoverlay.8"
 #: Lines of the manual page that begin an explanation.
@@ -64,9 +65,9 @@ def test_option_is_documented(option: str) -> None:
     name = rf"(?<![\w+]){re.escape(option)}(?![\w+])"
     requests = re.findall(r"^\.[BIR]+ .*", PAGE.read_text(), re.M)
     assert any(re.search(name, line) for line in requests), "not in the manual page"
-    table = README[README.index("## Options") : README.index("## Exit codes")]
+    table = OPTIONS_PAGE.partition("## Exit codes")[0]
     if not _for_fstab(option):
-        assert re.search(rf"^\|[^\n]*`{re.escape(option)}[`=]", table, re.M), "not in README"
+        assert re.search(rf"^\|[^\n]*`{re.escape(option)}[`=]", table, re.M), "not in options.md"
 
 
 @pytest.mark.parametrize("option", config._CHOICES)
@@ -106,7 +107,7 @@ def test_exit_codes_are_documented() -> None:
         kinds += kind.__subclasses__()
     section = PAGE.read_text().partition('.SH "EXIT STATUS"')[2].partition(".SH ")[0]
     assert {int(code) for code in re.findall(r"^\.B (\d+)$", section, re.M)} == codes
-    table = README[README.index("## Exit codes") : README.index("## Compared")]
+    table = OPTIONS_PAGE.partition("## Exit codes")[2]
     assert {int(code) for code in re.findall(r"^\| (\d+) ", table, re.M)} == codes
     ours = {errors.mount_exit_code(code) for code in codes}
     section = HELPER_PAGE.read_text().partition('.SH "EXIT STATUS"')[2].partition(".SH ")[0]
@@ -190,3 +191,8 @@ def test_every_decision_is_linked_from_the_architecture() -> None:
     pages = {f"design/{path.name}" for path in PROJECT.glob("docs/design/*.md")}
     assert len(pages) > 10
     assert pages <= set(_links(PROJECT / "docs" / "architecture.md"))
+
+
+def test_readme_is_short() -> None:
+    """What is longer has a page of its own."""
+    assert len(README.splitlines()) <= 150
