@@ -290,6 +290,8 @@ def main() -> int:
     argv = sys.argv[1:]
     options = parse(argv)
     if options.list:
+        # Whoever reads the list may have read enough.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         show_list(options)
         return 0
     base = os.environ.get(supervise.VARIABLE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,10 +43,30 @@ def synchronous(requests: dict[str, int]) -> int:
 
 
 @contextlib.contextmanager
+def _mounted() -> Iterator[None]:
+    """The tracepoints are there, if they can be: not everywhere are they mounted."""
+    if (TRACEFS / "instances").exists():
+        yield
+        return
+    argv = ["mount", "-t", "tracefs", "tracefs", str(TRACEFS)]
+    mounted = subprocess.run(argv, capture_output=True, check=False).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(TRACEFS)], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
 def traced(name: str) -> Iterator[dict[str, str]]:
     """A trace instance of our own; yields the environment for whoever counts, empty if
     there is nothing to count with."""
-    instance = TRACEFS / "instances" / name
+    with _mounted(), _instance(TRACEFS / "instances" / name) as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def _instance(instance: Path) -> Iterator[dict[str, str]]:
     event = instance / "events/fuse/fuse_request_send"
     try:
         instance.mkdir()
