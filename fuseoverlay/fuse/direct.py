@@ -17,18 +17,18 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from fuseoverlay.fuse import wire
+from fuseoverlay.fuse import requests, wire
 from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.native import extension
-from fuseoverlay.overlay import attributes, lookup, make, realobject
+from fuseoverlay.overlay import attributes, lookup, make
 from fuseoverlay.overlay.attributes import Attr
-from fuseoverlay.overlay.directory import Emit, dots, emit_entry, note_access, unknown
-from fuseoverlay.overlay.inodes import Directory, Inode
+from fuseoverlay.overlay.directory import read
+from fuseoverlay.overlay.inodes import Directory
 from fuseoverlay.overlay.inodetable import generation_of
+from fuseoverlay.overlay.lookup import NotMerged
 from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
-from fuseoverlay.overlay.realobject import Real
 
 log = logging.getLogger("fuseoverlay")
 
@@ -61,6 +61,8 @@ def _bounded(function: Function) -> Callable[..., Answer]:
     def bounded(self: Direct, ino: int, uid: int, gid: int, pid: int, body: bytes) -> Answer:
         try:
             return function(self, ino, (uid, gid), body)
+        except NotMerged:
+            return NotImplemented
         except OSError as exc:
             return exc.errno or errno.EIO
         except Exception:
@@ -118,11 +120,13 @@ class Direct:
         name = body[:-1]
         lookup.check_name(name)
         index = lookup.index_now(self._ov, parent)
-        if index is None:
-            return NotImplemented
-        if name not in index:
+        listed = self._listed(parent, index, name) if name in index else None
+        if listed is not None:
+            return listed
+        attr = requests.look_up(self._ov, parent, index, name)
+        if attr is None:
             return wire.entry(0, 0, self._valid, _NEVER) + bytes(wire.ATTR_SIZE)
-        return self._listed(parent, index, name) or self._looked_up(parent, index, name)
+        return self._entry(attr)
 
     def _listed(self, parent: Directory, index: Index, name: bytes) -> bytes | None:
         """The entry of a plain file of a lower, as a listing would have it; None: it is none."""
@@ -137,23 +141,9 @@ class Direct:
         payload: bytes = listing.payload()
         return payload[: wire.ENTRY_SIZE]
 
-    def _looked_up(self, parent: Directory, index: Index, name: bytes) -> Answer:
-        inode, real = lookup.entry(self._ov, parent, index, name)
-        if not self._is_countable(inode, real):
-            self._ov.inodes.drop_unused(inode)
-            return NotImplemented
-        return self._entry(inode, real)
-
-    def _entry(self, inode: Inode, real: Real) -> bytes:
-        """Tell of an inode, which adds to its look-up count."""
-        try:
-            attr = attributes.attr_of(self._ov, inode, real)
-        except OSError:
-            self._ov.inodes.drop_unused(inode)
-            raise
+    def _entry(self, attr: Attr) -> bytes:
         valid = self._valid if attr.nlink else _NEVER
         generation = generation_of(attr.ino, self._generation)
-        inode.nlookup += 1
         return wire.entry(attr.ino, generation, valid, valid) + _packed(attr)
 
     @_bounded
@@ -163,22 +153,17 @@ class Direct:
         ov.writable()
         parent = ov.inodes.directory(ino)
         index = lookup.index_now(ov, parent)
-        if index is None:
-            return NotImplemented
         mode, umask, name = wire.create(body)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         inode, real = make.make_now(ov, parent, index, name, mode, Caller(*who, umask))
         ov.data.expect_writes(ov.inodes.file(inode.ino))
-        return self._entry(inode, real) + wire.opened(inode.ino)
+        return self._entry(requests.tell(ov, inode, real)) + wire.opened(inode.ino)
 
     @_bounded
     def getattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
         """Attributes of an inode."""
         inode = self._ov.inodes.get(ino)
-        real = realobject.real_of(self._ov, inode)
-        if not self._is_countable(inode, real):
-            return NotImplemented
-        attr = attributes.attr_of(self._ov, inode, real)
+        attr = attributes.getattr(self._ov, inode)
         if isinstance(inode, Directory):
             self._note_plain(inode)
         return _ATTR_OUT.pack(*(self._valid if attr.nlink else _NEVER)) + _packed(attr)
@@ -191,16 +176,6 @@ class Direct:
             return
         if not self._ov.identity.translates(real.layer) and not self._ov.config.static_nlink:
             self._ov.prepared.plain[directory.ino] = real
-
-    def _is_countable(self, inode: Inode, real: Real) -> bool:
-        """Whether `attributes.attr_of` has all that it needs. Where the directory cannot be
-        merged, the handlers that may suspend know what to make of it."""
-        if not attributes.is_uncounted(self._ov, inode, real) or not isinstance(inode, Directory):
-            return True
-        try:
-            return lookup.index_now(self._ov, inode) is not None
-        except OSError:
-            return False
 
     @_bounded
     def getxattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
@@ -235,40 +210,32 @@ class Direct:
         of its inode."""
         directory = self._ov.inodes.directory(ino)
         index = lookup.index_now(self._ov, directory)
-        if index is None:
-            return NotImplemented
         _, cookie, size = _READ_IN.unpack_from(body)
-        if not cookie:
-            note_access(self._ov, directory)
         listing = extension.listing(size)
+        # Names of one real directory mostly follow each other: it is found once for all of them.
+        known: RealDir | None = None
+        base: tuple[int, int, int] | None = None
 
         def emit(name: bytes, attr: Attr, cookie: int) -> bool:
             generation = generation_of(attr.ino, self._generation)
             return bool(listing.add(name, cookie, generation, _packed(attr)))
 
-        cookie = index.begun(cookie)
-        for name, dot, its_own in dots(directory, cookie):
-            # Of dots the kernel takes the type and the number alone.
-            emit(name, _dot(dot), its_own)
-        added: bool | None = True
-        # Names of one real directory mostly follow each other: it is found once for all of them.
-        known: RealDir | None = None
-        base: tuple[int, int, int] | None = None
-        for name, its_own in index.following(cookie):
+        def emit_plain(name: bytes, cookie: int) -> bool | None:
+            nonlocal known, base
             real = index.plain_lower(name)
             if real is not known:
                 known, base = real, self._base(real)
-            added = None
+            added: bool | None = None
             if base is not None:
-                added = listing.add_lower(name, its_own, directory, real, *base)
+                added = listing.add_lower(name, cookie, directory, real, *base)
             if added is None:
-                added = self._add(directory, index, name, its_own, emit)
-                # Which may have closed the descriptor.
+                # To look it up may close the descriptor.
                 known = base = None
-            if not added:
-                break
+            return added
+
+        read(self._ov, directory, index, cookie, emit, emit_plain)
         payload: bytes = listing.payload()
-        return payload if payload or added else NotImplemented
+        return payload
 
     def _base(self, real: RealDir | None) -> tuple[int, int, int] | None:
         """What the extension needs to look at files of a real directory: its descriptor, what is
@@ -281,21 +248,6 @@ class Direct:
         base = self._ov.inodes.base(device)
         return None if base is None else (fd, base, device)
 
-    def _add(
-        self, directory: Directory, index: Index, name: bytes, cookie: int, emit: Emit
-    ) -> bool:
-        """False: the reply is full, or the rest is to be asked for again."""
-        try:
-            inode, real = lookup.entry(self._ov, directory, index, name)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return emit(name, unknown(self._ov, index, name), cookie)
-        if not self._is_countable(inode, real):
-            self._ov.inodes.drop_unused(inode)
-            return False
-        return emit_entry(self._ov, inode, real, name, cookie, emit)
-
 
 def _fitting(value: bytes, body: bytes) -> Answer:
     """What answers a request for an attribute, whose body begins with the room that there is;
@@ -304,10 +256,6 @@ def _fitting(value: bytes, body: bytes) -> Answer:
     if not room:
         return _XATTR_SIZE.pack(len(value))
     return value if len(value) <= room else errno.ERANGE
-
-
-def _dot(directory: Directory) -> Attr:
-    return Attr(directory.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _packed(attr: Attr) -> bytes:

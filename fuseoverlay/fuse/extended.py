@@ -168,7 +168,7 @@ class ExtendedOperations(Operations):
         caller = Caller(request.uid, request.gid, umask)
         file = await make.make_nameless(self._ov, parent, mode, caller)
         real = realobject.real_of(self._ov, file)
-        return await self._entry(file, real)
+        return self._told(file, real)
 
     #: By opcode.
     handlers: ClassVar[dict[int, _Served]] = {

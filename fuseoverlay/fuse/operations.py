@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Collection, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 # Before pyfuse3: the extension has to be found first.
 from fuseoverlay.native import extension, terms  # isort: skip
@@ -22,7 +22,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext, StatvfsData
 
 from fuseoverlay.errors import os_error
-from fuseoverlay.fuse import requestlog
+from fuseoverlay.fuse import requestlog, requests
 from fuseoverlay.fuse.boundary import handler
 from fuseoverlay.fuse.direct import Direct, hand_over
 from fuseoverlay.fuse.readahead import ReadAhead
@@ -39,14 +39,17 @@ from fuseoverlay.overlay import (
     staging,
 )
 from fuseoverlay.overlay.attributes import Attr, Changes
-from fuseoverlay.overlay.inodes import Inode
+from fuseoverlay.overlay.inodes import Directory, Inode
 from fuseoverlay.overlay.inodetable import generation_of
+from fuseoverlay.overlay.lookup import NotMerged
 from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.overlay.ownership import Changer
 from fuseoverlay.system import acl
 
 log = logging.getLogger("fuseoverlay")
+
+T = TypeVar("T")
 
 # Taken over from the real filesystem as they are.
 _STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
@@ -149,21 +152,25 @@ class Operations(pyfuse3.Operations):
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
-    async def _status(self, inode: Inode) -> EntryAttributes:
-        return self._attributes(await attributes.getattr(self._ov, inode))
+    async def _merging(self, function: Callable[[], T]) -> T:
+        """What the function answers, once what it needs is merged."""
+        # The kernel may not know it yet: else nobody keeps it until it is asked for again.
+        merged: Directory | None = None
+        while True:
+            try:
+                return function()
+            except NotMerged as exc:
+                merged = exc.directory
+            try:
+                await lookup.index_of(self._ov, merged)
+            except PermissionError:
+                merged.countable = False
 
-    async def _entry(self, inode: Inode, real: realobject.Real) -> EntryAttributes:
-        """Answer with an inode, which adds to its look-up count; counted before anything
-        suspends, so that nobody drops it meanwhile."""
-        inode.nlookup += 1
-        try:
-            if attributes.is_uncounted(self._ov, inode, real):
-                return await self._status(inode)
-            return self._attributes(attributes.attr_of(self._ov, inode, real))
-        except BaseException:
-            inode.nlookup -= 1
-            self._ov.inodes.drop_unused(inode)
-            raise
+    async def _status(self, inode: Inode) -> EntryAttributes:
+        return self._attributes(await self._merging(lambda: attributes.getattr(self._ov, inode)))
+
+    def _told(self, inode: Inode, real: realobject.Real) -> EntryAttributes:
+        return self._attributes(requests.tell(self._ov, inode, real))
 
     # Names
 
@@ -173,12 +180,13 @@ class Operations(pyfuse3.Operations):
         parent = self._ov.inodes.directory(parent_inode)
         lookup.check_name(name)
         index = await lookup.index_of(self._ov, parent)
-        if name not in index:
+        attr = await self._merging(lambda: requests.look_up(self._ov, parent, index, name))
+        if attr is None:
             absent = EntryAttributes()
             absent.st_ino = pyfuse3.InodeT(0)
             absent.entry_timeout = self._timeout
             return absent
-        return await self._entry(*lookup.entry(self._ov, parent, index, name))
+        return self._attributes(attr)
 
     @handler
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -222,7 +230,7 @@ class Operations(pyfuse3.Operations):
         parent = self._ov.inodes.directory(parent_inode)
         caller = Caller(ctx.uid, ctx.gid, ctx.umask)
         made = await make.make(self._ov, parent, name, mode, caller, rdev=rdev, target=target)
-        return await self._entry(*made)
+        return self._told(*made)
 
     @handler
     async def create(
@@ -243,7 +251,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent = self._ov.inodes.directory(new_parent_inode)
         file = self._ov.inodes.file(inode)
-        return await self._entry(*await make.link(self._ov, file, parent, new_name))
+        return self._told(*await make.link(self._ov, file, parent, new_name))
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -285,7 +293,9 @@ class Operations(pyfuse3.Operations):
         def emit(name: bytes, attr: Attr, cookie: int) -> bool:
             return pyfuse3.readdir_reply(token, name, self._attributes(attr), cookie)
 
-        await directory.read(self._ov, self._ov.inodes.directory(fh), start_id, emit)
+        listed = self._ov.inodes.directory(fh)
+        index = await lookup.index_of(self._ov, listed)
+        await self._merging(lambda: directory.read(self._ov, listed, index, start_id, emit))
 
     @handler
     async def releasedir(self, fh: int) -> None:

@@ -222,25 +222,27 @@ class Index:
         return cookie or self._next << _POSITION_BITS
 
     def following(self, cookie: int) -> Iterator[tuple[bytes, int]]:
-        """The entries after `cookie`, as `after` gives them, while nothing changes."""
+        """The entries that follow `cookie` in the listing, each with its own cookie; while nothing
+        changes."""
         start, end, its_pass = self._rest(cookie)
-        for at in range(start, end):
-            name, position = self._names[at], self._positions[at]
-            if self._position_of.get(name) == position:
-                yield name, its_pass | position
-
-    def after(self, cookie: int) -> tuple[bytes, int] | None:
-        """The entry that follows `cookie` in the listing, with its own cookie."""
-        start, end, its_pass = self._rest(cookie)
-        at = start
+        at, passed = start, True
         while at < end:
             name, position = self._names[at], self._positions[at]
-            if self._position_of.get(name) == position:
-                break
-            at = self._skip.get(at, at + 1)
-        if at != start:
-            self._skip[start] = at
-        return (name, its_pass | position) if at < end else None
+            if self._position_of.get(name) != position:
+                at = self._skip.get(at, at + 1)
+                continue
+            if passed:
+                self._note_skip(start, at)
+                passed = False
+            yield name, its_pass | position
+            at += 1
+        if passed:
+            self._note_skip(start, at)
+
+    def _note_skip(self, start: int, end: int) -> None:
+        """Between these nothing is left."""
+        if end != start:
+            self._skip[start] = end
 
     def _rest(self, cookie: int) -> tuple[int, int, int]:
         """Where in the lists the rest of a pass begins and ends, and the bits of its cookies."""

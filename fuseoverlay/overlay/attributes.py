@@ -22,7 +22,7 @@ from fuseoverlay.overlay import files, ownership, protection
 from fuseoverlay.overlay.copyup import copy_up
 from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Directory, File, Inode
-from fuseoverlay.overlay.lookup import index_of
+from fuseoverlay.overlay.lookup import index_now
 from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.overlay.realobject import (
     Real,
@@ -67,33 +67,21 @@ class Changes:
     touch: bool = False
 
 
-async def getattr(ov: Overlay, inode: Inode) -> Attr:
-    """Attributes of the inode. Suspends only to count a merged directory's subdirectories."""
-    real = real_of(ov, inode)
-    if is_uncounted(ov, inode, real) and isinstance(inode, Directory):
-        with contextlib.suppress(PermissionError):
-            await index_of(ov, inode)
-        real = real_of(ov, inode)
-    return attr_of(ov, inode, real)
-
-
-def is_uncounted(ov: Overlay, inode: Inode, real: Real) -> bool:
-    """Whether the index is needed to count the subdirectories, and not yet there."""
-    return (
-        isinstance(inode, Directory)
-        and inode.index is None
-        and not inode.removed
-        and len(inode.lowers) + inode.in_upper > 1
-        and real.st.st_nlink != 1
-        and not ov.config.static_nlink
-    )
+def getattr(ov: Overlay, inode: Inode) -> Attr:
+    """Attributes of the inode; `attr_of`."""
+    return attr_of(ov, inode, real_of(ov, inode))
 
 
 def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
-    """Attributes of the inode with this real object. Does not suspend."""
+    """Attributes of the inode with this real object. NotMerged where the subdirectories of a
+    merged directory are yet to be counted."""
     if isinstance(inode, File):
         links = _file_links(inode, real)
     elif isinstance(inode, Directory):
+        if _is_uncounted(ov, inode, real):
+            with contextlib.suppress(PermissionError):
+                index_now(ov, inode)
+            real = real_of(ov, inode)
         links = _directory_links(ov, inode, real)
     shown = shown_of(ov, real)
     st = real.st
@@ -110,6 +98,18 @@ def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
         st.st_atime_ns,
         st.st_mtime_ns,
         st.st_ctime_ns,
+    )
+
+
+def _is_uncounted(ov: Overlay, directory: Directory, real: Real) -> bool:
+    """Whether the index is needed to count the subdirectories, and not yet there."""
+    return (
+        directory.index is None
+        and directory.countable
+        and not directory.removed
+        and len(directory.lowers) + directory.in_upper > 1
+        and real.st.st_nlink != 1
+        and not ov.config.static_nlink
     )
 
 

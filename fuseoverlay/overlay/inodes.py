@@ -121,6 +121,7 @@ class Directory(Inode):
 
     __slots__ = (
         "__weakref__",
+        "countable",
         "impure",
         "index",
         "lowers",
@@ -149,6 +150,8 @@ class Directory(Inode):
         #: Whether `overlay.impure` was set in this mount.
         self.impure = False
         self.index: Index | None = None
+        #: Whether we may read it, as to count the subdirectories takes.
+        self.countable = True
         self.removed = False
 
     @property

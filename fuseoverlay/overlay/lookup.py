@@ -56,15 +56,26 @@ async def index_of(ov: Overlay, directory: Directory) -> Index:
     return directory.index
 
 
-def index_now(ov: Overlay, directory: Directory) -> Index | None:
-    """The same without suspending; None: that would take long."""
+class NotMerged(Exception):
+    """What is asked for takes the index of a directory that is yet to be merged, and that would
+    take long: `index_of`, then ask again."""
+
+    def __init__(self, directory: Directory) -> None:
+        super().__init__(directory.name)
+        self.directory = directory
+
+
+def index_now(ov: Overlay, directory: Directory) -> Index:
+    """The same without suspending; NotMerged where it would."""
     if directory.index is None and not directory.removed:
         found = scan_soon(ov.stack, directory.upper, directory.lowers)
         if found is not None:
-            _merged(ov, directory, *found)
-    elif directory.index is not None and renewal.is_due(directory.index):
-        return directory.index if renewal.renew_now(ov, directory, directory.index) else None
-    return directory.index
+            return _merged(ov, directory, *found)
+    elif directory.index is not None and (
+        not renewal.is_due(directory.index) or renewal.renew_now(ov, directory, directory.index)
+    ):
+        return directory.index
+    raise NotMerged(directory)
 
 
 def _merged(ov: Overlay, directory: Directory, index: Index, used: int) -> Index:

@@ -23,6 +23,11 @@ class Counting(dict[bytes, int]):
         return super().get(*args)  # type: ignore[call-overload]
 
 
+def after(index: Index, cookie: int) -> tuple[bytes, int] | None:
+    """The entry that follows the cookie, with its own."""
+    return next(index.following(cookie), None)
+
+
 def _index(count: int) -> Index:
     return Index(Listing({b"%d" % number: False for number in range(count)}), {})
 
@@ -34,7 +39,7 @@ def _counted(index: Index) -> Counting:
 
 def _listed(index: Index, cookie: int = 0) -> list[bytes]:
     names = []
-    while (found := index.after(cookie)) is not None:
+    while (found := after(index, cookie)) is not None:
         name, cookie = found
         names.append(name)
     return names
@@ -52,7 +57,7 @@ def test_deleting_what_was_read() -> None:
     index = _index(MANY)
     counting = _counted(index)
     cookie, met = 0, 0
-    while (found := index.after(cookie)) is not None:
+    while (found := after(index, cookie)) is not None:
         name, cookie = found
         index.remove(name)
         met += 1
@@ -64,7 +69,7 @@ def test_deleting_the_first_and_starting_again() -> None:
     """Each time from the start: what is gone is not met again and again."""
     index = _index(MANY)
     counting = _counted(index)
-    while (found := index.after(0)) is not None:
+    while (found := after(index, 0)) is not None:
         index.remove(found[0])
     assert len(index) == 0
     assert counting.asked <= 6 * MANY
@@ -90,7 +95,7 @@ def test_what_stays_is_listed_once(seed: int) -> None:
         action = rng.random()
         if action < 0.4:
             listing = rng.choice(listings)
-            found = index.after(listing["at"])
+            found = after(index, listing["at"])
             if found is not None:
                 listing["met"].append(found[0])
                 listing["at"] = found[1]
@@ -114,7 +119,7 @@ def test_what_stays_is_listed_once(seed: int) -> None:
 def test_a_pass_ends_though_each_name_read_is_renamed() -> None:
     index = _index(100)
     cookie, met = 0, []
-    while (found := index.after(cookie)) is not None:
+    while (found := after(index, cookie)) is not None:
         name, cookie = found
         met.append(name)
         index.remove(name)
@@ -130,7 +135,7 @@ def test_cookies_are_positive_numbers_of_64_bits_for_ever() -> None:
     for number in range(10):
         index.put(b"new%d" % number, False)
         cookie, names = 0, []
-        while (found := index.after(cookie)) is not None:
+        while (found := after(index, cookie)) is not None:
             assert 0 < found[1] < 1 << 63
             names.append(found[0])
             cookie = found[1]
