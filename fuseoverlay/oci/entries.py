@@ -143,7 +143,12 @@ def _id(number: int, where: str) -> int:
 
 
 def _mtime(header: Header, where: str) -> int:
-    """The modification time in ns."""
+    """The modification time in ns; 0 for what is before 1677, as by Go, whose zero is among it."""
+    ns = _mtime_said(header, where)
+    return ns if ns >= -(1 << 63) else 0
+
+
+def _mtime_said(header: Header, where: str) -> int:
     if not header.mtime:
         return _clamp(header.seconds) * 10**9
     match = _TIME.match(header.mtime)

@@ -24,13 +24,14 @@ def follow(
     where: str,
     is_directory: Callable[[Path], bool],
     link_text: Callable[[Path, bytes], bytes | None],
+    passed: Callable[[int], None],
 ) -> Path:
     """`path`, its last component too, without symbolic links of the layer.
 
     `is_directory`: whether the layer has a directory of that path; `link_text`: the text of a
     symbolic link of that name in such a directory, None where it has none. What the layer does
-    not have is taken for a directory that may come. ImageError, with `where`, for what leads
-    nowhere.
+    not have is taken for a directory that may come; `passed` is told how many names are passed at
+    each step. ImageError, with `where`, for what leads nowhere.
     """
     left = list(reversed(path))
     at: list[bytes] = []
@@ -49,6 +50,7 @@ def follow(
             continue
         text = None
         if len(at) == known:
+            passed(len(at) + 1)
             above = tuple(at)
             if is_directory((*above, name)):
                 known += 1

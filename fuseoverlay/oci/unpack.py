@@ -46,6 +46,8 @@ from fuseoverlay.system.removal import remove_tree
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: What it takes to look whether something remembered lies below a path, in `Remembered.steps`.
+_PER_ITEM: Final = 4
 #: AUFS kept files here that had several names in a layer, each a hard link to it.
 _AUFS_LINKS: Final = b".wh..wh.plnk"
 #: Value of `xattrs.IMPLIED` on a root that was listed, but holds directories that were not.
@@ -252,7 +254,7 @@ class _Layer:
         if path in self._dirs:
             return path
         where = f"{self._job.where}: {self._current}"
-        return follow(path, where, self._dirs.__contains__, self._link_text)
+        return follow(path, where, self._dirs.__contains__, self._link_text, self._remembered.steps)
 
     def _link_text(self, parent: Path, name: bytes) -> bytes | None:
         return self._writer.link_text(self._cache.fd(parent), name)
@@ -280,6 +282,7 @@ class _Layer:
         remove_tree(self._cache.fd(path[:-1]), path[-1])
         depth = len(path)
         for known in (self._dirs, self._whiteouts, self._links):
+            self._remembered.steps(_PER_ITEM * len(known))
             for gone in [item for item in known if item[:depth] == path]:
                 del known[gone]
         self._opaque = {item for item in self._opaque if item[:depth] != path}
@@ -305,6 +308,7 @@ class _Layer:
     def _replaced(self, path: Path) -> bool:
         """Whether this layer has something that is no directory at `path` or above."""
         while path not in self._dirs:
+            self._remembered.steps(len(path))
             if path in self._links or self._exists(path):
                 return True
             path = path[:-1]
@@ -401,6 +405,7 @@ class _Layer:
     def _is_deleted(self, path: Path) -> bool:
         """Whether this layer does not have `path` and deletes it, or a directory above it."""
         while path not in self._dirs:
+            self._remembered.steps(len(path))
             if path[-1] in self._whiteouts.get(path[:-1], ()):
                 return True
             path = path[:-1]

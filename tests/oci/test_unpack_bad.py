@@ -405,6 +405,41 @@ def test_what_is_remembered_has_a_bound(
         unpacker.nodes(*nodes)
 
 
+DEEP = "/".join(["d"] * 300)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        pytest.param(
+            [directory(DEEP), symlink("s", DEEP), *(Node(f"s/f{n}") for n in range(30))],
+            id="below a link",
+        ),
+        pytest.param([Node(f"{DEEP}/.wh.{n}") for n in range(30)], id="deletions"),
+        pytest.param(
+            [
+                *(directory(f"d{n}") for n in range(300)),
+                *(node for n in range(900) for node in (directory("x"), Node("x"))),
+            ],
+            id="replaced",
+        ),
+    ],
+)
+def test_no_time(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch, nodes: list[Node]) -> None:
+    """What a path takes to be found counts, since a member of some bytes can ask for it again."""
+    unpacker.nodes(*nodes)
+    monkeypatch.setattr(remembered, "_STEPS", 1_000_000)
+    with pytest.raises(ImageError, match="too many paths of one layer"):
+        unpacker.nodes(*nodes)
+
+
+@pytest.mark.parametrize("seconds", [-(1 << 40), -62_135_596_800, -9_300_000_000])
+def test_time_before_times(unpacker: Unpacker, seconds: int) -> None:
+    """Go's zero time, which is no time, and what is as long ago."""
+    layer = unpacker.nodes(Node("f", mtime=seconds), directory("d", mtime=seconds))
+    assert [(layer / name).stat().st_mtime for name in ("f", "d")] == [0, 0]
+
+
 def test_no_memory(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever takes it, it is an error of the image."""
 
