@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers.mounts import MODE
 
+#: Who runs what is all the same, if he runs at all: the first of these.
+_FIRST = ("user", "userns", "root")
 _MARK = pytest.mark.skip(reason="the same in another mode, which runs it")
 
 
@@ -21,11 +23,14 @@ def skip_repeated(
     by_anybody: Collection[str],
 ) -> None:
     """Skip modules of the folder: `without_extension` are those in which it plays no part,
-    `by_anybody` those of which it is also all the same who runs them; a plain user himself does."""
-    if os.environ.get("FUSEOVERLAY_NATIVE") == "0":
-        repeated = {*without_extension, *by_anybody}
-    else:
-        repeated = set(by_anybody) if MODE == "userns" else set()
+    `by_anybody` those of which it is also all the same who runs them. A mode that runs by itself,
+    or where pytest was called directly, leaves nothing out."""
+    others = os.environ.get("FUSEOVERLAY_TEST_MODES", "").split()
+    plain = os.environ.get("FUSEOVERLAY_NATIVE") == "0"
+    first = next((mode for mode in _FIRST if mode in others), MODE)
+    repeated = set(by_anybody) if first != MODE or (plain and first in others) else set()
+    if plain and MODE in others:
+        repeated |= {*without_extension}
     for item in items:
         if item.path.parent == folder and item.path.stem in repeated:
             item.add_marker(_MARK)

@@ -27,14 +27,16 @@ _COMMANDS = {b"fuseoverlay", b"mount.fuseoverlay"}
 
 
 #: What happens before the first request comes.
-_BEFORE = {"test_advice", "test_bad_input", "test_fsck", "test_images", "test_mount8"}
-_ALL_THE_SAME = {"test_bench"}
+_BEFORE = {
+    *("test_advice", "test_bad_input", "test_bench", "test_fsck", "test_images", "test_mount8"),
+    "test_readme",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The kernel has no command line; `skip_repeated`."""
     folder = Path(__file__).parent
-    skip_repeated(items, folder, without_extension=_BEFORE, by_anybody=_ALL_THE_SAME)
+    skip_repeated(items, folder, without_extension=_BEFORE, by_anybody=())
     if IMPL == "kernel":
         for item in items:
             if Path(__file__).parent in item.path.parents:
