@@ -85,14 +85,28 @@ def keep_data(
     if old is not None and old.startswith(b"/"):
         return
     value = path_below(parent) + b"/" + (old or name)
+    put_redirect(ov, change, real.path, value, old, follow=real.follow)
+
+
+def put_redirect(
+    ov: Overlay,
+    change: Transaction,
+    path: bytes,
+    value: bytes,
+    old: bytes | None,
+    *,
+    follow: bool = False,
+) -> None:
+    """Note at an object of the upper where it goes on in the lowers; `old` is what it says now,
+    None: nothing. EXDEV where that is too long a path."""
     if len(value) > redirect.MAX_LENGTH:
         raise os_error(errno.EXDEV)
-    attribute = ov.writable().namespace + xattrs.REDIRECT
-    xattrs.put(real.path, attribute, value, follow=real.follow)
+    name = ov.writable().namespace + xattrs.REDIRECT
+    xattrs.put(path, name, value, follow=follow)
     if old is None:
-        change.on_error(xattrs.drop, real.path, attribute, follow=real.follow)
+        change.on_error(xattrs.drop, path, name, follow=follow)
     else:
-        change.on_error(xattrs.put, real.path, attribute, old, follow=real.follow)
+        change.on_error(xattrs.put, path, name, old, follow=follow)
 
 
 @contextlib.contextmanager

@@ -13,12 +13,12 @@ import os
 from dataclasses import dataclass
 
 from fuseoverlay.errors import os_error
-from fuseoverlay.layers import redirect, whiteout, xattrs
+from fuseoverlay.layers import whiteout
 from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay import protection, staging
-from fuseoverlay.overlay.copymetadata import has_origin, keep_data, mark_impure
+from fuseoverlay.overlay.copymetadata import has_origin, keep_data, mark_impure, put_redirect
 from fuseoverlay.overlay.copyup import copy_up, copy_up_directory, give_name, stage_directory
 from fuseoverlay.overlay.inodes import Directory, File, Inode
 from fuseoverlay.overlay.lookup import child_nowait, index_of
@@ -204,15 +204,7 @@ def _set_redirect(
         value = path_below(directory)
     elif value is None:
         value = directory.name
-    if len(value) > redirect.MAX_LENGTH:
-        raise os_error(errno.EXDEV)
-    path = at(ov.stack.fd(src.place.real), src.name)
-    name = ov.writable().namespace + xattrs.REDIRECT
-    xattrs.put(path, name, value)
-    if old is None:
-        change.on_error(xattrs.drop, path, name)
-    else:
-        change.on_error(xattrs.put, path, name, old)
+    put_redirect(ov, change, at(ov.stack.fd(src.place.real), src.name), value, old)
     return value
 
 

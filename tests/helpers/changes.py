@@ -48,7 +48,8 @@ def _append(path: Path) -> None:
         stream.write(b"!")
 
 
-def _exchange(one: Path, two: Path) -> None:
+def exchange(one: Path, two: Path) -> None:
+    """Exchange two names, RENAME_EXCHANGE."""
     renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
 
 
@@ -125,8 +126,8 @@ CHANGES: dict[str, Change] = {
         mnt / "up-dir", mnt / "gone-dir"),
     "rename over emptied directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "emptied"),
     "rename over lower directory": lambda mnt: os.rename(mnt / "up-dir", mnt / "empty"),
-    "exchange files": lambda mnt: _exchange(mnt / "file", mnt / "up"),
-    "exchange file and directory": lambda mnt: _exchange(mnt / "file", mnt / "up-dir"),
+    "exchange files": lambda mnt: exchange(mnt / "file", mnt / "up"),
+    "exchange file and directory": lambda mnt: exchange(mnt / "file", mnt / "up-dir"),
 }  # fmt: skip
 #: What leaves whiteouts.
 REMOVALS: dict[str, Change] = {
@@ -148,7 +149,7 @@ FEATURES: dict[str, Change] = {
     "rename merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "new"),
     "move merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "own" / "new"),
     "rename merged over emptied": lambda mnt: os.rename(mnt / "dir", mnt / "emptied"),
-    "exchange merged directories": lambda mnt: _exchange(mnt / "dir", mnt / "empty"),
+    "exchange merged directories": lambda mnt: exchange(mnt / "dir", mnt / "empty"),
     "metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
     "rename metadata": lambda mnt: os.rename(mnt / "big", mnt / "own" / "new"),
     "data after metadata": lambda mnt: _append(mnt / "big"),

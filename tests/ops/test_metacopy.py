@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
-from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from tests.helpers.changes import exchange
 from tests.helpers.mounts import (
     MODE,
     Space,
@@ -188,10 +187,6 @@ def test_layers_that_were_copied(space: Space) -> None:
         space.unmount()
 
 
-def _exchange(one: Path, two: Path) -> None:
-    renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
-
-
 #: What is done with the copy at `dir/sub/f`, and where its data shows then.
 MOVES = {
     "rename": (lambda mnt: os.rename(mnt / "dir/sub/f", mnt / "g"), "g"),
@@ -201,7 +196,7 @@ MOVES = {
     ),
     "over another": (lambda mnt: os.rename(mnt / "dir/sub/f", mnt / "dir/sub/k"), "dir/sub/k"),
     "to a lower name": (lambda mnt: os.rename(mnt / "dir/sub/f", mnt / "taken"), "taken"),
-    "exchange": (lambda mnt: _exchange(mnt / "dir/sub/f", mnt / "taken"), "taken"),
+    "exchange": (lambda mnt: exchange(mnt / "dir/sub/f", mnt / "taken"), "taken"),
     "link": (lambda mnt: os.link(mnt / "dir/sub/f", mnt / "g"), "g"),
     "with its directory, then out": (
         lambda mnt: (
