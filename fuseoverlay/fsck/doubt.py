@@ -27,14 +27,14 @@ def about(stack: LayerStack, origins: Origins, work_fd: int | None) -> str | Non
     """Why the lowers may be the wrong ones, as one line; None: nothing speaks for that."""
     upper = UpperCheck(stack, origins, indexed=None)
     missing = sum(problem.by_lowers and problem.kind in _BY_NAME for problem in upper.problems())
-    if upper.uncounted is not None:
+    if upper.objects.uncounted is not None:
         return "attributes of the upper do not count; name userxattr in -o, or say --force"
     empty = upper.empty
     if empty is None and missing:
         empty = first(stack, (layer.root for layer in stack.lowers))
     if empty is not None:
-        return f"the lower directory {shown(upper.path(empty))} is empty; {_HINT}"
-    met = sum(map(len, upper.whiteouts.values())) + len(upper.opaque_files) + upper.redirected
+        return f"the lower directory {shown(upper.objects.path(empty))} is empty; {_HINT}"
+    met = upper.hiding.count + upper.redirected
     if missing > met:
         return f"{missing} of {missing + met} whiteouts and redirects meet nothing; {_HINT}"
     if missing and work_fd is not None and usedlowers.are_others(work_fd, stack.below):

@@ -5,46 +5,50 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
+from fuseoverlay.fsck.hiding import Hiding
+from fuseoverlay.fsck.objects import Objects
 from fuseoverlay.fsck.problems import Kept, Kind, Problem, shown
-from fuseoverlay.fsck.upper import UpperCheck
 from fuseoverlay.layers import whiteout, xattrs
 from fuseoverlay.layers.layer import Place, RealDir
+from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay.copymetadata import times_kept
 from fuseoverlay.system.syscalls import fd_path
 
 
-def problems(upper: UpperCheck, *, preferred: Dialect | None, userxattr: bool) -> Iterator[Problem]:
-    """What the walk of `upper`, done before, has met in several dialects.
+def problems(
+    objects: Objects, hiding: Hiding, *, preferred: Dialect | None, userxattr: bool
+) -> Iterator[Problem]:
+    """What the walk of the upper, done before, has met in several dialects.
 
     `preferred` and `userxattr` are the mount options.
     """
-    if upper.uncounted is not None:
-        path, attribute = upper.uncounted
+    if objects.uncounted is not None:
+        path, attribute = objects.uncounted
         yield Problem(
             Kind.UNCOUNTED, path,
             f"its overlay attributes, {shown(attribute)} for one, do not count without userxattr",
             why="name userxattr in -o, as for an upper that a plain user wrote",
         )  # fmt: skip
-    if len(upper.namespaces) > 1:
+    if len(objects.namespaces) > 1:
         yield Problem(
-            Kind.MIXED, upper.path(upper.root),
+            Kind.MIXED, objects.path(objects.root),
             "attributes of several namespaces: "
-            + _listed((name.decode(), path) for name, path in upper.namespaces.items()),
+            + _listed((name.decode(), path) for name, path in objects.namespaces.items()),
             why="the kernel reads one namespace, fuseoverlay all",
         )  # fmt: skip
-    met = {dialect: upper.path(*places[0]) for dialect, places in upper.whiteouts.items()}
-    if upper.opaque_files:
-        met.setdefault(Dialect.OCI, upper.path(upper.opaque_files[0], whiteout.WH_OPAQUE))
+    met = {dialect: objects.path(*places[0]) for dialect, places in hiding.whiteouts.items()}
+    if hiding.opaque_files:
+        met.setdefault(Dialect.OCI, objects.path(hiding.opaque_files[0], whiteout.WH_OPAQUE))
     if len(met) > 1:
         convertible = set(met) == {Dialect.CHAR, Dialect.OCI} and preferred is not Dialect.OCI
         # Marks that we make would not count for whoever made the others.
-        convertible = convertible and upper.uncounted is None
+        convertible = convertible and objects.uncounted is None
         yield Problem(
-            Kind.MIXED, upper.path(upper.root),
+            Kind.MIXED, objects.path(objects.root),
             "whiteouts in several dialects: "
             + _listed((dialect.value, path) for dialect, path in met.items()),
-            repair=(lambda: _convert(upper, userxattr)) if convertible else None,
+            repair=(lambda: _convert(objects, hiding, userxattr)) if convertible else None,
             why="only `.wh.` names beside character devices are converted, to those, where "
             "the attributes count",
         )  # fmt: skip
@@ -54,30 +58,31 @@ def _listed(first: Iterable[tuple[str, bytes]]) -> str:
     return ", ".join(f"{what} (first at {shown(path)})" for what, path in first)
 
 
-def _convert(upper: UpperCheck, userxattr: bool) -> None:
+def _convert(objects: Objects, hiding: Hiding, userxattr: bool) -> None:
     """Write OCI whiteouts and opaque marks the kernel's way. `Kept` where one has to stay."""
+    stack = objects.stack
     kernels = (xattrs.TRUSTED, xattrs.USER)
-    namespace = next((name for name in kernels if name in upper.namespaces), None)
+    namespace = next((name for name in kernels if name in objects.namespaces), None)
     if namespace is None:
-        root_fd = upper.stack.fd(upper.root)
+        root_fd = stack.fd(objects.root)
         namespace = xattrs.USER if userxattr else whiteout.best_namespace(root_fd)
-    kept = [place for place in upper.whiteouts.get(Dialect.OCI, ()) if not _to_char(upper, place)]
+    kept = [place for place in hiding.whiteouts.get(Dialect.OCI, ()) if not _to_char(stack, place)]
     kept += [
         Place(real, whiteout.WH_OPAQUE)
-        for real in upper.opaque_files
-        if not _to_mark(upper, real, namespace)
+        for real in hiding.opaque_files
+        if not _to_mark(stack, real, namespace)
     ]
     if kept:
         more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-        raise Kept(f"{shown(upper.path(*kept[0]))}{more} cannot be converted")
+        raise Kept(f"{shown(objects.path(*kept[0]))}{more} cannot be converted")
 
 
-def _to_char(upper: UpperCheck, place: Place) -> bool:
+def _to_char(stack: LayerStack, place: Place) -> bool:
     """The new one is there before the old one goes. False: another object has the name."""
     target = whiteout.oci_target(place.name)
     if target is None:
         return False
-    fd = upper.stack.fd(place.real)
+    fd = stack.fd(place.real)
     with times_kept(fd):
         try:
             whiteout.make(Dialect.CHAR, fd, target, xattrs.USER)
@@ -88,9 +93,9 @@ def _to_char(upper: UpperCheck, place: Place) -> bool:
     return True
 
 
-def _to_mark(upper: UpperCheck, real: RealDir, namespace: bytes) -> bool:
+def _to_mark(stack: LayerStack, real: RealDir, namespace: bytes) -> bool:
     """False: the directory has another mark in the same place."""
-    fd = upper.stack.fd(real)
+    fd = stack.fd(real)
     if whiteout.opaque_value(fd, real.layer.namespaces) not in (None, whiteout.OPAQUE_YES):
         return False
     with times_kept(fd):

@@ -58,7 +58,10 @@ class Check:
         upper = UpperCheck(self._stack, self._origins, indexed=indexed)
         yield from upper.problems()
         yield from mixed.problems(
-            upper, preferred=self._config.whiteout, userxattr=self._config.userxattr
+            upper.objects,
+            upper.hiding,
+            preferred=self._config.whiteout,
+            userxattr=self._config.userxattr,
         )
         if self._work is not None:
             yield from self._work.problems(upper)

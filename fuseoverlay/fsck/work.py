@@ -102,7 +102,7 @@ class WorkCheck:
             if mine is None or stored in (None, mine) or not os.listdir(fd):
                 return
             copies = self.indexed()
-            found = copies and all(upper.upper_names[key] for key in copies)
+            found = copies and all(upper.files.names[key] for key in copies)
             yield Problem(
                 Kind.OWNER, self._join(directory), "belongs to another upper",
                 repair=(lambda: _stamp(fd, mine)) if found else None,
@@ -174,7 +174,7 @@ class WorkCheck:
                 copy.name, "a copy whose names are not in this upper",
                 "the work directory may belong to another upper",
             )  # fmt: skip
-        if upper.uncounted is None:
+        if upper.objects.uncounted is None:
             yield from self._copy_origin(copy)
         yield from self._nlink(copy)
 
@@ -233,7 +233,7 @@ class _Copy:
         self.origin = origin
         self.st = st
         #: Names that lead to it: in the upper, and in the lowers by the index.
-        self.upper_names = upper.upper_names[stat_key(st)]
+        self.upper_names = upper.files.names[stat_key(st)]
         self.lower_names = upper.lower_names[name]
         self.path = at(fd, name)
         self._counted = upper.root.layer.namespaces

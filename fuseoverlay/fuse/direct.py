@@ -20,7 +20,7 @@ from typing import Any, Final
 from fuseoverlay.fuse import requests, wire
 from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import RealDir
-from fuseoverlay.native import extension
+from fuseoverlay.native import extension, opcodes
 from fuseoverlay.overlay import attributes, lookup, make
 from fuseoverlay.overlay.attributes import Attr
 from fuseoverlay.overlay.directory import read
@@ -31,9 +31,6 @@ from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
 
 log = logging.getLogger("fuseoverlay")
-
-_LOOKUP, _FORGET, _GETATTR, _GETXATTR, _LISTXATTR = 1, 2, 3, 22, 23
-_CREATE, _BATCH_FORGET, _READDIRPLUS = 35, 42, 44
 
 _FORGET_IN: Final = struct.Struct("=Q")
 _FORGET_ONE: Final = struct.Struct("=QQ")
@@ -102,14 +99,14 @@ class Direct:
     def register(self) -> None:
         """Have the extension call us."""
         for opcode, function in (
-            (_LOOKUP, self.lookup),
-            (_GETATTR, self.getattr),
-            (_GETXATTR, self.getxattr),
-            (_LISTXATTR, self.listxattr),
-            (_CREATE, self.create),
-            (_READDIRPLUS, self.readdirplus),
-            (_FORGET, self.forget),
-            (_BATCH_FORGET, self.batch_forget),
+            (opcodes.LOOKUP, self.lookup),
+            (opcodes.GETATTR, self.getattr),
+            (opcodes.GETXATTR, self.getxattr),
+            (opcodes.LISTXATTR, self.listxattr),
+            (opcodes.CREATE, self.create),
+            (opcodes.READDIRPLUS, self.readdirplus),
+            (opcodes.FORGET, self.forget),
+            (opcodes.BATCH_FORGET, self.batch_forget),
         ):
             extension.call(opcode, function)
 

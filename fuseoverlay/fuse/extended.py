@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from fuseoverlay.errors import os_error
 
-from fuseoverlay.native import extension  # isort: skip
+from fuseoverlay.native import extension, opcodes  # isort: skip
 
 import pyfuse3
 import trio
@@ -172,13 +172,15 @@ class ExtendedOperations(Operations):
 
     #: By opcode.
     handlers: ClassVar[dict[int, _Served]] = {
-        wire.FALLOCATE: _Served(fallocate, wire.fallocate, lambda _: b""),
-        wire.LSEEK: _Served(lseek, wire.lseek, wire.number_reply),
-        wire.COPY_FILE_RANGE: _Served(copy_file_range, wire.copy_file_range, wire.count_reply),
-        wire.COPY_FILE_RANGE_64: _Served(copy_file_range, wire.copy_file_range, wire.number_reply),
-        wire.IOCTL: _Served(ioctl, wire.ioctl, wire.ioctl_reply),
+        opcodes.FALLOCATE: _Served(fallocate, wire.fallocate, lambda _: b""),
+        opcodes.LSEEK: _Served(lseek, wire.lseek, wire.number_reply),
+        opcodes.COPY_FILE_RANGE: _Served(copy_file_range, wire.copy_file_range, wire.count_reply),
+        opcodes.COPY_FILE_RANGE_64: _Served(
+            copy_file_range, wire.copy_file_range, wire.number_reply
+        ),
+        opcodes.IOCTL: _Served(ioctl, wire.ioctl, wire.ioctl_reply),
         # What is asked for makes no difference.
-        wire.STATX: _Served(statx, lambda _: (), lambda answer: wire.statx_reply(*answer)),
-        wire.TMPFILE: _Served(tmpfile, wire.tmpfile, wire.create_reply),
+        opcodes.STATX: _Served(statx, lambda _: (), lambda answer: wire.statx_reply(*answer)),
+        opcodes.TMPFILE: _Served(tmpfile, wire.tmpfile, wire.create_reply),
     }
     taken: Collection[int] = handlers.keys()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol, TypeVar
 
 # Before pyfuse3: the extension has to be found first.
-from fuseoverlay.native import extension, terms  # isort: skip
+from fuseoverlay.native import extension, opcodes, terms  # isort: skip
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext, StatvfsData
@@ -54,8 +54,9 @@ T = TypeVar("T")
 # Taken over from the real filesystem as they are.
 _STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
 
-# SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR.
-_XATTR_REQUESTS: Final = range(21, 25)
+_XATTR_REQUESTS: Final = (
+    opcodes.SETXATTR, opcodes.GETXATTR, opcodes.LISTXATTR, opcodes.REMOVEXATTR,
+)  # fmt: skip
 
 _ALL_GROUPS: Final = range(2**32)
 
@@ -393,7 +394,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        """Only asked where the mounting user may do everything (see `fuse.mount`)."""
+        """Only asked where the mounting user may do everything (see `fuse.mountoptions`)."""
         self._ov.inodes.get(inode)
         return True
 

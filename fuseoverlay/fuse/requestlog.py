@@ -8,17 +8,14 @@ import logging
 import struct
 from typing import Final
 
+from fuseoverlay.native import opcodes
+
 log = logging.getLogger("fuseoverlay")
 
-_NAMES: Final = {
-    1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 14: "open", 15: "read", 16: "write",
-    18: "release", 22: "getxattr", 23: "listxattr", 25: "flush", 27: "opendir", 29: "releasedir",
-    34: "access", 35: "create", 39: "ioctl", 42: "batch_forget", 44: "readdirplus",
-}  # fmt: skip
 #: Where the name is in the body.
-_NAMED: Final = {1: 0, 22: 8, 35: 16}
+_NAMED: Final = {opcodes.LOOKUP: 0, opcodes.GETXATTR: 8, opcodes.CREATE: 16}
 #: Those whose body begins with a handle, an offset and a size.
-_RANGES: Final = (15, 16, 44)
+_RANGES: Final = (opcodes.READ, opcodes.WRITE, opcodes.READDIRPLUS)
 _RANGE: Final = struct.Struct("=8xQI")
 
 
@@ -38,4 +35,5 @@ def answered(
         said.append(f"offset={offset} size={size}")
     said.append(f"uid={uid} gid={gid} pid={pid}")
     answer = errno.errorcode.get(error, error) if error else ABSENT if absent else "ok"
-    log.debug("%s(%s) = %s", _NAMES.get(opcode, f"request {opcode}"), ", ".join(said), answer)
+    name = opcodes.NAMES.get(opcode, f"request {opcode}")
+    log.debug("%s(%s) = %s", name, ", ".join(said), answer)

@@ -9,14 +9,6 @@ import os
 import struct
 from typing import Final, NamedTuple, Protocol
 
-IOCTL: Final = 39
-FALLOCATE: Final = 43
-LSEEK: Final = 46
-COPY_FILE_RANGE: Final = 47
-TMPFILE: Final = 51
-STATX: Final = 52
-COPY_FILE_RANGE_64: Final = 53
-
 STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
 

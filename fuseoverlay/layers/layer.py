@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from types import TracebackType
+from typing import Final, NamedTuple, Self
 
 from fuseoverlay.errors import printable
 from fuseoverlay.layers import trust, xattrs
@@ -163,15 +162,26 @@ class Place(NamedTuple):
     name: bytes
 
 
-class Lower(NamedTuple):
+class Lower:
     """An object of a lower, or of the upper where both are served alike, that all its facts are
     taken from by one descriptor: whoever owns its directory may exchange it for another between
-    two calls that name it."""
+    two calls that name it. Closed at the end of its `with` block."""
 
-    layer: Layer
-    #: O_PATH.
-    fd: int
-    st: os.stat_result
+    __slots__ = ("fd", "layer", "st")
+
+    def __init__(self, layer: Layer, fd: int, st: os.stat_result) -> None:
+        """`fd`: O_PATH."""
+        self.layer = layer
+        self.fd = fd
+        self.st = st
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        os.close(self.fd)
 
     @property
     def path(self) -> bytes:
@@ -179,16 +189,16 @@ class Lower(NamedTuple):
         return syscalls.fd_path(self.fd)
 
 
-@contextlib.contextmanager
 def pinned(
     layer: Layer, name: bytes, dir_fd: int | None, seen: Sighting | None, *, lasting: bool = True
-) -> Iterator[Lower]:
+) -> Lower:
     """Such an object; `check_sighting`."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = open_file(name, flags, dir_fd=dir_fd)
     try:
         st = os.fstat(fd)
         check_sighting(st, seen, lasting=lasting)
-        yield Lower(layer, fd, st)
-    finally:
+    except OSError:
         os.close(fd)
+        raise
+    return Lower(layer, fd, st)

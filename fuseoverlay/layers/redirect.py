@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from fuseoverlay.errors import os_error
-from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers import onename, whiteout, xattrs
 from fuseoverlay.layers.layer import Layer, Lower, Place, RealDir, pinned
 from fuseoverlay.layers.stack import LayerStack
 
@@ -172,7 +172,7 @@ class _Trail:
         """Follow the path in one layer as far as `names`, with which it begins; None: there is
         no such directory."""
         real = base
-        self.ended = self.ended or is_opaque(self._stack, base)
+        self.ended = self.ended or onename.is_opaque(self._stack.fd(base), base.layer.namespaces)
         left = len(self.path)
         for name in names:
             left -= 1
@@ -182,7 +182,7 @@ class _Trail:
                 return None
             real = RealDir(real.layer, real, name)
             marks = marks_of(self._stack, real)
-            if marks.opaque or _is_oci_opaque(self._stack, real):
+            if marks.opaque or onename.is_oci_opaque(self._stack.fd(real)):
                 self.ended = True
             elif marks.redirect is not None:
                 self.turn(real.layer, left, marks.redirect)
@@ -271,30 +271,4 @@ def _redirect_at(stack: LayerStack, place: Place, path: bytes, *, follow: bool) 
 
 
 def _kind(stack: LayerStack, real: RealDir, name: bytes) -> tuple[int | None, bool]:
-    """Type of `name`, None where there is nothing; whether a `.wh.NAME` beside it hides it in
-    the layers below. A whiteout at the name itself is something that is no directory."""
-    st = _status(stack, real, name)
-    hides = _status(stack, real, whiteout.WH_PREFIX + name) is not None
-    return None if st is None else stat.S_IFMT(st.st_mode), hides
-
-
-def is_opaque(stack: LayerStack, real: RealDir) -> bool:
-    """Whether the directory hides those of the layers below, in whatever dialect."""
-    value = whiteout.opaque_value(stack.fd(real), real.layer.namespaces)
-    return whiteout.is_opaque_value(value) or _is_oci_opaque(stack, real)
-
-
-def _is_oci_opaque(stack: LayerStack, real: RealDir) -> bool:
-    return _status(stack, real, whiteout.WH_OPAQUE) is not None
-
-
-def _status(stack: LayerStack, real: RealDir, name: bytes) -> os.stat_result | None:
-    """None where there is nothing; any other error is not absence: what a layer does not tell
-    today may be there tomorrow, and must not be removed as empty meanwhile."""
-    fd = stack.fd(real)
-    try:
-        return os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except OSError as exc:
-        if exc.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
-        return None
+    return onename.kind_of(stack.fd(real), name, real.layer.namespaces)

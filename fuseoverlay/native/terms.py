@@ -9,11 +9,10 @@ import errno
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from fuseoverlay.native import opcodes
 from fuseoverlay.native.loader import absence as _absence
 from fuseoverlay.native.loader import is_late as _is_late
 from fuseoverlay.native.loader import module as _extension
-
-_OPEN, _RELEASE, _FLUSH, _OPENDIR, _RELEASEDIR, _ACCESS = 14, 18, 25, 27, 29, 34
 
 _ATOMIC_O_TRUNC: Final = 1 << 3
 _DONT_MASK: Final = 1 << 6
@@ -49,12 +48,12 @@ def agree(taken: Iterable[int], *, private: bool) -> bool:
         return False
     refused = _ASYNC_DIO | _ATOMIC_O_TRUNC | (_AUTO_INVAL_DATA if private else 0)
     _extension.init_flags(_DONT_MASK | _CACHE_SYMLINKS | _HANDLE_KILLPRIV_V2, refused)
-    refuse((_OPEN, _FLUSH, _ACCESS))
+    refuse((opcodes.OPEN, opcodes.FLUSH, opcodes.ACCESS))
     if private:
         # The kernel then keeps listings, too, until it changes the directory itself.
-        refuse([_OPENDIR])
+        refuse([opcodes.OPENDIR])
     # Asked only of files that were created.
-    for opcode in (_RELEASE, _RELEASEDIR):
+    for opcode in (opcodes.RELEASE, opcodes.RELEASEDIR):
         _extension.answer(opcode, 0)
     for opcode in taken:
         _extension.take(opcode)

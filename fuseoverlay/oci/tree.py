@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final
 
-from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers import onename, xattrs
 from fuseoverlay.oci.entries import Path
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.syscalls import DIR_FLAGS
@@ -80,50 +80,16 @@ def _look(root_fd: int, path: Path) -> tuple[tuple[int, int] | None, bool]:
     """One layer of `find_below`: what it found, else whether to look further down."""
     with contextlib.ExitStack() as stack:
         fd = root_fd
-        transparent = True
+        transparent = not onename.is_opaque(fd, xattrs.NAMESPACES)
         for name in path[:-1]:
-            transparent = transparent and not _is_opaque(fd)
-            kind = _kind(fd, name)
+            kind, hides = onename.kind_of(fd, name, xattrs.NAMESPACES)
+            transparent = transparent and not hides
             if kind != stat.S_IFDIR:
-                return None, transparent and kind == 0
+                return None, transparent and kind is None
             fd = os.open(name, DIR_FLAGS, dir_fd=fd)
             stack.callback(os.close, fd)
-        kind = _kind(fd, path[-1])
-        if kind == 0:
-            return None, transparent and not _is_opaque(fd)
-        return (None if kind == _WHITEOUT else (os.dup(fd), kind)), False
-
-
-#: No file type has this number.
-_WHITEOUT: Final = -1
-
-
-def _kind(fd: int, name: bytes) -> int:
-    """File type of `name`, `_WHITEOUT`, or 0: this layer says nothing about it."""
-    try:
-        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return _WHITEOUT if _exists(fd, whiteout.WH_PREFIX + name) else 0
-    return _WHITEOUT if _is_whiteout(fd, name, st) else stat.S_IFMT(st.st_mode)
-
-
-def _is_whiteout(fd: int, name: bytes, st: os.stat_result) -> bool:
-    if whiteout.is_char_whiteout(st):
-        return True
-    empty = stat.S_ISREG(st.st_mode) and not st.st_size
-    return empty and whiteout.is_xattr_whiteout(fd, name, xattrs.NAMESPACES)
-
-
-def _is_opaque(fd: int) -> bool:
-    marked = whiteout.is_opaque_value(whiteout.opaque_value(fd, xattrs.NAMESPACES))
-    return marked or _exists(fd, whiteout.WH_OPAQUE)
-
-
-def _exists(fd: int, name: bytes) -> bool:
-    if len(name) > whiteout.NAME_MAX:
-        return False
-    try:
-        os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
+            transparent = transparent and not onename.is_opaque(fd, xattrs.NAMESPACES)
+        kind, hides = onename.kind_of(fd, path[-1], xattrs.NAMESPACES)
+        if kind is None:
+            return None, transparent and not hides
+        return (None if kind == onename.WHITEOUT else (os.dup(fd), kind)), False

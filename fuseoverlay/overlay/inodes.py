@@ -164,16 +164,6 @@ class Directory(Inode):
         return self.upper if self.upper is not None else self.lowers[0]
 
 
-#: A plain file of a lower that the kernel knows from a listing or a look-up, and of which nothing
-#: else is known: (directory, name, real directory, look-up count, type, whether it has attributes,
-#: user id << 32 | group id). Made and read by the extension, too.
-Listed = tuple[Directory, bytes, RealDir, int, int, bool, int]
-
-
-def owner_of(listed: Listed) -> tuple[int, int]:
-    return listed[6] >> 32, listed[6] & 0xFFFFFFFF
-
-
 def release(held: Held) -> None:
     """End what a holder has for itself: a descriptor, or a name of an object that is no directory
     or an empty one."""

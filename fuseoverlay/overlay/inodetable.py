@@ -16,7 +16,9 @@ from weakref import WeakValueDictionary
 from fuseoverlay.errors import os_error
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import sighting, stat_key
-from fuseoverlay.overlay.inodes import Directory, File, Held, Inode, Listed, owner_of, release
+from fuseoverlay.overlay import listed
+from fuseoverlay.overlay.inodes import Directory, File, Held, Inode, release
+from fuseoverlay.overlay.listed import Listed
 from fuseoverlay.overlay.prepared import Prepared
 
 ROOT: Final = 1
@@ -60,7 +62,7 @@ class InodeTable:
         self._devices: list[int] = []
         for device in devices:
             self.base(device)
-        self._by_ino: dict[int, Inode | Listed] = {}
+        self._by_ino: dict[int, Inode | listed.Raw] = {}
         self._by_key: dict[tuple[int, int], File] = {}
         self._alone: dict[tuple[Directory, bytes], File] = {}
         #: All directories that are there by name, known to the kernel or not.
@@ -83,7 +85,7 @@ class InodeTable:
         return len(self._by_ino)
 
     @property
-    def entries(self) -> dict[int, Inode | Listed]:
+    def entries(self) -> dict[int, Inode | listed.Raw]:
         """What the kernel knows, by number; for the extension, which adds what is listed."""
         return self._by_ino
 
@@ -94,17 +96,17 @@ class InodeTable:
             raise os_error(errno.ESTALE)
         return self._learn(ino, found) if isinstance(found, tuple) else found
 
-    def _learn(self, ino: int, listed: Listed) -> File:
+    def _learn(self, ino: int, raw: listed.Raw) -> File:
         """Make an inode of what was only listed."""
-        parent, name, real, nlookup, kind, _, _ = listed
-        file = File(ino, kind)
-        file.nlookup = nlookup
-        file.lower = Place(real, name)
-        file.names[parent, name] = None
+        known = Listed(*raw)
+        file = File(ino, known.kind)
+        file.nlookup = known.lookups
+        file.lower = Place(known.real, known.name)
+        file.names[known.parent, known.name] = None
         self.add(file)
         device = self._devices[ino >> _INO_BITS]
         key = device, ino & (1 << _INO_BITS) - 1
-        file.lower_seen = *key, *owner_of(listed), kind
+        file.lower_seen = *key, *known.ids, known.kind
         self.bind(file, key)
         return file
 
@@ -127,9 +129,9 @@ class InodeTable:
         file = self._by_key.get(key)
         number = self._real_number(key) if file is None else None
         if number is not None:
-            listed = self._by_ino.get(number)
-            if isinstance(listed, tuple):
-                return self._learn(number, listed)
+            found = self._by_ino.get(number)
+            if isinstance(found, tuple):
+                return self._learn(number, found)
         return file
 
     def find_alone(self, parent: Directory, name: bytes) -> File | None:
@@ -150,17 +152,19 @@ class InodeTable:
             plain = file.kind == stat.S_IFREG and file.data is None and not file.in_upper
             return file.ino if plain and file.lower_seen == seen else None
         number = self._real_number(key)
-        listed = self._by_ino.get(number) if number is not None else None
-        if not isinstance(listed, tuple) or listed[4] != stat.S_IFREG:
+        raw = self._by_ino.get(number) if number is not None else None
+        if not isinstance(raw, tuple):
             return None
-        return number if owner_of(listed) == (st.st_uid, st.st_gid) else None
+        known = Listed(*raw)
+        same = known.kind == stat.S_IFREG and known.ids == (st.st_uid, st.st_gid)
+        return number if same else None
 
     def regular(self) -> list[int]:
         """The numbers of all regular files that the kernel knows."""
         return [
             ino
             for ino, inode in self._by_ino.items()
-            if (inode[4] if isinstance(inode, tuple) else inode.kind) == stat.S_IFREG
+            if (Listed(*inode) if isinstance(inode, tuple) else inode).kind == stat.S_IFREG
         ]
 
     def base(self, device: int) -> int | None:
@@ -258,10 +262,11 @@ class InodeTable:
         inode.nlookup -= count
         return inode if self.drop_unused(inode) else None
 
-    def _forget_listed(self, ino: int, listed: Listed, count: int) -> None:
-        parent, name, real, nlookup, kind, attributes, owner = listed
-        if nlookup > count:
-            self._by_ino[ino] = (parent, name, real, nlookup - count, kind, attributes, owner)
+    def _forget_listed(self, ino: int, raw: listed.Raw, count: int) -> None:
+        parent, name, real, lookups, kind, has_xattrs, owner = raw
+        if lookups > count:
+            # A tuple, of no other class: the extension knows it by that.
+            self._by_ino[ino] = (parent, name, real, lookups - count, kind, has_xattrs, owner)
         else:
             del self._by_ino[ino]
 

@@ -11,7 +11,7 @@ from fuseoverlay.layers import xattrs
 from fuseoverlay.overlay import hardlinks, staging
 from fuseoverlay.overlay.inodes import File, Held
 from fuseoverlay.overlay.owners import Overlay
-from fuseoverlay.overlay.realobject import Real, lower_of, upper_of
+from fuseoverlay.overlay.realobject import Real, lower_of, real_of, upper_of
 from fuseoverlay.system.removal import remove_tree
 from fuseoverlay.system.syscalls import at
 from fuseoverlay.system.transaction import Transaction, tidy
@@ -24,8 +24,10 @@ def note_origin(ov: Overlay, file: File) -> bytes | None:
     no other name."""
     if file.in_upper or file.lower is None or not ov.config.index:
         return None
+    if not hardlinks.may_be_indexed(real_of(ov, file).st):
+        return None
     with lower_of(ov, file) as lower:
-        return hardlinks.origin_of(lower) if hardlinks.may_be_indexed(lower.st) else None
+        return hardlinks.origin_of(lower)
 
 
 def note_hidden(ov: Overlay, origin: bytes, hidden: int) -> None:

@@ -6,29 +6,34 @@ something else there. Every other name leads to the file as well.
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
+from fuseoverlay.errors import os_error
 from fuseoverlay.layers.layer import Place
-from fuseoverlay.layers.objects import Sighting, check_sighting, sighting
+from fuseoverlay.layers.objects import Sighting, sighting
 from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.overlay.inodes import Directory, File
 from fuseoverlay.overlay.inodetable import InodeTable
 
+T = TypeVar("T")
 
-def status(stack: LayerStack, file: File, place: Place, *, lasting: bool) -> os.stat_result:
-    """Status of a file of a lower, which was looked up at `place`; that may move. Errors of
-    stat(2), and of `check_sighting`, which takes `lasting`."""
+
+def found(stack: LayerStack, file: File, get: Callable[[Place], T]) -> T:
+    """What `get` gets at the place of a file of a lower, or, if that is an error, where it is
+    found again, which then is its place. ESTALE where it has none; errors of `get`."""
+    if file.lower is None:
+        raise os_error(errno.ESTALE)
     try:
-        st = _status(stack, place)
-        check_sighting(st, file.lower_seen, lasting=lasting)
+        return get(file.lower)
     except OSError:
-        found = find_again(stack, file, file.lower_seen)
-        if found is None:
+        place = find_again(stack, file, file.lower_seen)
+        if place is None:
             raise
-        file.lower = found
-        st = _status(stack, found)
-        check_sighting(st, file.lower_seen, lasting=lasting)
-    return st
+        file.lower = place
+        return get(place)
 
 
 def name_of(stack: LayerStack, inodes: InodeTable, file: File) -> tuple[Directory, bytes] | None:

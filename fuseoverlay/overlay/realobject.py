@@ -7,16 +7,13 @@ compared with what was looked up (`pinned_of`).
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-from fuseoverlay.errors import os_error
 from fuseoverlay.layers import xattrs
 from fuseoverlay.layers.layer import Layer, Lower, Place, RealDir, pinned
-from fuseoverlay.layers.objects import Sighting, sighting
+from fuseoverlay.layers.objects import Sighting, check_sighting, sighting
 from fuseoverlay.overlay import places
 from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
@@ -66,20 +63,27 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
         return Real(real.layer, fd_path(fd), True, os.stat(fd))
     if not isinstance(inode, File):
         raise TypeError(type(inode))
-    place = inode.upper or inode.lower
-    if place is None:
-        raise os_error(errno.ESTALE)
     if inode.upper is None:
-        st = places.status(ov.stack, inode, place, lasting=ov.config.private)
-        place = inode.lower or place
-        return Real(place.real.layer, at(ov.stack.fd(place.real), place.name), False, st)
+        seen = inode.lower_seen
+        return places.found(ov.stack, inode, lambda place: _real_below(ov, place, seen))
+    found = _real_at(ov, inode.upper)
+    inode.check_upper(found.st)
+    return found
+
+
+def _real_at(ov: Overlay, place: Place) -> Real:
     fd = ov.stack.fd(place.real)
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
-    inode.check_upper(st)
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 
-def pinned_at(ov: Overlay, place: Place, seen: Sighting | None) -> AbstractContextManager[Lower]:
+def _real_below(ov: Overlay, place: Place, seen: Sighting | None) -> Real:
+    real = _real_at(ov, place)
+    check_sighting(real.st, seen, lasting=ov.config.private)
+    return real
+
+
+def pinned_at(ov: Overlay, place: Place, seen: Sighting | None) -> Lower:
     """The object of a lower at the place."""
     fd = ov.stack.fd(place.real)
     return pinned(place.real.layer, place.name, fd, seen, lasting=ov.config.private)
@@ -90,14 +94,10 @@ def real_by(lower: Lower) -> Real:
     return Real(lower.layer, lower.path, True, lower.st)
 
 
-def lower_of(ov: Overlay, file: File) -> AbstractContextManager[Lower]:
+def lower_of(ov: Overlay, file: File) -> Lower:
     """The real object of a file that is not in the upper, until the end of the block; errors of
     `real_of`."""
-    if file.lower is None:
-        raise os_error(errno.ESTALE)
-    # It may have to be found by another name first.
-    places.status(ov.stack, file, file.lower, lasting=ov.config.private)
-    return pinned_at(ov, file.lower, file.lower_seen)
+    return places.found(ov.stack, file, lambda place: pinned_at(ov, place, file.lower_seen))
 
 
 @contextlib.contextmanager

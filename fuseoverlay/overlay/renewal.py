@@ -14,7 +14,7 @@ import os
 import time
 from typing import Final
 
-from fuseoverlay.layers import redirect
+from fuseoverlay.layers import onename, redirect
 from fuseoverlay.layers.index import Found, Index
 from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.layers.merge import scan, scan_soon
@@ -140,8 +140,8 @@ def _renew_parts(
     found = index.find(name)
     if found is None or is_replaced(ov, inode, found):
         return
-    hidden = inode.upper is not None and redirect.is_opaque(ov.stack, inode.upper)
-    if hidden:
+    upper = inode.upper
+    if upper is not None and onename.is_opaque(ov.stack.fd(upper), upper.layer.namespaces):
         return
     same_name = [RealDir(real.layer, real, name) for real in found.lower_dirs]
     _, lowers = redirect.merged(ov.stack, parent.lowers, inode.upper, same_name)

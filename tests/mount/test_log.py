@@ -196,7 +196,7 @@ def test_what_ends_the_daemon_lands_in_the_file(cli: Cli) -> None:
     assert "KeyError: 'at the end'" in text
     if NATIVE:
         # The extension has it called when the kernel lets go of the mount.
-        assert re.search(r"ERROR: bug in <function .*gone", text), text
+        assert re.search(r"ERROR: bug in <function .*ended", text), text
     assert "Exception ignored" not in text
 
 

@@ -11,28 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.dialects import WHITEOUTS, xattr_whiteout
 from tests.helpers.mounts import IMPL, MODE, Space, differs, fails, make_whiteout, set_overlay_xattr
 
 NAMESPACES = ["user.overlay.", "user.fuseoverlayfs."] + ["trusted.overlay."] * (MODE == "root")
-
-
-def oci_whiteout(path: Path) -> None:
-    """`.wh.NAME` for the name."""
-    (path.parent / f".wh.{path.name}").touch()
-
-
-def xattr_whiteout(path: Path) -> None:
-    """An empty file with the attribute, in a directory that says so."""
-    path.touch()
-    set_overlay_xattr(path, "whiteout", b"y")
-    set_overlay_xattr(path.parent, "opaque", b"x")
-
-
-WHITEOUTS: dict[str, Callable[[Path], None]] = {
-    "char": make_whiteout,
-    "xattr": xattr_whiteout,
-    "oci": oci_whiteout,
-}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=differs("dialects")) for name in WHITEOUTS])

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.helpers.changes import exchange
+from tests.helpers.dialects import WHITEOUTS
 from tests.helpers.mounts import (
     MODE,
     Space,
@@ -110,6 +111,23 @@ def test_data_that_is_nowhere(space: Space, where: bytes, code: int) -> None:
     set_overlay_xattr(space.lower / "f", "redirect", where)
     mnt = space.mount()
     with fails(code):
+        (mnt / "f").read_bytes()
+    space.unmount()
+
+
+@pytest.mark.parametrize("hide", WHITEOUTS)
+def test_data_behind_a_whiteout(space: Space, hide: str) -> None:
+    """As in the kernel, in every dialect: it is not there, and a whiteout is no empty file."""
+    space.features = ("metacopy=on",)
+    middle, bottom = space.add_lower(), space.add_lower()
+    (bottom / "x").write_bytes(DATA)
+    WHITEOUTS[hide](middle / "x")
+    with open(space.lower / "f", "wb") as stream:
+        stream.truncate(len(DATA))
+    set_overlay_xattr(space.lower / "f", "metacopy", b"")
+    set_overlay_xattr(space.lower / "f", "redirect", b"/x")
+    mnt = space.mount()
+    with fails(errno.EIO):
         (mnt / "f").read_bytes()
     space.unmount()
 

@@ -20,7 +20,13 @@ from tests.helpers.imports import (
 )
 
 #: What images share with the overlay of the package `layers`: modules that know nothing of layers.
-SHARED = {"layers.xattrs", "layers.whiteout", "layers.overridestat", "layers.trust"}
+SHARED = {
+    "layers.onename",
+    "layers.overridestat",
+    "layers.trust",
+    "layers.whiteout",
+    "layers.xattrs",
+}
 
 
 def _documented() -> dict[str, set[str]]:

@@ -104,7 +104,7 @@ static bool has_overlay_attribute(const char *list, ssize_t size)
 static int count_listed(PyObject *key, PyObject *known, PyObject *parent, PyObject *name,
                         PyObject *real, const struct stat *st, bool has_attributes)
 {
-    long count = known ? PyLong_AsLong(PyTuple_GET_ITEM(known, LISTED_COUNT)) : 0;
+    long count = known ? PyLong_AsLong(PyTuple_GET_ITEM(known, LISTED_LOOKUPS)) : 0;
     PyObject *listed = Py_BuildValue("(OOOlIOK)", parent, name, real, count + 1,
                                      st->st_mode & S_IFMT, has_attributes ? Py_True : Py_False,
                                      (unsigned long long)st->st_uid << 32 | st->st_gid);
@@ -136,7 +136,7 @@ static PyObject *listing_add_lower(struct listing *self, PyObject *args)
     text = PyBytes_AS_STRING(name);
     if (fstatat(dir_fd, text, &st, AT_SYMLINK_NOFOLLOW) < 0 || st.st_nlink != 1 ||
         !(S_ISREG(st.st_mode) || S_ISLNK(st.st_mode)) || st.st_dev != device || !st.st_ino ||
-        st.st_ino >> 56)
+        st.st_ino >> INO_BITS)
         Py_RETURN_NONE;
     list_size = list_attributes(dir_fd, text, list, sizeof(list));
     if (list_size < 0 || has_overlay_attribute(list, list_size) || !is_unmoved(dir_fd, text, &st))

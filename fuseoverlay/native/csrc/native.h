@@ -98,14 +98,17 @@ struct prepared {
 };
 extern struct prepared prepared;
 
+/* Of an inode number the real one; the rest says on which filesystem: overlay/inodetable.py. */
+#define INO_BITS 56
+
 /* A file of a lower that the kernel knows from a listing or a look-up, and of which nothing else is
  * known: (directory, name, real directory, look-up count, type, whether it has attributes,
- * user id << 32 | group id). */
+ * user id << 32 | group id): overlay/listed.py. */
 enum {
     LISTED_PARENT,
     LISTED_NAME,
     LISTED_REAL,
-    LISTED_COUNT,
+    LISTED_LOOKUPS,
     LISTED_KIND,
     LISTED_XATTRS,
     LISTED_OWNER

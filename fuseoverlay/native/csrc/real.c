@@ -32,7 +32,7 @@ bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st)
     PyObject *device = layer ? borrowed(layer, device_name) : NULL;
     uint64_t owner = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(listed, LISTED_OWNER));
 
-    return device && st->st_ino == (nodeid & UINT64_MAX >> 8) &&
+    return device && st->st_ino == (nodeid & ((1ULL << INO_BITS) - 1)) &&
            st->st_dev == PyLong_AsUnsignedLongLong(device) &&
            (st->st_mode & S_IFMT) == PyLong_AsLong(PyTuple_GET_ITEM(listed, LISTED_KIND)) &&
            owner == ((uint64_t)st->st_uid << 32 | st->st_gid);

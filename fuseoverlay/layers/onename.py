@@ -1,0 +1,52 @@
+"""What the directory of one layer says about one name, without listing it.
+
+`merge` reads whole directories; whoever looks for a path step by step asks here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Final
+
+from fuseoverlay.layers import whiteout
+
+#: No file type has this number.
+WHITEOUT: Final = -1
+
+
+def kind_of(dir_fd: int, name: bytes, counted: Sequence[bytes]) -> tuple[int | None, bool]:
+    """File type (S_IFDIR and so on) of `name`, WHITEOUT, or None where there is nothing; and
+    whether a `.wh.NAME` beside it hides it in the layers below. `counted` as for
+    `xattrs.get_overlay`."""
+    st = _status(dir_fd, name)
+    hides = _status(dir_fd, whiteout.WH_PREFIX + name) is not None
+    if st is None:
+        return None, hides
+    if whiteout.is_char_whiteout(st) or whiteout.is_xattr_whiteout(dir_fd, name, counted, st):
+        return WHITEOUT, hides
+    return stat.S_IFMT(st.st_mode), hides
+
+
+def is_opaque(dir_fd: int, counted: Sequence[bytes]) -> bool:
+    """Whether the directory hides those of the layers below, in whatever dialect."""
+    marked = whiteout.is_opaque_value(whiteout.opaque_value(dir_fd, counted))
+    return marked or is_oci_opaque(dir_fd)
+
+
+def is_oci_opaque(dir_fd: int) -> bool:
+    """The same for `.wh..wh..opq` alone."""
+    return _status(dir_fd, whiteout.WH_OPAQUE) is not None
+
+
+def _status(dir_fd: int, name: bytes) -> os.stat_result | None:
+    """None where there is nothing; any other error is not absence: what a layer does not tell
+    today may be there tomorrow, and must not be removed as empty meanwhile."""
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
+        return None

@@ -1,0 +1,90 @@
+"""The deletions of a layer: whiteouts and opaque directories, which wait for its end."""
+
+from __future__ import annotations
+
+from fuseoverlay.layers import whiteout, xattrs
+from fuseoverlay.layers.whiteout import Dialect
+from fuseoverlay.oci.below import Below
+from fuseoverlay.oci.entries import Path, show
+from fuseoverlay.oci.made import Made
+
+
+class Deletions:
+    """Notes them, and makes them at last."""
+
+    def __init__(self, made: Made, below: Below) -> None:
+        self._made = made
+        self._below = below
+        # Asked while the directory is empty: the layer may hold the name of the probe.
+        with made.errors():
+            self._namespace = whiteout.best_namespace(made.cache.root_fd)
+            self._dialect = whiteout.probe(made.cache.root_fd, self._namespace) or Dialect.OCI
+
+    def add_opaque(self, path: Path) -> None:
+        """Nothing from below is to show in the directory `path`."""
+        # As with whiteouts: what is no directory hides all that was below it already.
+        if not self._made.is_replaced(path):
+            self._made.remembered.path(path)
+            self._made.opaque.add(path)
+
+    def add_whiteout(self, parent: Path, name: bytes) -> None:
+        """What the `.wh.` file `name` in `parent` hides is to be gone."""
+        target = whiteout.oci_target(name)
+        if target in (None, b".", b".."):
+            raise self._made.bad("a whiteout of nothing, '.' or '..'")
+        place = self._made.follow(parent)
+        if self._made.is_replaced(place):
+            # `umoci repack` deletes the children of a directory that it replaces by a file.
+            return
+        if place != parent and place not in self._made.dirs and not self._below.is_directory(place):
+            # A link of this layer to nowhere: there is nothing to delete, and nothing to make.
+            return
+        self._made.remembered.path((*place, name))
+        self._made.whiteouts.setdefault(place, set()).add(target or b"")
+
+    def finish(self) -> None:
+        """Make them, once everything else is there."""
+        self._need_places_of_whiteouts()
+        # The layer's own `a` stays under a whiteout of `a`, with nothing from below in it.
+        for parent, names in self._made.whiteouts.items():
+            own = {(*parent, name) for name in names}
+            self._made.opaque |= own & self._made.dirs.keys()
+        for parent, names in self._made.whiteouts.items():
+            if parent not in self._made.opaque:
+                for name in sorted(names):
+                    self._whiteout(parent, name)
+        for path in self._made.opaque:
+            self._made.current = show(path)
+            parent_fd = self._made.cache.fd(path[:-1])
+            whiteout.set_opaque(parent_fd, path[-1] if path else b".", self._namespace)
+
+    def _need_places_of_whiteouts(self) -> None:
+        """Make the directories in which something is deleted; those that are deleted themselves
+        hide it, and some builders list all that was in them."""
+        for place in sorted(self._made.whiteouts.keys() | self._made.opaque, key=len):
+            self._made.current = show(place)
+            if self._is_deleted(place) or self._made.is_replaced(place):
+                self._made.whiteouts.pop(place, None)
+                self._made.opaque.discard(place)
+            else:
+                self._made.need_directory(place)
+
+    def _is_deleted(self, path: Path) -> bool:
+        """Whether this layer does not have `path` and deletes it, or a directory above it."""
+        while path not in self._made.dirs:
+            self._made.remembered.steps(len(path))
+            if path[-1] in self._made.whiteouts.get(path[:-1], ()):
+                return True
+            path = path[:-1]
+        return False
+
+    def _whiteout(self, parent: Path, name: bytes) -> None:
+        self._made.current = show((*parent, name))
+        if self._made.exists((*parent, name)):
+            return
+        fd = self._made.cache.fd(parent)
+        dialect = whiteout.dialect_for(name, self._dialect)
+        on_disk = whiteout.WH_PREFIX + name if dialect is Dialect.OCI else name
+        whiteout.make(dialect, fd, on_disk, self._namespace)
+        if dialect is Dialect.XATTR:
+            whiteout.mark_xattr_whiteouts(fd, self._namespace, xattrs.NAMESPACES)

@@ -1,0 +1,151 @@
+"""What a layer in the making has so far: its directories, and names in them.
+
+Made in the layer's directory step by step; no call follows a symbolic link of the layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from fuseoverlay.errors import ImageError, describe
+from fuseoverlay.oci.entries import Entry, Path, show
+from fuseoverlay.oci.follow import follow
+from fuseoverlay.oci.job import Job, store_error
+from fuseoverlay.oci.metadata import Writer
+from fuseoverlay.oci.remembered import Remembered
+from fuseoverlay.oci.tree import DirCache
+from fuseoverlay.system.removal import remove_tree
+
+#: What it takes to look whether something remembered lies below a path, in `Remembered.steps`.
+_PER_ITEM: Final = 4
+#: The filesystem cannot hold what the layer asks for, whatever room there is.
+_IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EFBIG, errno.EINVAL, errno.EMLINK)
+
+
+class Made:
+    """What is there, and what waits for the end in its place."""
+
+    def __init__(self, cache: DirCache, job: Job, writer: Writer) -> None:
+        self._job = job
+        self._writer = writer
+        self.cache = cache
+        self.remembered = Remembered(job.where)
+        #: The entry that is being unpacked, for messages.
+        self.current = "."
+        #: Every directory made; None: not listed so far, only needed.
+        self.dirs: dict[Path, Entry | None] = {(): None}
+        #: Hard links whose target was not there yet.
+        self.links: dict[Path, Path] = {}
+        #: Deletions; the directories that they are in may not be there.
+        self.whiteouts: dict[Path, set[bytes]] = {}
+        self.opaque: set[Path] = set()
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn OSError into the error of the image or of the store."""
+        try:
+            yield
+        except OSError as exc:
+            what = f"cannot unpack {self.current}"
+            if exc.errno in _IMPOSSIBLE:
+                raise self.bad(f"{what}: {describe(exc)}") from exc
+            raise store_error(exc, what, self._job.place) from exc
+
+    def bad(self, what: str) -> ImageError:
+        """The error to raise for the entry that is being unpacked."""
+        return ImageError(what, where=f"{self._job.where}: {self.current}")
+
+    def place(self, path: Path) -> Path:
+        """Where the layer has what it calls `path`; what that is plays no part."""
+        return (*self.follow(path[:-1]), path[-1]) if path else path
+
+    def follow(self, path: Path) -> Path:
+        """`path` as `follow` has it."""
+        if path in self.dirs:
+            return path
+        where = f"{self._job.where}: {self.current}"
+        return follow(path, where, self.dirs.__contains__, self._link_text, self.remembered.steps)
+
+    def _link_text(self, parent: Path, name: bytes) -> bytes | None:
+        return self._writer.link_text(self.cache.fd(parent), name)
+
+    def make(self, path: Path, make: Callable[[int, bytes], None]) -> None:
+        """Make something under a new name; what has the name already goes."""
+        if not path:
+            raise self.bad("the root of a layer must be a directory")
+        self.need_directory(path[:-1])
+        self.links.pop(path, None)
+        try:
+            make(self.cache.fd(path[:-1]), path[-1])
+        except FileExistsError:
+            self.clear(path)
+            make(self.cache.fd(path[:-1]), path[-1])
+
+    def link(self, path: Path, target: Path) -> None:
+        """Make `path` a hard link to what is at `target`."""
+
+        def link(fd: int, name: bytes) -> None:
+            source = self.cache.fd(target[:-1])
+            os.link(target[-1], name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+
+        self.make(path, link)
+
+    def clear(self, path: Path) -> None:
+        """Remove what this layer has made of `path` so far, and all that waits below it."""
+        self.links.pop(path, None)
+        if path not in self.dirs:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path[-1], dir_fd=self.cache.fd(path[:-1]))
+            return
+        self.cache.forget(path)
+        remove_tree(self.cache.fd(path[:-1]), path[-1])
+        depth = len(path)
+        for known in (self.dirs, self.whiteouts, self.links):
+            self.remembered.steps(_PER_ITEM * len(known))
+            for gone in [item for item in known if item[:depth] == path]:
+                del known[gone]
+        self.opaque = {item for item in self.opaque if item[:depth] != path}
+
+    def need_directory(self, path: Path) -> None:
+        """Make `path` and what lies above where they are missing."""
+        if path in self.dirs:
+            return
+        depth = len(path)
+        while path[:depth] not in self.dirs:
+            depth -= 1
+        self.remembered.path(path, parents=len(path) - depth)
+        for end in range(depth + 1, len(path) + 1):
+            above, name = path[: end - 1], path[end - 1]
+            if path[:end] in self.links:
+                raise self._no_directory(path[:end])
+            try:
+                os.mkdir(name, 0o700, dir_fd=self.cache.fd(above))
+            except FileExistsError as exc:
+                raise self._no_directory(path[:end]) from exc
+            self.dirs[path[:end]] = None
+
+    def is_replaced(self, path: Path) -> bool:
+        """Whether this layer has something that is no directory at `path` or above."""
+        while path not in self.dirs:
+            self.remembered.steps(len(path))
+            if path in self.links or self.exists(path):
+                return True
+            path = path[:-1]
+        return False
+
+    def _no_directory(self, path: Path) -> ImageError:
+        return self.bad(f"{show(path)} is no directory in this layer")
+
+    def exists(self, path: Path) -> bool:
+        """Whether this layer has something there."""
+        if path[:-1] not in self.dirs:
+            return False
+        try:
+            os.stat(path[-1], dir_fd=self.cache.fd(path[:-1]), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
