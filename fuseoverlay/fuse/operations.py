@@ -394,7 +394,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        """Only asked where the mounting user may do everything (see `fuse.mountoptions`)."""
+        """Only asked where the mounting user may do everything (see `fuse.fuseoptions`)."""
         self._ov.inodes.get(inode)
         return True
 

@@ -17,7 +17,7 @@ import pyfuse3
 import trio
 
 from fuseoverlay.errors import FuseError, describe
-from fuseoverlay.fuse import mountoptions, turns
+from fuseoverlay.fuse import fuseoptions, turns
 from fuseoverlay.fuse.extended import ExtendedOperations
 from fuseoverlay.fuse.readahead import ReadAhead
 from fuseoverlay.fuse.unmount import fuse_mount, fusermount, give_up
@@ -49,7 +49,7 @@ class Server:
         pyfuse3.trio = waits  # type: ignore[attr-defined]
         store: Any = pyfuse3.notify_store  # takes any buffer
         self._ahead = ReadAhead(ov, store, waits.lowlevel.wait_for_thread)
-        self._options, acls = mountoptions.of(ov)
+        self._options, acls = fuseoptions.of(ov)
         self._operations = ExtendedOperations(ov, self._ahead, acls=acls, ready=self._note_ready)
 
     def mount(self) -> None:

@@ -183,6 +183,17 @@ def present(path: bytes | int, wanted: Sequence[bytes], *, follow: bool = False)
     return [name for name in wanted if name in found]
 
 
+def is_marked(path: bytes | int, counted: Sequence[bytes], *, follow: bool = False) -> bool:
+    """Whether any overlay attribute of these namespaces may be there: one question in place of one
+    for each of them."""
+    try:
+        return any(name.startswith(tuple(counted)) for name in names(path, follow=follow))
+    except OSError as exc:
+        if exc.errno != errno.E2BIG:
+            raise
+        return True
+
+
 def _target(path: bytes | int, follow: bool) -> tuple[bytes, bool]:
     return (fd_path(path), True) if isinstance(path, int) else (path, follow)
 

@@ -245,7 +245,7 @@ def check_xattrs(ov: Overlay) -> None:
 
 
 def check_acl(name: bytes, *, acls: bool) -> None:
-    """EOPNOTSUPP for an ACL where the mount has none (see `fuse.mountoptions`)."""
+    """EOPNOTSUPP for an ACL where the mount has none (see `fuse.fuseoptions`)."""
     if not acls and name.startswith(acl.PREFIX):
         raise os_error(errno.EOPNOTSUPP)
 

@@ -165,7 +165,7 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
         name = places.name_of(ov.stack, ov.inodes, file)
         if name is not None and name[0].upper is None:
             copy_up_directory(ov, name[0])
-        origin = hardlinks.origin_of(lower)
+        origin = hardlinks.origin_to_store(ov, lower)
         real = real_by(lower)
         staged = staging.stage(ov, change)
         metacopy = None if data else _metacopy_redirect(ov, file, real.st)

@@ -40,6 +40,12 @@ def origin_of(lower: Lower) -> bytes | None:
     return handles.encode(lower.fd, b"", lower.layer.uuid_of(lower.st))
 
 
+def origin_to_store(ov: Overlay, lower: Lower) -> bytes | None:
+    """The same for a copy that is made now; None also where the names of the file are kept apart:
+    the copy is another file then than what the others show. The kernel's ovl_do_copy_up()."""
+    return origin_of(lower) if stay_together(ov, lower) else None
+
+
 def may_be_origin(lower: Lower, origin: bytes) -> bool:
     """Whether an `overlay.origin` may name the file: not if it names another one on its
     filesystem."""

@@ -65,6 +65,8 @@ class InodeTable:
         self._by_ino: dict[int, Inode | listed.Raw] = {}
         self._by_key: dict[tuple[int, int], File] = {}
         self._alone: dict[tuple[Directory, bytes], File] = {}
+        # What `number_apart` has given.
+        self._apart: dict[tuple[int, bytes, tuple[int, int]], int] = {}
         #: All directories that are there by name, known to the kernel or not.
         self._named: WeakValueDictionary[tuple[Directory, bytes], Directory] = WeakValueDictionary()
         self._dynamic = _DYNAMIC << _INO_BITS
@@ -186,6 +188,16 @@ class InodeTable:
         """A free number: the real one where nobody has it, else one of our own."""
         number = self._real_number(key)
         return self.own_number() if number is None or number in self._by_ino else number
+
+    def number_apart(self, parent: Directory, name: bytes, key: tuple[int, int]) -> int:
+        """For one name of a lower file whose names are kept apart: a number of our own, always the
+        same. Two files must not have one number, not one after the other either: who archives a
+        tree takes them for two names of one file."""
+        apart = (parent.ino, name, key)
+        number = self._apart.get(apart)
+        if number is None or number in self._by_ino:
+            number = self._apart[apart] = self.own_number()
+        return number
 
     def own_number(self) -> int:
         """A number that no file has, had or will have."""

@@ -199,8 +199,12 @@ def _file_at(
 ) -> tuple[File, Real]:  # fmt: skip
     """The file that was `seen` at the place; `lower`: the same in a lower."""
     (real, name), st = place, seen.st
+    # Only plain files of a lower have nothing but their marks to be asked for.
+    marked = (found.in_upper or stat.S_ISREG(st.st_mode)) and xattrs.is_marked(
+        seen.path, real.layer.namespaces, follow=seen.follow
+    )
     # Looked for also where nothing says that there are any: the kernel does so, too.
-    if whiteout.is_xattr_whiteout(ov.stack.fd(real), name, real.layer.namespaces, st):
+    if marked and whiteout.is_xattr_whiteout(ov.stack.fd(real), name, real.layer.namespaces, st):
         index.conceal(name)
         raise no_entry(name)
     key = stat_key(st)
@@ -215,12 +219,12 @@ def _file_at(
         file = None
     if file is None:
         if lower is None:
-            file = _upper_file(ov, place, found, seen)
+            file = _upper_file(ov, place, found, seen, marked=marked)
         else:
             file = _lower_file(ov, place, seen, lower, (parent, name) if alone else None)
         if file.in_upper and lower is not None:
             _find_copied_data(ov, parent, file, place, seen)
-        else:
+        elif marked:
             _find_data(ov, parent, file, place, seen)
     if found.in_upper and file.upper is None:
         file.upper = place
@@ -316,14 +320,20 @@ def _need_metacopy(ov: Overlay, place: Place) -> None:
         raise redirect.refused(place.real, place.name, errno.EPERM, why)
 
 
-def _upper_file(ov: Overlay, place: Place, found: Found, seen: Real) -> File:
+def _upper_file(ov: Overlay, place: Place, found: Found, seen: Real, *, marked: bool) -> File:
     st = seen.st
-    origin = _origin(ov, place, found, st)
+    origin = _origin(ov, place, found, st) if marked else None
     key = stat_key(st)
-    file = File(ov.inodes.number(stat_key(origin) if origin else key), _kind(ov, seen))
     lower_links = origin.st_nlink if origin else 0
     path = at(ov.stack.fd(place.real), place.name)
-    file.links = hardlinks.indexed_links(ov, path, st, lower_links)
+    links = hardlinks.indexed_links(ov, path, st, lower_links)
+    # A lower file of several names has its number for those that are still in the lower.
+    if origin is not None and (lower_links == 1 or links):
+        number = ov.inodes.number(stat_key(origin))
+    else:
+        number = ov.inodes.number(key)
+    file = File(number, _kind(ov, seen))
+    file.links = links
     ov.inodes.add(file)
     ov.inodes.bind(file, key)
     if file.links and origin is not None:
@@ -341,7 +351,8 @@ def _lower_file(
     linked = hardlinks.may_be_indexed(st) and alone is None
     copy = hardlinks.find_copy(ov, lower) if linked else None
     if copy is None:
-        file = File(ov.inodes.number(key), _kind(ov, seen))
+        number = ov.inodes.number(key) if alone is None else ov.inodes.number_apart(*alone, key)
+        file = File(number, _kind(ov, seen))
         if linked:
             file.hidden = hardlinks.hidden_names(ov, lower)
         ov.inodes.add(file)

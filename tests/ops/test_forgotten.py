@@ -76,6 +76,34 @@ def numbers(*paths: Path) -> list[int]:
     return [path.stat().st_ino for path in paths]
 
 
+@pytest.mark.parametrize("reader_first", [False, True])
+def test_names_kept_apart(space: Space, reader_first: bool) -> None:
+    """With index=off other names of a file that was changed show the old one: never with the number
+    of the changed one, or whoever archives the tree takes both for one file."""
+    space.extra = ("index=off",)
+    for names in (("e", "z"), ("other", "unchanged")):
+        (space.lower / names[0]).write_text("original\n")
+        os.link(space.lower / names[0], space.lower / names[1])
+    mnt = space.mount()
+    before = numbers(mnt / "other", mnt / "unchanged")
+    if reader_first:
+        numbers(mnt / "z", mnt / "e")
+    with open(mnt / "e", "a") as stream:
+        stream.write("changed\n")
+    os.link(mnt / "e", mnt / "a")
+    changed, unchanged = set(), set()
+    for _ in range(3):
+        forget_names(mnt)
+        unchanged.update(numbers(mnt / "z"))
+        forget_names(mnt)
+        changed.update(numbers(mnt / "a", mnt / "e"))
+        assert (mnt / "z").read_text() == "original\n"
+        assert (mnt / "a").read_text() == "original\nchanged\n"
+    assert len(unchanged) == 1
+    assert not changed & unchanged
+    assert numbers(mnt / "other", mnt / "unchanged") == before
+
+
 def test_there_is_one_of_each(space: Space, layer: str) -> None:
     d = make_layers(space, layer)
     sub, f, g = d / "sub", d / "sub" / "f", d / "sub" / "g"
