@@ -9,7 +9,7 @@ from typing import Final
 
 from fuseoverlay.commands import output
 from fuseoverlay.errors import UsageError
-from fuseoverlay.overlay import config
+from fuseoverlay.overlay import mountoptions
 from fuseoverlay.overlay.config import MountConfig
 
 EPILOG: Final = """\
@@ -31,8 +31,8 @@ class Parser(argparse.ArgumentParser):
 
 def parsed_options(options: Sequence[str]) -> MountConfig:
     """What the arguments of `-o`, and the environment, ask for. Warns of what is unknown."""
-    parsed = config.parse(os.fsencode(",".join(options)))
-    parsed = config.with_environment(parsed, os.environ)
+    parsed = mountoptions.parse(os.fsencode(",".join(options)))
+    parsed = mountoptions.with_environment(parsed, os.environ)
     for option in parsed.ignored:
         output.warn(f"option {option} is unknown and ignored")
     return parsed
