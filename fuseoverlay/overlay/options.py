@@ -68,11 +68,11 @@ class Option(NamedTuple):
     kind: Kind
     #: One line, which a sentence in the documents begins with.
     summary: str
-    #: What follows the name, as documents write it; of `choices` it is said there.
+    #: What follows the name, as documents write it: `value` has it for choices, too.
     follows: str = ""
     #: The values that there are, and what the field becomes by each.
     choices: Mapping[str, object] = _NONE
-    #: The one of them that counts where nothing is said, if there is one.
+    #: What counts where nothing is said, if that is one of `choices` or as short.
     default: str = ""
     #: The field of `MountConfig`; empty: none, or it follows from `kind`.
     sets: str = ""
@@ -83,10 +83,14 @@ class Option(NamedTuple):
         return tuple(self.words.split())
 
     @property
+    def value(self) -> str:
+        """What follows a name, placeholders in capitals."""
+        return f"={'|'.join(self.choices)}" if self.choices else self.follows
+
+    @property
     def spellings(self) -> tuple[str, ...]:
-        """Each name with what follows it, placeholders in capitals."""
-        follows = f"={'|'.join(self.choices)}" if self.choices else self.follows
-        return tuple(name + follows for name in self.names)
+        """Each name with its value."""
+        return tuple(name + self.value for name in self.names)
 
 
 def _as_written(*values: str) -> Mapping[str, object]:
@@ -146,7 +150,7 @@ TABLE: Final[Mapping[str, tuple[Option, ...]]] = {
         Option("uuid", Origin.KERNEL, Kind.CHOICE,
                "accepted without effect", choices=_as_written("off", "null", "auto", "on")),
         Option("nfs_export", Origin.KERNEL, Kind.CHOICE,
-               "accepted; `on` is refused", choices=_as_written("off")),
+               "accepted; there is no export by NFS", choices=_as_written("off")),
     ),
     "Owners": (
         Option("uidmapping", Origin.FUSE_OVERLAYFS, Kind.RANGES,
@@ -166,8 +170,8 @@ TABLE: Final[Mapping[str, tuple[Option, ...]]] = {
     ),
     "Caching and durability": (
         Option("timeout", Origin.FUSE_OVERLAYFS, Kind.SECONDS,
-               "how long the kernel may keep what it knows; default: a year",
-               follows="=SECONDS", sets="timeout"),
+               "how long the kernel may keep what it knows",
+               follows="=SECONDS", default="a year", sets="timeout"),
         Option("readahead", Origin.OURS, Kind.CHOICE,
                "give small files to the kernel before it asks, on mounts without an upper",
                choices=_as_written("auto", "on", "off"), default="auto", sets="readahead"),
@@ -178,7 +182,7 @@ TABLE: Final[Mapping[str, tuple[Option, ...]]] = {
                "never wait for the disk, and refuse the next mount of this upper",
                sets="volatile"),
         Option("fsync", Origin.FUSE_OVERLAYFS, Kind.CHOICE,
-               "`0`: never wait for the disk, and leave no mark",
+               "whether to wait for the disk; `0` leaves no mark, unlike `volatile`",
                choices={"0": False, "1": True}, default="1", sets="fsync"),
         Option("sync async", Origin.MOUNT, Kind.FLAG,
                "whether each write waits for the disk, as in mount(8)"),
@@ -224,19 +228,20 @@ TABLE: Final[Mapping[str, tuple[Option, ...]]] = {
     "Accepted without effect": (
         Option("defaults auto noauto nouser users owner group _netdev nofail",
                Origin.MOUNT, Kind.NO_EFFECT, "what /etc/fstab says to mount(8)"),
-        Option("user", Origin.MOUNT, Kind.NO_EFFECT, "the same", follows="[=NAME]"),
+        Option("user", Origin.MOUNT, Kind.NO_EFFECT,
+               "who may unmount, for mount(8)", follows="[=NAME]"),
         Option("x- X-", Origin.MOUNT, Kind.NO_EFFECT,
-               "what it says to others", follows="NAME[=VALUE]"),
+               "what /etc/fstab says to others", follows="NAME[=VALUE]"),
         Option("comment helper uhelper", Origin.MOUNT, Kind.NO_EFFECT,
-               "the same", follows="=TEXT"),
+               "notes, and whom umount(8) calls", follows="=TEXT"),
         Option("private shared slave unbindable rprivate rshared rslave runbindable",
-               Origin.MOUNT, Kind.NO_EFFECT, "how mounts spread: say it to mount(8)"),
+               Origin.MOUNT, Kind.NO_EFFECT, "how mounts propagate, which mount(8) sets"),
         Option("lazytime nolazytime iversion noiversion mand nomand silent loud symfollow",
                Origin.MOUNT, Kind.NO_EFFECT, "what other filesystems know"),
         Option("default_permissions clone_fd", Origin.LIBFUSE, Kind.NO_EFFECT,
-               "how libfuse works is not for options to say"),
+               "what fuseoverlay says to libfuse by itself"),
         Option("max_idle_threads max_threads", Origin.LIBFUSE, Kind.NO_EFFECT,
-               "the same", follows="=N"),
+               "how libfuse divides its work", follows="=N"),
         Option("threaded fast_ino writeback", Origin.FUSE_OVERLAYFS, Kind.NO_EFFECT,
                "how fuse-overlayfs divides its work", follows="=N"),
     ),
