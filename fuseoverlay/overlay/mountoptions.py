@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from fuseoverlay.errors import UsageError
@@ -35,20 +35,20 @@ _FOLLOWS: Final = {"": "", "[=NAME]": "(=.*)?", "=TEXT": "=.*", "=N": "=[0-9]+",
                    "NAME[=VALUE]": ".*"}  # fmt: skip
 
 
-@dataclass(slots=True)
 class _Asked:
     """What was read so far; of options with one value the last one counts."""
 
-    #: For `MountConfig`.
-    fields: dict[str, Any] = field(default_factory=dict)
-    #: Values of `Kind.CHOICE`, as written.
-    chosen: dict[str, str] = field(default_factory=dict)
-    #: Words by the row of the table.
-    flags: dict[str, str] = field(default_factory=dict)
-    access_times: dict[str, str] = field(default_factory=dict)
-    #: By name.
-    names: dict[str, str] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        #: For `MountConfig`.
+        self.fields: dict[str, Any] = {}
+        #: Values of `Kind.CHOICE`, as written.
+        self.chosen: dict[str, str] = {}
+        #: Words by the row of the table.
+        self.flags: dict[str, str] = {}
+        self.access_times: dict[str, str] = {}
+        #: By name.
+        self.names: dict[str, str] = {}
+        self.labels: dict[str, str] = {}
 
 
 def parse(text: bytes) -> MountConfig:
