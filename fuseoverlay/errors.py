@@ -3,6 +3,8 @@
 Inside the mount, `OSError` with the exact errno is the only language (see
 `fuseoverlay.fuse.boundary`). The classes here are for the command line and for
 images: one line that says what is wrong, where, and what to do next.
+
+The documents and `--help` say of an exit code what the docstring of its class says.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class UsageError(FuseOverlayError):
 
 
 class LayerError(FuseOverlayError):
-    """A lower directory is missing, unreadable or not a directory."""
+    """A lower directory is missing, unreadable or no directory."""
 
     exit_code = 3
 
@@ -59,25 +61,25 @@ class MountpointError(FuseOverlayError):
 
 
 class FuseError(FuseOverlayError):
-    """FUSE itself is not available or refused the mount or unmount."""
+    """FUSE is not available, or refused to mount or unmount, or the mount answers with an error."""
 
     exit_code = 6
 
 
 class ImageError(FuseOverlayError):
-    """An image is missing, malformed, or of a kind that is not supported."""
+    """The image is missing, malformed, or of a kind that is not supported."""
 
     exit_code = 7
 
 
 class DigestError(ImageError):
-    """A blob or an unpacked layer does not have the digest it should have."""
+    """A blob or an unpacked layer has the wrong digest."""
 
     exit_code = 8
 
 
 class StoreError(FuseOverlayError):
-    """The layer store cannot be written: disk full, no permission."""
+    """The layer store cannot be written."""
 
     exit_code = 9
 
@@ -88,8 +90,29 @@ PROBLEMS_LEFT: Final = 10
 INTERRUPTED: Final = 130
 
 
+#: What mount(8) means by its exit codes, those that its helper uses.
+MOUNT_EXIT_CODES: Final = {0: "Done.", 1: "Usage.", 8: "Interrupted.", 32: "Failure."}
+
+
+def exit_codes() -> dict[int, str]:
+    """What each exit code means, in order."""
+    codes = {
+        0: "Done.",
+        FuseOverlayError.exit_code: "Something unforeseen; output cannot be written.",
+        PROBLEMS_LEFT: "`fsck` found problems and did not repair all of them.",
+        INTERRUPTED: "Interrupted.",
+    }
+    kinds = FuseOverlayError.__subclasses__()
+    while kinds:
+        kind = kinds.pop()
+        # Without docstrings, `python -OO`, the codes alone are told.
+        codes[kind.exit_code] = kind.__doc__ or ""
+        kinds += kind.__subclasses__()
+    return dict(sorted(codes.items()))
+
+
 def mount_exit_code(code: int) -> int:
-    """mount(8)'s exit code for one of ours: 1 usage, 8 interrupted, 32 mount failure."""
+    """That of `MOUNT_EXIT_CODES` for one of ours."""
     return {0: 0, UsageError.exit_code: 1, INTERRUPTED: 8}.get(code, 32)
 
 

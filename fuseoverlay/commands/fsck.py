@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 
 from fuseoverlay.commands import advice, output
-from fuseoverlay.commands.parser import EPILOG, Parser, parsed_options
+from fuseoverlay.commands.parser import Parser, parsed_options
 from fuseoverlay.errors import PROBLEMS_LEFT, UsageError
 from fuseoverlay.fsck import run
 from fuseoverlay.overlay import config
@@ -18,15 +18,14 @@ from fuseoverlay.overlay.config import MountConfig
 def command(argv: list[str]) -> int:
     """Check what these arguments say; the exit code."""
     parser = Parser(
-        prog="fuseoverlay fsck", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="fuseoverlay fsck",
         description="Check an upper directory that is not mounted: whiteouts, redirects, the "
         "work directory. Name the layers, or the image, as for the mount.",
-    )  # fmt: skip
+    )
     parser.add_argument("what", metavar="UPPER|IMAGE",
                         help="the upper directory, or with --upper the image")  # fmt: skip
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
-                        help="lowerdir=A:B[,workdir=W] and mount options")  # fmt: skip
+                        help="lowerdir=A:B[,workdir=W] and what the mount has")  # fmt: skip
     parser.add_argument("--upper", metavar="DIR", help="image: check the changes kept in DIR")
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="image: which of a multi-platform image")  # fmt: skip

@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fuseoverlay.commands import advice, output
-from fuseoverlay.commands.parser import EPILOG, Parser, parsed_options
-from fuseoverlay.errors import UsageError
+from fuseoverlay.commands.parser import Parser, parsed_options
+from fuseoverlay.errors import MOUNT_EXIT_CODES, UsageError
 from fuseoverlay.overlay import config
 from fuseoverlay.overlay.config import MountConfig
 
@@ -38,13 +38,15 @@ def helper(argv: list[str]) -> int:
     """What mount(8) runs. Its -f is not ours: all but the mount is to be done."""
     parser = Parser(
         prog="mount.fuseoverlay",
+        lists_options=True,
+        codes=MOUNT_EXIT_CODES,
         description="Called by mount -t fuseoverlay SOURCE MNT -o OPTS. SOURCE is an image, or "
         "with lowerdir= any word, which is shown as the source.",
     )
     parser.add_argument("source", metavar="SOURCE", help="what to mount")
     parser.add_argument("mountpoint", metavar="MNT", help="and where")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
-                        help="lowerdir=A:B,upperdir=U,workdir=W and mount options")  # fmt: skip
+                        help="lowerdir=A:B,upperdir=U,workdir=W and others, see below")  # fmt: skip
     parser.add_argument("-r", dest="read_only", action="store_true", help="allow no changes")
     parser.add_argument("-f", dest="fake", action="store_true", help="check the options only")
     parser.add_argument("-t", dest="type", metavar="TYPE", help="fuseoverlay, whatever is said")
@@ -61,10 +63,10 @@ def helper(argv: list[str]) -> int:
 
 def parser_of(prog: str) -> Parser:
     """The parser of what `mount` takes."""
-    parser = Parser(prog=prog, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=prog, lists_options=True)
     parser.add_argument("paths", nargs="*", metavar="[IMAGE] MNT", help="what and where to mount")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
-                        help="lowerdir=A:B,upperdir=U,workdir=W and mount options")  # fmt: skip
+                        help="lowerdir=A:B,upperdir=U,workdir=W and others, see below")  # fmt: skip
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("-d", "--debug", action="store_true",
                         help="log each request, with its error if any; implies -f")  # fmt: skip

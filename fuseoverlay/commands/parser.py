@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
 
 from fuseoverlay.commands import output
-from fuseoverlay.errors import UsageError
-from fuseoverlay.overlay import config
+from fuseoverlay.errors import UsageError, exit_codes
+from fuseoverlay.overlay import mountoptions
 from fuseoverlay.overlay.config import MountConfig
-
-EPILOG: Final = """\
-exit codes: 0 done; 1 unexpected error; 2 usage; 3 lower directory; 4 upper or work
-directory; 5 mount point; 6 FUSE; 7 image; 8 digest; 9 layer store; 10 fsck left problems
-"""
 
 
 class Parser(argparse.ArgumentParser):
-    """One line instead of the usage text; the text is for --help."""
+    """One line instead of the usage text; the text is for --help, which ends with the exit codes
+    and, if asked for, the mount options."""
+
+    def __init__(
+        self,
+        *,
+        prog: str,
+        description: str = "",
+        lists_options: bool = False,
+        codes: Mapping[int, str] | None = None,
+    ) -> None:
+        super().__init__(prog=prog, description=description)
+        self.lists_options = lists_options
+        self.codes = codes or exit_codes()
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(message, hint="see fuseoverlay --help")
 
     def print_help(self, file: object = None) -> None:
         """On stdout, whatever that is."""
-        output.say(self.format_help().removesuffix("\n"))
+        # Nobody mounts who asks.
+        from fuseoverlay.commands import tables
+
+        parts = [self.format_help().removesuffix("\n")]
+        if self.lists_options:
+            parts.append(tables.mount_options())
+        output.say("\n\n".join([*parts, tables.exit_codes(self.codes)]))
 
 
 def parsed_options(options: Sequence[str]) -> MountConfig:
     """What the arguments of `-o`, and the environment, ask for. Warns of what is unknown."""
-    parsed = config.parse(os.fsencode(",".join(options)))
-    parsed = config.with_environment(parsed, os.environ)
+    parsed = mountoptions.parse(os.fsencode(",".join(options)))
+    parsed = mountoptions.with_environment(parsed, os.environ)
     for option in parsed.ignored:
         output.warn(f"option {option} is unknown and ignored")
     return parsed

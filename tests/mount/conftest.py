@@ -31,12 +31,14 @@ _BEFORE = {
     *("test_advice", "test_bad_input", "test_bench", "test_fsck", "test_images", "test_mount8"),
     "test_readme",
 }
+#: The picture is drawn by one of them.
+_ALL_THE_SAME = {"test_picture"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The kernel has no command line; `skip_repeated`."""
     folder = Path(__file__).parent
-    skip_repeated(items, folder, without_extension=_BEFORE, by_anybody=())
+    skip_repeated(items, folder, without_extension=_BEFORE, by_anybody=_ALL_THE_SAME)
     if IMPL == "kernel":
         for item in items:
             if Path(__file__).parent in item.path.parents:

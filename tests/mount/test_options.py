@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.overlay import config
+from fuseoverlay.overlay import mountoptions
 from tests.helpers.mounts import (
     MODE,
     NATIVE,
@@ -333,12 +333,12 @@ def test_quotes_in_paths_of_the_kernel(cli: Cli, name: str) -> None:
 
 def test_quotes_in_other_values() -> None:
     """A quote that opens a value keeps commas in it; one inside of it does not."""
-    assert config.parse(b'fsname="a,b",ro').fuse_options == ("ro", "fsname=a,b")
-    assert config.parse(b'fsname=a"b,ro').fuse_options == ("ro", 'fsname=a"b')
-    assert config.parse(b'context="a,b",ro').contexts == ('context="a,b"',)
-    assert config.parse(rb"context=a\,b,ro").contexts == ('context="a,b"',)
-    assert config.parse(b'lowerdir=a":b,ro').lowerdirs == (b'a"', b"b")
-    assert config.parse(b'lowerdir="a:b",ro').lowerdirs == (b'"a', b'b"')
+    assert mountoptions.parse(b'fsname="a,b",ro').fuse_options == ("ro", "fsname=a,b")
+    assert mountoptions.parse(b'fsname=a"b,ro').fuse_options == ("ro", 'fsname=a"b')
+    assert mountoptions.parse(b'context="a,b",ro').contexts == ('context="a,b"',)
+    assert mountoptions.parse(rb"context=a\,b,ro").contexts == ('context="a,b"',)
+    assert mountoptions.parse(b'lowerdir=a":b,ro').lowerdirs == (b'a"', b"b")
+    assert mountoptions.parse(b'lowerdir="a:b",ro').lowerdirs == (b'"a', b'b"')
 
 
 @root_only

@@ -1,4 +1,7 @@
-"""The commands of README as they stand, one after the other in one directory."""
+"""The commands of README as they stand, one after the other in one directory.
+
+Those of its section on podman are in tests/clients/test_readme.py.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ import pytest
 from tests.helpers.mounts import BARE_ENV, PROJECT, detach, fuse_only, mounts_at
 from tests.mount.conftest import Cli
 from tests.mount.test_images import BASE, make_image
+from tests.mount.test_mount8 import Host, host, needs_mount
+
+__all__ = ["host"]
 
 pytestmark = fuse_only
 
@@ -21,11 +27,12 @@ README = (PROJECT / "README.md").read_text()
 SECTIONS = ("Mount directories", "Mount an image", "See and keep changes", "Check what was kept")
 
 
-def commands(section: str) -> str:
-    """The block of commands in this section."""
+def block(section: str, kind: str = "sh") -> str:
+    """The block of commands in this section, or one of another kind."""
     text = README.partition(f"## {section}\n")[2].partition("\n## ")[0]
-    (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
-    return block
+    blocks: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
+    (found,) = (body for language, body in blocks if language == kind)
+    return found
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def test_what_readme_says_can_be_done(place: Path) -> None:
     said = {}
     for section in SECTIONS:
         done = subprocess.run(
-            ["sh", "-euc", commands(section)],
+            ["sh", "-euc", block(section)],
             cwd=place, env=env, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, ""), section
@@ -60,3 +67,24 @@ def test_what_readme_says_can_be_done(place: Path) -> None:
         True,
         True,
     ]
+
+
+@needs_mount
+def test_fstab_of_readme(cli: Cli, host: Host) -> None:
+    """On a machine that has these lines, and what they name below /srv."""
+    srv = cli.space.base / "srv"
+    for name in ("top", "bottom", "changes", "work", "a", "b", "images"):
+        (srv / name).mkdir(parents=True)
+    (srv / "bottom" / "f").touch()
+    layout = make_image(cli.space.base / "image", BASE)
+    archive = srv / "images" / "app.tar"
+    subprocess.run(["tar", "-C", layout, "-cf", archive, "."], check=True, timeout=30)
+    host.start(*block("/etc/fstab", "").splitlines())
+    host.done("mount", "--bind", srv, "/srv")
+    *mounts, umount = block("/etc/fstab").splitlines()
+    assert len(mounts) == 2
+    for line in mounts:
+        host.done("sh", "-euc", line)
+    host.done("sh", "-euc", "cat /srv/b/linked2 >> /srv/a/f; ! touch /srv/b/f 2> /dev/null")
+    host.done("sh", "-euc", umount)
+    assert (srv / "changes" / "f").read_text() == "two names"

@@ -11,8 +11,9 @@ import pytest
 
 from fuseoverlay.fuse.direct import Direct, hand_over
 from fuseoverlay.native import extension
-from fuseoverlay.overlay.config import check, parse
+from fuseoverlay.overlay.config import check
 from fuseoverlay.overlay.inodetable import ROOT
+from fuseoverlay.overlay.mountoptions import parse
 from fuseoverlay.overlay.owners import opened
 
 pytestmark = pytest.mark.skipif(bool(extension.absence()), reason="needs the extension")

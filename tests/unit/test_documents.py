@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay import errors
-from fuseoverlay.overlay import config
+from fuseoverlay.overlay import options
 from tests.helpers.mounts import BARE_ENV, PROJECT
 
 README = (PROJECT / "README.md").read_text()
@@ -26,32 +25,16 @@ PAGES = sorted(PROJECT.glob("docs/*.[1-8]"))
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
 
 
-def _is_accepted(text: str) -> bool:
-    """Whether this option, alone or with a value, is more than ignored."""
-    try:
-        return not config.parse(text.encode()).ignored
-    except errors.UsageError:
-        return True
+OPTIONS = sorted(name for option in options.every() for name in option.names)
+CHOICES = {option.names[0]: option for option in options.every() if option.choices}
 
 
-def _options() -> list[str]:
-    """Names of all options. The words that the parser's source has are tried out on it."""
-    source = Path(config.__file__).read_text()
-    strings = [
-        node.value
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    words = {word for text in strings for word in re.findall(r"[a-z_]+\+?", text)}
-    return sorted(word for word in words if _is_accepted(word) or _is_accepted(f"{word}=1"))
-
-
-OPTIONS = _options()
-
-
-def _for_fstab(option: str) -> bool:
-    """Whether it is accepted without effect."""
-    return bool(config._NO_EFFECT.match(option) or config._NO_EFFECT.match(f"{option}=1"))
+def _helped(*command: str) -> str:
+    """What `--help` says of a command."""
+    argv = [sys.executable, "-m", "fuseoverlay", *command, "--help"]
+    env = {**BARE_ENV, "COLUMNS": "80"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout
 
 
 def test_options_are_found() -> None:
@@ -62,31 +45,47 @@ def test_options_are_found() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_is_documented(option: str) -> None:
-    name = rf"(?<![\w+]){re.escape(option)}(?![\w+])"
-    requests = re.findall(r"^\.[BIR]+ .*", PAGE.read_text(), re.M)
-    assert any(re.search(name, line) for line in requests), "not in the manual page"
+    end = "" if option.endswith("-") else r"(?![\w+])"
+    name = rf"(?<![\w+]){re.escape(option)}{end}"
+    plain = [_unmarked(line) for line in HEADS]
+    assert any(re.search(name, line) for line in plain), "not in the manual page"
     table = OPTIONS_PAGE.partition("## Exit codes")[0]
-    if not _for_fstab(option):
-        assert re.search(rf"^\|[^\n]*`{re.escape(option)}[`=]", table, re.M), "not in options.md"
+    assert re.search(rf"^\|[^\n]*`{re.escape(option)}", table, re.M), "not in options.md"
 
 
-@pytest.mark.parametrize("option", config._CHOICES)
+@pytest.mark.parametrize("command", [[], ["mount"]], ids=str)
+def test_help_lists_all_options(command: list[str]) -> None:
+    rows = _helped(*command).partition("\nmount options")[2].partition("\nexit codes:")[0]
+    spelled = {word.strip(",") for word in rows.split()}
+    assert {spelling for option in options.every() for spelling in option.spellings} <= spelled
+
+
+@pytest.mark.parametrize("option", CHOICES)
 def test_choices_are_documented(option: str) -> None:
-    (line,) = (line for line in HEADS if re.search(rf"\b{option}=", line))
+    lines = [_unmarked(line) for line in HEADS]
+    (line,) = (line for line in lines if re.search(rf"\b{option}=", line))
     values = re.search(rf"{option}=([^,]*)", line)
     assert values is not None
-    named = {word for word in re.split(r"[ |\"]+", values[1]) if word}
-    assert named == set(config._CHOICES[option])
+    assert values[1].split("|") == list(CHOICES[option].choices)
+
+
+def _unmarked(line: str) -> str:
+    """A line of the manual page as it is read."""
+    text = re.sub(r"^\.[BIR]+ ", "", re.sub(r"\\f[BIRP]", "", line))
+    return text.replace("\\-", "-")
+
+
+def test_tables_are_not_stale() -> None:
+    argv = [sys.executable, str(PROJECT / "scripts" / "tables"), "--check"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("command", ["", "mount", "unmount", "fsck"])
 def test_flag_is_documented(command: str) -> None:
     """Each one that --help tells, in the flags of the manual page."""
-    argv = [sys.executable, "-m", "fuseoverlay", *command.split(), "--help"]
-    done = subprocess.run(
-        argv, env=BARE_ENV, capture_output=True, text=True, timeout=30, check=True
-    )
-    flags = set(re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", done.stdout.partition("options:")[2]))
+    told = _helped(*command.split()).partition("\noptions:")[2]
+    flags = set(re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", told))
     assert "--help" in flags
     section = PAGE.read_text().partition(".SH FLAGS")[2].partition(".SH ")[0].replace("\\-", "-")
     lines = [line for line in section.splitlines() if line.startswith(".B")]
@@ -109,6 +108,9 @@ def test_exit_codes_are_documented() -> None:
     assert {int(code) for code in re.findall(r"^\.B (\d+)$", section, re.M)} == codes
     table = OPTIONS_PAGE.partition("## Exit codes")[2]
     assert {int(code) for code in re.findall(r"^\| (\d+) ", table, re.M)} == codes
+    for command in ([], ["mount"], ["fsck"]):
+        told = _helped(*command).partition("\nexit codes:")[2]
+        assert {int(code) for code in re.findall(r"^ +(\d+) ", told, re.M)} == codes
     ours = {errors.mount_exit_code(code) for code in codes}
     section = HELPER_PAGE.read_text().partition('.SH "EXIT STATUS"')[2].partition(".SH ")[0]
     assert {int(code) for code in re.findall(r"^\.B (\d+)$", section, re.M)} == ours
