@@ -25,7 +25,6 @@ from fuseoverlay.overlay import attributes, lookup, make
 from fuseoverlay.overlay.attributes import Attr
 from fuseoverlay.overlay.directory import read
 from fuseoverlay.overlay.inodes import Directory
-from fuseoverlay.overlay.inodetable import generation_of
 from fuseoverlay.overlay.lookup import NotMerged
 from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
@@ -85,14 +84,11 @@ def hand_over(ov: Overlay, *, read_listed: bool, acls: bool) -> None:
 class Direct:
     """Answers for one overlay. Owns nothing."""
 
-    def __init__(
-        self, ov: Overlay, generation: int, forget: Callable[[int, int], None], *, acls: bool
-    ) -> None:
-        """`generation` of numbers that are our own; `forget` takes (number, count); `acls`:
+    def __init__(self, ov: Overlay, forget: Callable[[int, int], None], *, acls: bool) -> None:
+        """`forget` takes (number, count); `acls`:
         whether the mount has ACLs."""
         self._ov = ov
         self._acls = acls
-        self._generation = generation
         self._forget = forget
         self._valid = wire.split(ov.config.timeout)
 
@@ -140,7 +136,7 @@ class Direct:
 
     def _entry(self, attr: Attr) -> bytes:
         valid = self._valid if attr.nlink else _NEVER
-        generation = generation_of(attr.ino, self._generation)
+        generation = self._ov.inodes.generation(attr.ino)
         return wire.entry(attr.ino, generation, valid, valid) + _packed(attr)
 
     @_bounded
@@ -214,7 +210,7 @@ class Direct:
         base: tuple[int, int, int] | None = None
 
         def emit(name: bytes, attr: Attr, cookie: int) -> bool:
-            generation = generation_of(attr.ino, self._generation)
+            generation = self._ov.inodes.generation(attr.ino)
             return bool(listing.add(name, cookie, generation, _packed(attr)))
 
         def emit_plain(name: bytes, cookie: int) -> bool | None:

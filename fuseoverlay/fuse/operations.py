@@ -40,7 +40,6 @@ from fuseoverlay.overlay import (
 )
 from fuseoverlay.overlay.attributes import Attr, Changes
 from fuseoverlay.overlay.inodes import Directory, Inode
-from fuseoverlay.overlay.inodetable import generation_of
 from fuseoverlay.overlay.lookup import NotMerged
 from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
@@ -93,8 +92,6 @@ class Operations(pyfuse3.Operations):
         self._ahead = ahead
         self._ready = ready
         self._timeout = ov.config.timeout
-        # The next mount gives numbers of our own to other files: a handle must not lead there.
-        self._generation = int.from_bytes(os.urandom(4)) | 1
         # Whether the kernel opens and closes without asking us, see `extension.agree`.
         self._handleless = False
 
@@ -115,7 +112,7 @@ class Operations(pyfuse3.Operations):
             acls=self.enable_acl,
         )
         if self._handleless:
-            direct = Direct(self._ov, self._generation, self._forget, acls=self.enable_acl)
+            direct = Direct(self._ov, self._forget, acls=self.enable_acl)
             direct.register()
         if self._ov.workdir is not None:
             self._ov.workdir.changed = self._changed
@@ -126,7 +123,7 @@ class Operations(pyfuse3.Operations):
     def _attributes(self, attr: Attr) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attr.ino)
-        entry.generation = generation_of(attr.ino, self._generation)
+        entry.generation = self._ov.inodes.generation(attr.ino)
         entry.st_mode = pyfuse3.ModeT(attr.mode)
         entry.st_nlink = attr.nlink
         entry.st_uid = attr.uid
@@ -164,7 +161,7 @@ class Operations(pyfuse3.Operations):
                 merged = exc.directory
             try:
                 await lookup.index_of(self._ov, merged)
-            except PermissionError:
+            except OSError:
                 merged.countable = False
 
     async def _status(self, inode: Inode) -> EntryAttributes:

@@ -79,7 +79,8 @@ def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
         links = _file_links(inode, real)
     elif isinstance(inode, Directory):
         if _is_uncounted(ov, inode, real):
-            with contextlib.suppress(PermissionError):
+            # Whatever keeps us from reading it must not keep its parent from being listed.
+            with contextlib.suppress(OSError):
                 index_now(ov, inode)
             real = real_of(ov, inode)
         links = _directory_links(ov, inode, real)

@@ -41,12 +41,14 @@ class Held(NamedTuple):
 class Inode:
     """What files and directories share. `kind` is the shown type, `S_IFREG` and so on."""
 
-    __slots__ = ("held", "ino", "kind", "nlookup", "protection")
+    __slots__ = ("generation", "held", "ino", "kind", "nlookup", "protection")
 
     def __init__(self, ino: int, kind: int) -> None:
         self.ino = ino
         self.kind = kind
         self.nlookup = 0
+        #: Told with the number, as long as the kernel knows it: another one would be another file.
+        self.generation = 0
         #: The way to an upper object that has no name we know; the table's to set.
         self.held: Held | None = None
         #: See `protection`; None: not asked yet.

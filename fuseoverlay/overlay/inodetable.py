@@ -17,6 +17,7 @@ from fuseoverlay.errors import os_error
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import sighting, stat_key
 from fuseoverlay.overlay import listed
+from fuseoverlay.overlay.generations import Generations
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode, release
 from fuseoverlay.overlay.listed import Listed
 from fuseoverlay.overlay.prepared import Prepared
@@ -30,11 +31,6 @@ _DYNAMIC: Final = 0x7F
 def is_own_number(ino: int) -> bool:
     """Whether the number is none of a real file, and so only good in this mount."""
     return ino >> _INO_BITS == _DYNAMIC
-
-
-def generation_of(ino: int, mount: int) -> int:
-    """The generation to tell with a number; `mount` is this mount's."""
-    return mount if is_own_number(ino) else 0
 
 
 class InodeTable:
@@ -70,6 +66,7 @@ class InodeTable:
         #: All directories that are there by name, known to the kernel or not.
         self._named: WeakValueDictionary[tuple[Directory, bytes], Directory] = WeakValueDictionary()
         self._dynamic = _DYNAMIC << _INO_BITS
+        self._generations = Generations()
         self.root = Directory(ROOT, None, b"", upper, lowers)
         self._by_ino[ROOT] = self.root
 
@@ -106,6 +103,8 @@ class InodeTable:
         file.lower = Place(known.real, known.name)
         file.names[known.parent, known.name] = None
         self.add(file)
+        # What the extension has told.
+        file.generation = 0
         device = self._devices[ino >> _INO_BITS]
         key = device, ino & (1 << _INO_BITS) - 1
         file.lower_seen = *key, *known.ids, known.kind
@@ -184,6 +183,15 @@ class InodeTable:
         base = self.base(device)
         return base | ino if base is not None and 0 < ino < 1 << _INO_BITS else None
 
+    def generation(self, ino: int) -> int:
+        """What to tell with the number of something that the kernel knows, or is told of now."""
+        inode = self._by_ino.get(ino)
+        return inode.generation if isinstance(inode, Inode) else 0
+
+    def end(self, inode: Inode) -> None:
+        """Nothing is left of it, but for who has it open."""
+        self._generations.end(inode.ino)
+
     def number(self, key: tuple[int, int]) -> int:
         """A free number: the real one where nobody has it, else one of our own."""
         number = self._real_number(key)
@@ -207,6 +215,7 @@ class InodeTable:
     def add(self, inode: Inode) -> None:
         """Enter a new inode under its number, a directory also under its name."""
         self._by_ino[inode.ino] = inode
+        inode.generation = self._generations.of(inode.ino, is_own=is_own_number(inode.ino))
         if isinstance(inode, Directory) and inode.parent is not None:
             self._named[inode.parent, inode.name] = inode
 
@@ -220,6 +229,7 @@ class InodeTable:
             if directory.ino in self._by_ino:
                 # Given away meanwhile. The kernel has forgotten whose it was.
                 directory.ino = self.own_number()
+                directory.generation = self._generations.of(directory.ino, is_own=True)
             self._by_ino[directory.ino] = directory
             index = directory.index
             if index is not None and index.expires is None:

@@ -133,6 +133,7 @@ def lose_name(ov: Overlay, file: File, parent: Directory, name: bytes, goes: Goe
     elif file.links:
         linkindex.set_links(ov, file, file.links - 1)
     if goes.was_last:
+        ov.inodes.end(file)
         for key in list(file.keys):
             ov.inodes.unbind(key)
 
@@ -230,6 +231,7 @@ def lose_directory(ov: Overlay, directory: Directory, held: Held | None, old: by
     if directory.upper is not None:
         ov.stack.forget(directory.upper)
     directory.removed = True
+    ov.inodes.end(directory)
     ov.inodes.unname(directory)
 
 

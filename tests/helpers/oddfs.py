@@ -3,8 +3,8 @@ ERRNO ERRNO [BROKEN]`.
 
 It holds `file`, `dir/inside` and `link`, and answers every question about extended attributes
 with the first errno and statfs(2) with the second, if that is not 0. While there is a file BROKEN,
-`dir` cannot be looked up, EIO. For the tests of layers on
-filesystems that are not like ext4.
+`dir` cannot be looked up, EIO; while there is BROKEN.list, it cannot be listed. For the tests of
+layers on filesystems that are not like ext4.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Odd(pyfuse3.Operations):
 
     def _entry(self, ino: int) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino, entry.st_mode, entry.st_nlink = ino, MODES[ino], 1
+        entry.st_ino, entry.st_mode = ino, MODES[ino]
+        entry.st_nlink = 2 if stat.S_ISDIR(MODES[ino]) else 1
         entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
         entry.st_size = len(CONTENTS.get(ino, b""))
         if self._broken:
@@ -59,6 +60,8 @@ class Odd(pyfuse3.Operations):
         return inode
 
     async def readdir(self, fh, start_id, token):
+        if fh == DIR and self._broken and os.path.exists(f"{self._broken}.list"):
+            raise pyfuse3.FUSEError(errno.EIO)
         for position, (name, ino) in enumerate(NAMES[fh].items(), 1):
             later = position > start_id
             if later and not pyfuse3.readdir_reply(token, name, self._entry(ino), position):

@@ -232,3 +232,49 @@ def test_written_by_handle(space: Space, mode: str) -> None:
                 os.fsync(stream)
             assert f.read_text() == "written"
     space.settle()
+
+
+def _number_again(mnt: Path, number: int) -> Path:
+    """A new file that the filesystem gives this number, as it does with the lowest that is free."""
+    for count in range(200):
+        path = mnt / f"new{count}"
+        path.write_text("new")
+        if path.stat().st_ino == number:
+            return path
+    pytest.skip("the filesystem does not give a number again so soon")
+
+
+@fuse_only
+@root_only
+@pytest.mark.parametrize("kind", ["file", "directory", "replaced"])
+def test_a_handle_of_what_is_gone(space: Space, kind: str) -> None:
+    """It leads nowhere, also once a new file has the number."""
+    mnt = space.mount()
+    path = mnt / "old"
+    if kind == "directory":
+        path.mkdir()
+    else:
+        path.write_text("old")
+    with contextlib.ExitStack() as undo:
+        root, known = os.open(mnt, os.O_RDONLY), os.open(path, os.O_PATH)
+        undo.callback(os.close, root)
+        number, handle = os.fstat(known).st_ino, file_handle(known, b"")
+        os.close(known)
+        if kind == "replaced":
+            (mnt / "other").write_text("other")
+            os.rename(mnt / "other", path)
+        elif kind == "directory":
+            path.rmdir()
+        else:
+            path.unlink()
+        forget_names(mnt)
+        again = _number_again(mnt, number)
+        with fails(errno.ESTALE):
+            os.close(open_by_handle(root, *handle))
+        known = os.open(again, os.O_PATH)
+        handle = file_handle(known, b"")
+        os.close(known)
+        found = open_by_handle(root, *handle)
+        undo.callback(os.close, found)
+        assert Path(f"/proc/self/fd/{found}").read_text() == "new"
+    space.settle()

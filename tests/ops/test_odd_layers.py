@@ -155,3 +155,23 @@ def test_a_check_does_not_repair_what_a_lower_does_not_tell(space: Space) -> Non
         mnt = space.mount()
         assert sorted(os.listdir(mnt / "renamed")) == ["below", "inside"]
         space.unmount()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_directory_that_a_layer_cannot_read(space: Space, read_only: bool) -> None:
+    """Its parent is listed all the same, and what is beside it can be read and changed."""
+    broken = space.base / "broken"
+    with odd_lower(space, errno.EOPNOTSUPP, broken):
+        (space.base / "broken.list").touch()
+        mnt = space.mount(read_only=read_only)
+        assert sorted(os.listdir(mnt)) == ["dir", "file", "link"]
+        assert os.stat(mnt / "dir").st_nlink == 1
+        assert (mnt / "file").read_bytes() == oddfs.CONTENTS[oddfs.FILE]
+        with fails(errno.EIO):
+            os.listdir(mnt / "dir")
+        if not read_only:
+            (mnt / "new").mkdir()
+            os.rename(mnt / "file", mnt / "new" / "file")
+            with fails(errno.EIO):
+                os.rmdir(mnt / "dir")
+            assert sorted(os.listdir(mnt)) == ["dir", "link", "new"]

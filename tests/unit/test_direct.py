@@ -53,7 +53,7 @@ def test_descriptors_that_are_closed_meanwhile(tmp_path: Path) -> None:
     with opened(check(parse(os.fsencode(options)))) as ov:
         ov.stack.limit = 1
         hand_over(ov, read_listed=True, acls=False)
-        direct = Direct(ov, 1, lambda ino, count: None, acls=False)
+        direct = Direct(ov, lambda ino, count: None, acls=False)
         reply = direct.readdirplus(ROOT, 0, 0, 0, struct.pack("=QQI", 0, 0, 1 << 16))
         listed = {os.fsdecode(name): node for name, node in _entries(reply)}
     expected = {name: (top / name).stat().st_ino for name in names}
@@ -68,7 +68,7 @@ def test_looking_up_makes_no_inode(tmp_path: Path) -> None:
     os.link(tmp_path / "linked", tmp_path / "other")
     with opened(check(parse(os.fsencode(f"ro,lowerdir={tmp_path}")))) as ov:
         hand_over(ov, read_listed=True, acls=False)
-        direct = Direct(ov, 1, lambda ino, count: None, acls=False)
+        direct = Direct(ov, lambda ino, count: None, acls=False)
         for name in ("plain", "linked"):
             first, second = (direct.lookup(ROOT, 0, 0, 0, name.encode() + b"\0") for _ in range(2))
             assert first == second
