@@ -55,7 +55,7 @@ class UpperError(FuseOverlayError):
 
 
 class MountpointError(FuseOverlayError):
-    """The mount point is missing, busy, or inside a layer."""
+    """The mount point is missing or busy, or in a layer that cannot be shown without it."""
 
     exit_code = 5
 

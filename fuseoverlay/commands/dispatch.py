@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 
 from fuseoverlay import __version__
 from fuseoverlay.commands import advice, mount, output
-from fuseoverlay.errors import INTERRUPTED, FuseOverlayError, describe, mount_exit_code
+from fuseoverlay.errors import (
+    INTERRUPTED,
+    FuseOverlayError,
+    UsageError,
+    describe,
+    mount_exit_code,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,9 +82,17 @@ def _command(name: str, argv: list[str]) -> int:
 
             return fsck.command(argv)
         case "help":
-            return _run([*argv[:1], "--help"])
+            return _help(argv)
         case _:
             return _run(["--version", *argv])
+
+
+def _help(argv: list[str]) -> int:
+    """`fuseoverlay help [COMMAND]`."""
+    if argv and not argv[0].startswith("-") and argv[0] not in advice.COMMANDS:
+        commands = ", ".join(advice.COMMANDS)
+        raise UsageError(f"{argv[0]} is no command", hint=f"the commands are {commands}")
+    return _run([*argv[:1], "--help"])
 
 
 def _version(*, verbose: bool) -> int:

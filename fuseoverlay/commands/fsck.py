@@ -30,7 +30,7 @@ def command(argv: list[str]) -> int:
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="image: which of a multi-platform image")  # fmt: skip
     parser.add_argument("--repair", action="store_true",
-                        help="repair what does not change what a mount shows")  # fmt: skip
+                        help="repair what leaves the view of a mount unchanged")  # fmt: skip
     parser.add_argument("--force", action="store_true",
                         help="repair although the layers seem to be the wrong ones")  # fmt: skip
     args = parser.parse_intermixed_args(argv)

@@ -51,17 +51,23 @@ def absence(path: bytes) -> str:
     return f"is a link to {printable(target)}, which does not exist"
 
 
-def refuse_twice(layer: Layer, seen: dict[tuple[int, int], bytes]) -> None:
-    """`LayerError` where the root is one of those `seen`, by `stat_key`; else it is added."""
+def refuse_twice(layer: Layer, seen: dict[tuple[int, int], Layer]) -> None:
+    """Refuse a root that is one of those `seen`, by `stat_key`; another one is added. `LayerError`;
+    `UpperError` where that is the upper's."""
     st = os.fstat(layer.root_fd)
-    key = (st.st_dev, st.st_ino)
-    if key in seen:
-        raise LayerError(
-            f"is the same directory as {os.fsdecode(seen[key])}",
-            where=layer.path,
-            hint="name each layer once",
+    other = seen.setdefault((st.st_dev, st.st_ino), layer)
+    if other is layer:
+        return
+    if not other.number:
+        raise UpperError(
+            "upperdir is a lowerdir, too",
+            where=other.path,
+            hint="an upper takes changes, a lower none: use two directories",
         )
-    seen[key] = layer.path
+    again = "again" if other.path == layer.path else f"also as {printable(other.path)}"
+    raise LayerError(
+        f"lowerdir names this directory {again}", where=layer.path, hint="name each layer once"
+    )
 
 
 def distrust_copies(lowers: Sequence[Layer]) -> None:

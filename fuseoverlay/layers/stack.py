@@ -76,7 +76,7 @@ class LayerStack:
             self.lowers: list[Layer] = []
             #: Layers that only hold data for metacopy files of the others.
             self.data_only: list[Layer] = []
-            seen: dict[tuple[int, int], bytes] = {}
+            seen: dict[tuple[int, int], Layer] = {}
             if upper is not None:
                 self.upper = Layer(0, upper, open_root(upper, UpperError, "upperdir"))
                 refuse_twice(self.upper, seen)

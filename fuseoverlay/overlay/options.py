@@ -119,7 +119,7 @@ TABLE: Final[Mapping[str, tuple[Option, ...]]] = {
                "the work directory, on the filesystem of the upper",
                follows="=DIR", sets="workdir"),
         Option("submounts", Origin.OURS, Kind.SWITCH,
-               "show what is mounted below a lower directory", sets="submounts"),
+               "show file systems that are mounted inside a lower directory", sets="submounts"),
     ),
     "Overlay": (
         Option("ro rw", Origin.MOUNT, Kind.FLAG, "allow no changes, or do"),

@@ -29,7 +29,7 @@ from fuseoverlay.overlay.identity import Identity, use_override
 from fuseoverlay.overlay.inodetable import InodeTable
 from fuseoverlay.overlay.prepared import Prepared
 from fuseoverlay.overlay.workdir import WorkDir
-from fuseoverlay.system import descriptors, syscalls
+from fuseoverlay.system import descriptors, limits, syscalls
 from fuseoverlay.system.clones import Clones
 from fuseoverlay.system.threads import Threads, Wait
 
@@ -66,8 +66,9 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
     """Open every owner; leaving closes them in reverse. `wait` is for threads. Raises
     `FuseOverlayError`."""
     with contextlib.ExitStack() as owners:
-        # Each layer takes one already.
-        _raise_descriptor_limit()
+        # Each layer takes a descriptor already.
+        for warning in limits.lift():
+            log.warning("%s", warning)
         stack, workdir = _layers(config, owners)
         refuse_overlaps(stack, roots_of(stack, workdir))
         keep_apart(stack, workdir)
@@ -273,14 +274,6 @@ def roots_of(stack: LayerStack, workdir: WorkDir | None) -> dict[tuple[int, int]
     if workdir is not None:
         roots[workdir.key] = workdir.path
     return roots
-
-
-def _raise_descriptor_limit() -> None:
-    """As far as it goes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _descriptor_budget(layers: int) -> int:

@@ -48,6 +48,7 @@ def here(cli: Cli) -> Cli:
         ("fcsk upper -o lowerdir=l0", "did you mean fsck?"),
         ("vers", "vers is no command; the commands are"),
         ("halp", "did you mean help?"),
+        ("help nosuch", "nosuch is no command; the commands are mount, unmount"),
         ("mount image mnt -o lowerdir=l0", BOTH),
         ("image:latest mnt -o lowerdir=l0", f"{BOTH}:latest"),
         ("mount image l0 mnt", f"too many arguments: mnt; {DIRECTORIES}"),

@@ -101,6 +101,18 @@ def test_lower(cli: Cli, what: str, read_only: bool) -> None:
     assert str(cli.space.lowers[-1]) in message, "the message names the directory"
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [
+        ("lowerdir=l0:l0", LOWER, "l0: lowerdir names this directory again; name each layer once"),
+        ("lowerdir=l0:./l0", LOWER, "./l0: lowerdir names this directory also as l0; name each"),
+        ("lowerdir=l0,upperdir=l0,workdir=work", UPPER, "l0: upperdir is a lowerdir, too; an"),
+    ],
+)
+def test_a_directory_in_two_parts(cli: Cli, options: str, code: int, word: str) -> None:
+    refused(cli, code, "-o", options, cli.space.mnt, word=word, cwd=cli.space.base)
+
+
 @pytest.mark.parametrize("which", ["lower", "upper", "work"])
 def test_dangling_link(cli: Cli, which: str) -> None:
     """As an engine's `l/XXXX` whose layer was removed: it says so, and where it leads."""

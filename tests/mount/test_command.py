@@ -156,6 +156,37 @@ def test_more_layers_than_the_soft_limit_of_descriptors(cli: Cli) -> None:
     assert (space.mnt / "f").read_bytes() == b"from the lower"
 
 
+def test_limits_of_the_shell_that_mounts_are_not_those_of_the_mount(cli: Cli) -> None:
+    space = cli.space
+    limit = ("prlimit", f"--fsize={1 << 20}:unlimited", "--cpu=1:unlimited")
+    pid = cli.mount("-o", space.options(), space.mnt, prefix=limit)
+    (space.mnt / "large").write_bytes(b"x" * (3 << 20))
+    assert (space.mnt / "large").stat().st_size == 3 << 20
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"Max cpu time +unlimited", limits), limits
+
+
+def test_a_limit_that_stays_is_told(cli: Cli) -> None:
+    """One whose end only a superuser could move: files end there."""
+    space = cli.space
+    size = 1 << 20
+    limit = ("prlimit", f"--fsize={size}:{size}", "--cpu=1000:1000")
+    done = cli.run("-o", space.options(), space.mnt, prefix=limit)
+    assert done.returncode == 0, done.stderr
+    stays = "Max file size             unlimited" not in _limits(cli)
+    told = re.findall(r"warning: (.*): a limit of the shell that mounts \((.*)\)", done.stderr)
+    expected = [
+        (f"no file can become larger than {size} bytes", "ulimit -f"),
+        ("the daemon will be killed after 1000 seconds of CPU time", "ulimit -t"),
+    ]
+    assert told == (expected if stays else [])
+
+
+def _limits(cli: Cli) -> str:
+    (pid,) = cli.daemons()
+    return Path(f"/proc/{pid}/limits").read_text()
+
+
 def test_what_is_wrong_is_named(cli: Cli) -> None:
     space = cli.space
     (space.work / "index").write_bytes(b"")
