@@ -9,6 +9,7 @@ The documents and `--help` say of an exit code what the docstring of its class s
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
@@ -146,3 +147,8 @@ def os_error(code: int, name: object = None) -> OSError:
     """The `OSError`, of the class that belongs to the errno, with its message; `name`: what the
     call was about."""
     return OSError(code, os.strerror(code), name)
+
+
+def no_entry(name: bytes) -> OSError:
+    """ENOENT for `name`."""
+    return os_error(errno.ENOENT, name)

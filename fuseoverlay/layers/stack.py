@@ -76,21 +76,27 @@ class LayerStack:
             self.lowers: list[Layer] = []
             #: Layers that only hold data for metacopy files of the others.
             self.data_only: list[Layer] = []
-            seen: dict[tuple[int, int], Layer] = {}
-            if upper is not None:
-                self.upper = Layer(0, upper, open_root(upper, UpperError, "upperdir"))
-                refuse_twice(self.upper, seen)
-            for number, path in enumerate([*lowers, *data_only], 1):
-                layer = Layer(number, path, open_root(path, LayerError, "lowerdir"))
-                (self.lowers if number <= len(lowers) else self.data_only).append(layer)
-                refuse_twice(layer, seen)
-                ask_for_attributes(layer)
-                if as_stored:
+            self._open_layers(upper, lowers, data_only)
+            if as_stored:
+                for layer in self.below:
                     see_stored_ids(layer, self.upper)
             distrust_copies(self.below)
             for layer in self.all():
                 settle(layer, user_attributes=user_attributes)
             undo.pop_all()
+
+    def _open_layers(
+        self, upper: bytes | None, lowers: Sequence[bytes], data_only: Sequence[bytes]
+    ) -> None:
+        seen: dict[tuple[int, int], Layer] = {}
+        if upper is not None:
+            self.upper = Layer(0, upper, open_root(upper, UpperError, "upperdir"))
+            refuse_twice(self.upper, seen)
+        for number, path in enumerate([*lowers, *data_only], 1):
+            layer = Layer(number, path, open_root(path, LayerError, "lowerdir"))
+            (self.lowers if number <= len(lowers) else self.data_only).append(layer)
+            refuse_twice(layer, seen)
+            ask_for_attributes(layer)
 
     def __enter__(self) -> Self:
         return self

@@ -33,42 +33,73 @@ def follow(
     not have is taken for a directory that may come; `passed` is told how many names are passed at
     each step. ImageError, with `where`, for what leads nowhere.
     """
-    left = list(reversed(path))
-    at: list[bytes] = []
-    #: So many names of `at` are directories of the layer.
-    known = 0
-    links = 0
-    while left:
-        name = left.pop()
+    way = _Way(path, where)
+    while way.left:
+        name = way.left.pop()
         if name == b"..":
-            if len(at) > known:
-                # A layer below may have a link there, or nothing.
-                what = f"a link leads through {show(tuple(at))}/.., no directory"
-                raise ImageError(what, where=where)
-            del at[-1:]
-            known = len(at)
+            way.go_up()
             continue
         text = None
-        if len(at) == known:
-            passed(len(at) + 1)
-            above = tuple(at)
+        if way.is_known:
+            passed(len(way.at) + 1)
+            above = tuple(way.at)
             if is_directory((*above, name)):
-                known += 1
+                way.known += 1
             else:
                 text = link_text(above, name)
         if text is None:
-            at.append(name)
-            continue
-        links += 1
-        if links > _MAX_LINKS:
-            raise ImageError(f"too many symbolic links on the way to {show(path)}", where=where)
+            way.at.append(name)
+        else:
+            way.turn(text)
+    return way.end()
+
+
+class _Way:
+    """Where a search has come to, and what is left of it."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        self._path, self._where = path, where
+        self._links = 0
+        #: Names to go on with, the next one last.
+        self.left = list(reversed(path))
+        self.at: list[bytes] = []
+        #: So many names of `at` are directories of the layer.
+        self.known = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the layer has a directory there."""
+        return len(self.at) == self.known
+
+    def go_up(self) -> None:
+        """Follow a `..`."""
+        if not self.is_known:
+            # A layer below may have a link there, or nothing.
+            what = f"a link leads through {show(tuple(self.at))}/.., no directory"
+            raise ImageError(what, where=self._where)
+        del self.at[-1:]
+        self.known = len(self.at)
+
+    def turn(self, text: bytes) -> None:
+        """Follow a symbolic link with this text."""
+        self._links += 1
+        if self._links > _MAX_LINKS:
+            what = f"too many symbolic links on the way to {show(self._path)}"
+            raise ImageError(what, where=self._where)
         if text.startswith(b"/"):
-            at, known = [], 0
-        left += [part for part in reversed(text.split(b"/")) if part not in (b"", b".")]
-        if len(left) > MAX_PATH:
-            raise ImageError("links lead to a path that is too long", where=where)
-    if any(part.startswith(whiteout.WH_PREFIX) for part in at):
-        raise ImageError(f"a link leads to a whiteout, {show(tuple(at))}", where=where)
-    if sum(map(len, at)) + len(at) >= MAX_PATH:
-        raise ImageError("links lead to a path that is too long", where=where)
-    return tuple(at)
+            self.at, self.known = [], 0
+        self.left += [part for part in reversed(text.split(b"/")) if part not in (b"", b".")]
+        if len(self.left) > MAX_PATH:
+            raise self._too_long()
+
+    def end(self) -> Path:
+        """Where it has come to, at last."""
+        if any(part.startswith(whiteout.WH_PREFIX) for part in self.at):
+            what = f"a link leads to a whiteout, {show(tuple(self.at))}"
+            raise ImageError(what, where=self._where)
+        if sum(map(len, self.at)) + len(self.at) >= MAX_PATH:
+            raise self._too_long()
+        return tuple(self.at)
+
+    def _too_long(self) -> ImageError:
+        return ImageError("links lead to a path that is too long", where=self._where)

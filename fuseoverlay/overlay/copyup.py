@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from fuseoverlay.errors import os_error
+from fuseoverlay.errors import no_entry, os_error
 from fuseoverlay.layers import redirect, xattrs
 from fuseoverlay.layers.layer import Place, RealDir
 from fuseoverlay.layers.objects import stat_key
@@ -32,7 +32,6 @@ from fuseoverlay.overlay.copymetadata import (
     times_kept,
 )
 from fuseoverlay.overlay.inodes import Directory, File, Held, Inode
-from fuseoverlay.overlay.lookup import no_entry
 from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.overlay.realobject import (
     Real,

@@ -83,17 +83,7 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
         data = owners.enter_context(
             FileData(stack, prepared, budget // 4, real_status=real_status, private=config.private)
         )
-        devices = [os.fstat(layer.root_fd).st_dev for layer in stack.all()]
-        upper_root = upper.root if upper is not None else None
-        inodes = owners.enter_context(
-            InodeTable(
-                prepared,
-                devices,
-                upper_root,
-                tuple(layer.root for layer in stack.lowers),
-                most_held=budget // 8,
-            )
-        )
+        inodes = owners.enter_context(_inode_table(stack, prepared, budget // 8))
         owners.enter_context(descriptors.shed_by(data.shrink, stack.shrink))
         yield Overlay(
             config=config,
@@ -105,6 +95,16 @@ def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Ite
             identity=identity,
             threads=Threads(wait),
         )
+
+
+def _inode_table(stack: LayerStack, prepared: Prepared, most_held: int) -> InodeTable:
+    return InodeTable(
+        prepared,
+        [os.fstat(layer.root_fd).st_dev for layer in stack.all()],
+        stack.upper.root if stack.upper is not None else None,
+        tuple(layer.root for layer in stack.lowers),
+        most_held=most_held,
+    )
 
 
 def check_upper(config: MountConfig) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 
+from fuseoverlay.errors import no_entry
 from fuseoverlay.layers import whiteout
 from fuseoverlay.layers.index import Index
 from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.whiteout import Dialect
 from fuseoverlay.overlay import staging
 from fuseoverlay.overlay.inodes import Directory
-from fuseoverlay.overlay.lookup import no_entry
 from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.transaction import Transaction, tidy

@@ -86,21 +86,10 @@ class WorkDir:
             try:
                 self.fd = self._prepare_staging(volatile)
                 undo.callback(os.close, self.fd)
-                # Attributes of the probe go to the staging directory, never to the upper.
-                self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
-                if self.namespace not in upper.namespaces:
-                    # A filesystem without `trusted.` attributes: what is written is read.
-                    upper.namespaces = xattrs.NAMESPACES
-                #: Whether the filesystem keeps the overlay's attributes.
-                self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
+                self._choose_namespace(userxattr)
                 names = (INDEX, LINKS) if index else ()
                 self._subdirectories = {name: self._open_subdirectory(name) for name in names}
-                self.dialect = self._probe_whiteouts(dialect)
-                self.keeps_order = keeps_order(self.fd)
-                self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
-                self.can_whiteout = self.dialect is Dialect.CHAR and self._probe_rename(
-                    syscalls.RENAME_WHITEOUT
-                )
+                self._probe(dialect)
             except OSError as exc:
                 raise UpperError(
                     f"workdir cannot be written: {describe(exc)}",
@@ -108,6 +97,23 @@ class WorkDir:
                     hint=_ADVICE.get(exc.errno or 0, "it needs to be yours to write"),
                 ) from None
             undo.pop_all()
+
+    def _choose_namespace(self, userxattr: bool) -> None:
+        # Attributes of the probe go to the staging directory, never to the upper.
+        self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
+        if self.namespace not in self.upper.namespaces:
+            # A filesystem without `trusted.` attributes: what is written is read.
+            self.upper.namespaces = xattrs.NAMESPACES
+        #: Whether the filesystem keeps the overlay's attributes.
+        self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
+
+    def _probe(self, dialect: Dialect | None) -> None:
+        self.dialect = self._probe_whiteouts(dialect)
+        self.keeps_order = keeps_order(self.fd)
+        self.can_exchange = self._probe_rename(syscalls.RENAME_EXCHANGE)
+        self.can_whiteout = self.dialect is Dialect.CHAR and self._probe_rename(
+            syscalls.RENAME_WHITEOUT
+        )
 
     def __enter__(self) -> Self:
         return self
