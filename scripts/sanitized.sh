@@ -18,7 +18,8 @@ fo_sanitized() {
     $("$FO_PYTHON" -c 'from sysconfig import *; v = get_config_vars()
 print("-I" + get_paths()["include"], "-L" + v["LIBDIR"], "-lpython" + v["LDVERSION"])') ||
     die "no Python with sanitizers: it needs a shared libpython with its headers, and gcc's libasan"
-  (cd "$dir/src" && CFLAGS=$FO_SANITIZE "$FO_PYTHON" -W ignore setup.py -q build_ext --inplace --force) >&2 ||
+  (cd "$dir/src" && CFLAGS=$FO_SANITIZE FUSEOVERLAY_EXTENSION=required \
+    "$FO_PYTHON" -W ignore setup.py -q build_ext --inplace --force) >&2 ||
     die "the extension could not be built with sanitizers"
   grep -q __asan_report "$dir"/src/fuseoverlay/native/*.so &&
     grep -q __ubsan_handle "$dir"/src/fuseoverlay/native/*.so ||

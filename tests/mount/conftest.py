@@ -31,12 +31,14 @@ _BEFORE = {
     *("test_advice", "test_bad_input", "test_bench", "test_fsck", "test_images", "test_mount8"),
     "test_readme",
 }
+#: What they build is in root's cache, if his environment was made on this computer.
+_INSTALLS = {"test_packaging"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The kernel has no command line; `skip_repeated`."""
     folder = Path(__file__).parent
-    skip_repeated(items, folder, without_extension=_BEFORE, by_anybody=())
+    skip_repeated(items, folder, without_extension=_BEFORE, by_root=_INSTALLS)
     if IMPL == "kernel":
         for item in items:
             if Path(__file__).parent in item.path.parents:
