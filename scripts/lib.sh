@@ -165,7 +165,8 @@ fo_venv() {
     rm -rf "$FUSEOVERLAY_HOME/venv"
     "$python" -m venv "$FUSEOVERLAY_HOME/venv" || die "python3 -m venv failed"
   fi
-  rm -f "$file"
+  # Python would take one that was built for it alone, and we build for the stable ABI.
+  rm -f "$file" "$FO_SRC"/fuseoverlay/native/_native.cpython-*.so
   say "installing fuseoverlay${extras:+ ($extras)} in it, with the Python packages that it needs:" \
     "this may take a minute"
   # By a path: a finder of modules, setuptools' way otherwise, costs each start of Python 15 ms.

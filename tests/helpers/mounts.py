@@ -54,12 +54,15 @@ BARE_ENV = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
 if "FUSEOVERLAY_NATIVE" in os.environ:
     BARE_ENV["FUSEOVERLAY_NATIVE"] = os.environ["FUSEOVERLAY_NATIVE"]
 
+#: How many times as long as usual things may take: sanitizers slow everything down.
+SLOWER = int(os.environ.get("FUSEOVERLAY_TEST_SLOWER", "1"))
+
 #: Seconds until a mount must answer, until a daemon must be gone after the unmount,
 #: and until the watchdog ends a daemon.
-START_TIMEOUT = 20
+START_TIMEOUT = 20 * SLOWER
 # The daemon ends with syncfs(2), which waits for what others have written, too.
-STOP_TIMEOUT = 60
-WATCHDOG = 100
+STOP_TIMEOUT = 60 * SLOWER
+WATCHDOG = 100 * SLOWER
 
 #: Where fuseoverlay differs from kernel overlayfs by choice (docs/semantics.md).
 DIFFERENCES = {
@@ -166,7 +169,7 @@ def unmount(path: Path) -> None:
 
 def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
     """Poll until `what()` is true."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * SLOWER
     while not what():
         assert time.monotonic() < end, f"{why} took more than {seconds} s"
         time.sleep(0.01)

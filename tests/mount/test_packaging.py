@@ -17,6 +17,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def _names(wheel: Path) -> set[str]:
         return {re.sub(r"^[^/]+\.data/data/", "", name) for name in archive.namelist()}
 
 
+def _metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        return email.message_from_bytes(
+            archive.read(f"fuseoverlay-{__version__}.dist-info/METADATA")
+        )
+
+
 def test_source_archive_is_whole(built: Built) -> None:
     with tarfile.open(built.sdist) as tar:
         held = {name.partition("/")[2] for name in tar.getnames()}
@@ -95,14 +103,17 @@ def test_wheel_has_what_is_used_and_nothing_else(built: Built) -> None:
     assert (MODULES | TYPES | MANUALS) - names == set()
     (info,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     rest = {name for name in names if not name.startswith(f"{info}/")}
-    (extension,) = rest - MODULES - TYPES - MANUALS
-    assert re.fullmatch(r"fuseoverlay/native/_native\..*\.so", extension)
+    assert rest - MODULES - TYPES - MANUALS == {"fuseoverlay/native/_native.abi3.so"}
+
+
+def test_one_wheel_is_for_every_python_that_we_take(built: Built) -> None:
+    oldest = re.fullmatch(r">=3\.(\d+)", _metadata(built.wheel)["Requires-Python"])
+    assert oldest
+    assert f"-cp3{oldest[1]}-abi3-linux_" in built.wheel.name
 
 
 def test_version_has_one_source(built: Built) -> None:
-    with zipfile.ZipFile(built.wheel) as archive:
-        told = archive.read(f"fuseoverlay-{__version__}.dist-info/METADATA")
-    assert email.message_from_bytes(told)["Version"] == __version__
+    assert _metadata(built.wheel)["Version"] == __version__
     assert built.sdist.name == f"fuseoverlay-{__version__}.tar.gz"
     said = [
         str(path.relative_to(PROJECT))
