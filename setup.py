@@ -22,7 +22,11 @@ EXTENSION = Extension(
     "fuseoverlay.native._native",
     [f"fuseoverlay/native/csrc/{name}.c" for name in SOURCES],
     depends=["fuseoverlay/native/csrc/native.h"],
-    extra_compile_args=["-O2", "-Wall", "-fvisibility=hidden"],
+    # Where it was built is in nothing that comes of it: two builds are the same.
+    extra_compile_args=[
+        *("-O2", "-Wall", "-fvisibility=hidden"),
+        f"-ffile-prefix-map={os.getcwd()}=.",
+    ],
     define_macros=[("Py_LIMITED_API", "0x030b0000")] if STABLE_ABI else [],
     py_limited_api=STABLE_ABI,
     # Without it everything works, slower.

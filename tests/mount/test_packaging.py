@@ -38,6 +38,7 @@ def _run(*argv: object, cwd: Path) -> str:
     """What it prints. pip finds its cache and its settings, nobody a project: `cwd` has none."""
     ours = ("PYTHON", "FUSEOVERLAY_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    env["SOURCE_DATE_EPOCH"] = "1700000000"
     done = subprocess.run(
         [str(word) for word in argv],
         cwd=cwd, env={**env, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
@@ -110,6 +111,15 @@ def test_one_wheel_is_for_every_python_that_we_take(built: Built) -> None:
     oldest = re.fullmatch(r">=3\.(\d+)", _metadata(built.wheel)["Requires-Python"])
     assert oldest
     assert f"-cp3{oldest[1]}-abi3-linux_" in built.wheel.name
+
+
+def test_wheel_is_the_same_wherever_it_is_built(built: Built) -> None:
+    with scratch() as base:
+        sources = base / "elsewhere" / "sources"
+        shutil.copytree(PROJECT, sources, ignore=IGNORED)
+        build = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", base)
+        _run(*build, sources, cwd=base)
+        assert (base / built.wheel.name).read_bytes() == built.wheel.read_bytes()
 
 
 def test_version_has_one_source(built: Built) -> None:
