@@ -246,7 +246,7 @@ def run_containers(
     told["podman"], told["buildah"] = _version("podman"), _version("buildah")
     containers.run(
         base,
-        found,
+        [one for one in found if isinstance(one, containers.Driver)],
         options.rounds,
         limit=options.time_limit,
         warm=not options.quick,

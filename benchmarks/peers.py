@@ -117,18 +117,28 @@ class Raw(Contender):
 
     fuse = False
 
-    def mount(self, client, stack, place, *, writable, changes, metacopy, limit):
+    def mount(
+        self,
+        client: Path,
+        stack: Stack,
+        place: Place,
+        *,
+        writable: bool,
+        changes: bool,
+        metacopy: bool,
+        limit: float,
+    ) -> tuple[Path, float]:
         """Nothing is mounted."""
         if not changes:
             return stack.flat, 0.0
         processes.run(["cp", "-a", f"{stack.flat}/.", str(place.mnt)], limit=limit)
         return place.mnt, 0.0
 
-    def unmount(self, client, place, *, limit):
+    def unmount(self, client: Path, place: Place, *, limit: float) -> float:
         """Nothing is mounted."""
         return 0.0
 
-    def drop(self, place):
+    def drop(self, place: Place) -> None:
         """Nothing is mounted."""
 
 
@@ -141,7 +151,7 @@ class Kernel(Contender):
         super().__init__(name)
         self.mode = mode
 
-    def missing(self, mode):
+    def missing(self, mode: str) -> str | None:
         """A plain user may not mount it."""
         if mode == "user":
             return "a plain user cannot mount it"
@@ -152,7 +162,7 @@ class Kernel(Contender):
                 return "this kernel has none"
         return None
 
-    def command(self, stack, place, writable, metacopy):
+    def command(self, stack: Stack, place: Place, writable: bool, metacopy: bool) -> list[str]:
         """mount(8)."""
         options = "lowerdir=" + ":".join(path.name for path in stack.lowers)
         if writable:
@@ -176,11 +186,11 @@ class Overlay(Contender):
         self.env = {**os.environ, **env} if env else None
         self.knows_metacopy = False
 
-    def missing(self, mode):
+    def missing(self, mode: str) -> str | None:
         """The program has to be there."""
         return None if shutil.which(self.program[0]) else f"{self.program[0]}: not found"
 
-    def command(self, stack, place, writable, metacopy):
+    def command(self, stack: Stack, place: Place, writable: bool, metacopy: bool) -> list[str]:
         """The program, or the template of words with {lower} {upper} {work} {mnt}."""
         lower = ":".join(str(path) for path in stack.lowers)
         if any("{mnt}" in word for word in self.program):
@@ -197,7 +207,7 @@ class Overlay(Contender):
 class WithoutNative(Overlay):
     """This checkout without its extension."""
 
-    def missing(self, mode):
+    def missing(self, mode: str) -> str | None:
         """Where there is none, this is the same as with it."""
         return None if has_native() else "the extension is not built"
 
@@ -205,7 +215,7 @@ class WithoutNative(Overlay):
 class Unionfs(Overlay):
     """unionfs-fuse; it does not know the whiteouts of the others and shows them."""
 
-    def command(self, stack, place, writable, metacopy):
+    def command(self, stack: Stack, place: Place, writable: bool, metacopy: bool) -> list[str]:
         """Its own syntax."""
         branches = [f"{place.upper}=RW"] if writable else []
         branches += [f"{path}=RO" for path in stack.lowers]

@@ -8,7 +8,7 @@ import sys
 import time
 
 from benchmarks import processes
-from benchmarks.peers import Overlay
+from benchmarks.peers import Contender
 
 STEPS = {
     "Python starts": "pass",
@@ -19,12 +19,12 @@ STEPS = {
 }
 
 
-def measure(ours: Overlay, repeat: int = 5) -> dict[str, float]:
+def measure(ours: Contender, repeat: int = 5) -> dict[str, float]:
     """Seconds until each step was done and the interpreter had ended, medians."""
     return {name: _median(ours, code, repeat) for name, code in STEPS.items()}
 
 
-def _median(ours: Overlay, code: str, repeat: int) -> float:
+def _median(ours: Contender, code: str, repeat: int) -> float:
     taken = []
     for _ in range(repeat):
         begin = time.monotonic()

@@ -74,7 +74,7 @@ def _works(command: list[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _directory(parent: Path, user: pwd.struct_passwd | None) -> Iterator[Path]:
+def _directory(parent: Path | None, user: pwd.struct_passwd | None) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="fuseoverlay-bench-", dir=parent)).resolve()
     path.chmod(0o755)
     if user is not None:
@@ -87,7 +87,7 @@ def _directory(parent: Path, user: pwd.struct_passwd | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _wait(process: subprocess.Popen) -> int:
+def _wait(process: subprocess.Popen[bytes]) -> int:
     """Its exit code. It is told of a signal once, to show what it has, and ends soon after."""
     told = False
 

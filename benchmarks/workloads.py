@@ -187,7 +187,9 @@ def known_inodes(session: Session) -> None:
     session.value("rss at start", before["rss"], "MiB")
 
 
-def _on_trees(name: str, what: str, body: Callable[[Session], None], **more) -> list[Workload]:
+def _on_trees(
+    name: str, what: str, body: Callable[[Session], None], **more: bool
+) -> list[Workload]:
     """The same on one layer and on forty."""
     return [
         Workload(f"{name}-{count}", f"{what}, {count} layer{'s' * (count > 1)}", f"tree{count}",

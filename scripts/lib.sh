@@ -101,6 +101,13 @@ fo_checkout_is_public() {
     test -r "$FO_CHECKOUT/pyproject.toml" -a -r "$FO_CHECKOUT/fuseoverlay/__init__.py" 2>/dev/null
 }
 
+# fo_copy FROM TO: the sources, without what was built or kept among them.
+fo_copy() {
+  tar -C "$1" --exclude=.git --exclude=__pycache__ --exclude='.*_cache' \
+    --exclude='*.egg-info' --exclude=.hypothesis --exclude='*.so' --exclude=./build -cf - . |
+    tar -C "$2" -xf - --no-same-owner
+}
+
 # Set FO_SRC: the checkout, or a fresh copy of it where the checkout will not do, either
 # because the plain test user cannot read it or because we cannot write beside it.
 fo_source() {
@@ -113,9 +120,7 @@ fo_source() {
   FO_SRC=$FUSEOVERLAY_HOME/src
   local fresh=$FUSEOVERLAY_HOME/src.$$
   mkdir -p "$fresh"
-  tar -C "$FO_CHECKOUT" --exclude=.git --exclude=__pycache__ --exclude='.*_cache' \
-    --exclude='*.egg-info' --exclude=.hypothesis --exclude='*.so' --exclude=./build -cf - . |
-    tar -C "$fresh" -xf - --no-same-owner
+  fo_copy "$FO_CHECKOUT" "$fresh"
   # What was built in the last copy; fo_venv sees whether it still serves.
   cp -p "$FO_SRC"/fuseoverlay/native/*.so "$fresh/fuseoverlay/native/" 2>/dev/null || true
   chmod -R a+rX,go-w "$fresh"
@@ -160,7 +165,8 @@ fo_venv() {
     rm -rf "$FUSEOVERLAY_HOME/venv"
     "$python" -m venv "$FUSEOVERLAY_HOME/venv" || die "python3 -m venv failed"
   fi
-  rm -f "$file"
+  # Python would take one that was built for it alone, and we build for the stable ABI.
+  rm -f "$file" "$FO_SRC"/fuseoverlay/native/_native.cpython-*.so
   say "installing fuseoverlay${extras:+ ($extras)} in it, with the Python packages that it needs:" \
     "this may take a minute"
   # By a path: a finder of modules, setuptools' way otherwise, costs each start of Python 15 ms.

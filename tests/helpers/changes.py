@@ -48,6 +48,11 @@ def _append(path: Path) -> None:
         stream.write(b"!")
 
 
+def _copy_and_leave_one_name(mnt: Path) -> None:
+    _append(mnt / "linked")
+    os.unlink(mnt / "alias")
+
+
 def exchange(one: Path, two: Path) -> None:
     """Exchange two names, RENAME_EXCHANGE."""
     renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
@@ -201,10 +206,7 @@ BEFORE: dict[str, Change] = {
     "data after metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
     "unlink second name": lambda mnt: os.unlink(mnt / "linked"),
     "unlink second name of a copy": lambda mnt: _append(mnt / "linked"),
-    "unlink last name of a copy": lambda mnt: (_append(mnt / "linked"), os.unlink(mnt / "alias")),
+    "unlink last name of a copy": _copy_and_leave_one_name,
     "append to what has lost a name": lambda mnt: os.unlink(mnt / "alias"),
-    "rename over last name of a copy": lambda mnt: (
-        _append(mnt / "linked"),
-        os.unlink(mnt / "alias"),
-    ),
+    "rename over last name of a copy": _copy_and_leave_one_name,
 }

@@ -77,7 +77,7 @@ def _checked(result: int) -> int:
     return result
 
 
-def _bytes(path: os.PathLike | str | bytes) -> bytes:
+def _bytes(path: os.PathLike[str] | str | bytes) -> bytes:
     return os.fsencode(path)
 
 
@@ -134,7 +134,7 @@ def statx_mask(path: Path, mask: int) -> int:
     """Which of the fields asked for statx(2) knows."""
     buffer = ctypes.create_string_buffer(256)
     _checked(_libc.statx(AT_FDCWD, _bytes(path), AT_SYMLINK_NOFOLLOW, mask, buffer))
-    return struct.unpack_from("I", buffer)[0] & mask
+    return int(struct.unpack_from("I", buffer)[0]) & mask
 
 
 def links_alone(path: Path) -> int:
@@ -216,7 +216,7 @@ class Dirent(NamedTuple):
 class Stream:
     """A directory stream of the C library, with positions."""
 
-    def __init__(self, path: os.PathLike | str | bytes) -> None:
+    def __init__(self, path: os.PathLike[str] | str | bytes) -> None:
         self._stream = _libc.opendir(_bytes(path))
         if not self._stream:
             _checked(-1)
@@ -251,7 +251,7 @@ class Stream:
 
     def tell(self) -> int:
         """The position; telldir(3)."""
-        return _libc.telldir(self._stream)
+        return int(_libc.telldir(self._stream))
 
     def seek(self, position: int) -> None:
         """Go to a position that `tell` gave; seekdir(3)."""

@@ -54,12 +54,15 @@ BARE_ENV = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
 if "FUSEOVERLAY_NATIVE" in os.environ:
     BARE_ENV["FUSEOVERLAY_NATIVE"] = os.environ["FUSEOVERLAY_NATIVE"]
 
+#: How many times as long as usual things may take: sanitizers slow everything down.
+SLOWER = int(os.environ.get("FUSEOVERLAY_TEST_SLOWER", "1"))
+
 #: Seconds until a mount must answer, until a daemon must be gone after the unmount,
 #: and until the watchdog ends a daemon.
-START_TIMEOUT = 20
+START_TIMEOUT = 20 * SLOWER
 # The daemon ends with syncfs(2), which waits for what others have written, too.
-STOP_TIMEOUT = 60
-WATCHDOG = 100
+STOP_TIMEOUT = 60 * SLOWER
+WATCHDOG = 100 * SLOWER
 
 #: Where fuseoverlay differs from kernel overlayfs by choice (docs/semantics.md).
 DIFFERENCES = {
@@ -166,13 +169,13 @@ def unmount(path: Path) -> None:
 
 def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
     """Poll until `what()` is true."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * SLOWER
     while not what():
         assert time.monotonic() < end, f"{why} took more than {seconds} s"
         time.sleep(0.01)
 
 
-def ends(process: subprocess.Popen | warm.Warm, seconds: float) -> bool:
+def ends(process: subprocess.Popen[bytes] | warm.Warm, seconds: float) -> bool:
     """Wait for the end of a process, no longer than that; `Popen.wait` would look rarely."""
     if isinstance(process, warm.Warm):
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -189,7 +192,7 @@ def ends(process: subprocess.Popen | warm.Warm, seconds: float) -> bool:
 def remove_tree(path: Path) -> None:
     """Remove a test's directory, whatever modes the test left in it."""
 
-    def opened_up(function: Callable, name: str, _: object) -> None:
+    def opened_up(function: Callable[[str], object], name: str, _: object) -> None:
         above = os.path.dirname(name)
         # Only below `path`: what is around it is not ours.
         if not os.path.islink(name) and Path(name).is_relative_to(path):
@@ -215,7 +218,7 @@ class Daemon:
     def __init__(self, argv: list[str], mnt: Path, log: Path, *, cwd: Path | None = None) -> None:
         self.mnt, self.log = mnt, log
         self._seen = log.stat().st_size if log.exists() else 0
-        self.process: subprocess.Popen | warm.Warm
+        self.process: subprocess.Popen[bytes] | warm.Warm
         with log.open("ab") as stream:
             if warm.can_start(argv):
                 self.process = warm.start(argv, stream.fileno(), cwd or "/", daemon_env())
@@ -368,7 +371,7 @@ class Space:
         *,
         read_only: bool = False,
         impl: str = IMPL,
-        args: tuple = (),
+        args: tuple[str, ...] = (),
         descriptors: int | None = None,
     ) -> Path:
         """Mount; returns the mount point. The daemon may have only so many descriptors."""
@@ -425,10 +428,10 @@ class Space:
             ends(daemon.process, 2)
             daemon.kill()
 
-    def remount(self, **how: bool) -> Path:
+    def remount(self, *, read_only: bool = False) -> Path:
         """Unmount and mount again."""
         self.unmount()
-        return self.mount(**how)
+        return self.mount(read_only=read_only)
 
     def evidence(self) -> list[Tree]:
         """Traces in all lower directories; compare two with `check_lowers`."""
@@ -487,13 +490,13 @@ def scratch() -> Iterator[Path]:
         remove_tree(path)
 
 
-def is_whiteout(path: os.PathLike | str) -> bool:
+def is_whiteout(path: os.PathLike[str] | str) -> bool:
     """Whether this is a character device 0:0."""
     st = os.lstat(path)
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
-def overlay_xattr(path: os.PathLike | str, what: str) -> bytes | None:
+def overlay_xattr(path: os.PathLike[str] | str, what: str) -> bytes | None:
     """The overlay attribute in the namespace that this mode writes; None: not set."""
     namespace = "trusted" if MODE == "root" else "user"
     try:
@@ -504,17 +507,17 @@ def overlay_xattr(path: os.PathLike | str, what: str) -> bytes | None:
         raise
 
 
-def set_overlay_xattr(path: os.PathLike | str, what: str, value: bytes) -> None:
+def set_overlay_xattr(path: os.PathLike[str] | str, what: str, value: bytes) -> None:
     """Set an overlay attribute in the namespace that this mode writes."""
     namespace = "trusted" if MODE == "root" else "user"
     os.setxattr(path, f"{namespace}.overlay.{what}", value, follow_symlinks=False)
 
 
-def make_whiteout(path: os.PathLike | str) -> None:
+def make_whiteout(path: os.PathLike[str] | str) -> None:
     """A whiteout the kernel's way; anyone may make it."""
     os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
 
 
-def is_opaque(path: os.PathLike | str) -> bool:
+def is_opaque(path: os.PathLike[str] | str) -> bool:
     """Whether the directory has the opaque mark of this mode's namespace."""
     return overlay_xattr(path, "opaque") == b"y"

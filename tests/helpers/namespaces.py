@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import subprocess
@@ -42,6 +43,7 @@ class UserNamespace:
         return value
 
     def _work(self, writing: int, work: Callable[[], Any], uid: int, gid: int) -> int:
+        answer: tuple[int, Any]
         try:
             os.umask(0o022)
             for kind in ("user", "mnt"):
@@ -54,7 +56,7 @@ class UserNamespace:
             try:
                 answer = (0, work())
             except OSError as exc:
-                answer = (exc.errno, None)
+                answer = (exc.errno or errno.EIO, None)
             os.write(writing, pickle.dumps(answer))
             return 0
         except BaseException:

@@ -13,9 +13,11 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Sequence
 
 import pyfuse3
 import trio
+from pyfuse3 import FileHandleT, FileNameT, InodeT, RequestContext, XAttrNameT
 
 ROOT, FILE, DIR, INSIDE, LINK = 1, 2, 3, 4, 5
 MODES = {
@@ -46,20 +48,22 @@ class Odd(pyfuse3.Operations):
             entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
-    async def getattr(self, inode, ctx):
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
         return self._entry(inode)
 
-    async def lookup(self, parent_inode, name, ctx):
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> pyfuse3.EntryAttributes:
         if name not in NAMES.get(parent_inode, {}):
             raise pyfuse3.FUSEError(errno.ENOENT)
         if name == b"dir" and self._broken and os.path.exists(self._broken):
             raise pyfuse3.FUSEError(errno.EIO)
         return self._entry(NAMES[parent_inode][name])
 
-    async def opendir(self, inode, ctx):
-        return inode
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        return FileHandleT(inode)
 
-    async def readdir(self, fh, start_id, token):
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if fh == DIR and self._broken and os.path.exists(f"{self._broken}.list"):
             raise pyfuse3.FUSEError(errno.EIO)
         for position, (name, ino) in enumerate(NAMES[fh].items(), 1):
@@ -67,24 +71,24 @@ class Odd(pyfuse3.Operations):
             if later and not pyfuse3.readdir_reply(token, name, self._entry(ino), position):
                 return
 
-    async def open(self, inode, flags, ctx):
+    async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_NOATIME:
             raise pyfuse3.FUSEError(errno.EPERM)
-        return pyfuse3.FileInfo(fh=inode)
+        return pyfuse3.FileInfo(fh=FileHandleT(inode))
 
-    async def read(self, fh, off, size):
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return CONTENTS[fh][off : off + size]
 
-    async def readlink(self, inode, ctx):
-        return CONTENTS[inode]
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        return FileNameT(CONTENTS[inode])
 
-    async def listxattr(self, inode, ctx):
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         raise pyfuse3.FUSEError(self._attributes)
 
-    async def getxattr(self, inode, name, ctx):
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         raise pyfuse3.FUSEError(self._attributes)
 
-    async def statfs(self, ctx):
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         if self._statfs:
             raise pyfuse3.FUSEError(self._statfs)
         return pyfuse3.StatvfsData()

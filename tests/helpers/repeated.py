@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.mounts import MODE
 
-#: Who runs what is all the same, if he runs at all: the first of these.
+#: Who runs what is all the same, if he runs at all: the first of these, or the last.
 _FIRST = ("user", "userns", "root")
 _MARK = pytest.mark.skip(reason="the same in another mode, which runs it")
 
@@ -20,15 +20,20 @@ def skip_repeated(
     folder: Path,
     *,
     without_extension: Collection[str],
-    by_anybody: Collection[str],
+    by_anybody: Collection[str] = (),
+    by_root: Collection[str] = (),
 ) -> None:
     """Skip modules of the folder: `without_extension` are those in which it plays no part,
-    `by_anybody` those of which it is also all the same who runs them. A mode that runs by itself,
-    or where pytest was called directly, leaves nothing out."""
+    `by_anybody` those of which it is also all the same who runs them; of `by_root`, too, but
+    root has the least to do. A mode that runs by itself, or where pytest was called directly,
+    leaves nothing out."""
     others = os.environ.get("FUSEOVERLAY_TEST_MODES", "").split()
     plain = os.environ.get("FUSEOVERLAY_NATIVE") == "0"
-    first = next((mode for mode in _FIRST if mode in others), MODE)
-    repeated = set(by_anybody) if first != MODE or (plain and first in others) else set()
+    repeated: set[str] = set()
+    for names, order in ((by_anybody, _FIRST), (by_root, _FIRST[::-1])):
+        first = next((mode for mode in order if mode in others), MODE)
+        if first != MODE or (plain and first in others):
+            repeated |= {*names}
     if plain and MODE in others:
         repeated |= {*without_extension}
     for item in items:

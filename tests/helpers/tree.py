@@ -189,7 +189,9 @@ def compare(
     return lines
 
 
-def _differences(path: bytes, left: Entry, right: Entry, ignore: set[str] | frozenset[str]):
+def _differences(
+    path: bytes, left: Entry, right: Entry, ignore: set[str] | frozenset[str]
+) -> Iterator[str]:
     for what in fields(Entry):
         if what.name in ignore:
             continue

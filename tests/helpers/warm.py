@@ -86,7 +86,7 @@ def _server() -> socket.socket:
     with theirs:
         subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.warm"],
-            stdin=theirs, stdout=subprocess.DEVNULL, cwd="/", env=daemon_env(),
+            stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/", env=daemon_env(),
         )  # fmt: skip
     return ours
 

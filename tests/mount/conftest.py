@@ -33,12 +33,16 @@ _BEFORE = {
 }
 #: The picture is drawn by one of them.
 _ALL_THE_SAME = {"test_picture"}
+#: What they build is in root's cache, if his environment was made on this computer.
+_INSTALLS = {"test_packaging"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The kernel has no command line; `skip_repeated`."""
     folder = Path(__file__).parent
-    skip_repeated(items, folder, without_extension=_BEFORE, by_anybody=_ALL_THE_SAME)
+    skip_repeated(
+        items, folder, without_extension=_BEFORE, by_anybody=_ALL_THE_SAME, by_root=_INSTALLS
+    )
     if IMPL == "kernel":
         for item in items:
             if Path(__file__).parent in item.path.parents:

@@ -10,8 +10,8 @@ from tests.helpers.repeated import skip_repeated
 
 #: They read the project, or functions that ask no file system.
 _ALL_THE_SAME = {
-    *("test_benchmarks", "test_documents", "test_imports", "test_packaging", "test_parsers"),
-    *("test_handlers", "test_option_table", "test_scripts", "test_turns", "test_inodes"),
+    *("test_benchmarks", "test_documents", "test_imports", "test_option_table", "test_parsers"),
+    *("test_abi", "test_handlers", "test_scripts", "test_turns", "test_inodes"),
 }
 
 

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -242,9 +243,9 @@ static bool answer_listed_read(const struct fuse_in_header *in, PyObject *listed
 
 static bool answer_listed(const struct fuse_in_header *in, PyObject *listed)
 {
-    PyObject *real = PyTuple_GET_ITEM(listed, LISTED_REAL);
+    PyObject *real = PyTuple_GetItem(listed, LISTED_REAL);
     PyObject *dir_fd = PyDict_GetItemWithError(prepared.directories, real);
-    const char *name = PyBytes_AsString(PyTuple_GET_ITEM(listed, LISTED_NAME));
+    const char *name = PyBytes_AsString(PyTuple_GetItem(listed, LISTED_NAME));
     struct stat st;
     int fd;
 
@@ -258,9 +259,9 @@ static bool answer_listed(const struct fuse_in_header *in, PyObject *listed)
         return fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
                is_listed(in->nodeid, listed, &st) && reply_attr(in, &st);
     case FUSE_GETXATTR:
-        return PyTuple_GET_ITEM(listed, LISTED_XATTRS) == Py_False && reply_no_xattr(in);
+        return PyTuple_GetItem(listed, LISTED_XATTRS) == Py_False && reply_no_xattr(in);
     case FUSE_LISTXATTR:
-        return PyTuple_GET_ITEM(listed, LISTED_XATTRS) == Py_False && reply_no_xattrs(in);
+        return PyTuple_GetItem(listed, LISTED_XATTRS) == Py_False && reply_no_xattrs(in);
     default:
         return false;
     }

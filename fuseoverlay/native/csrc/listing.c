@@ -27,9 +27,9 @@ static struct fuse_direntplus *reserve(struct listing *self, size_t name_length)
     size_t length = FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + name_length);
     struct fuse_direntplus *entry;
 
-    if (!self->buffer || length > PyBytes_GET_SIZE(self->buffer) - self->used)
+    if (!self->buffer || length > PyBytes_Size(self->buffer) - self->used)
         return NULL;
-    entry = (void *)(PyBytes_AS_STRING(self->buffer) + self->used);
+    entry = (void *)(PyBytes_AsString(self->buffer) + self->used);
     memset(entry, 0, length);
     self->used += length;
     return entry;
@@ -104,7 +104,7 @@ static bool has_overlay_attribute(const char *list, ssize_t size)
 static int count_listed(PyObject *key, PyObject *known, PyObject *parent, PyObject *name,
                         PyObject *real, const struct stat *st, bool has_attributes)
 {
-    long count = known ? PyLong_AsLong(PyTuple_GET_ITEM(known, LISTED_LOOKUPS)) : 0;
+    long count = known ? PyLong_AsLong(PyTuple_GetItem(known, LISTED_LOOKUPS)) : 0;
     PyObject *listed = Py_BuildValue("(OOOlIOK)", parent, name, real, count + 1,
                                      st->st_mode & S_IFMT, has_attributes ? Py_True : Py_False,
                                      (unsigned long long)st->st_uid << 32 | st->st_gid);
@@ -133,7 +133,7 @@ static PyObject *listing_add_lower(struct listing *self, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "SKOOiKK", &name, &cookie, &parent, &real, &dir_fd, &base, &device))
         return NULL;
-    text = PyBytes_AS_STRING(name);
+    text = PyBytes_AsString(name);
     if (fstatat(dir_fd, text, &st, AT_SYMLINK_NOFOLLOW) < 0 || st.st_nlink != 1 ||
         !(S_ISREG(st.st_mode) || S_ISLNK(st.st_mode)) || st.st_dev != device || !st.st_ino ||
         st.st_ino >> INO_BITS)
@@ -146,11 +146,11 @@ static PyObject *listing_add_lower(struct listing *self, PyObject *args)
     if (!key)
         return NULL;
     known = PyDict_GetItemWithError(prepared.inodes, key);
-    if (known && !(PyTuple_CheckExact(known) && PyTuple_GET_ITEM(known, LISTED_REAL) == real &&
+    if (known && !(PyTuple_CheckExact(known) && PyTuple_GetItem(known, LISTED_REAL) == real &&
                    is_listed(attr.ino, known, &st) &&
-                   PyObject_RichCompareBool(PyTuple_GET_ITEM(known, LISTED_NAME), name, Py_EQ) == 1))
+                   PyObject_RichCompareBool(PyTuple_GetItem(known, LISTED_NAME), name, Py_EQ) == 1))
         result = Py_NewRef(Py_None);
-    else if (!put(self, text, PyBytes_GET_SIZE(name), cookie, 0, &attr))
+    else if (!put(self, text, PyBytes_Size(name), cookie, 0, &attr))
         result = Py_NewRef(Py_False);
     else if (count_listed(key, known, parent, name, real, &st, list_size > 0) < 0)
         self->used = used;
@@ -163,7 +163,7 @@ static PyObject *listing_add_lower(struct listing *self, PyObject *args)
 PyDoc_STRVAR(payload_doc, "payload() -> bytes\n\nThe reply.");
 static PyObject *listing_payload(struct listing *self, PyObject *unused)
 {
-    return PyBytes_FromStringAndSize(PyBytes_AS_STRING(self->buffer), self->used);
+    return PyBytes_FromStringAndSize(PyBytes_AsString(self->buffer), self->used);
 }
 
 static int listing_init(struct listing *self, PyObject *args, PyObject *keywords)
@@ -172,15 +172,19 @@ static int listing_init(struct listing *self, PyObject *args, PyObject *keywords
 
     if (!PyArg_ParseTuple(args, "I", &size))
         return -1;
-    Py_XSETREF(self->buffer, PyBytes_FromStringAndSize(NULL, size));
+    set_reference(&self->buffer, PyBytes_FromStringAndSize(NULL, size));
     self->used = 0;
     return self->buffer ? 0 : -1;
 }
 
 static void listing_dealloc(struct listing *self)
 {
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    freefunc release = PyType_GetSlot(type, Py_tp_free);
+
     Py_XDECREF(self->buffer);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    release(self);
+    Py_DECREF(type);
 }
 
 static PyMethodDef listing_methods[] = {
@@ -189,14 +193,27 @@ static PyMethodDef listing_methods[] = {
     {"payload", (PyCFunction)listing_payload, METH_NOARGS, payload_doc},
     {NULL, NULL, 0, NULL}};
 
-PyTypeObject listing_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "fuseoverlay.native._native.Listing",
-    .tp_doc = "Listing(size)\n\nA reply to READDIRPLUS of at most `size` bytes.",
-    .tp_basicsize = sizeof(struct listing),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)listing_init,
-    .tp_dealloc = (destructor)listing_dealloc,
-    .tp_methods = listing_methods,
+PyDoc_STRVAR(listing_doc, "Listing(size)\n\nA reply to READDIRPLUS of at most `size` bytes.");
+static PyType_Slot listing_slots[] = {
+    {Py_tp_doc, (void *)listing_doc},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, listing_init},
+    {Py_tp_dealloc, listing_dealloc},
+    {Py_tp_methods, listing_methods},
+    {0, NULL}};
+
+static PyType_Spec listing_spec = {
+    .name = "fuseoverlay.native._native.Listing",
+    .basicsize = sizeof(struct listing),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = listing_slots,
 };
+
+int add_listing(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&listing_spec);
+    int result = type ? PyModule_AddObjectRef(module, "Listing", type) : -1;
+
+    Py_XDECREF(type);
+    return result;
+}

@@ -16,14 +16,14 @@ static int add_directory(PyObject *names, PyObject *name, PyObject *real)
     if (above && !PyTuple_CheckExact(above))
         return 0;
     if (above)
-        count = PyTuple_GET_SIZE(above);
+        count = PyTuple_Size(above);
     else if (PyErr_Occurred())
         return -1;
     if (!(reals = PyTuple_New(count + 1)))
         return -1;
     for (Py_ssize_t i = 0; i < count; i++)
-        PyTuple_SET_ITEM(reals, i, Py_NewRef(PyTuple_GET_ITEM(above, i)));
-    PyTuple_SET_ITEM(reals, count, Py_NewRef(real));
+        PyTuple_SetItem(reals, i, Py_NewRef(PyTuple_GetItem(above, i)));
+    PyTuple_SetItem(reals, count, Py_NewRef(real));
     result = PyDict_SetItem(names, name, reals);
     Py_DECREF(reals);
     return result;
@@ -31,11 +31,11 @@ static int add_directory(PyObject *names, PyObject *name, PyObject *real)
 
 static int add_file(PyObject *names, PyObject *closed, PyObject *name, PyObject *real)
 {
-    PyObject *found = PyDict_SetDefault(names, name, real);
+    PyObject *found = PyDict_GetItemWithError(names, name);
 
-    if (found && PyTuple_CheckExact(found))
-        return PySet_Add(closed, name);
-    return found ? 0 : -1;
+    if (found)
+        return PyTuple_CheckExact(found) ? PySet_Add(closed, name) : 0;
+    return PyErr_Occurred() ? -1 : PyDict_SetItem(names, name, real);
 }
 
 static int add(PyObject *names, PyObject *closed, const struct entry *entry, PyObject *real)
@@ -93,8 +93,8 @@ static PyObject *merge(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "O!O!O!nOn", &PyDict_Type, &names, &PySet_Type, &closed,
                           &PyTuple_Type, &reals, &position, &descriptors, &limit))
         return NULL;
-    while (position < PyTuple_GET_SIZE(reals) && limit >= 0) {
-        count = add_all(names, closed, PyTuple_GET_ITEM(reals, position), descriptors);
+    while (position < PyTuple_Size(reals) && limit >= 0) {
+        count = add_all(names, closed, PyTuple_GetItem(reals, position), descriptors);
         if (count < 0)
             break;
         limit -= count;

@@ -41,11 +41,11 @@ static PyObject *py_prepare(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_TypeError, "directories must be a dictionary");
         return NULL;
     }
-    Py_XSETREF(prepared.bound, Py_NewRef(bound));
-    Py_XSETREF(prepared.names, Py_NewRef(names));
-    Py_XSETREF(prepared.plain, Py_NewRef(plain));
-    Py_XSETREF(prepared.inodes, Py_NewRef(inodes));
-    Py_XSETREF(prepared.directories, Py_NewRef(directories));
+    set_reference(&prepared.bound, Py_NewRef(bound));
+    set_reference(&prepared.names, Py_NewRef(names));
+    set_reference(&prepared.plain, Py_NewRef(plain));
+    set_reference(&prepared.inodes, Py_NewRef(inodes));
+    set_reference(&prepared.directories, Py_NewRef(directories));
     prepared.read_listed = read_listed;
     prepared.acls = acls;
     Py_RETURN_NONE;
@@ -117,7 +117,7 @@ static PyObject *py_call(PyObject *self, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "IO", &opcode, &function) || !valid_opcode(opcode))
         return NULL;
-    Py_XSETREF(filter.function[opcode], Py_NewRef(function));
+    set_reference(&filter.function[opcode], Py_NewRef(function));
     filter.action[opcode] = CALL;
     Py_RETURN_NONE;
 }
@@ -128,7 +128,7 @@ PyDoc_STRVAR(log_doc,
     "answered without pyfuse3.");
 static PyObject *py_log(PyObject *self, PyObject *function)
 {
-    Py_XSETREF(filter.log, Py_NewRef(function));
+    set_reference(&filter.log, Py_NewRef(function));
     Py_RETURN_NONE;
 }
 
@@ -136,7 +136,7 @@ PyDoc_STRVAR(at_end_doc,
     "at_end(function)\n\nCall `function()` once the kernel has ended the connection.");
 static PyObject *py_at_end(PyObject *self, PyObject *function)
 {
-    Py_XSETREF(filter.ended, Py_NewRef(function));
+    set_reference(&filter.ended, Py_NewRef(function));
     Py_RETURN_NONE;
 }
 
@@ -220,10 +220,9 @@ PyMODINIT_FUNC PyInit__native(void)
     PyObject *module = PyModule_Create(&definition);
 
     filter.taken = PyList_New(0);
-    if (!module || !filter.taken || PyType_Ready(&listing_type) < 0 ||
-        add_real(module) < 0 || PyModule_AddFunctions(module, merge_methods) < 0 ||
-        PyModule_AddObjectRef(module, "taken", filter.taken) < 0 ||
-        PyModule_AddObjectRef(module, "Listing", (PyObject *)&listing_type) < 0)
+    if (!module || !filter.taken || add_real(module) < 0 ||
+        add_listing(module) < 0 || PyModule_AddFunctions(module, merge_methods) < 0 ||
+        PyModule_AddObjectRef(module, "taken", filter.taken) < 0)
         Py_CLEAR(module);
     return module;
 }

@@ -12,7 +12,8 @@
  *
  * Each calls only what stands below it.
  *
- * Structures and constants: <linux/fuse.h>, the kernel's ABI.
+ * Structures and constants: <linux/fuse.h>, the kernel's ABI. Of Python only the stable ABI:
+ * setup.py defines Py_LIMITED_API.
  */
 #ifndef FUSEOVERLAY_NATIVE_H
 #define FUSEOVERLAY_NATIVE_H
@@ -24,6 +25,7 @@
 #include <linux/fuse.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #define OPCODES 64
@@ -55,6 +57,15 @@ struct filter {
     uint32_t last_uid, last_gid, last_pid; /* and whose that was */
 };
 extern struct filter filter;
+
+/* Let go of what was there, and keep the reference `value`. */
+static inline void set_reference(PyObject **where, PyObject *value)
+{
+    PyObject *old = *where;
+
+    *where = value;
+    Py_XDECREF(old);
+}
 
 /* Called by pyfuse3 in place of libfuse's own. */
 struct fuse_session;
@@ -119,7 +130,8 @@ bool answer(const struct fuse_in_header *in, size_t size);
 
 void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st);
 
-extern PyTypeObject listing_type;
+/* Add what `listing.c` has for Python; -1: an exception. */
+int add_listing(PyObject *module);
 
 /* struct linux_dirent64, getdents64(2) */
 struct entry {

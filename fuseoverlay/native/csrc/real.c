@@ -28,27 +28,27 @@ static int root_of(PyObject *real)
 
 bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st)
 {
-    PyObject *layer = borrowed(PyTuple_GET_ITEM(listed, LISTED_REAL), layer_name);
+    PyObject *layer = borrowed(PyTuple_GetItem(listed, LISTED_REAL), layer_name);
     PyObject *device = layer ? borrowed(layer, device_name) : NULL;
-    uint64_t owner = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(listed, LISTED_OWNER));
+    uint64_t owner = PyLong_AsUnsignedLongLong(PyTuple_GetItem(listed, LISTED_OWNER));
 
     return device && st->st_ino == (nodeid & ((1ULL << INO_BITS) - 1)) &&
            st->st_dev == PyLong_AsUnsignedLongLong(device) &&
-           (st->st_mode & S_IFMT) == PyLong_AsLong(PyTuple_GET_ITEM(listed, LISTED_KIND)) &&
+           (st->st_mode & S_IFMT) == PyLong_AsLong(PyTuple_GetItem(listed, LISTED_KIND)) &&
            owner == ((uint64_t)st->st_uid << 32 | st->st_gid);
 }
 
 /* Put a name before a path, which ends with its room; false: there is too little of that. */
 static bool prepend(char **path, const char *room, PyObject *name)
 {
-    Py_ssize_t length = PyBytes_GET_SIZE(name);
+    Py_ssize_t length = PyBytes_Size(name);
 
     if (*path - room < length + 1)
         return false;
     if (**path)
         *--*path = '/';
     *path -= length;
-    memcpy(*path, PyBytes_AS_STRING(name), length);
+    memcpy(*path, PyBytes_AsString(name), length);
     return true;
 }
 
