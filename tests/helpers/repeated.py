@@ -22,10 +22,12 @@ def skip_repeated(
     without_extension: Collection[str],
     by_anybody: Collection[str] = (),
     by_root: Collection[str] = (),
+    by_user: Collection[str] = (),
 ) -> None:
     """Skip modules of the folder: `without_extension` are those in which it plays no part,
     `by_anybody` those of which it is also all the same who runs them; of `by_root`, too, but
-    root has the least to do. A mode that runs by itself, or where pytest was called directly,
+    root has the least to do; `by_user` those that find the same as root of a user namespace and as
+    the user who makes it. A mode that runs by itself, or where pytest was called directly,
     leaves nothing out."""
     others = os.environ.get("FUSEOVERLAY_TEST_MODES", "").split()
     plain = os.environ.get("FUSEOVERLAY_NATIVE") == "0"
@@ -34,6 +36,8 @@ def skip_repeated(
         first = next((mode for mode in order if mode in others), MODE)
         if first != MODE or (plain and first in others):
             repeated |= {*names}
+    if MODE == "userns" and "user" in others:
+        repeated |= {*by_user}
     if plain and MODE in others:
         repeated |= {*without_extension}
     for item in items:

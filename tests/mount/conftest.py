@@ -29,10 +29,12 @@ _COMMANDS = {b"fuseoverlay", b"mount.fuseoverlay"}
 #: What happens before the first request comes.
 _BEFORE = {
     *("test_advice", "test_bad_input", "test_bench", "test_fsck", "test_images", "test_mount8"),
-    "test_readme",
+    *("test_readme", "test_doors", "test_own_tree", "test_output"),
 }
 #: The picture is drawn by one of them.
 _ALL_THE_SAME = {"test_picture"}
+#: Messages, and what is checked without a mount.
+_THE_USERS = {"test_advice", "test_bad_input", "test_fsck", "test_output", "test_readme"}
 #: What they build is in root's cache, if his environment was made on this computer.
 _INSTALLS = {"test_packaging"}
 
@@ -41,7 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The kernel has no command line; `skip_repeated`."""
     folder = Path(__file__).parent
     skip_repeated(
-        items, folder, without_extension=_BEFORE, by_anybody=_ALL_THE_SAME, by_root=_INSTALLS
+        items,
+        folder,
+        without_extension=_BEFORE,
+        by_anybody=_ALL_THE_SAME,
+        by_root=_INSTALLS,
+        by_user=_THE_USERS,
     )
     if IMPL == "kernel":
         for item in items:

@@ -15,8 +15,8 @@ from tests.oci.helpers import Unpacker, owner_possible
 
 #: Modules of which the tests mount nothing.
 _READ = {"test_blobs", "test_layout", "test_malformed", "test_model", "test_streams"}
-#: The last one mounts to see what was unpacked.
-_UNPACK = {"test_store", "test_unpack", "test_unpack_bad", "test_references"}
+#: The last ones mount to see what was unpacked.
+_UNPACK = {"test_store", "test_unpack", "test_unpack_bad", "test_references", "test_real_image"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
