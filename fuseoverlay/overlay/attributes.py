@@ -1,7 +1,7 @@
 """getattr, setattr, extended attributes, statfs.
 
-Sources: stat(2), chown(2), utimensat(2), xattr(7), statvfs(3); what a merged directory
-shows: kernel Documentation/filesystems/overlayfs.rst, "Inode properties".
+Sources: stat(2), chown(2), utimensat(2), xattr(7), statvfs(3); for merged directories the kernel's
+Documentation/filesystems/overlayfs.rst, "Inode properties".
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Attr(NamedTuple):
 
 @dataclass(slots=True)
 class Changes:
-    """What setattr shall change; None: leave it. Times in ns, `mode` permission bits."""
+    """What setattr changes; None: unchanged. Times in ns; `mode` holds permission bits only."""
 
     mode: int | None = None
     uid: int | None = None
@@ -63,23 +63,23 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
-    #: Both times are the current one: who may write may set that, utimensat(2).
+    #: Set both times to now, for which write permission is enough: utimensat(2).
     touch: bool = False
 
 
 def getattr(ov: Overlay, inode: Inode) -> Attr:
-    """Attributes of the inode; `attr_of`."""
+    """The attributes of the inode, see `attr_of`."""
     return attr_of(ov, inode, real_of(ov, inode))
 
 
 def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
-    """Attributes of the inode with this real object. NotMerged where the subdirectories of a
-    merged directory are yet to be counted."""
+    """The attributes of the inode with this real object. NotMerged if the subdirectories of a
+    merged directory have not been counted yet."""
     if isinstance(inode, File):
         links = _file_links(inode, real)
     elif isinstance(inode, Directory):
         if _is_uncounted(ov, inode, real):
-            # Whatever keeps us from reading it must not keep its parent from being listed.
+            # A directory that cannot be read must not make the listing of its parent fail.
             with contextlib.suppress(OSError):
                 index_now(ov, inode)
             real = real_of(ov, inode)
@@ -103,7 +103,7 @@ def attr_of(ov: Overlay, inode: Inode, real: Real) -> Attr:
 
 
 def _is_uncounted(ov: Overlay, directory: Directory, real: Real) -> bool:
-    """Whether the index is needed to count the subdirectories, and not yet there."""
+    """Whether counting the subdirectories needs the index, which has not been built yet."""
     return (
         directory.index is None
         and directory.countable
@@ -115,20 +115,20 @@ def _is_uncounted(ov: Overlay, directory: Directory, real: Real) -> bool:
 
 
 def birth_time(ov: Overlay, inode: Inode) -> int | None:
-    """When the real object was made, in ns; None where its filesystem does not tell."""
+    """When the real object was created, in ns; None if its filesystem does not tell."""
     with pinned_of(ov, inode) as real:
         return syscalls.birth_time(real.path, follow=real.follow)
 
 
 def unknown(ov: Overlay, *, is_dir: bool) -> Attr:
-    """For a listing: attributes of something that we may not look at. It has no links, and
-    so the kernel is told to keep nothing of it."""
+    """For a listing: attributes of an object that we may not examine. The link count of 0 tells
+    the kernel to cache nothing about it."""
     mode = stat.S_IFDIR if is_dir else stat.S_IFREG
     return Attr(ov.inodes.own_number(), mode, 0, 0, 0, 0, 0, 0, 4096, 0, 0, 0)
 
 
 def _blocks(ov: Overlay, inode: Inode, st: os.stat_result) -> int:
-    """Blocks of 512 bytes, counted where the data is."""
+    """Blocks of 512 bytes that the data takes; a metacopy file has it in another real file."""
     place = inode.data if isinstance(inode, File) else None
     if not isinstance(inode, File) or place is None:
         return st.st_blocks
@@ -147,8 +147,8 @@ def _file_links(file: File, real: Real) -> int:
 
 
 def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
-    """The true count, also of merged directories, so that it does not change on copy-up;
-    1, "unknown", where that is asked for, the filesystem does not count, or we may not look."""
+    """The true count, for merged directories too, so that copy-up does not change it. 1, "unknown",
+    with `static_nlink`, if the filesystem does not count, or if we may not read the directory."""
     if directory.removed:
         return 0
     if real.st.st_nlink == 1 or ov.config.static_nlink:
@@ -159,24 +159,24 @@ def _directory_links(ov: Overlay, directory: Directory, real: Real) -> int:
 
 
 def _given(ids: IdMap, shown: int | None, top: bool) -> int | None:
-    """What to store for a new owner; EOVERFLOW. The top directory is given to root also where root
-    has no id in there: podman does that to all that it finds mounted."""
+    """The id to store for a new owner; EOVERFLOW if there is none. For the top directory root is
+    always possible, even unmapped: podman gives every mount it finds to root."""
     if shown is None:
         return None
     return ids.maker(shown) if top else ids.stored(shown)
 
 
 async def setattr(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Changer) -> None:
-    """Change attributes, after copy-up. No changes: a chown(2) to nobody, by which an owner ends
-    setuid all the same. Errors of chmod(2), chown(2), truncate(2), utimensat(2); EOVERFLOW:
-    nothing is shown as the new owner."""
+    """Change attributes, after copy-up. Empty `changes` are a chown(2) that changes neither owner
+    nor group; done by the owner, it clears setuid all the same. Errors of chmod(2), chown(2),
+    truncate(2), utimensat(2); EOVERFLOW if no stored id is shown as the new owner."""
     if changes == Changes() and not _is_owner(ov, inode, who):
-        # The kernel asks this, too, before somebody writes or allocates, and lets that go on.
+        # The kernel also sends this before a write or fallocate(2), which it then carries out.
         return
     protection.check_change(ov, inode, touch=changes.touch)
     uid = _given(ov.identity.uids, changes.uid, inode is ov.inodes.root)
     gid = _given(ov.identity.gids, changes.gid, inode is ov.inodes.root)
-    # Before anything ends setgid: what the kernel asks for has it still.
+    # Compute the mode before anything clears setgid: the mode that the kernel sends still has it.
     mode = _mode_after(ov, inode, changes, who)
     if mode is not None and who.uid != 0:
         mode = _mode_he_may_give(ov, inode, mode, gid)
@@ -187,7 +187,7 @@ async def setattr(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Ch
     if uid is not None or gid is not None or mode is not None:
         ownership.change(ov, inode, uid=uid, gid=gid, mode=mode)
     if changes.size is not None:
-        # The size has changed, and with it the times already: to these, or as good as these.
+        # The truncation has happened and has set the times, to these or nearly these values.
         tidy(_set_times, ov, inode, changes)
     else:
         _set_times(ov, inode, changes)
@@ -196,8 +196,8 @@ async def setattr(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Ch
 
 
 def _mode_after(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Changer) -> int | None:
-    """The mode to set: without setgid where the other changes end that. The kernel then asks for
-    no mode, or for one without what it ends whoever the caller is."""
+    """The mode to set: without setuid and setgid if the other changes clear setgid. In that case
+    the kernel sends no mode, or one without only those bits that it clears for every caller."""
     given = changes.uid is not None or changes.gid is not None
     ending = given or (changes.size is not None and not who.privileged)
     if not ending or not ownership.is_stranger(ov, inode, who):
@@ -207,8 +207,9 @@ def _mode_after(ov: Overlay, inode: Inode, changes: Changes, who: ownership.Chan
 
 
 def _mode_he_may_give(ov: Overlay, inode: Inode, mode: int, gid: int | None) -> int:
-    """Who is shown as the owner of another's file makes no program of it that runs as that one,
-    by the upper's own path or in a mount that shows the other. `gid`: the new one, as stored."""
+    """The mode without setuid and setgid if the owner shown is not the owner stored. Otherwise the
+    user shown could make a program that runs as the stored owner, by the upper's own path or in a
+    mount that shows the stored owner. `gid`: the new group, as stored."""
     stored = stored_of(ov, real_of(ov, inode))
     given = stat.S_IFMT(stored.mode) | stat.S_IMODE(mode)
     group = stored.gid if gid is None else gid
@@ -220,7 +221,8 @@ def _is_owner(ov: Overlay, inode: Inode, who: ownership.Changer) -> bool:
 
 
 async def _truncate(ov: Overlay, file: File, size: int, who: ownership.Changer) -> None:
-    """A copy of the right size is a truncation already, unless more changes with the size."""
+    """Truncate after copy-up. A copy-up to the new size is the truncation already, unless it also
+    has to clear setuid or setgid."""
     if who.privileged or not ownership.loses_privileges(ov, file, who):
         if not await copy_up(ov, file, size=size):
             files.truncate(ov, file, size)
@@ -240,20 +242,21 @@ def _set_times(ov: Overlay, inode: Inode, changes: Changes) -> None:
 
 
 def check_xattrs(ov: Overlay) -> None:
-    """ENOSYS where the mount has no attributes: EOPNOTSUPP to programs, and nobody asks again."""
+    """ENOSYS if the mount has no extended attributes: the kernel returns EOPNOTSUPP to programs and
+    does not ask again."""
     if ov.config.noxattrs:
         raise os_error(errno.ENOSYS)
 
 
 def check_acl(name: bytes, *, acls: bool) -> None:
-    """EOPNOTSUPP for an ACL where the mount has none (see `fuse.fuseoptions`)."""
+    """EOPNOTSUPP for an ACL if the mount has none (see `fuse.fuseoptions`)."""
     if not acls and name.startswith(acl.PREFIX):
         raise os_error(errno.EOPNOTSUPP)
 
 
 def getxattr(ov: Overlay, inode: Inode, name: bytes, *, acls: bool = True) -> bytes:
-    """Value of an attribute; ENODATA, also for names that the overlay keeps for itself;
-    `check_acl`. The top directory says who serves it."""
+    """The value of an extended attribute. ENODATA if it is missing or reserved for the overlay;
+    errors of `check_acl`. `xattrs.DAEMON` of the top directory names the process that serves it."""
     if name == xattrs.DAEMON and inode is ov.inodes.root:
         return syscalls.process_name()
     check_xattrs(ov)
@@ -270,8 +273,8 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
     try:
         return os.getxattr(real.path, real_name, follow_symlinks=real.follow)
     except OSError as exc:
-        # The kernel itself asks, before it writes or executes or lets anybody in, and takes other
-        # errors amiss.
+        # The kernel itself asks before it writes to, executes or gives access to a file; any other
+        # error would make that fail.
         none = name.startswith(acl.PREFIX) and exc.errno == errno.EOPNOTSUPP
         if none or (exc.errno in xattrs.NONE and not real.layer.lists_attributes):
             raise os_error(errno.ENODATA) from None
@@ -279,8 +282,8 @@ def _stored_xattr(real: Real, name: bytes) -> bytes:
 
 
 def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]:
-    """Names of all attributes but the overlay's own. Only root sees `trusted.` names, as
-    everywhere; nobody ACLs where the mount has none."""
+    """The names of all extended attributes but the overlay's own. Only root sees `trusted.` names,
+    as on any filesystem; nobody sees ACLs if the mount has none."""
     check_xattrs(ov)
     hidden: tuple[bytes, ...] = () if uid == 0 else (b"trusted.",)
     if not acls:
@@ -292,30 +295,30 @@ def listxattr(ov: Overlay, inode: Inode, *, uid: int, acls: bool) -> list[bytes]
 
 
 async def setxattr(ov: Overlay, inode: Inode, name: bytes, value: bytes) -> None:
-    """Set an attribute, after copy-up. EPERM for names that the overlay keeps for itself;
-    EOVERFLOW: nothing is shown as an id in the value."""
+    """Set an extended attribute, after copy-up. EPERM for names reserved for the overlay;
+    EOVERFLOW if no stored id is shown as an id in the value."""
     check_xattrs(ov)
     xattrs.to_real(name)
     protection.check_change(ov, inode)
     value = ov.identity.stored_attribute(name, value)
     await copy_up(ov, inode, data=False)
-    # That it has no attributes is known with the descriptor.
+    # The descriptor may be bound with the answer that the file has no attributes.
     ov.data.drop(inode.ino)
     with changing(ov, inode) as real:
         os.setxattr(real.path, real.layer.stored_name(name), value, follow_symlinks=real.follow)
 
 
 def leave_group(ov: Overlay, inode: Inode, groups: Container[int]) -> None:
-    """Who is in these groups has set an ACL: a stranger to the object's group ends setgid, as
-    with chmod(2)."""
+    """After a member of these groups has set an ACL: clear setgid if the object's group is not
+    among them, as chmod(2) does."""
     shown = shown_of(ov, real_of(ov, inode))
     if shown.mode & stat.S_ISGID and shown.gid not in groups:
         ownership.change(ov, inode, mode=stat.S_IMODE(shown.mode) & ~stat.S_ISGID)
 
 
 async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
-    """Remove an attribute; ENODATA without copying anything up where there is none. An upper
-    object's missing ACL is no error, as in most filesystems."""
+    """Remove an extended attribute, after copy-up. ENODATA if it is missing; then nothing is copied
+    up. A missing ACL of an upper object is no error, as on most filesystems."""
     check_xattrs(ov)
     protection.check_change(ov, inode)
     try:
@@ -332,7 +335,7 @@ async def removexattr(ov: Overlay, inode: Inode, name: bytes) -> None:
 
 
 def statfs(ov: Overlay) -> os.statvfs_result:
-    """The upper's filesystem, or the topmost lower's that has an answer."""
+    """The status of the filesystem of the upper, or of the topmost lower that returns one."""
     *others, last = ov.stack.all()
     for layer in others:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Taking an upper and a work directory for a mount: the locks, and what is refused."""
+"""Claiming an upper and a work directory for a mount: locks, and which directories are refused."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ STAGING: Final = b"work"
 INDEX: Final = b"index"
 LINKS: Final = b"links"
 INCOMPAT: Final = b"incompat"
-#: What overlays call what they stage: the kernel and we, fuse-overlayfs, `whiteout.PROBE`.
+#: Names of staged objects: the kernel's and ours, fuse-overlayfs's, `whiteout.PROBE`.
 _STAGED: Final = re.compile(rb"#[0-9a-f]+|[0-9]+|\.fuseoverlay-probe")
 _LOCK_PATIENCE: Final = 2.0
 
 
 def mark_of(upper: Layer) -> bytes | None:
-    """`overlay.upper` of directories about this upper; None: its filesystem has no handles."""
+    """The `overlay.upper` attribute of directories that belong to this upper; None: its filesystem
+    has no handles."""
     return handles.encode(upper.root_fd, b"", upper.uuid, handles.UPPER)
 
 
 def claim(path: bytes, upper: Layer, clones: Clones) -> int:
-    """Open the work directory, and lock it and the upper until the descriptors are closed.
+    """Open the work directory, and lock it and the upper until their descriptors are closed.
 
-    The descriptor is the caller's own. Raises `UpperError`.
+    The caller owns the descriptor returned. Raises `UpperError`.
     """
     fd = _open_directory(path)
     try:
@@ -62,7 +63,8 @@ def _open_directory(path: bytes) -> int:
 
 
 def _check_pair(path: bytes, work_fd: int, upper: Layer) -> None:
-    """Upper and work must share a filesystem (rename!), neither inside the other."""
+    """Upper and work directory must allow renames between them, so share a filesystem and a mount;
+    neither may be inside the other."""
     work, up = os.path.realpath(path), os.path.realpath(upper.path)
     if work == up or work.startswith(up + b"/"):
         raise UpperError(
@@ -81,7 +83,7 @@ def _check_pair(path: bytes, work_fd: int, upper: Layer) -> None:
 
 
 def _other_mount(a: bytes, b: bytes) -> bool:
-    """Whether a rename between the two directories would meet a mount boundary."""
+    """Whether a rename between the two directories would cross a mount boundary."""
     source = os.path.join(a, b".fuseoverlay-no-such-file")
     target = os.path.join(b, b".fuseoverlay-no-such-file")
     try:
@@ -92,11 +94,11 @@ def _other_mount(a: bytes, b: bytes) -> bool:
 
 
 def check_staging(work_fd: int, path: bytes, upper: Layer) -> None:
-    """`refuse_leftovers` of the work directory `path`, if a mount has used it before."""
+    """Apply `refuse_leftovers` to the work directory `path` if a mount has used it before."""
     try:
         fd = os.open(STAGING, DIR_FLAGS, dir_fd=work_fd)
     except OSError:
-        # It will be made, or what is in its place is refused then.
+        # The mount creates it, or refuses what is in its place.
         return
     try:
         refuse_leftovers(fd, path, upper.path)
@@ -105,8 +107,9 @@ def check_staging(work_fd: int, path: bytes, upper: Layer) -> None:
 
 
 def refuse_leftovers(staging_fd: int, path: bytes, upper: bytes) -> None:
-    """Refuse a staging directory, in the work directory `path`, whose upper may lack data, or that
-    holds what no overlay has made: all in there is about to be deleted. Raises `UpperError`."""
+    """Refuse the staging directory of the work directory `path` if data of the upper may be
+    missing, or if it holds anything that no overlay has made: its content is about to be deleted.
+    Raises `UpperError`."""
     marks = incompatible(staging_fd)
     if marks:
         mark = os.path.join(path, STAGING, INCOMPAT, marks[0])
@@ -126,7 +129,7 @@ def refuse_leftovers(staging_fd: int, path: bytes, upper: bytes) -> None:
 
 
 def incompatible(staging_fd: int) -> list[bytes]:
-    """Marks of mounts after which the upper may not be mounted again: `volatile`."""
+    """Marks of mounts after which the upper may not be mounted again, such as `volatile`."""
     try:
         return sorted(
             map(os.fsencode, os.listdir(b"%s/%s" % (syscalls.fd_path(staging_fd), INCOMPAT)))
@@ -136,25 +139,25 @@ def incompatible(staging_fd: int) -> list[bytes]:
 
 
 def is_foreign(name: bytes) -> bool:
-    """Whether no overlay puts such a name into its staging directory."""
+    """Whether no overlay uses such a name in its staging directory."""
     return name != INCOMPAT and not _STAGED.fullmatch(name)
 
 
 def foreign(staging_fd: int) -> list[bytes]:
-    """Names in a staging directory that no overlay puts there."""
+    """The names in a staging directory that no overlay uses."""
     return sorted(filter(is_foreign, names_in(staging_fd)))
 
 
 def lock_upper(upper: Layer) -> None:
-    """`lock`, and none of the kernel's overlays may have it either."""
+    """`lock` the upper; refuse it if one of the kernel's overlays uses it."""
     lock(upper.root_fd, upper.path)
     kerneloverlays.refuse_upper(upper)
 
 
 def lock(fd: int, path: bytes) -> None:
-    """Take the directory for this mount; the lock ends with the daemon, however it ends.
+    """Lock the directory for this mount; the lock ends with the daemon, however that ends.
 
-    A daemon whose mount is gone already may still be about to end: it gets a moment.
+    Wait for `_LOCK_PATIENCE` seconds: after an unmount the previous daemon may still be exiting.
     """
     deadline = time.monotonic() + _LOCK_PATIENCE
     while True:
@@ -171,7 +174,8 @@ def lock(fd: int, path: bytes) -> None:
 
 
 def _in_use(path: bytes, daemon: int | None) -> UpperError:
-    """The mount may be in a namespace that nobody but its daemon is in any more."""
+    """The error for a directory in use. It names the daemon, since the mount may be in a namespace
+    in which no other process is left."""
     hint = "unmount that one first, or use other directories"
     if daemon is None:
         return UpperError("is in use by another mount", where=path, hint=hint)

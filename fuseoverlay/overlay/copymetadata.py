@@ -1,4 +1,4 @@
-"""What a copy has beside its data: owner, mode, attributes, times, marks of where it is from."""
+"""Copy metadata: owner, mode, extended attributes and times, and the marks of a copy's origin."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def copy_metadata(
     origin: bytes | None,
     source: int | None = None,
 ) -> None:
-    """Stage owner, mode, attributes and times of `real`, the lower object; `source`: a
-    descriptor of it for reading."""
+    """Give the staged copy the owner, mode, extended attributes and times of `real`, the lower
+    object; `source`: a descriptor of it, open for reading."""
     workdir = ov.writable()
     target = at(workdir.fd, staged)
     ov.identity.dress(workdir.fd, staged, stored_of(ov, real))
@@ -38,15 +38,15 @@ def copy_metadata(
         try:
             xattrs.put(target, workdir.namespace + xattrs.ORIGIN, origin)
         except OSError as exc:
-            # Symbolic links take no `user.` attributes, some filesystems none at all.
+            # Symbolic links cannot have `user.` attributes; some filesystems have none at all.
             if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise
     copy_times(real.st, workdir.fd, staged)
 
 
 def mark_impure(ov: Overlay, directory: Directory) -> None:
-    """Note that something in the upper directory shows the number of a lower object: in
-    other directories the kernel lists the upper's own numbers."""
+    """Mark the upper directory as holding an object that shows the inode number of a lower one. In
+    directories without the mark the kernel's overlay lists the upper's own numbers."""
     if directory.upper is None or directory.impure:
         return
     fd = ov.stack.fd(directory.upper)
@@ -59,7 +59,7 @@ def mark_impure(ov: Overlay, directory: Directory) -> None:
 
 
 def has_origin(inode: Inode, real: Real) -> bool:
-    """Whether the upper object `real` of the inode shows the number of a lower object."""
+    """Whether the upper object `real` of the inode shows the inode number of a lower object."""
     if isinstance(inode, Directory):
         return bool(inode.lowers)
     origin = xattrs.get_overlay(
@@ -71,9 +71,9 @@ def has_origin(inode: Inode, real: Real) -> bool:
 def keep_data(
     ov: Overlay, change: Transaction, file: File, real: Real, parent: Directory, name: bytes
 ) -> None:
-    """Have a metacopy, `real` in the upper, say from the root where its data is, before it gets
-    another name or place: a copy of the kernel's in the place of its original need not say so.
-    EXDEV where that is too long a path.
+    """Before a metacopy file, `real` in the upper, gets another name or place: give it an absolute
+    redirect to its data. As long as it has the place of its original, one made by the kernel needs
+    none. EXDEV if the path is too long.
 
     Source: fs/overlayfs/dir.c, ovl_set_redirect(), ovl_set_link_redirect().
     """
@@ -97,8 +97,8 @@ def put_redirect(
     *,
     follow: bool = False,
 ) -> None:
-    """Note at an object of the upper where it goes on in the lowers; `old` is what it says now,
-    None: nothing. EXDEV where that is too long a path."""
+    """Set the redirect of an upper object to `value`; `old`: the present one, None: it has none.
+    EXDEV if the path is too long."""
     if len(value) > redirect.MAX_LENGTH:
         raise os_error(errno.EXDEV)
     name = ov.writable().namespace + xattrs.REDIRECT
@@ -111,10 +111,10 @@ def put_redirect(
 
 @contextlib.contextmanager
 def times_kept(dir_fd: int) -> Iterator[None]:
-    """Put the directory's access and modification time back afterwards, on disk too."""
+    """Restore the directory's access and modification time after the block."""
     before = os.stat(dir_fd)
     yield
-    # In the kernel's overlay that is an attempt, too: the copy is there.
+    # An attempt only, as in the kernel: the copy has been published.
     tidy(os.utime, syscalls.fd_path(dir_fd), ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -123,13 +123,14 @@ def copy_times(st: os.stat_result, dir_fd: int, name: bytes) -> None:
 
 
 def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
-    """Copy all attributes but the overlay's own to `target`, which is not followed.
+    """Copy all extended attributes but the overlay's own to `target`, which is not followed.
 
-    An ACL or security attribute that cannot be kept is an error, as in the kernel;
-    others are left out where the upper filesystem does not take them, and all of them where
-    it has none, likewise. Of an ACL that is left out the mode says what it leaves to whom.
+    As in the kernel, an ACL or security attribute that cannot be set is an error; other attributes
+    are left out if the upper filesystem refuses them, and all are if it has none. If an access ACL
+    is left out, the mode is reduced so that it grants nobody more than the ACL.
     """
-    # It would change the real mode, or says something of one that is not shown.
+    # With an override attribute on either side no access ACL is copied: it would change the real
+    # mode, or refers to a real mode that is not shown.
     placeholders = source.layer.override is not None or ov.identity.override is not None
     for name in xattrs.names(source.path, follow=source.follow):
         shown = source.layer.shown_name(name)
@@ -144,13 +145,13 @@ def copy_xattrs(ov: Overlay, source: Real, target: bytes) -> None:
         except OSError as exc:
             privileged = name.startswith((b"system.posix_acl_", b"security."))
             if exc.errno == errno.EPERM and name == xattrs.CAPABILITY:
-                # Not ours to give: the copy has fewer privileges, never more.
+                # We may not set capabilities: the copy then has fewer privileges, never more.
                 continue
             left_out = not ov.writable().has_attributes or (
                 name.startswith(acl.PREFIX) and not ov.identity.acls
             )
             if exc.errno == errno.EOPNOTSUPP and left_out:
-                # Without ACLs the mode is that already.
+                # If the mount has no ACLs, the mode has been reduced already.
                 if name == acl.ACCESS and ov.identity.acls:
                     os.chmod(target, acl.limited(stat.S_IMODE(os.lstat(target).st_mode), value))
                 continue

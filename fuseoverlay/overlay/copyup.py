@@ -1,11 +1,12 @@
 """Copy-up: bring a lower object to the upper, whole or not at all.
 
-Ancestors first; staged in the work directory; data, owner, mode, attributes, times;
-synced unless `volatile`; published by one rename; the parent's times put back.
+Ancestors come first. The copy is staged in the work directory: data, owner, mode, attributes,
+times; it is secured against a crash if the mount is durable, and published by one rename; then
+the parent's times are restored.
 Source: kernel Documentation/filesystems/overlayfs.rst, "Non-directories".
 
-Directories and special files are a few metadata calls and are copied up without
-suspending. Only regular files suspend, under the lock of their inode.
+Directories and special files take a few metadata calls and are copied up without suspending. Only
+the copy-up of a regular file suspends, under the lock of its inode.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ from fuseoverlay.system.descriptors import open_file
 from fuseoverlay.system.syscalls import at
 from fuseoverlay.system.transaction import Transaction, tidy
 
-# Less is copied faster than a thread is woken.
+# Bytes; copying fewer is faster than waking a thread.
 _INLINE: Final = 64 << 10
 
 
 async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: bool = True) -> bool:
-    """Make sure that the object counts in the upper. May suspend.
+    """Make sure that the object is in the upper. May suspend.
 
-    `size`: bytes that the file shall have; no more are copied. True: that is done, with the
-    times of a truncation; else the caller has to see to it.
-    `data`: false if the caller changes only metadata; with `metacopy=on` the data then
-    stays where it is. EROFS; ENOSPC, EDQUOT, EIO of the copy; then nothing is left behind.
+    `size`: truncate the file to this many bytes; no more are copied. Returns True if that was done,
+    with the times of a truncation; otherwise the caller has to truncate.
+    `data`: false if the caller changes only metadata; with `metacopy=on` the data then stays in the
+    lower. EROFS; ENOSPC, EDQUOT, EIO of the copy, which then leaves nothing behind.
     """
     if isinstance(inode, Directory) and inode.removed:
         _copy_up_removed(ov, inode)
@@ -80,7 +81,7 @@ async def copy_up(ov: Overlay, inode: Inode, *, size: int | None = None, data: b
 
 @contextlib.asynccontextmanager
 async def _held(lock: trio.Lock) -> AsyncIterator[None]:
-    """Hold the lock; a free one without a turn of the loop."""
+    """Hold the lock; a free one is taken without a checkpoint."""
     try:
         lock.acquire_nowait()
     except trio.WouldBlock:
@@ -96,18 +97,18 @@ def _is_up(file: File, data: bool) -> bool:
 
 
 def _is_busy(file: File) -> bool:
-    """Whether its data is being copied, which puts the times back at the end: whoever changes
-    something else has to wait."""
+    """Whether its data is being copied. The copy restores the times at its end, so other changes
+    have to wait."""
     return file.lock is not None and file.lock.locked()
 
 
 def copy_up_directory(ov: Overlay, directory: Directory) -> RealDir:
-    """The directory in the upper, after copying it and its ancestors up. Does not suspend."""
+    """Copy the directory and its ancestors up; returns the upper directory. Does not suspend."""
     ov.writable()
     if directory.removed:
         raise no_entry(directory.name)
     if directory.upper is None and not ov.inodes.is_in_place(directory):
-        # Another one is there by now, which is not to get what belongs here.
+        # Another directory has its path by now; what belongs into this one must not go there.
         raise os_error(errno.ESTALE, directory.name)
     missing = []
     step: Directory | None = directory
@@ -135,7 +136,7 @@ def _copy_up_one(ov: Overlay, directory: Directory) -> None:
 
 
 def _copy_up_removed(ov: Overlay, directory: Directory) -> None:
-    """Of a directory that somebody still has open: its copy has no name either."""
+    """Copy up a removed directory that is still open: the copy has no name either."""
     if directory.held is not None:
         return
     with Transaction() as change:
@@ -146,7 +147,7 @@ def _copy_up_removed(ov: Overlay, directory: Directory) -> None:
 
 
 def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
-    """Stage an empty directory that looks like this one. Does not suspend."""
+    """Stage an empty directory with the metadata of this one. Does not suspend."""
     workdir = ov.writable()
     real = real_of(ov, directory)
     path = at(workdir.fd, staged)
@@ -158,8 +159,8 @@ def stage_directory(ov: Overlay, directory: Directory, staged: bytes) -> None:
 
 
 async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -> None:
-    # All that makes the copy is of one object: its parts could be of two, of different owners, if
-    # they were found by its name, one after the other.
+    # Pin the lower object: looked up by name for each step, the parts of the copy could come from
+    # two objects, of different owners.
     with lower_of(ov, file) as lower, Transaction() as change:
         name = places.name_of(ov.stack, ov.inodes, file)
         if name is not None and name[0].upper is None:
@@ -181,13 +182,13 @@ async def _copy_up_file(ov: Overlay, file: File, size: int | None, data: bool) -
 
 
 def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | None:
-    """Path of the data for a copy of the metadata alone; None: copy all."""
+    """The redirect to the data for a copy of the metadata alone; None: copy everything."""
     found = places.name_of(ov.stack, ov.inodes, file)
     if not (ov.config.metacopy and stat.S_ISREG(file.kind) and st.st_size and found):
         return None
     parent, name = found
-    # Also where the lower file is a metacopy itself: the kernel looks for data in data-only
-    # layers only on behalf of a lower file.
+    # Even if the lower file is a metacopy itself, redirect to it and not to its data: the kernel
+    # searches data-only layers only on behalf of a lower file.
     path = path_below(parent) + b"/" + name
     return path if len(path) <= redirect.MAX_LENGTH else None
 
@@ -195,7 +196,8 @@ def _metacopy_redirect(ov: Overlay, file: File, st: os.stat_result) -> bytes | N
 async def _copy_only_metadata(
     ov: Overlay, file: File, real: Real, staged: bytes, origin: bytes | None, path: bytes
 ) -> None:
-    """Stage a file of the right size without data; `path` leads to that in the lowers."""
+    """Stage a file of the right size without data; `path`: the redirect to the data in the
+    lowers."""
     workdir = ov.writable()
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     target = open_file(staged, flags, 0o600, dir_fd=workdir.fd)
@@ -210,8 +212,8 @@ async def _copy_only_metadata(
 
 
 async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
-    """Bring the data of a metacopy file up. Until the last step the attribute says that what
-    is there does not count; its size and times do."""
+    """Copy the data of a metacopy file up. Until the last step removes the metacopy attribute, only
+    the upper file's metadata counts, size and times included."""
     target = ov.data.open_for_copy(file)
     try:
         before = os.fstat(target)
@@ -238,8 +240,8 @@ async def _copy_up_data(ov: Overlay, file: File, size: int | None) -> None:
 
 
 def _forget_metacopy(fd: int) -> None:
-    """From now on the file's own data counts. Where a mark stays, the next mount would show
-    old data."""
+    """Remove the metacopy attributes, and with them the redirects: from now on the file's own data
+    counts. A metacopy attribute that stayed would make the next mount show the old data."""
     marks, redirects = (
         [namespace + what for namespace in xattrs.NAMESPACES]
         for what in (xattrs.METACOPY, xattrs.REDIRECT)
@@ -253,8 +255,8 @@ def _forget_metacopy(fd: int) -> None:
 async def _copy_regular(
     ov: Overlay, file: File, real: Real, staged: bytes, size: int | None, origin: bytes | None
 ) -> None:
-    """Stage data and metadata, synced. The new descriptor is not kept: the file may be
-    published under a name that needs another."""
+    """Stage data and metadata, secured against a crash. The descriptor is not kept: the file may be
+    published under a name that needs another one."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     target = open_file(staged, flags, 0o600, dir_fd=ov.writable().fd)
     try:
@@ -269,7 +271,7 @@ async def _copy_regular(
             own = source if file.data is None else None
             copy_metadata(ov, file, real, staged, origin, own)
             if size is not None:
-                # The last change to it, for this sets the time of a truncation.
+                # Last, so that the file has the times of a truncation.
                 os.ftruncate(target, size)
         await _secure(ov, target, shared)
     finally:
@@ -278,7 +280,8 @@ async def _copy_regular(
 
 @contextlib.contextmanager
 def _data(ov: Overlay, file: File, real: Real) -> Iterator[int]:
-    """A descriptor of the data: of `real` itself, unless that has none of its own."""
+    """A descriptor of the data: of `real` itself, unless the file's data is elsewhere (metacopy).
+    """
     if file.data is None:
         fd = syscalls.open_noatime(real.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -294,19 +297,19 @@ def _data(ov: Overlay, file: File, real: Real) -> Iterator[int]:
 
 
 def _begin_to_secure(ov: Overlay, target: int, shared: bool) -> None:
-    """Have a small copy's data written while its metadata is being set: often nobody has to wait
-    for it then."""
+    """Start writing a small copy's data to disk, so that it is often there by the time that the
+    metadata is set."""
     if not shared and ov.config.durable and ov.writable().keeps_order:
         syscalls.start_writing(target)
 
 
 async def _secure(ov: Overlay, target: int, shared: bool = False) -> None:
-    """Before a copy counts: see to it that after a crash it either has its data
-    or does not count.
+    """Before a copy is published: make sure that after a crash it either has its data or does not
+    count.
 
-    Where the filesystem keeps the order of changes, writing the data is enough for that, and
-    nobody waits for the journal and the disk's cache. `shared` blocks are on disk: filesystems
-    that share blocks keep the order, on which the kernel's overlay relies as well.
+    On a filesystem that keeps the order of changes it is enough to write the data, without waiting
+    for the journal and the disk's cache. `shared` blocks are on disk already: filesystems that
+    share blocks keep the order; the kernel's overlay relies on that as well.
     """
     if shared or not ov.config.durable:
         return
@@ -319,12 +322,12 @@ async def _secure(ov: Overlay, target: int, shared: bool = False) -> None:
 
 
 class _Copy(NamedTuple):
-    """A file that has just been published."""
+    """A copy of a file that has just been published."""
 
     key: tuple[int, int]
-    #: Where it is, or how it is reached if its name is gone by now.
+    #: Where it is, or how to reach it if the file has no name any more.
     place: Place | Held
-    #: The directory that it is in, if it has a name.
+    #: The directory that holds it, if the file has a name.
     parent: Directory | None
     #: See `File.links`.
     links: int
@@ -338,13 +341,13 @@ def _publish_file(
     origin: bytes | None,
     lower_links: int,
 ) -> _Copy:
-    """Commit: nothing in here suspends, and nothing in memory changes. The name that was there
-    before the copy may be gone or moved by now; a file without a name goes on without one."""
+    """Commit without suspending; changes nothing in memory. The file's name may have been removed
+    or moved during the copy; a file without a name stays without one."""
     workdir = ov.writable()
     key = stat_key(os.stat(staged, dir_fd=workdir.fd, follow_symlinks=False))
     links = lower_links - file.hidden
     entered = False
-    # Also of what has one name left, which need not be the one that is open.
+    # Also if only one name is left: the open file may have been reached by another.
     is_linked = ov.config.index and lower_links > 1 and links > 0
     if is_linked and origin is not None:
         entered = linkindex.enter(ov, change, staged, origin, links, lower_links)
@@ -361,7 +364,7 @@ def _publish_file(
 
 
 def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None:
-    """After a file was copied up: from now on the copy counts."""
+    """Record in memory that the file was copied up: from now on the copy counts."""
     if isinstance(copy.place, Held):
         ov.inodes.hold(file, copy.place)
     else:
@@ -375,15 +378,15 @@ def _moved_up(ov: Overlay, file: File, copy: _Copy, only_metadata: bool) -> None
         file.data, file.data_seen = file.lower, file.lower_seen
     ov.data.drop(file.ino)
     linkindex.set_links(ov, file, copy.links)
-    # Of what it asked us to change the kernel takes only some to have changed. Directories above
-    # are another matter: nothing of them shall seem to change.
+    # The kernel drops only some of its cached attributes after a change that it requested itself.
+    # Ancestors need no such call: copy-up changes nothing that they show.
     ov.writable().changed(file.ino)
 
 
 def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
-    """Put a real name into the upper for one that so far leads to the copy by the index.
-    Does not suspend. ESTALE: the name has come to lead to another lower file since it was copied
-    up."""
+    """Make a real name in the upper for one that so far leads to the copy through the index of hard
+    links. Does not suspend. ESTALE if the file is not in the upper: the name has come to lead to
+    another lower file since the copy-up."""
     index = parent.index
     found = index.find(name) if index is not None else None
     if index is None or found is None or found.in_upper:
@@ -404,7 +407,7 @@ def give_name(ov: Overlay, file: File, parent: Directory, name: bytes) -> None:
 
 
 def _publish(ov: Overlay, staged: bytes, parent: Directory, name: bytes) -> Place:
-    """Rename a copy into the upper where nothing is yet, leaving the parent's times alone."""
+    """Rename a copy to a name that is free in the upper; the parent keeps its times."""
     place = Place(copy_up_directory(ov, parent), name)
     mark_impure(ov, parent)
     fd = ov.stack.fd(place.real)

@@ -1,7 +1,7 @@
 """Listing a merged directory.
 
-A place in the listing is the cookie of the entry before it, see `layers.index.Index`: a listing
-goes on correctly after entries came and went, ends, and needs no handle.
+A position in a listing is the cookie of the entry before it, see `layers.index.Index`: a listing
+continues correctly after entries were added or removed, always ends, and needs no handle.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from fuseoverlay.overlay.owners import Overlay
 
 #: Takes (name, attributes, cookie); False: the reply is full.
 Emit = Callable[[bytes, Attr, int], bool]
-#: Emits an entry by itself, given (name, cookie); None: it cannot.
+#: Emits an entry without a look-up here, given (name, cookie); None: it cannot.
 EmitPlain = Callable[[bytes, int], bool | None]
 
 
 def _no_plain(name: bytes, cookie: int) -> None:
-    """All entries have to be looked up."""
+    """The default `EmitPlain`: every entry has to be looked up."""
 
 
 def read(
@@ -34,10 +34,11 @@ def read(
     emit: Emit,
     emit_plain: EmitPlain = _no_plain,
 ) -> None:
-    """List entries after `cookie` (0: from the start) until `emit` refuses one, or a directory
-    would have to be merged first that takes long: NotMerged if nothing was emitted yet.
+    """List entries after `cookie` (0: from the start) until `emit` refuses one, or until an entry
+    is a directory that has to be merged first, which takes long. In that case NotMerged is raised
+    if nothing was emitted yet.
 
-    Every accepted entry but "." and ".." adds to the look-up count of its inode.
+    Every accepted entry but "." and ".." adds 1 to the look-up count of its inode.
     """
     if not cookie:
         note_access(ov, directory)
@@ -64,27 +65,28 @@ def read(
 
 
 def note_access(ov: Overlay, directory: Directory) -> None:
-    """A listing begins."""
+    """Note for access times that a listing of the directory begins."""
     if directory.upper is not None and not directory.removed:
         ov.stack.note_listing(directory.upper)
 
 
 def dots(directory: Directory, cookie: int) -> list[tuple[bytes, Directory, int]]:
-    """Those of "." and ".." that come after `cookie`, with their own; see `Index.begun`."""
+    """Those of "." and ".." that come after `cookie`, each with its own cookie; `cookie` is not 0,
+    see `Index.begun`."""
     both = ((b".", directory), (b"..", directory.parent or directory))
     seen = dots_seen(cookie)
     return [(*both[n], cookie - seen + n + 1) for n in range(seen, len(both))]
 
 
 def _dot(directory: Directory) -> Attr:
-    """Of dots the kernel takes the type and the number alone."""
+    """Attributes of "." or "..": the kernel uses only the type and the inode number."""
     return Attr(directory.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _emit(
     ov: Overlay, directory: Directory, index: Index, name: bytes, cookie: int, emit: Emit
 ) -> bool | None:
-    """Look an entry up and emit it; None: it has just gone."""
+    """Look an entry up and emit it; None: it has just been removed."""
     try:
         inode, real = entry(ov, directory, index, name)
     except FileNotFoundError:
@@ -105,7 +107,8 @@ def _emit(
 
 
 def _unknown(ov: Overlay, index: Index, name: bytes) -> Attr:
-    """What to list of a name in a plain user's directory that has r but not x, or of an object
-    that is malformed in its layer: the name is all there is, and who looks it up is told why."""
+    """Attributes to list for a name that cannot be looked up: in a directory that we, as a plain
+    user, may read but not search, or of an object that is malformed in its layer. A look-up of the
+    name returns the error."""
     found = index.find(name)
     return attributes.unknown(ov, is_dir=found is not None and found.is_dir)

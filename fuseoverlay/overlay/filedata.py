@@ -1,7 +1,7 @@
-"""Data descriptors: one per inode, opened on demand, least recently used closed first.
+"""Data descriptors: one per inode, opened on demand; the least recently used is closed first.
 
-There are no file handles: what is open is known here alone. `acquire` and `release`
-bracket every use, so that a descriptor never closes under a thread that reads from it.
+There are no file handles: only this module knows what is open. `acquire` and `release` bracket
+every use, so that no descriptor is closed while a thread reads from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Descriptor:
-    """An open real file. Closed when it is no longer kept and nobody uses it."""
+    """An open real file, closed once it is no longer kept and has no users."""
 
     __slots__ = ("fd", "kept", "users", "writable")
 
@@ -37,7 +37,8 @@ class Descriptor:
 
 
 class FileData:
-    """Owns the data descriptors of all inodes, at most `limit` beside those in use."""
+    """Owns the data descriptors of all inodes. It keeps at most `limit`; dropped ones that are
+    still in use come on top."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class FileData:
         self._real_status = real_status
         self._limit = limit
         self._open: OrderedDict[int, Descriptor] = OrderedDict()
-        #: Whether writes need no look at who writes, see `extension.agree`.
+        #: Whether writes need no check of the writer's privileges; set after `terms.agree`.
         self.may_bind_writers = False
 
     def __enter__(self) -> Self:
@@ -72,9 +73,9 @@ class FileData:
         return len(self._open)
 
     def acquire(self, file: File, *, write: bool = False) -> Descriptor:
-        """A descriptor of the file's data, for `release`; errors of open(2).
+        """A descriptor of the file's data, to be given back to `release`; errors of open(2).
 
-        `write` needs a file that is in the upper.
+        With `write` the file must be in the upper.
         """
         found = self._open.get(file.ino)
         if found is None or (write and not found.writable):
@@ -85,16 +86,16 @@ class FileData:
         return found
 
     def adopt(self, file: File, fd: int) -> None:
-        """Take over a descriptor of a new file, for reading and writing."""
+        """Take over a descriptor of a new file, open for reading and writing."""
         self._keep(file, fd, True)
 
     def expect_writes(self, file: File) -> None:
-        """The file was just created: whoever did that is going to write to it."""
+        """Open the file for writing: it was just created, so writes will follow."""
         with contextlib.suppress(OSError):
             self.release(self.acquire(file, write=True))
 
     def release(self, descriptor: Descriptor) -> None:
-        """The use that began with `acquire` is over."""
+        """End a use that began with `acquire`."""
         descriptor.users -= 1
         if not descriptor.kept and not descriptor.users:
             os.close(descriptor.fd)
@@ -119,7 +120,7 @@ class FileData:
         return file.held is None or not file.held.parked
 
     def drop(self, ino: int) -> None:
-        """Close the inode's descriptor, at once or when its last use ends."""
+        """Close the inode's descriptor now or, if it is in use, when its last use ends."""
         descriptor = self._open.pop(ino, None)
         if descriptor is None:
             return
@@ -129,7 +130,7 @@ class FileData:
             os.close(descriptor.fd)
 
     def shrink(self) -> None:
-        """Close what nobody uses: descriptors are needed for something else."""
+        """Close all descriptors that are not in use: something else needs descriptors."""
         for ino in [ino for ino, descriptor in self._open.items() if not descriptor.users]:
             self.drop(ino)
 
@@ -163,7 +164,7 @@ class FileData:
         if self._stack.upper is not None:
             flags |= self._stack.upper.reading
         if file.held is not None and not file.held.name:
-            # A link in /proc, to be followed.
+            # The path is a link in /proc, which has to be followed.
             return open_own(fd_path(file.held.fd), flags)
         if file.held is not None:
             return open_own(file.held.name, flags | os.O_NOFOLLOW, file.held.fd)
@@ -175,13 +176,14 @@ class FileData:
         )
 
     def open_for_copy(self, file: File) -> int:
-        """A writable descriptor, the caller's own, of an upper file whose data is still in a
-        lower."""
+        """A writable descriptor of an upper file whose data is still in a lower. The caller owns
+        it."""
         return self._open_upper(file, True)
 
 
 def _may_have_attributes(fd: int) -> bool:
-    """Not where the filesystem has no such thing."""
+    """Whether the file has extended attributes, or cannot say; false also if its filesystem has
+    none."""
     try:
         return bool(os.listxattr(fd))
     except OSError as exc:

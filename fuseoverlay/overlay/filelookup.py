@@ -1,4 +1,4 @@
-"""The file at a visible name: its inode, the real object behind it, where its data is.
+"""The file at a visible name: its inode, the real object behind it, and where its data is.
 
 Source: kernel Documentation/filesystems/overlayfs.rst, "Inode properties" and "Metadata only copy
 up".
@@ -26,7 +26,7 @@ def file_of(
     ov: Overlay, parent: Directory, index: Index, name: bytes, found: Found
 ) -> tuple[File, Real]:
     """The file that was `found` at a visible name of the directory with this index, and the real
-    object behind it. ENOENT where it turns out to be a whiteout; errors of the layers."""
+    object behind it. ENOENT if it turns out to be a whiteout; errors of the layers."""
     directory = parent.upper if found.in_upper else found.lower_file
     if directory is None:
         raise no_entry(name)
@@ -48,13 +48,14 @@ def _file_at(
     ov: Overlay, parent: Directory, index: Index, place: Place, found: Found, seen: Real,
     lower: Lower | None,
 ) -> tuple[File, Real]:  # fmt: skip
-    """The file that was `seen` at the place; `lower`: the same in a lower."""
+    """The file whose real object `seen` is at the place; `lower`: that object pinned, if it is in
+    a lower."""
     (real, name), st = place, seen.st
-    # Only plain files of a lower have nothing but their marks to be asked for.
+    # In a lower only regular files have marks that matter here: xattr whiteout and metacopy.
     marked = (found.in_upper or stat.S_ISREG(st.st_mode)) and xattrs.is_marked(
         seen.path, real.layer.namespaces, follow=seen.follow
     )
-    # Looked for also where nothing says that there are any: the kernel does so, too.
+    # Check this even if the directory is not marked as holding xattr whiteouts, as the kernel does.
     if marked and whiteout.is_xattr_whiteout(ov.stack.fd(real), name, real.layer.namespaces, st):
         index.conceal(name)
         raise no_entry(name)
@@ -72,14 +73,14 @@ def _file_at(
         file.upper = place
         if file.held is not None:
             ov.inodes.let_go(file)
-            # A name that only held it was counted.
+            # The first status counted the name in the work directory that held the object.
             st = os.stat(name, dir_fd=ov.stack.fd(real), follow_symlinks=False)
     file.names[parent, name] = None
     if not found.in_upper:
-        # Of all names the one that surely leads to it.
+        # This name is known to lead to the file now; others may not any more.
         file.lower = place
     if file.in_upper and not found.in_upper:
-        # The copy counts, which the index of hard links leads to.
+        # The index of hard links leads to a copy, which counts.
         return file, real_of(ov, file)
     return file, Real(real.layer, at(ov.stack.fd(real), name), False, st, seen.stored)
 
@@ -88,8 +89,8 @@ def _known_file(
     ov: Overlay, parent: Directory, place: Place, found: Found, st: os.stat_result,
     lower: Lower | None,
 ) -> tuple[File | None, bool]:  # fmt: skip
-    """The file with this status, if the kernel knows it; and whether the name at the place has
-    nothing to do with its other names."""
+    """The file with this status, if the kernel knows it; and whether this name is a file of its
+    own, apart from the other names."""
     name, key = place.name, stat_key(st)
     alone = lower is not None and not hardlinks.stay_together(ov, lower)
     file = ov.inodes.find_alone(parent, name) if alone else ov.inodes.find(key)
@@ -105,17 +106,17 @@ def _known_file(
 
 
 def _is_another(ov: Overlay, file: File, key: tuple[int, int], st: os.stat_result) -> bool:
-    """Whether the lower file with this status has only come to the number of another one, which
-    `file` was."""
+    """Whether the lower file with this status is another one than `file`, whose inode number it
+    has got."""
     if ov.config.private or file.in_upper:
         return file.lower_seen != sighting(st)
     return renewal.is_gone(ov, file, key)
 
 
 def _is_elsewhere(file: File, place: Place, st: os.stat_result) -> bool:
-    """Whether the lower file at `place` has but one name and `file`, which has its number, is known
-    by another: one of them is a bind mount's, and they are two files here, as after a copy-up; or
-    that one has been removed, and the number given out again."""
+    """Whether the lower file at `place` has only one name while `file`, with the same inode number,
+    is known at another place. Then one of the places is in a bind mount, and they are two files
+    here, as after a copy-up; or the other name has been removed and the number reused."""
     known = file.lower
     if st.st_nlink > 1 or known is None or known == place:
         return False
@@ -124,8 +125,8 @@ def _is_elsewhere(file: File, place: Place, st: os.stat_result) -> bool:
 
 
 def _find_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
-    """Find the data of a metacopy file; EPERM where such were not asked for: whoever can
-    write a layer could give away what others may not read."""
+    """Find the data of a metacopy file. EPERM without `metacopy=on`: somebody who can write to a
+    layer could use metacopy files to expose data that others may not read."""
     if not stat.S_ISREG(seen.st.st_mode):
         return
     try:
@@ -138,8 +139,9 @@ def _find_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: R
 
 
 def _take_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
-    """The data of a metacopy file that was `seen`. ESTALE where the upper's copy was made of
-    another file than lies there: it would be shown with the owner and mode of that one."""
+    """Set where the data of the metacopy file `seen` is. ESTALE if the upper's metacopy was made
+    from another file than the one found, whose data would be shown with the wrong owner and mode.
+    """
     origin = None
     if ov.config.index and seen.layer.number == 0:
         counted = seen.layer.namespaces
@@ -157,8 +159,8 @@ def _take_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: R
 
 
 def _find_copied_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
-    """The same for a copy that the lower file at `place` leads to by the index: if it has no
-    data, that of the lower file counts."""
+    """The same for a copy to which the index of hard links leads from the lower file at `place`: if
+    the copy is a metacopy, the data of the lower file counts."""
     if file.data is not None or file.held is None or not stat.S_ISREG(file.kind):
         return
     try:
@@ -189,7 +191,7 @@ def _upper_file(ov: Overlay, place: Place, found: Found, seen: Real, *, marked: 
     lower_links = origin.st_nlink if origin else 0
     path = at(ov.stack.fd(place.real), place.name)
     links = hardlinks.indexed_links(ov, path, st, lower_links)
-    # A lower file of several names has its number for those that are still in the lower.
+    # Without the index, a lower file's number belongs to its names that are still in the lower.
     if origin is not None and (lower_links == 1 or links):
         number = ov.inodes.number(stat_key(origin))
     else:
@@ -207,7 +209,8 @@ def _upper_file(ov: Overlay, place: Place, found: Found, seen: Real, *, marked: 
 def _lower_file(
     ov: Overlay, place: Place, seen: Real, lower: Lower, alone: tuple[Directory, bytes] | None
 ) -> File:
-    """`alone`: this name of the file has nothing to do with the others."""
+    """Add the lower file at the place. `alone`: this name, if it is a file of its own, apart from
+    the other names."""
     st = seen.st
     key = stat_key(st)
     linked = hardlinks.may_be_indexed(st) and alone is None
@@ -229,7 +232,7 @@ def _lower_file(
 
 
 def _indexed_file(ov: Overlay, seen: Real, copy: Held) -> File:
-    """The file that another name of a lower file was copied up to."""
+    """The file that is the copy, made when another name of the lower file was copied up."""
     copy_st = os.stat(copy.name, dir_fd=copy.fd, follow_symlinks=False)
     known = ov.inodes.find(stat_key(copy_st))
     if known is not None:
@@ -244,10 +247,10 @@ def _indexed_file(ov: Overlay, seen: Real, copy: Held) -> File:
 
 
 def _origin(ov: Overlay, place: Place, found: Found, st: os.stat_result) -> os.stat_result | None:
-    """Status of the lower file that the upper one with the status `st` was copied from.
+    """The status of the lower file that the upper one with the status `st` was copied from.
 
-    `overlay.origin` tells a copy from a new file in the same place. Mostly the lower file is
-    right below; one that was renamed is found by its handle, where we may open that.
+    `overlay.origin` distinguishes a copy from a new file in the same place. Mostly the lower file
+    is right below; that of a renamed copy is found by its handle, if we may open handles.
     """
     path = at(ov.stack.fd(place.real), place.name)
     stored = xattrs.get_overlay(path, xattrs.ORIGIN, place.real.layer.namespaces, upper=True)

@@ -1,7 +1,7 @@
 """File data: read, write, truncate, fsync.
 
-I/O is by inode: there are no handles. Every error of a write reaches the writer from the
-call itself. What may block for long runs in a thread (see docs/architecture.md).
+I/O is by inode: there are no file handles. Every error of a write is returned by the call that
+wrote. Calls that may block for long run in a thread (see docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.overlay.ownership import Changer
 from fuseoverlay.system import syscalls
 
-# A larger write is worth a thread: the page cache may make it wait for the disk.
+# Bytes; writes of this size and above use a thread: the page cache may make them wait for the disk.
 _INLINE_WRITE: Final = 128 << 10
 
 
 def opened(ov: Overlay, file: File, flags: int, who: Changer) -> None:
-    """Note who opens the file, for setuid bits; for writers EROFS of a read-only overlay,
-    EPERM of a file that may not be written."""
+    """Check an open, and note its caller's groups for setuid and setgid. For writing: EROFS on a
+    read-only overlay, EPERM if the file may not be written."""
     if flags & os.O_ACCMODE != os.O_RDONLY:
         ov.writable()
         protection.check_open(ov, file, flags)
@@ -34,9 +34,9 @@ def opened(ov: Overlay, file: File, flags: int, who: Changer) -> None:
 
 
 async def read(ov: Overlay, file: File, offset: int, size: int) -> bytes | memoryview:
-    """Up to `size` bytes; fewer only at the end of the file. Errors of pread(2).
+    """Read `size` bytes; fewer only at the end of the file. Errors of pread(2).
 
-    What is in the page cache is read at once, the rest in a thread.
+    What is in the page cache is read directly, the rest in a thread.
     """
     descriptor = ov.data.acquire(file)
     try:
@@ -51,7 +51,8 @@ async def read(ov: Overlay, file: File, offset: int, size: int) -> bytes | memor
 
 
 def read_nowait(fd: int, buffer: bytearray, offset: int) -> int:
-    """Bytes that the page cache holds from `offset` on; 0 where it cannot be asked."""
+    """Read what the page cache holds from `offset` on; returns the number of bytes. 0 if there are
+    none, or if the filesystem does not support RWF_NOWAIT."""
     try:
         return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
     except OSError as exc:
@@ -71,7 +72,8 @@ def _read_all(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 async def write(ov: Overlay, file: File, offset: int, data: bytes, who: Changer) -> int:
-    """Write after copy-up; bytes written. EPERM; ENOSPC, EDQUOT, EFBIG, EIO of pwrite(2)."""
+    """Write, after copy-up; returns the number of bytes. EPERM if the file may not be written
+    there; ENOSPC, EDQUOT, EFBIG, EIO of pwrite(2)."""
     protection.check_write(ov, file, offset)
     descriptor = await _acquire_to_change(ov, file, who)
     try:
@@ -83,7 +85,8 @@ async def write(ov: Overlay, file: File, offset: int, data: bytes, who: Changer)
 
 
 async def _acquire_to_change(ov: Overlay, file: File, who: Changer) -> Descriptor:
-    """A writable descriptor, for `FileData.release`, after copy-up; setuid bits may end."""
+    """Copy the file up and drop its setuid and setgid as needed; returns a writable descriptor, to
+    be given back to `FileData.release`."""
     await copy_up(ov, file)
     descriptor = ov.data.acquire(file, write=True)
     try:
@@ -98,7 +101,7 @@ async def _acquire_to_change(ov: Overlay, file: File, who: Changer) -> Descripto
 async def allocate(
     ov: Overlay, file: File, mode: int, offset: int, length: int, who: Changer
 ) -> None:
-    """fallocate(2) after copy-up, with the modes that the upper takes."""
+    """fallocate(2), after copy-up, with the modes that the upper filesystem supports."""
     protection.check_allocation(ov, file, mode)
     descriptor = await _acquire_to_change(ov, file, who)
     try:
@@ -108,7 +111,7 @@ async def allocate(
 
 
 def seek(ov: Overlay, file: File, offset: int, whence: int) -> int:
-    """Where the next data or hole is: SEEK_DATA, SEEK_HOLE of lseek(2), with its errors."""
+    """The offset of the next data or hole: SEEK_DATA, SEEK_HOLE of lseek(2), with its errors."""
     descriptor = ov.data.acquire(file)
     try:
         return os.lseek(descriptor.fd, offset, whence)
@@ -125,8 +128,8 @@ async def copy_range(
     length: int,
     who: Changer,
 ) -> int:
-    """copy_file_range(2) between the real files, sharing blocks where they can; bytes copied.
-    Only the target is copied up."""
+    """copy_file_range(2) between the real files, sharing blocks if possible; returns the number of
+    bytes. Only the target is copied up."""
     protection.check_write(ov, target, target_offset)
     sink = await _acquire_to_change(ov, target, who)
     try:
@@ -151,7 +154,7 @@ def truncate(ov: Overlay, file: File, size: int) -> None:
 
 
 async def fsync(ov: Overlay, file: File, *, data_only: bool) -> None:
-    """Write the file to disk; nothing to do for lowers and with `volatile`."""
+    """Write the file to disk. Nothing to do for a lower file, or unless the mount is durable."""
     if not ov.config.durable or not file.in_upper:
         return
     descriptor = ov.data.acquire(file)
@@ -163,7 +166,7 @@ async def fsync(ov: Overlay, file: File, *, data_only: bool) -> None:
 
 
 async def fsync_directory(ov: Overlay, directory: Directory) -> None:
-    """The same for the names in a directory."""
+    """Write the names in a directory to disk, likewise."""
     if not ov.config.durable or directory.upper is None or directory.removed:
         return
     with ov.stack.listing_fd(directory.upper) as fd:

@@ -1,10 +1,10 @@
 """One file with several names, across copy-up and across mounts.
 
-A lower file with several names is copied up once. A link to the copy stays in the
-`index` directory of the work directory, called after the lower file's handle, so that
-the other names lead to it, in this mount and in the next. Forms of that name, of
-`overlay.origin` and of `overlay.nlink` are the kernel's (Documentation/filesystems/
-overlayfs.rst, "Inode properties" and "index"; fs/overlayfs).
+A lower file with several names is copied up once. A link to the copy stays in the `index` directory
+of the work directory, named after the lower file's handle, so that the other names lead to it in
+this mount and the next. The formats of that name, of `overlay.origin` and of `overlay.nlink` are
+the kernel's (Documentation/filesystems/overlayfs.rst, "Inode properties" and "index";
+fs/overlayfs).
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ log = logging.getLogger("fuseoverlay")
 
 _NLINK: Final = re.compile(rb"([UL])([+-]\d{1,10})\Z")
 _MOST_LINKS: Final = 2**31
-# What open_by_handle_at(2) answers of a file that is gone, to who may not ask, and to nonsense.
+# Errors of open_by_handle_at(2) for a deleted file, a caller without permission, a bad handle.
 _NOT_FOUND: Final = (errno.ESTALE, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
 
 
 def origin_of(lower: Lower) -> bytes | None:
-    """`overlay.origin` for a copy of the file; None: its filesystem has no handles, or none that
-    can be told from another's."""
+    """The `overlay.origin` that names the file; None: its filesystem has no handles, or they cannot
+    be told from those of another filesystem."""
     return handles.encode(lower.fd, b"", lower.layer.uuid_of(lower.st))
 
 
 def origin_to_store(ov: Overlay, lower: Lower) -> bytes | None:
-    """The same for a copy that is made now; None also where the names of the file are kept apart:
-    the copy is another file then than what the others show. The kernel's ovl_do_copy_up()."""
+    """The same for a copy that is about to be made. None also if the names of the file are kept
+    apart: the copy then is another file than the one the other names show. As in the kernel's
+    ovl_do_copy_up()."""
     return origin_of(lower) if stay_together(ov, lower) else None
 
 
 def may_be_origin(lower: Lower, origin: bytes) -> bool:
-    """Whether an `overlay.origin` may name the file: not if it names another one on its
+    """Whether this `overlay.origin` may name the file: false if it names another one on the same
     filesystem."""
     handle = handles.decode(origin)
     if handle is None or handle.uuid != lower.layer.uuid_of(lower.st):
@@ -56,8 +57,8 @@ def may_be_origin(lower: Lower, origin: bytes) -> bool:
 
 
 def find_origin(ov: Overlay, origin: bytes) -> os.stat_result | None:
-    """Status of the lower file that `overlay.origin` names, wherever it is; None: it is gone,
-    the attribute is malformed, or we are not the superuser of the machine."""
+    """The status of the lower file that `overlay.origin` names, wherever it is; None: it has been
+    deleted, the attribute is malformed, or we lack CAP_DAC_READ_SEARCH in the initial namespace."""
     handle = handles.decode(origin)
     for layer in ov.stack.lowers:
         if handle is not None and layer.uuid == handle.uuid:
@@ -75,20 +76,19 @@ def may_be_indexed(st: os.stat_result) -> bool:
 
 
 def stay_together(ov: Overlay, lower: Lower) -> bool:
-    """Whether the names of the lower file lead to one file also after
-    it was copied up: they do by the index, which takes a handle. Where they do not, each is a file
-    of its own from the start, as with `index=off`: else what is written by one name would be found
-    by another one in the next mount."""
+    """Whether all names of the lower file still lead to one file after copy-up. That takes the
+    index, and so a file handle. Otherwise each name is a file of its own from the start, as with
+    `index=off`: if not, data written by one name could be at another one in the next mount."""
     if not may_be_indexed(lower.st) or ov.workdir is None:
         return True
     return ov.config.index and origin_of(lower) is not None
 
 
 def find_copy(ov: Overlay, lower: Lower) -> Held | None:
-    """The entry of the index for the copy that another name of the lower file
-    caused; None: it was not copied up.
+    """The index entry of the copy that was made by another name of the lower file; None: the file
+    was not copied up.
 
-    An entry of the index that is no copy of this file is ignored with a warning.
+    An entry that is not a copy of this file is ignored with a warning.
     """
     workdir = ov.workdir
     index_fd = workdir.index_fd() if workdir is not None else None
@@ -114,14 +114,14 @@ def find_copy(ov: Overlay, lower: Lower) -> Held | None:
 
 @functools.lru_cache(1024)
 def _warn_foreign(workdir: bytes, name: bytes) -> None:
-    """Say it once, not at every look-up."""
+    """Warn once per entry, not at every look-up."""
     path = os.fsdecode(os.path.join(workdir, b"index", name))
     log.warning("%s: ignored, it is no copy of the file that it is called after", path)
 
 
 def hidden_names(ov: Overlay, lower: Lower) -> int:
-    """How many names of the lower file whiteouts have hidden,
-    in any mount. A note that says all of them is wrong: somebody asks for one."""
+    """How many names of the lower file whiteouts have hidden, in this mount or earlier ones. A note
+    that says all of them is wrong, since one is being looked up, and counts as 0."""
     if not may_be_indexed(lower.st):
         return 0
     links_fd = ov.workdir.links_fd() if ov.workdir is not None else None
@@ -138,7 +138,7 @@ def hidden_names(ov: Overlay, lower: Lower) -> int:
 
 
 def entry_of(ov: Overlay, path: bytes, st: os.stat_result, *, follow: bool) -> Held | None:
-    """The entry of the index for the upper file at `path`; None: there is none."""
+    """The index entry of the upper file at `path`; None: there is none."""
     index_fd = ov.workdir.index_fd() if ov.workdir is not None else None
     if ov.workdir is None or index_fd is None or st.st_nlink < 2:
         return None
@@ -156,7 +156,7 @@ def entry_of(ov: Overlay, path: bytes, st: os.stat_result, *, follow: bool) -> H
 
 
 def indexed_links(ov: Overlay, path: bytes, st: os.stat_result, lower_links: int) -> int:
-    """`stored_links` of an upper file if the index has it too; else 0, for then its attributes
+    """`stored_links` of an upper file that is in the index; of others 0, because their attributes
     say nothing about other names."""
     if ov.workdir is None or entry_of(ov, path, st, follow=False) is None:
         return 0
@@ -166,10 +166,11 @@ def indexed_links(ov: Overlay, path: bytes, st: os.stat_result, lower_links: int
 def stored_links(
     path: bytes, st: os.stat_result, lower_links: int, counted: Sequence[bytes], *, follow: bool
 ) -> int:
-    """Link count that `overlay.nlink` of an upper file tells; 0: the real count is right.
+    """The link count by `overlay.nlink` of an upper file; 0: the real count is right.
 
-    The attribute holds the difference to the count of the upper (`U`) or the lower (`L`).
-    One that leads to an impossible count is ignored. `counted`: the upper's namespaces.
+    The attribute holds the difference from the link count of the upper (`U`) or the lower (`L`)
+    file. One that results in an impossible count is ignored. `counted`: the namespaces of overlay
+    attributes that count in the upper.
     """
     value = xattrs.get_overlay(path, xattrs.NLINK, counted, follow=follow, upper=True)
     difference = parse_nlink(value) if value is not None else None
@@ -180,18 +181,19 @@ def stored_links(
 
 
 def parse_nlink(value: bytes) -> tuple[bytes, int] | None:
-    """The count that `overlay.nlink` starts from, `U` or `L`, and the difference to it."""
+    """The count that `overlay.nlink` refers to, `U` or `L`, and the difference from it; None: it is
+    malformed."""
     match = _NLINK.match(value)
     return (match[1], int(match[2])) if match is not None else None
 
 
 def index_name(origin: bytes) -> bytes:
-    """Name in the index of the lower file with this `overlay.origin`."""
+    """The name in the index for the lower file with this `overlay.origin`."""
     return origin.hex().encode()
 
 
 def origin_named(name: bytes) -> bytes | None:
-    """The `overlay.origin` that a name in the index tells; None: it is no such name."""
+    """The `overlay.origin` that a name in the index stands for; None: it is no such name."""
     try:
         origin = bytes.fromhex(name.decode("ascii"))
     except ValueError:

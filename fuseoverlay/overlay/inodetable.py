@@ -1,7 +1,7 @@
-"""The table of inodes: their numbers, the kernel's references to them, what holds nameless objects.
+"""The table of inodes: their numbers, their look-up counts, and what holds objects without a name.
 
-A directory is there for longer than the kernel knows it, as long as anything that the kernel knows
-lies in it: files know the directories of their names, and those the one above.
+A directory outlives the kernel's references to it for as long as the kernel knows anything below
+it: files refer to the directories of their names, and directories to their parents.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from fuseoverlay.overlay.listed import Listed
 from fuseoverlay.overlay.prepared import Prepared
 
 ROOT: Final = 1
-# Real inode numbers use the low 56 bits, the filesystem's number the bits above.
+# Real inode numbers use the low 56 bits; the bits above hold the index of their filesystem.
 _INO_BITS: Final = 56
 _DYNAMIC: Final = 0x7F
 
 
 def is_own_number(ino: int) -> bool:
-    """Whether the number is none of a real file, and so only good in this mount."""
+    """Whether the number is one of our own, not that of a real file; it is valid in this mount
+    only."""
     return ino >> _INO_BITS == _DYNAMIC
 
 
 class InodeTable:
     """Finds inodes by number and by real file. The root is always in it.
 
-    Most files of an image are only ever listed: they become inodes when there is more to know.
+    Most files of an image are only ever listed or looked up. They stay `Listed` tuples until a
+    request needs an `Inode`.
     """
 
     def __init__(
@@ -48,8 +50,8 @@ class InodeTable:
         *,
         most_held: int = 64,
     ) -> None:
-        """`devices` are the `st_dev` of the layers, to tell their inode numbers apart.
-        `most_held`: how many descriptors may be held of objects without a name."""
+        """`devices`: the `st_dev` of each layer, to keep inode numbers of different filesystems
+        distinct. `most_held`: the most descriptors to hold for objects without a name."""
         self._prepared = prepared
         self._most_held = most_held
         self._held = 0
@@ -61,9 +63,9 @@ class InodeTable:
         self._by_ino: dict[int, Inode | listed.Raw] = {}
         self._by_key: dict[tuple[int, int], File] = {}
         self._alone: dict[tuple[Directory, bytes], File] = {}
-        # What `number_apart` has given.
+        # The numbers that `number_apart` has returned.
         self._apart: dict[tuple[int, bytes, tuple[int, int]], int] = {}
-        #: All directories that are there by name, known to the kernel or not.
+        #: All directories that still have a name, whether or not the kernel knows them.
         self._named: WeakValueDictionary[tuple[Directory, bytes], Directory] = WeakValueDictionary()
         self._dynamic = _DYNAMIC << _INO_BITS
         self._generations = Generations()
@@ -76,7 +78,7 @@ class InodeTable:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        # No more: others wait for the end, and a million objects take a while to be freed.
+        # Free nothing else: the unmount waits for this, and a million objects take a while.
         for inode in list(self._holders):
             self.let_go(inode)
 
@@ -85,25 +87,25 @@ class InodeTable:
 
     @property
     def entries(self) -> dict[int, Inode | listed.Raw]:
-        """What the kernel knows, by number; for the extension, which adds what is listed."""
+        """What the kernel knows, by number; for the extension, which adds the files it lists."""
         return self._by_ino
 
     def get(self, ino: int) -> Inode:
-        """The inode; ESTALE where the kernel should not know it any more."""
+        """The inode with this number; ESTALE if the kernel should not know it any more."""
         found = self._by_ino.get(ino)
         if found is None:
             raise os_error(errno.ESTALE)
         return self._learn(ino, found) if isinstance(found, tuple) else found
 
     def _learn(self, ino: int, raw: listed.Raw) -> File:
-        """Make an inode of what was only listed."""
+        """Make an inode of a `Listed` tuple."""
         known = Listed(*raw)
         file = File(ino, known.kind)
         file.nlookup = known.lookups
         file.lower = Place(known.real, known.name)
         file.names[known.parent, known.name] = None
         self.add(file)
-        # What the extension has told.
+        # The generation that the extension sent to the kernel.
         file.generation = 0
         device = self._devices[ino >> _INO_BITS]
         key = device, ino & (1 << _INO_BITS) - 1
@@ -126,7 +128,7 @@ class InodeTable:
         return inode
 
     def find(self, key: tuple[int, int]) -> File | None:
-        """The file that a real (device, inode) pair belongs to, if the kernel knows it."""
+        """The file that the real (device, inode) pair belongs to, if the kernel knows it."""
         file = self._by_key.get(key)
         number = self._real_number(key) if file is None else None
         if number is not None:
@@ -145,8 +147,8 @@ class InodeTable:
         file.alone = name
 
     def known_regular(self, st: os.stat_result) -> int | None:
-        """The number of the regular lower file with its own data that has this status, if
-        the kernel knows it."""
+        """The number of the regular lower file with this status, if the kernel knows it and its
+        data is its own."""
         key, seen = stat_key(st), sighting(st)
         file = self._by_key.get(key)
         if file is not None:
@@ -169,8 +171,8 @@ class InodeTable:
         ]
 
     def base(self, device: int) -> int | None:
-        """What is added to the real numbers of files on this device; None: there are so many
-        devices that all its files get numbers of our own."""
+        """What is added to the real inode numbers on this device; None: there are too many devices,
+        so all files on this one get numbers of our own."""
         filesystem = self._filesystems.get(device)
         if filesystem is None:
             filesystem = self._filesystems[device] = len(self._devices)
@@ -178,29 +180,31 @@ class InodeTable:
         return filesystem << _INO_BITS if filesystem < _DYNAMIC else None
 
     def _real_number(self, key: tuple[int, int]) -> int | None:
-        """The number of a real file that nothing but its own number keeps from having it."""
+        """The number derived from that of the real file; None: that does not fit."""
         device, ino = key
         base = self.base(device)
         return base | ino if base is not None and 0 < ino < 1 << _INO_BITS else None
 
     def generation(self, ino: int) -> int:
-        """What to tell with the number of something that the kernel knows, or is told of now."""
+        """The generation to send with the number of an inode that the kernel knows or is about to
+        learn of."""
         inode = self._by_ino.get(ino)
         return inode.generation if isinstance(inode, Inode) else 0
 
     def end(self, inode: Inode) -> None:
-        """Nothing is left of it, but for who has it open."""
+        """Note that the file is deleted; it may still be open. Its number gets a new generation."""
         self._generations.end(inode.ino)
 
     def number(self, key: tuple[int, int]) -> int:
-        """A free number: the real one where nobody has it, else one of our own."""
+        """A free number: the one derived from the real file if it is unused, else one of our own.
+        """
         number = self._real_number(key)
         return self.own_number() if number is None or number in self._by_ino else number
 
     def number_apart(self, parent: Directory, name: bytes, key: tuple[int, int]) -> int:
-        """For one name of a lower file whose names are kept apart: a number of our own, always the
-        same. Two files must not have one number, not one after the other either: who archives a
-        tree takes them for two names of one file."""
+        """The number for one name of a lower file whose names are kept apart: one of our own,
+        always the same. Two files must not share a number, even at different times: programs that
+        archive a tree would take them for two names of one file."""
         apart = (parent.ino, name, key)
         number = self._apart.get(apart)
         if number is None or number in self._by_ino:
@@ -213,21 +217,21 @@ class InodeTable:
         return self._dynamic
 
     def add(self, inode: Inode) -> None:
-        """Enter a new inode under its number, a directory also under its name."""
+        """Add a new inode under its number, a directory also under its name."""
         self._by_ino[inode.ino] = inode
         inode.generation = self._generations.of(inode.ino, is_own=is_own_number(inode.ino))
         if isinstance(inode, Directory) and inode.parent is not None:
             self._named[inode.parent, inode.name] = inode
 
     def subdirectory(self, parent: Directory, name: bytes) -> Directory | None:
-        """The directory of that name, if it is there; the kernel need not know it."""
+        """The directory of that name, if it is in the table; the kernel need not know it."""
         return self._named.get((parent, name))
 
     def recall(self, directory: Directory) -> None:
-        """The kernel, which may have forgotten a directory, is going to be told of it."""
+        """Prepare to send the directory to the kernel, which may have forgotten it."""
         if not self.knows(directory):
             if directory.ino in self._by_ino:
-                # Given away meanwhile. The kernel has forgotten whose it was.
+                # Another file got the number meanwhile, since the kernel had forgotten this one.
                 directory.ino = self.own_number()
                 directory.generation = self._generations.of(directory.ino, is_own=True)
             self._by_ino[directory.ino] = directory
@@ -236,19 +240,21 @@ class InodeTable:
                 self._prepared.names[directory.ino] = index.visible
 
     def move(self, directory: Directory, parent: Directory, name: bytes) -> None:
-        """A directory was renamed."""
+        """Record that a directory was renamed."""
         self.unname(directory)
         directory.parent, directory.name = parent, name
         self._named[parent, name] = directory
 
     def unname(self, directory: Directory) -> None:
-        """The name of a directory leads to it no longer: it was removed or replaced."""
+        """Record that the name of a directory no longer leads to it, because it was removed, moved
+        or replaced."""
         above = directory.parent
         if above is not None and self._named.get((above, directory.name)) is directory:
             del self._named[above, directory.name]
 
     def is_in_place(self, directory: Directory) -> bool:
-        """Whether its path leads to it: neither it nor any above was removed or replaced."""
+        """Whether its path leads to it: neither it nor a directory above was removed or replaced.
+        """
         step = directory
         while step.parent is not None:
             if self._named.get((step.parent, step.name)) is not step:
@@ -264,7 +270,8 @@ class InodeTable:
             file.keys.append(key)
 
     def unbind(self, key: tuple[int, int]) -> None:
-        """The real file is gone; its number may come back for another one."""
+        """Let `find` no longer lead from the real file to any: it was deleted, and another one may
+        get its inode number."""
         file = self._by_key.pop(key, None)
         if file is not None:
             file.keys.remove(key)
@@ -274,7 +281,8 @@ class InodeTable:
         return self._by_ino.get(inode.ino) is inode
 
     def forget(self, ino: int, count: int) -> Inode | None:
-        """Drop references of the kernel; returns the inode if that was the last one."""
+        """Subtract from the look-up count; returns the inode if it was removed from the table. None
+        for `Listed` tuples."""
         inode = self._by_ino.get(ino)
         if inode is None:
             return None
@@ -287,13 +295,14 @@ class InodeTable:
     def _forget_listed(self, ino: int, raw: listed.Raw, count: int) -> None:
         parent, name, real, lookups, kind, has_xattrs, owner = raw
         if lookups > count:
-            # A tuple, of no other class: the extension knows it by that.
+            # A plain tuple: the extension checks for exactly that type.
             self._by_ino[ino] = (parent, name, real, lookups - count, kind, has_xattrs, owner)
         else:
             del self._by_ino[ino]
 
     def drop_unused(self, inode: Inode) -> bool:
-        """Remove an inode that the kernel does not refer to."""
+        """Remove the inode from the table if the kernel has no references to it; returns whether
+        it did."""
         if inode.nlookup > 0 or inode is self.root or not self.knows(inode):
             return False
         del self._by_ino[inode.ino]
@@ -309,18 +318,19 @@ class InodeTable:
 
     @property
     def may_hold(self) -> bool:
-        """Whether one more descriptor may be held; else a name in the work directory has to do."""
+        """Whether one more descriptor may be held; if not, a name in the work directory holds the
+        object."""
         return self._held < self._most_held
 
     def hold(self, inode: Inode, held: Held) -> None:
-        """Take over the way to an upper object without a name."""
+        """Take over `held`, by which an upper object without a name is reached."""
         self.let_go(inode)
         inode.held = held
         self._holders.add(inode)
         self._held += not held.name
 
     def let_go(self, inode: Inode) -> None:
-        """The object has a name again, or is not needed."""
+        """Release what holds the object: it has a name again, or is no longer needed."""
         if inode.held is not None:
             held, inode.held = inode.held, None
             self._holders.discard(inode)
@@ -328,16 +338,16 @@ class InodeTable:
             release(held)
 
     def names_of(self, file: File) -> list[tuple[Directory, bytes]]:
-        """The names by which the kernel knows a file of a lower, as far as they are there; none:
-        all were removed through the mount. ESTALE: not so, but none is, since somebody else has
-        changed the lower."""
+        """The names by which the kernel knows a lower file and that still exist. None are left if
+        all were removed through the mount; ESTALE if they are gone because somebody else changed
+        the lower."""
         names = [name for name in file.names if self._leads(*name)]
         if file.names and not names:
             raise os_error(errno.ESTALE)
         return names
 
     def _leads(self, directory: Directory, name: bytes) -> bool:
-        """Whether what is shown at a name, where that still is, is in a lower."""
+        """Whether the name still exists and shows an object of a lower."""
         index = directory.index
         shown = index is None or (name in index and name not in index.upper)
         return shown and self.is_in_place(directory)

@@ -1,4 +1,4 @@
-"""Keeping the index of hard links true while names come and go; `hardlinks` reads it."""
+"""Keeps the index of hard links true while names come and go; `hardlinks` reads it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MOST_HIDDEN: Final = 4000
 
 
 def note_origin(ov: Overlay, file: File) -> bytes | None:
-    """Before a whiteout hides a name of a lower file: the origin to note that of; None: there is
-    no other name."""
+    """Before a whiteout hides a name of a lower file: the origin to pass to `note_hidden`; None:
+    nothing is to be noted, since there is no other name, no index or no handle."""
     if file.in_upper or file.lower is None or not ov.config.index:
         return None
     if not hardlinks.may_be_indexed(real_of(ov, file).st):
@@ -33,8 +33,8 @@ def note_origin(ov: Overlay, file: File) -> bytes | None:
 def note_hidden(ov: Overlay, origin: bytes, hidden: int) -> None:
     """Note on disk how many names of a lower file whiteouts have hidden.
 
-    The note is a symbolic link with a target of as many letters, because it can be
-    replaced by one rename and needs no attributes. The kernel copies the file up instead.
+    The note is a symbolic link whose target has as many letters: one rename replaces it, and it
+    needs no extended attributes. The kernel copies the file up instead.
     """
     workdir = ov.writable()
     links_fd = workdir.links_fd(create=True)
@@ -47,11 +47,11 @@ def note_hidden(ov: Overlay, origin: bytes, hidden: int) -> None:
 def enter(
     ov: Overlay, change: Transaction, staged: bytes, origin: bytes, links: int, lower_links: int
 ) -> bool:
-    """Put a staged copy of a lower file, which `links` of its `lower_links` names lead to, into
-    the index.
+    """Enter a staged copy of a lower file into the index. `links` of the file's `lower_links` names
+    are still visible.
 
-    False: the filesystem keeps no attributes or links, so the names will part. The caller notes
-    the count with `set_links` once the copy is published.
+    False: the filesystem does not support the attributes or the link, so the names will be separate
+    files. The caller stores the count with `set_links` once the copy is published.
     """
     workdir = ov.writable()
     index_fd = workdir.index_fd(create=True)
@@ -59,7 +59,7 @@ def enter(
     try:
         _count_from_lower(ov, lower_links, at(workdir.fd, staged), links, follow=False)
         with contextlib.suppress(FileNotFoundError):
-            # Left by a copy that a crash kept from being published, or not ours.
+            # Left by a copy-up that a crash interrupted before publishing, or not ours.
             if index_fd is not None:
                 remove_tree(index_fd, name)
         os.link(staged, name, src_dir_fd=workdir.fd, dst_dir_fd=index_fd, follow_symlinks=False)
@@ -72,8 +72,9 @@ def enter(
 
 
 def hold_count(ov: Overlay, change: Transaction, file: File, real: Real) -> None:
-    """Before an indexed file gets a real name for one that the index stands for: the count
-    must be right before and after that. `set_links` must be called then."""
+    """Before an indexed file gets a real name in place of one that only the index represents: store
+    the count relative to the lower file, which is right before and after that step. Call
+    `set_links` afterwards."""
     if file.links and file.lower is not None:
         with lower_of(ov, file) as lower:
             lower_links = lower.st.st_nlink
@@ -82,8 +83,8 @@ def hold_count(ov: Overlay, change: Transaction, file: File, real: Real) -> None
 
 
 def prepare_count(ov: Overlay, file: File) -> None:
-    """Before an indexed file gets or loses a name, a real one: see to it that what is on disk
-    will be right afterwards, too."""
+    """Before an indexed file gets or loses a real name: store the count relative to the upper file,
+    which remains right afterwards."""
     if file.links:
         _count_from_upper(ov, file)
 
@@ -96,10 +97,10 @@ def _count_from_lower(
 
 
 def set_links(ov: Overlay, file: File, links: int) -> None:
-    """After an indexed file has got or lost a name, or only a real one: so many lead to it now.
+    """After an indexed file got or lost a name, visible or real: `links` names lead to it now.
 
-    What is on disk says the same already if the real count changed by as much as this one, or if
-    it was counted from the lower file.
+    The count on disk is right already if the real count changed by as much as this one, or if it
+    was stored relative to the lower file; so a failure to store it anew is only logged.
     """
     file.links = links
     if links:
@@ -115,7 +116,7 @@ def _count_from_upper(ov: Overlay, file: File) -> None:
 
 
 def entry(ov: Overlay, origin: bytes) -> Held:
-    """The way to what has just been entered."""
+    """The index entry that has just been made for this origin."""
     index_fd = ov.writable().index_fd()
     if index_fd is None:
         raise AssertionError("nothing was entered")
@@ -123,7 +124,7 @@ def entry(ov: Overlay, origin: bytes) -> Held:
 
 
 def leave(ov: Overlay, change: Transaction, real: Real) -> None:
-    """Before the last name of an indexed file goes: the index lets go of it."""
+    """Before the last name of an indexed file is removed: remove its index entry."""
     found = hardlinks.entry_of(ov, real.path, real.st, follow=real.follow)
     if found is not None:
         os.unlink(found.name, dir_fd=found.fd)

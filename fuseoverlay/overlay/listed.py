@@ -1,8 +1,7 @@
-"""Plain files of a lower that the kernel knows from a listing or a look-up, and of which nothing
-else is known.
+"""Lower files that the kernel knows from a listing or a look-up and that need no inode yet.
 
-The inode table has them as plain tuples: the extension makes and reads them, too, and finds the
-parts by their position, LISTED_* in csrc/native.h.
+The inode table holds them as plain tuples: the extension creates and reads them too, by position,
+LISTED_* in csrc/native.h.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from typing import NamedTuple
 from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.overlay.inodes import Directory
 
-#: As the inode table has it.
+#: An entry as the inode table holds it.
 Raw = tuple[Directory, bytes, RealDir, int, int, bool, int]
 
 
 class Listed(NamedTuple):
-    """One of them, with names: `Listed(*raw)`."""
+    """An entry with named fields: `Listed(*raw)`."""
 
     parent: Directory
     name: bytes
-    #: Where it is.
+    #: The lower directory that holds it.
     real: RealDir
-    #: The kernel's references.
+    #: The look-up count.
     lookups: int
     #: File type, S_IFREG or S_IFLNK.
     kind: int
@@ -34,5 +33,5 @@ class Listed(NamedTuple):
 
     @property
     def ids(self) -> tuple[int, int]:
-        """Its owner and group."""
+        """User and group id."""
         return self.owner >> 32, self.owner & 0xFFFFFFFF

@@ -1,8 +1,7 @@
 """(parent, name) -> the inode: what is found, and in which layers.
 
-Also where the real object behind an inode is, and its shown status. Sources: kernel
-Documentation/filesystems/overlayfs.rst, "Upper and Lower", "Directories",
-"Inode properties".
+Sources: kernel Documentation/filesystems/overlayfs.rst, "Upper and Lower", "Directories", "Inode
+properties".
 """
 
 from __future__ import annotations
@@ -29,16 +28,17 @@ _NAME_MAX = 255
 
 
 def check_name(name: bytes) -> None:
-    """ENAMETOOLONG above 255 bytes."""
+    """ENAMETOOLONG for a name of more than 255 bytes."""
     if len(name) > _NAME_MAX:
         raise os_error(errno.ENAMETOOLONG, name)
 
 
 async def index_of(ov: Overlay, directory: Directory) -> Index:
-    """The merged index; built on first use, which suspends.
+    """The merged index of the directory. Building it on first use suspends, and so does renewing
+    it.
 
-    Nothing changes in a directory before its index is there, so two builders at once
-    find the same; the first one's counts.
+    We change nothing in a directory before it has an index, so two concurrent builders find the
+    same; the first one's index counts.
     """
     if directory.index is None:
         if directory.removed:
@@ -53,8 +53,8 @@ async def index_of(ov: Overlay, directory: Directory) -> Index:
 
 
 class NotMerged(Exception):
-    """What is asked for takes the index of a directory that is yet to be merged, and that would
-    take long: `index_of`, then ask again."""
+    """The call needs the index of a directory that has not been merged yet, or has to be renewed,
+    which would take long: await `index_of`, then repeat the call."""
 
     def __init__(self, directory: Directory) -> None:
         super().__init__(directory.name)
@@ -62,7 +62,7 @@ class NotMerged(Exception):
 
 
 def index_now(ov: Overlay, directory: Directory) -> Index:
-    """The same without suspending; NotMerged where it would."""
+    """`index_of` without suspending; NotMerged if it would have to."""
     if directory.index is None and not directory.removed:
         found = scan_soon(ov.stack, directory.upper, directory.lowers)
         if found is not None:
@@ -89,7 +89,7 @@ async def child(ov: Overlay, parent: Directory, name: bytes) -> Inode:
 
 
 def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> Inode:
-    """The same with the parent's index at hand: does not suspend."""
+    """The same with the parent's index given. Does not suspend."""
     found = index.find(name)
     if found is None:
         raise no_entry(name)
@@ -99,7 +99,7 @@ def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> I
 
 
 def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Inode, Real]:
-    """The same with the real object behind the inode: one `stat` serves both."""
+    """The same, and the real object behind the inode: one stat(2) serves both."""
     found = index.find(name)
     if found is None:
         raise no_entry(name)
@@ -116,8 +116,8 @@ def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[In
 def made(
     ov: Overlay, parent: Directory, place: Place, fd: int, st: os.stat_result, stored: Status
 ) -> tuple[Inode, Real]:
-    """The same for an object that we have just made, with this status, at the place in the
-    upper directory `fd` of the parent: nothing in here can fail."""
+    """The same for an object with this status that we have just created at the place, in the
+    parent's upper directory `fd`. Cannot fail."""
     key, kind = stat_key(st), stat.S_IFMT(stored.mode)
     number = ov.inodes.number(key)
     inode: Inode
@@ -139,7 +139,7 @@ def made(
 def _directory(ov: Overlay, parent: Directory, name: bytes, found: Found) -> Directory:
     known = ov.inodes.subdirectory(parent, name)
     if known is not None and renewal.is_replaced(ov, known, found):
-        # Whoever stands in it stays there; the name leads elsewhere from now on.
+        # Processes that use the old directory keep it; the name leads to the new one from now on.
         ov.inodes.unname(known)
         known = None
     if known is None:
@@ -153,13 +153,13 @@ def _new_directory(ov: Overlay, parent: Directory, name: bytes, found: Found) ->
     reals = tuple(RealDir(real.layer, real, name) for real in found.lower_dirs)
     if found.in_upper and parent.upper is not None:
         upper = ov.stack.upper_dir(parent.upper, name)
-    # The link count of a directory with several parts needs the index anyway.
+    # Merge now: the link count of a directory with several parts needs the index anyway.
     several = len(reals) + (upper is not None) > 1
     index = at_once(ov.stack, upper, reals) if several else None
     marks, lowers = redirect.NONE, reals
     if index is None:
         marks, lowers = redirect.merged(ov.stack, parent.lowers, upper, reals)
-    # The number of a directory in the lowers is its own even after copy-up.
+    # A directory that is in the lowers keeps their inode number after copy-up.
     st = os.stat(ov.stack.fd(lowers[0] if lowers or upper is None else upper))
     directory = Directory(ov.inodes.number(stat_key(st)), parent, name, upper, lowers)
     directory.redirect = marks.redirect if upper is not None else None
