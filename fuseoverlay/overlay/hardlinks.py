@@ -58,7 +58,7 @@ def may_be_origin(lower: Lower, origin: bytes) -> bool:
 
 def find_origin(ov: Overlay, origin: bytes) -> os.stat_result | None:
     """The status of the lower file that `overlay.origin` names, wherever it is; None: it has been
-    deleted, the attribute is malformed, or we lack CAP_DAC_READ_SEARCH in the initial namespace."""
+    deleted, the attribute is malformed, or we may not open handles (CAP_DAC_READ_SEARCH)."""
     handle = handles.decode(origin)
     for layer in ov.stack.lowers:
         if handle is not None and layer.uuid == handle.uuid:

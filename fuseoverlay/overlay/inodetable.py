@@ -228,7 +228,8 @@ class InodeTable:
         return self._named.get((parent, name))
 
     def recall(self, directory: Directory) -> None:
-        """Prepare to send the directory to the kernel, which may have forgotten it."""
+        """Put a directory that the kernel may have forgotten back into the table: the kernel is
+        about to be told of it."""
         if not self.knows(directory):
             if directory.ino in self._by_ino:
                 # Another file got the number meanwhile, since the kernel had forgotten this one.

@@ -1,4 +1,4 @@
-"""Lower files that the kernel knows from a listing or a look-up and that need no inode yet.
+"""Lower files that the kernel knows, from a listing or a look-up, and that need no inode yet.
 
 The inode table holds them as plain tuples: the extension creates and reads them too, by position,
 LISTED_* in csrc/native.h.

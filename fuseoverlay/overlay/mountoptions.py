@@ -1,6 +1,6 @@
-"""What a list of mount options asks for: `MountConfig` from the argument of `-o`.
+"""Makes a `MountConfig` from the argument of `-o`.
 
-`optionlist` knows how such a list is written, `options` what there is.
+`optionlist` knows the syntax of that list, `options` which options there are.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from fuseoverlay.system import syscalls
 _PATH_KINDS: Final = (Kind.LOWERS, Kind.PATH, Kind.PATHS)
 _PATHS: Final = {name for option in options.every() if option.kind in _PATH_KINDS
                  for name in option.names}  # fmt: skip
-#: Words that say what is so anyway, and that libfuse does not know.
+#: Words for the default, which libfuse does not know.
 _NOT_PASSED: Final = ("rw", "async")
-#: A number, in ASCII, as in C.
+#: A decimal number in ASCII, as in C.
 _SECONDS: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
-#: The kernel's least `max_write`, bytes.
+#: The kernel's minimum for `max_write`, bytes.
 _LEAST_WRITE: Final = 4096
 _ID_HINT: Final = "ids are numbers, mappings like 0:100000:65536"
-#: What may follow the name of an option without effect, by what documents write.
+#: Per `Option.follows`: the pattern of what may follow the name of an option without effect.
 _FOLLOWS: Final = {"": "", "[=NAME]": "(=.*)?", "=TEXT": "=.*", "=N": "=[0-9]+",
                    "NAME[=VALUE]": ".*"}  # fmt: skip
 
 
 class _Asked:
-    """What was read so far; of options with one value the last one counts."""
+    """The options read so far; of options with one value the last one counts."""
 
     def __init__(self) -> None:
-        #: For `MountConfig`.
+        #: Arguments for `MountConfig`.
         self.fields: dict[str, Any] = {}
         #: Values of `Kind.CHOICE`, as written.
         self.chosen: dict[str, str] = {}
-        #: Words by the row of the table.
+        #: Words, by `Option.words` of their row of the table.
         self.flags: dict[str, str] = {}
         self.access_times: dict[str, str] = {}
-        #: By name.
+        #: `NAME=VALUE`, by name.
         self.names: dict[str, str] = {}
         self.labels: dict[str, str] = {}
 
 
 def parse(text: bytes) -> MountConfig:
-    """Read the argument of `-o`; which directories are needed is for `config.check`.
+    """Read the argument of `-o`. `config.check` checks that the directories needed are there.
 
     Raises `UsageError`.
     """
@@ -68,7 +68,7 @@ def parse(text: bytes) -> MountConfig:
             f"metacopy=on and redirect_dir={redirects} exclude each other",
             hint="copies find their data by redirects: use redirect_dir=on, or leave one out",
         )
-    # ACLs are attributes.
+    # ACLs are extended attributes.
     fields["noacl"] = fields.get("noacl", False) or fields.get("noxattrs", False)
     atime = _access_times(asked.access_times.values())
     passed = [flag for flag in asked.flags.values() if flag not in _NOT_PASSED]
@@ -84,15 +84,15 @@ def parse(text: bytes) -> MountConfig:
 
 
 def with_environment(config: MountConfig, environment: Mapping[str, str]) -> MountConfig:
-    """The same with what the environment says of it, where no option does: whiteouts in the form
-    `.wh.NAME` wherever this variable is set, to whatever, as in fuse-overlayfs."""
+    """The same with what the environment sets and no option does: whiteouts of the form `.wh.NAME`
+    if FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT has any value, as in fuse-overlayfs."""
     if config.whiteout is None and "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT" in environment:
         return replace(config, whiteout=Dialect.OCI)
     return config
 
 
 def _take(asked: _Asked, written: bytes) -> bool:
-    """Note one option; False: it is to be ignored."""
+    """Take one option in; False: it is to be ignored."""
     name_b, equals, value_b = written.partition(b"=")
     name = os.fsdecode(name_b)
     option = options.find(name)
@@ -122,7 +122,7 @@ def _has_no_effect(option: Option, name: str, follows: str) -> bool:
     return re.fullmatch(_FOLLOWS[option.follows], follows, re.DOTALL) is not None
 
 
-# One function for each other kind: False where the option is to be ignored.
+# One function for each other kind. Each returns False if the option is to be ignored.
 
 
 def _switch(asked: _Asked, option: Option, name: str, value: str) -> bool:
@@ -155,7 +155,7 @@ def _choice(asked: _Asked, option: Option, name: str, value: str) -> bool:
 def _seconds(asked: _Asked, option: Option, name: str, value: str) -> bool:
     if not _SECONDS.match(value):
         raise UsageError(f"{name}={value} is no number of seconds", hint=f"use {name}=1.5, say")
-    # More would not fit into what the kernel takes, and makes no difference.
+    # Longer times might not fit into the kernel's field, and make no difference.
     asked.fields[option.sets] = min(float(value), FOREVER)
     return True
 
@@ -193,7 +193,7 @@ def _root(asked: _Asked, _: Option, name: str, value: str) -> bool:
 
 def _name(asked: _Asked, _: Option, name: str, value: str) -> bool:
     _require_value(name, value)
-    # pyfuse3 passes no others on.
+    # pyfuse3 passes on ASCII only.
     if not value.isascii():
         return False
     if len(value) > LONGEST_NAME:
@@ -211,7 +211,7 @@ def _label(asked: _Asked, _: Option, name: str, value: str) -> bool:
         return False
     if '"' in value:
         raise UsageError(f"a quote inside the label of {name}=", hint="no label has one")
-    # In quotes, in which the kernel takes commas for part of the label.
+    # Quoted, so that the kernel takes commas as part of the label.
     asked.labels[name] = f'{name}="{value}"'
     return True
 
@@ -254,7 +254,7 @@ def _any_of(choices: Collection[str]) -> str:
 
 
 def _access_times(flags: Iterable[str]) -> int:
-    """What mount(2) makes of these, MOUNT_ATTR_*: `strictatime` outdoes `noatime`."""
+    """The MOUNT_ATTR_* that mount(2) makes of these words: `strictatime` overrides `noatime`."""
     said = {*flags}
     attributes = syscalls.MOUNT_ATTR_NODIRATIME if "nodiratime" in said else 0
     if "strictatime" in said:

@@ -1,6 +1,6 @@
-"""How a list of mount options is written: commas, quotes, and the escapes `\\:`, `\\,` and `\\\\`.
+"""The syntax of a list of mount options: commas, quotes, and the escapes `\\:`, `\\,` and `\\\\`.
 
-mount(8) for the list, kernel Documentation/filesystems/overlayfs.rst for the escapes.
+Sources: mount(8) for the list; kernel Documentation/filesystems/overlayfs.rst for the escapes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Final
 
 from fuseoverlay.errors import UsageError
 
-#: A value in double quotes, from the first to the second.
+#: A value in double quotes, up to the second quote that is not escaped.
 _CLOSED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def options(text: bytes, *, paths: Collection[str]) -> Iterator[bytes]:
-    """The options of a list. A comma between double quotes is part of a value, if the first quote
-    opens that value; elsewhere a quote is a character, and in those of `paths` always, as in the
-    kernel. Raises `UsageError`."""
+    """The options of a list. In a value that starts with a double quote, a comma before the closing
+    quote is part of the value. Quotes elsewhere, and all quotes in values of the options `paths`,
+    are plain characters, as in the kernel. Raises `UsageError`."""
     begun = b""
     for piece in split(text, b","):
         part = begun + piece
@@ -36,7 +36,7 @@ def options(text: bytes, *, paths: Collection[str]) -> Iterator[bytes]:
 
 
 def split(text: bytes, separator: bytes) -> list[bytes]:
-    """Parts between separators that are not escaped by a backslash."""
+    """Split at the separators that no backslash escapes."""
     parts = [bytearray()]
     for char in re.findall(rb"\\.|.", text, re.DOTALL):
         if char == separator:
@@ -47,12 +47,12 @@ def split(text: bytes, separator: bytes) -> list[bytes]:
 
 
 def unescape(text: bytes) -> bytes:
-    """What is meant by it."""
+    """The text without its escaping backslashes."""
     return re.sub(rb"\\(.)", rb"\1", text, flags=re.DOTALL)
 
 
 def path(name: str, value: bytes) -> bytes:
-    """The path that an option has as its value. Raises `UsageError`."""
+    """The path in the value of the option `name`. Raises `UsageError` if it is empty."""
     meant = unescape(value)
     if not meant:
         raise UsageError(
@@ -62,12 +62,12 @@ def path(name: str, value: bytes) -> bytes:
 
 
 def lowers(value: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    """`A:B::C::D`: lowers A and B, and after the first double colon data-only lowers. Raises
-    `UsageError`."""
+    """The lowers and the data-only lowers of a `lowerdir=` value: `A:B::C::D` means lowers A and B
+    and data-only lowers C and D. Raises `UsageError`."""
     parts = split(value, b":")
     cut = parts.index(b"", 1) if b"" in parts[1:-1] else len(parts)
     plain = tuple(path("lowerdir", part) for part in parts[:cut])
-    # After the cut every other part is the inside of a double colon.
+    # From the cut on every other part is the empty inside of a double colon.
     data = tuple(path("lowerdir", part) for part in parts[cut + 1 :: 2])
     if any(parts[cut + 2 :: 2]):
         raise UsageError(

@@ -1,6 +1,6 @@
-"""All mount options: one table, which the parser, `--help` and the documents read.
+"""All mount options, in one table for the parser, `--help` and the documents.
 
-`mountoptions` reads a list of options by it. `scripts/tables` writes it into docs/options.md and
+`mountoptions` parses lists of options by it. `scripts/tables` writes it into docs/options.md and
 the manual page, with the longer texts of docs/options.toml.
 """
 
@@ -14,40 +14,42 @@ from fuseoverlay.layers.whiteout import Dialect
 
 
 class Kind(enum.Enum):
-    """What kind of value an option takes."""
+    """The kind of value that an option takes."""
 
-    #: Directories from top to bottom.
+    #: Directories, from top to bottom.
     LOWERS = enum.auto()
-    #: One; of several the last counts.
+    #: A path; if the option is repeated, the last one counts.
     PATH = enum.auto()
-    #: One more.
+    #: A path; if the option is repeated, all of them count.
     PATHS = enum.auto()
-    #: None: the field is True.
+    #: No value; the option sets its field to True.
     SWITCH = enum.auto()
     #: One of `choices`.
     CHOICE = enum.auto()
     SECONDS = enum.auto()
     BYTES = enum.auto()
-    #: `C:H:N[:C:H:N...]`, and the one id that all show; `sets` is "uids" or "gids".
+    #: `C:H:N[:C:H:N...]`; `sets` is "uids" or "gids".
     RANGES = enum.auto()
+    #: The one id shown for all objects; `sets` is "uids" or "gids".
     ID = enum.auto()
-    #: None: users and groups show id 0.
+    #: No value; id 0 is shown for all users and groups.
     ROOT = enum.auto()
-    #: None: a word for mount(2) or libfuse. Of the names of a row the last counts.
+    #: No value; a word for mount(2) or libfuse. Of the names of one row the last given counts.
     FLAG = enum.auto()
-    #: Likewise, a word on access times.
+    #: Likewise, for access times.
     ACCESS_TIMES = enum.auto()
     #: A name that lists of mounts show.
     NAME = enum.auto()
     #: A label for SELinux.
     LABEL = enum.auto()
-    #: Anything that fits `value`.
+    #: Anything that fits `follows`.
     NO_EFFECT = enum.auto()
+    #: Always an error.
     REFUSED = enum.auto()
 
 
 class Origin(enum.Enum):
-    """Who else knows an option."""
+    """Which program an option comes from."""
 
     KERNEL = "kernel overlayfs"
     MOUNT = "mount(8)"
@@ -62,29 +64,29 @@ _NONE: Final[Mapping[str, object]] = {}
 class Option(NamedTuple):
     """One row: an option, or several that are explained together."""
 
-    #: The names, separated by spaces. One that ends with a hyphen begins names.
+    #: The names, separated by spaces. One that ends with a hyphen is a prefix of names.
     words: str
     origin: Origin
     kind: Kind
-    #: One line, which a sentence in the documents begins with.
+    #: One line; in the documents it starts a sentence.
     summary: str
-    #: What follows the name, as documents write it: `value` has it for choices, too.
+    #: What follows the name, as the documents write it; empty if there are `choices`, see `value`.
     follows: str = ""
-    #: The values that there are, and what the field becomes by each.
+    #: The possible values, and what each sets the field to.
     choices: Mapping[str, object] = _NONE
-    #: What counts where nothing is said, if that is one of `choices` or as short.
+    #: The default, if it is one of `choices` or as short.
     default: str = ""
-    #: The field of `MountConfig`; empty: none, or it follows from `kind`.
+    #: The field of `MountConfig` that it sets; empty: none, or `kind` implies it.
     sets: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """The names of the row."""
         return tuple(self.words.split())
 
     @property
     def value(self) -> str:
-        """What follows a name, placeholders in capitals."""
+        """What follows a name, with placeholders in capitals."""
         return f"={'|'.join(self.choices)}" if self.choices else self.follows
 
     @property
@@ -102,7 +104,7 @@ _WHITEOUTS: Final = {dialect.value: dialect for dialect in Dialect}
 # "off" still follows, as under the kernel's default of redirect_always_follow.
 _REDIRECTS: Final = {"on": "on", "off": "follow", "follow": "follow", "nofollow": "nofollow"}
 
-#: By group, in the order of the documents.
+#: The rows by group, in the order of the documents.
 TABLE: Final[Mapping[str, tuple[Option, ...]]] = {
     "Directories": (
         Option("lowerdir", Origin.KERNEL, Kind.LOWERS,
@@ -143,7 +145,7 @@ TABLE: Final[Mapping[str, tuple[Option, ...]]] = {
         Option("noxattrs", Origin.FUSE_OVERLAYFS, Kind.CHOICE,
                "whether there are no extended attributes, ACLs among them",
                choices={"0": False, "1": True}, default="0", sets="noxattrs"),
-        # The kernel's, and nothing to switch here.
+        # Options of the kernel that have nothing to switch here.
         Option("xino", Origin.KERNEL, Kind.CHOICE,
                "accepted: inode numbers are always unique",
                choices=_as_written("on", "off", "auto")),
@@ -258,5 +260,5 @@ _BY_NAME: Final = {name: option for option in every() for name in option.names}
 
 
 def find(name: str) -> Option | None:
-    """The row that an option is in."""
+    """The row of an option, given its name."""
     return _BY_NAME.get(name) or _BY_NAME.get(name[: name.find("-") + 1])

@@ -1,6 +1,6 @@
-"""The overlay: a dataclass of the owners of its state, put together and taken apart here.
+"""The overlay: a dataclass of the objects that own its state, opened and closed here.
 
-Operations are plain functions in other modules whose first argument is an `Overlay`.
+Operations are plain functions in other modules; their first argument is an `Overlay`.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from fuseoverlay.system.threads import Threads, Wait
 
 log = logging.getLogger("fuseoverlay")
 
-# Descriptors for everything that is not a layer, a directory or file data.
+# Descriptors for everything but layers, directories and file data.
 _RESERVE: Final = 64
 _MOST: Final = 16384
 
 
 @dataclass(slots=True)
 class Overlay:
-    """One overlay. Each field owns its part of the state; nothing else keeps any."""
+    """One overlay. Each field owns its part of the state; there is no other state."""
 
     config: MountConfig
     stack: LayerStack
     prepared: Prepared
     inodes: InodeTable
-    #: None: nothing can change.
+    #: None on a read-only overlay.
     workdir: WorkDir | None
     data: FileData
     identity: Identity
@@ -63,10 +63,10 @@ class Overlay:
 
 @contextlib.contextmanager
 def opened(config: MountConfig, wait: Wait = trio.lowlevel.wait_readable) -> Iterator[Overlay]:
-    """Open every owner; leaving closes them in reverse. `wait` is for threads. Raises
-    `FuseOverlayError`."""
+    """Open every owner; leaving the block closes them in reverse order. `wait` is for `Threads`.
+    Raises `FuseOverlayError`."""
     with contextlib.ExitStack() as owners:
-        # Each layer takes a descriptor already.
+        # First of all, since opening each layer already takes a descriptor.
         for warning in limits.lift():
             log.warning("%s", warning)
         stack, workdir = _layers(config, owners)
@@ -108,7 +108,7 @@ def _inode_table(stack: LayerStack, prepared: Prepared, most_held: int) -> Inode
 
 
 def check_upper(config: MountConfig) -> None:
-    """Refuse an upper or a work directory that `opened` would refuse whatever the lowers are.
+    """Refuse an upper or a work directory that `opened` would refuse no matter what the lowers are.
 
     Raises `UpperError`.
     """
@@ -124,7 +124,7 @@ def check_upper(config: MountConfig) -> None:
 
 
 def _layers(config: MountConfig, owners: contextlib.ExitStack) -> tuple[LayerStack, WorkDir | None]:
-    """All directories, through mounts of our own where we may have them."""
+    """Open all layers and the work directory, through mounts of our own if we may make them."""
     stack = owners.enter_context(
         LayerStack(
             config.upperdir,
@@ -160,12 +160,12 @@ def _layers(config: MountConfig, owners: contextlib.ExitStack) -> tuple[LayerSta
 
 
 def _identity(config: MountConfig, stack: LayerStack) -> Identity:
-    """How owners are stored and shown. `UsageError`, `UpperError`: they cannot be so."""
+    """How owners are stored and shown. Raises `UsageError`, `UpperError` if that is impossible."""
     upper = stack.upper
     if upper is not None and config.xattr_permissions:
         use_override(upper, config.xattr_permissions, note=not config.read_only)
     override = upper.override if upper is not None else None
-    # An ACL would change the real mode, which means nothing where an attribute keeps them.
+    # An ACL would change the real mode, which is meaningless if an attribute holds the mode.
     acls = not config.noacl and all(layer.override is None for layer in stack.all())
     for layer in stack.all():
         layer.hides_acls = not acls and layer.may_have_acls()
@@ -175,8 +175,8 @@ def _identity(config: MountConfig, stack: LayerStack) -> Identity:
 
 
 def _without_attributes(config: MountConfig, upper: bytes) -> MountConfig:
-    """What can be had on a filesystem that keeps no attributes of ours, as in the kernel, with a
-    warning."""
+    """The configuration possible on an upper filesystem that does not keep the overlay's extended
+    attributes; warns, and falls back as the kernel does."""
     log.warning(
         "%s: the filesystem of upperdir does not keep the overlay's extended attributes: copied "
         "files may lose theirs, ACLs too, and their inode numbers in the next mount; "
@@ -188,11 +188,11 @@ def _without_attributes(config: MountConfig, upper: bytes) -> MountConfig:
 
 
 def refuse_uncovered(identity: Identity, stack: LayerStack) -> None:
-    """`UsageError` where a mapping does not cover the owner of a layer's root directory: most of
+    """Raise `UsageError` if a mapping does not cover the owner of a layer's root directory: most of
     the layer would belong to nobody.
 
-    A new upper may belong to whom the mount shall show: podman makes it so, and gives its root
-    to that user once more through the mount.
+    A new upper may belong to the id that the mount shows: podman creates it so, then sets the owner
+    of its root once more through the mount.
     """
     for layer in stack.all():
         st = os.fstat(layer.root_fd)
@@ -211,10 +211,10 @@ def refuse_uncovered(identity: Identity, stack: LayerStack) -> None:
 
 
 def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> None:
-    """`roots` are all directories of the mount, as `roots_of` gives them. `LayerError`.
+    """Raise `LayerError` if layers overlap. `roots`: all directories of the mount, from `roots_of`.
 
-    A lower inside the upper or the work directory would change with that, and is refused as by the
-    kernel; so is one inside another lower, on the same filesystem."""
+    A lower inside the upper or the work directory would change with it; the kernel refuses it too.
+    A lower inside another lower is refused if both are on the same filesystem."""
     lowers = _keys_of_lowers(stack)
     changing = {key: path for key, path in roots.items() if key not in lowers}
     for layer in stack.below:
@@ -228,9 +228,9 @@ def refuse_overlaps(stack: LayerStack, roots: dict[tuple[int, int], bytes]) -> N
 
 
 def keep_apart(stack: LayerStack, workdir: WorkDir | None) -> None:
-    """Keep upper and work directory out of lowers that they are inside of: they would be seen
-    twice, and change there without the kernel's knowing. By their own paths they do not show; by
-    others, of bind mounts, nobody gets into them."""
+    """Hide the upper and the work directory in lowers that contain them: they would be shown twice,
+    and change there without the kernel's knowledge. At their own paths they are invisible; at other
+    paths, through bind mounts, they cannot be entered."""
     stack.read = _keys_of_lowers(stack)
     own = {}
     if stack.upper is not None:
@@ -251,13 +251,13 @@ def _keys_of_lowers(stack: LayerStack) -> frozenset[tuple[int, int]]:
 
 
 def _path_in(layer: Layer, path: bytes) -> bytes | None:
-    """The path of a directory from the layer on; None: it is not inside of it."""
+    """The path of a directory relative to the layer's root; None: it is not inside the layer."""
     found = os.path.relpath(path, os.path.realpath(layer.path))
     return None if found == b"." or found.split(b"/", 1)[0] == b".." else found
 
 
 def _key_in(layer: Layer, path: bytes) -> tuple[int, int] | None:
-    """`stat_key` of a directory of the layer; None: there is none at the path."""
+    """The `stat_key` of the layer's directory at the path; None: there is none."""
     try:
         fd = syscalls.open_beneath(layer.root_fd, path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -269,7 +269,7 @@ def _key_in(layer: Layer, path: bytes) -> tuple[int, int] | None:
 
 
 def roots_of(stack: LayerStack, workdir: WorkDir | None) -> dict[tuple[int, int], bytes]:
-    """All directories of the mount, by `layers.stat_key`, with their paths."""
+    """The paths of all directories of the mount, by `stat_key`."""
     roots = {stat_key(os.fstat(layer.root_fd)): layer.path for layer in stack.all()}
     if workdir is not None:
         roots[workdir.key] = workdir.path
@@ -277,7 +277,7 @@ def roots_of(stack: LayerStack, workdir: WorkDir | None) -> dict[tuple[int, int]
 
 
 def _descriptor_budget(layers: int) -> int:
-    """Descriptors to share out, of those that the limit allows."""
+    """How many descriptors there are to distribute, by the limit on open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = _MOST
