@@ -140,8 +140,7 @@ def _find_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: R
 
 def _take_data(ov: Overlay, parent: Directory, file: File, place: Place, seen: Real) -> None:
     """Set where the data of the metacopy file `seen` is. ESTALE if the upper's metacopy was made
-    from another file than the one found, whose data would be shown with the wrong owner and mode.
-    """
+    from another file than the one found: it would show data with another file's owner and mode."""
     origin = None
     if ov.config.index and seen.layer.number == 0:
         counted = seen.layer.namespaces

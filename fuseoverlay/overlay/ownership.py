@@ -16,14 +16,14 @@ from fuseoverlay.system.transaction import Transaction
 
 
 class Changer(NamedTuple):
-    """Who changes a file, as far as setuid and setgid are concerned."""
+    """The caller that changes a file, as far as setuid and setgid are concerned."""
 
     uid: int
-    #: His groups; asked for only where they matter.
+    #: Returns the caller's groups; called only if they matter.
     groups: Callable[[], Collection[int]]
-    #: Writing and truncating ends neither.
+    #: Whether writing and truncating clear neither bit.
     privileged: bool
-    #: Called when they have ended though the kernel did not ask for that.
+    #: Called after bits were cleared without a request of the kernel to do so.
     ended: Callable[[], None]
 
 
@@ -35,8 +35,8 @@ def change(
     gid: int | None = None,
     mode: int | None = None,
 ) -> None:
-    """Set what is not None; ids as stored, `mode` is permission bits. A change of owner ends
-    setuid."""
+    """Set what is not None; ids are as stored, `mode` holds permission bits only. A change of owner
+    clears setuid."""
     with changing(ov, inode) as real:
         if ov.identity.override is not None:
             _change_override(ov, real, ov.identity.override, uid, gid, mode)
@@ -61,7 +61,7 @@ def _change_real(
 
 
 def _restore(real: Real) -> None:
-    """Owner and mode of an upper object as they were."""
+    """Restore owner and mode of an upper object."""
     os.chown(real.path, real.st.st_uid, real.st.st_gid, follow_symlinks=real.follow)
     if not stat.S_ISLNK(real.st.st_mode):
         os.chmod(real.path, stat.S_IMODE(real.st.st_mode))
@@ -82,14 +82,14 @@ def _change_override(
         old.rdev,
     )
     with Transaction() as change:
-        # Whoever looks sees what the attribute says: that is changed last.
+        # The attribute is what is shown, so it is changed last.
         os.chmod(real.path, accessible(new_mode))
         change.on_error(os.chmod, real.path, stat.S_IMODE(real.st.st_mode))
         write_override(real.path, attribute, new, follow=real.follow)
 
 
 def drop_privileges(ov: Overlay, inode: Inode, who: Changer) -> None:
-    """Take setuid and setgid away, as a write by somebody else does."""
+    """Clear setuid and setgid as an unprivileged write does."""
     mode = stored_of(ov, real_of(ov, inode)).mode
     kept = _kept(ov, inode, mode, who)
     if kept != mode:
@@ -98,7 +98,7 @@ def drop_privileges(ov: Overlay, inode: Inode, who: Changer) -> None:
 
 
 def loses_privileges(ov: Overlay, inode: Inode, who: Changer) -> bool:
-    """Whether `drop_privileges` would take anything away."""
+    """Whether `drop_privileges` would clear anything."""
     mode = stored_of(ov, real_of(ov, inode)).mode
     return _kept(ov, inode, mode, who) != mode
 
@@ -109,8 +109,8 @@ def _kept(ov: Overlay, inode: Inode, mode: int, who: Changer) -> int:
 
 
 def is_stranger(ov: Overlay, inode: Inode, who: Changer) -> bool:
-    """Whether his change ends setgid without group-execute, which members of the group keep;
-    fs/attr.c, setattr_should_drop_sgid()."""
+    """Whether a change by this caller clears setgid on a file without group-execute: it does unless
+    the caller is in the file's group. Source: fs/attr.c, setattr_should_drop_sgid()."""
     if who.uid == 0 and who.privileged:
         return False
     shown = shown_of(ov, real_of(ov, inode))
@@ -120,7 +120,8 @@ def is_stranger(ov: Overlay, inode: Inode, who: Changer) -> bool:
 
 
 def without_privileges(mode: int) -> int:
-    """Mode without setuid, and without setgid where that does not mean locking."""
+    """The mode without setuid, and without setgid if group-execute is set: without that, setgid
+    means mandatory locking. Directories keep both."""
     if stat.S_ISDIR(mode):
         return mode
     mode &= ~stat.S_ISUID

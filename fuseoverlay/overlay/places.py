@@ -1,7 +1,7 @@
-"""Where the object behind a file of a lower is found, when it is not where it was looked up.
+"""Finds a lower file again that is no longer where it was looked up.
 
-Somebody may own a directory with one name of another's file, and take that name away, or put
-something else there. Every other name leads to the file as well.
+A user who owns a directory with one name of somebody else's file may remove that name, or put
+something else there. The file's other names still lead to it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ T = TypeVar("T")
 
 
 def found(stack: LayerStack, file: File, get: Callable[[Place], T]) -> T:
-    """What `get` gets at the place of a file of a lower, or, if that is an error, where it is
-    found again, which then is its place. ESTALE where it has none; errors of `get`."""
+    """The result of `get` for the place of a lower file. If that fails, the file is searched for by
+    its other names; if it is found, that becomes its place. ESTALE if the file has no place; errors
+    of `get`."""
     if file.lower is None:
         raise os_error(errno.ESTALE)
     try:
@@ -37,8 +38,8 @@ def found(stack: LayerStack, file: File, get: Callable[[Place], T]) -> T:
 
 
 def name_of(stack: LayerStack, inodes: InodeTable, file: File) -> tuple[Directory, bytes] | None:
-    """The first name that leads to a file of a lower; None: all were removed through the mount.
-    Others of its names may be gone in the lower. Errors of `InodeTable.names_of`."""
+    """The first name that leads to a lower file; None: all were removed through the mount. Names
+    that are gone in the lower are skipped. Errors of `InodeTable.names_of`."""
     names = inodes.names_of(file)
     if len(names) > 1:
         there = (name for name in names if _place(stack, name, file.lower_seen) is not None)
@@ -47,8 +48,8 @@ def name_of(stack: LayerStack, inodes: InodeTable, file: File) -> tuple[Director
 
 
 def find_again(stack: LayerStack, file: File, seen: Sighting | None) -> Place | None:
-    """Where one of the names by which the kernel knows a file leads to what was seen of it in a
-    lower; None: nowhere."""
+    """A place in a lower at which one of the names known to the kernel leads to the object seen
+    before; None: there is none."""
     places = (_place(stack, name, seen) for name in file.names)
     return next((place for place in places if place is not None), None)
 
@@ -56,7 +57,7 @@ def find_again(stack: LayerStack, file: File, seen: Sighting | None) -> Place | 
 def _place(
     stack: LayerStack, known: tuple[Directory, bytes], seen: Sighting | None
 ) -> Place | None:
-    """Where this name leads to what was seen."""
+    """The place at which this name leads to the object seen before; None: there is none."""
     directory, name = known
     for real in directory.lowers:
         place = Place(real, name)

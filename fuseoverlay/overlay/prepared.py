@@ -1,7 +1,8 @@
-"""Prepared answers: what some requests can be answered from without asking the overlay.
+"""Prepared answers: tables from which some requests are answered without the overlay.
 
-The overlay publishes here, and withdraws what is no longer true before it answers the request that
-made it so. It does not know who reads: `fuse` hands the tables to the extension (docs/native.md).
+The overlay publishes entries here, and withdraws those that a request makes untrue before it
+answers that request. It does not know the reader: `fuse` hands the tables to the extension
+(docs/native.md).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Final
 
 from fuseoverlay.layers.layer import RealDir
 
-#: Bits of an entry of `bound` below the descriptor; BOUND_* in csrc/native.h.
+#: Bits below the descriptor in an entry of `bound`; BOUND_* in csrc/native.h.
 _READ: Final = 1
 _WRITE: Final = 2
 _ATTRIBUTES: Final = 4
@@ -24,24 +25,24 @@ class Prepared:
     __slots__ = ("bound", "names", "plain")
 
     def __init__(self) -> None:
-        #: Descriptors that may be used, and for what; `bind`.
+        #: Descriptors that may be used, and for what: see `bind`.
         self.bound: dict[int, int] = {}
-        #: Of a merged directory a dictionary whose keys are its visible names: there is no other.
+        #: For merged directories: a dictionary whose keys are all visible names.
         self.names: dict[int, dict[bytes, int]] = {}
-        #: Directories that only the upper has: the real one's status is what stat shows.
+        #: Directories that only the upper has: stat shows the status of the real directory.
         self.plain: dict[int, RealDir] = {}
 
     def bind(self, ino: int, fd: int, *, write: bool, attributes: bool, no_xattrs: bool) -> None:
-        """Data may be read from `fd`; `write`: also be written; `attributes`: fstat(2) says what
-        stat shall show; `no_xattrs`: the file has none."""
+        """Let data be read from `fd`. `write`: data may also be written to it; `attributes`:
+        fstat(2) returns what stat shows; `no_xattrs`: the file has no extended attributes."""
         uses = _READ | write * _WRITE | attributes * _ATTRIBUTES | no_xattrs * _NO_XATTRS
         self.bound[ino] = fd << _BITS | uses
 
     def unbind(self, ino: int) -> None:
-        """The descriptor is going to be closed."""
+        """Withdraw the descriptor, which is about to be closed."""
         del self.bound[ino]
 
     def forget_directory(self, ino: int) -> None:
-        """Nothing is known of this directory any more."""
+        """Withdraw everything about this directory."""
         self.names.pop(ino, None)
         self.plain.pop(ino, None)

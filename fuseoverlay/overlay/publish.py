@@ -1,4 +1,4 @@
-"""Names in the upper: publishing what was staged, and whiteouts over what is below."""
+"""Names in the upper: publishes staged objects, and puts whiteouts over what lowers have."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fuseoverlay.system.transaction import Transaction, tidy
 
 
 def status_after(dir_fd: int, name: bytes, before: os.stat_result) -> os.stat_result:
-    """Status of what has just been published; the one from before that if it cannot be had:
-    only the change time differs, and nobody may be told that nothing happened."""
+    """The status of an object that has just been published; `before` if stat(2) fails. That differs
+    only in the change time, and an error would say that nothing was changed."""
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except OSError:
@@ -36,9 +36,9 @@ def publish(
     *,
     is_dir: bool,
 ) -> None:
-    """Move a staged object to a name that is not visible, in place of its whiteout if there
-    is one: the last step of a change. `parent` is in the upper. EEXIST: somebody else wrote to
-    the upper."""
+    """The last step of a change: move a staged object to a name that is not visible, in place of a
+    whiteout if there is one. `parent` is in the upper. EEXIST if somebody else wrote to the upper.
+    """
     workdir = ov.writable()
     place = upper_place(parent, name)
     target = ov.stack.fd(place.real)
@@ -59,7 +59,7 @@ def publish(
 
 
 def whiteout_away(ov: Overlay, change: Transaction, place: Place) -> None:
-    """Where nothing can be exchanged: move a whiteout out of the way of a directory."""
+    """Move a whiteout out of the way of a directory, if the filesystem lacks RENAME_EXCHANGE."""
     workdir, fd = ov.writable(), ov.stack.fd(place.real)
     staged = workdir.new_name()
     os.rename(place.name, staged, src_dir_fd=fd, dst_dir_fd=workdir.fd)
@@ -67,14 +67,14 @@ def whiteout_away(ov: Overlay, change: Transaction, place: Place) -> None:
 
 
 def upper_place(parent: Directory, name: bytes) -> Place:
-    """Where `name` is in the upper, once the parent was copied up."""
+    """The place of `name` in the upper. ENOENT if the parent has not been copied up."""
     if parent.upper is None:
         raise no_entry(name)
     return Place(parent.upper, name)
 
 
 def remove_oci_whiteout(ov: Overlay, parent: Directory, index: Index, name: bytes) -> None:
-    """Remove a `.wh.NAME` that the object now at NAME makes needless."""
+    """Remove a `.wh.NAME` that is needless because there is now an object at NAME."""
     if name in index.wh and parent.upper is not None:
         tidy(os.unlink, whiteout.WH_PREFIX + name, dir_fd=ov.stack.fd(parent.upper))
 
@@ -82,10 +82,10 @@ def remove_oci_whiteout(ov: Overlay, parent: Directory, index: Index, name: byte
 def whiteout_over(
     ov: Overlay, change: Transaction, parent: Directory, index: Index, name: bytes
 ) -> None:
-    """Put a whiteout in the place of a visible file, or of a name that only lowers have.
+    """Put a whiteout in the place of a visible file, or at a name that only lowers have.
 
-    One rename, or for `.wh.NAME` its creation before the removal: a crash leaves the old
-    state or the new one.
+    A crash leaves the old state or the new one: this is one rename; a `.wh.NAME` is created before
+    NAME is removed.
     """
     place = upper_place(parent, name)
     dialect = whiteout.dialect_for(name, ov.writable().dialect)
@@ -101,7 +101,7 @@ def whiteout_over(
 def put_whiteout(
     ov: Overlay, place: Place, dialect: Dialect, *, over_whiteout: bool = False
 ) -> None:
-    """Rename a whiteout to the place, over a file if one is there, or with `over_whiteout` over
+    """Rename a whiteout to the place, over a file if there is one, or with `over_whiteout` over
     another whiteout. Not for `Dialect.OCI`."""
     workdir = ov.writable()
     with Transaction() as change:
@@ -113,7 +113,7 @@ def put_whiteout(
 def stage_whiteout(
     ov: Overlay, change: Transaction, place: Place, dialect: Dialect, *, shared: bool = True
 ) -> bytes:
-    """A whiteout ready to be renamed to the place, see `WorkDir.make_whiteout`."""
+    """Stage a whiteout that is to be renamed to the place; see `WorkDir.make_whiteout`."""
     workdir = ov.writable()
     if dialect is Dialect.XATTR:
         fd = ov.stack.fd(place.real)
@@ -124,7 +124,7 @@ def stage_whiteout(
 
 
 def make_oci_whiteout(ov: Overlay, change: Transaction, place: Place) -> None:
-    """Make `.wh.NAME` beside the place."""
+    """Create `.wh.NAME` beside the place."""
     fd, name = ov.stack.fd(place.real), whiteout.WH_PREFIX + place.name
     with contextlib.suppress(FileExistsError):
         whiteout.make(Dialect.OCI, fd, name, ov.writable().namespace)

@@ -1,7 +1,7 @@
-"""The real object behind an inode, its status as it is, as it is stored and as it is shown.
+"""The real object behind an inode, and its status: real, stored and shown.
 
-What is taken of a lower's object beside its status is taken through a descriptor that was
-compared with what was looked up (`pinned_of`).
+Everything but the status of a lower object is read through a descriptor whose object was compared
+with the one looked up (`pinned_of`).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from fuseoverlay.system.syscalls import at, fd_path
 class Real(NamedTuple):
     """The real object that counts for an inode, valid until the next await.
 
-    Calls on `path` pass `follow_symlinks=follow`: the path of an object without a name
-    is a link in /proc that leads to it. In a lower a path that is not to be followed may lead to
-    another object by now: see `pinned_of`.
+    Calls on `path` pass `follow_symlinks=follow`: if `follow` is true, the path is a link in /proc
+    that leads to the object. Otherwise, in a lower, the path may lead to another object by now: see
+    `pinned_of`.
     """
 
     layer: Layer
     path: bytes
     follow: bool
     st: os.stat_result
-    #: What is stored, where that is known without asking.
+    #: The stored status, if it is known already.
     stored: Status | None = None
 
 
 def path_below(directory: Directory) -> bytes:
-    """Absolute path under which the lowers of a directory are found from the topmost lower on:
-    what an absolute redirect to them says."""
+    """The absolute path under which a directory is found in the lowers, from the topmost one on:
+    the value of an absolute redirect to it."""
     names: list[bytes] = []
     step: Directory | None = directory
     while step is not None and step.parent is not None:
@@ -52,8 +52,9 @@ def path_below(directory: Directory) -> bytes:
 
 
 def real_of(ov: Overlay, inode: Inode) -> Real:
-    """The real object behind an inode. Does not suspend. ESTALE where a lower has another one in
-    its place, unless that may be: the kernel then looks the name up again."""
+    """The real object behind an inode. Does not suspend. ESTALE if another object is in its place,
+    which makes the kernel look the name up again; in a lower that others may change, one of the
+    same type is accepted (`check_sighting`)."""
     if inode.held is not None:
         return _held(ov, inode.held)
     if isinstance(inode, Directory):
@@ -84,27 +85,27 @@ def _real_below(ov: Overlay, place: Place, seen: Sighting | None) -> Real:
 
 
 def pinned_at(ov: Overlay, place: Place, seen: Sighting | None) -> Lower:
-    """The object of a lower at the place."""
+    """Pin the lower object at the place. ESTALE by `check_sighting` with `seen`."""
     fd = ov.stack.fd(place.real)
     return pinned(place.real.layer, place.name, fd, seen, lasting=ov.config.private)
 
 
 def real_by(lower: Lower) -> Real:
-    """A pinned object as what counts for an inode."""
+    """The `Real` of a pinned object."""
     return Real(lower.layer, lower.path, True, lower.st)
 
 
 def lower_of(ov: Overlay, file: File) -> Lower:
-    """The real object of a file that is not in the upper, until the end of the block; errors of
-    `real_of`."""
+    """The pinned lower object of a file that is not in the upper, for use in a `with` block; errors
+    of `real_of`."""
     return places.found(ov.stack, file, lambda place: pinned_at(ov, place, file.lower_seen))
 
 
 @contextlib.contextmanager
 def pinned_of(ov: Overlay, inode: Inode) -> Iterator[Real]:
-    """`real_of`, for whatever is asked of it but its status: in the block its path leads to one
-    object, whatever becomes of a lower. Does not suspend, nor must the block, unless it takes
-    that from a lower file alone."""
+    """`real_of` for reading more than the status: within the block the path of a lower file leads
+    to one object, even if the lower is changed. Neither this nor the block may suspend, unless the
+    inode is a lower file."""
     if isinstance(inode, File) and not inode.in_upper:
         with lower_of(ov, inode) as lower:
             yield real_by(lower)
@@ -121,8 +122,8 @@ def _held(ov: Overlay, held: Held) -> Real:
 
 
 def upper_of(ov: Overlay, inode: Inode) -> Real:
-    """The real object of an inode that is in the upper, to be changed: nothing is ever changed
-    by a path into a lower. Does not suspend."""
+    """The real object of an inode in the upper, to be changed. AssertionError if it is in a lower:
+    lowers are never changed. Does not suspend."""
     real = real_of(ov, inode)
     if real.layer is not ov.stack.upper or not inode.in_upper:
         raise AssertionError("what is in a lower is never changed")
@@ -131,8 +132,8 @@ def upper_of(ov: Overlay, inode: Inode) -> Real:
 
 @contextlib.contextmanager
 def changing(ov: Overlay, inode: Inode) -> Iterator[Real]:
-    """`upper_of`: in the block its path leads to that one object, whatever somebody who reaches the
-    upper by its own path puts there. Does not suspend, nor must the block."""
+    """`upper_of` with a path that leads to that one object within the block, even if somebody
+    replaces it through the upper's own path. Neither this nor the block may suspend."""
     real = upper_of(ov, inode)
     if real.follow:
         yield real
@@ -142,8 +143,8 @@ def changing(ov: Overlay, inode: Inode) -> Iterator[Real]:
 
 
 def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
-    """The real directory whose owner, mode, times and attributes count: the topmost one
-    that a layer really listed (see `xattrs.IMPLIED`)."""
+    """The real directory whose owner, mode, times and attributes count: the topmost one that a
+    layer archive listed (see `xattrs.IMPLIED`), or the last if none did."""
     real = directory.real()
     if not real.layer.implied or real is directory.upper:
         return real
@@ -156,12 +157,12 @@ def metadata_dir(ov: Overlay, directory: Directory) -> RealDir:
 
 
 def shown_of(ov: Overlay, real: Real) -> Status:
-    """Owner, mode and device number to show for a real object."""
+    """The owner, mode and device number to show for a real object."""
     if real.stored is not None:
         return ov.identity.shown_for(real.stored)
     return ov.identity.shown(real.layer, real.path, real.st, follow=real.follow)
 
 
 def stored_of(ov: Overlay, real: Real) -> Status:
-    """The same as they are stored: for what is made from it."""
+    """The same as stored, for an object to be made from it."""
     return ov.identity.to_copy(real.layer, real.path, real.st, follow=real.follow)

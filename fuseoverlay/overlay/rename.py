@@ -1,8 +1,7 @@
 """rename: plain, RENAME_NOREPLACE and RENAME_EXCHANGE, over whatever is there.
 
-A directory that has a lower part stays where it is (EXDEV) unless `redirect_dir=on`;
-mv(1) then copies. Source: kernel Documentation/filesystems/
-overlayfs.rst, "Renaming directories"; rename(2).
+A directory with a lower part cannot be renamed (EXDEV) unless `redirect_dir=on`; mv(1) copies it
+instead. Sources: kernel Documentation/filesystems/overlayfs.rst, "Renaming directories"; rename(2).
 """
 
 from __future__ import annotations
@@ -61,12 +60,12 @@ class Side:
 
     @property
     def covered(self) -> bool:
-        """Whether a lower would show through here."""
+        """Whether a lower would show through if the upper had nothing at this name."""
         return self.index.covers(self.name)
 
     @property
     def place(self) -> Place:
-        """The place in the upper, once the parent is there."""
+        """The place in the upper; the parent must have been copied up."""
         return upper_place(self.parent, self.name)
 
 
@@ -78,8 +77,8 @@ async def rename(
     new_name: bytes,
     flags: int = 0,
 ) -> None:
-    """Errors of rename(2); EXDEV for directories with a lower part; EINVAL for
-    RENAME_WHITEOUT, which is ours alone."""
+    """Rename. Errors of rename(2); EXDEV for directories with a lower part unless
+    `redirect_dir=on`; EINVAL for RENAME_WHITEOUT, which only we ourselves use."""
     if flags & ~_KNOWN or flags == _KNOWN:
         raise os_error(errno.EINVAL)
     check_new_name(new_name)
@@ -109,10 +108,10 @@ async def rename(
 async def _prepare(
     ov: Overlay, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes, flags: int
 ) -> None:
-    """Check what can be checked and copy up what the commit needs in the upper.
+    """Make the checks, and copy up what the commit needs in the upper.
 
-    The kernel holds the locks of both directories during a rename, so no other request
-    moves these names meanwhile.
+    The kernel holds the locks of both directories during a rename, so no other request can move
+    these names meanwhile.
     """
     await index_of(ov, parent)
     await index_of(ov, new_parent)
@@ -165,7 +164,7 @@ async def _check_replaceable(ov: Overlay, src: Inode, dst: Inode) -> None:
 
 
 def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
-    """Commit of RENAME_EXCHANGE: both are in the upper."""
+    """Commit RENAME_EXCHANGE; both objects are in the upper."""
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     with Transaction() as change:
         redirects = [_mark(ov, change, src, dst), _mark(ov, change, dst, src)]
@@ -178,8 +177,9 @@ def _exchange(ov: Overlay, src: Side, dst: Side) -> None:
 
 
 def _mark(ov: Overlay, change: Transaction, src: Side, dst: Side) -> bytes | None:
-    """A directory must go on in the lowers where it did before, and merge with nothing that
-    is in its new place. Returns its redirect from then on."""
+    """Set the marks that the inode at `src` needs at `dst`: a directory must continue in the same
+    lower directories as before and merge with nothing at its new place; a metacopy file must find
+    its data. Returns the redirect that a directory has afterwards."""
     if src.inode is not None and has_origin(src.inode, real_of(ov, src.inode)):
         mark_impure(ov, dst.parent)
     if isinstance(src.inode, File):
@@ -189,7 +189,7 @@ def _mark(ov: Overlay, change: Transaction, src: Side, dst: Side) -> bytes | Non
     if src.inode.lowers:
         return _set_redirect(ov, change, src, dst, src.inode)
     if dst.covered or dst.name in dst.index.masks:
-        # Nothing is below where it is now, either: nobody sees the mark if the change fails.
+        # No undo: it has no lower part at its present place either, where the mark changes nothing.
         whiteout.set_opaque(ov.stack.fd(src.place.real), src.name, ov.writable().namespace)
     return src.inode.redirect
 
@@ -197,7 +197,8 @@ def _mark(ov: Overlay, change: Transaction, src: Side, dst: Side) -> bytes | Non
 def _set_redirect(
     ov: Overlay, change: Transaction, src: Side, dst: Side, directory: Directory
 ) -> bytes:
-    """Note where a directory goes on in the lowers; EXDEV where that is too long a path."""
+    """Set the redirect to a directory's lower part, and return it. EXDEV if the path is too long.
+    """
     old = directory.redirect
     value = old
     if src.parent is not dst.parent and not (value or b"").startswith(b"/"):
@@ -209,9 +210,9 @@ def _set_redirect(
 
 
 def _replace(ov: Overlay, src: Side, dst: Side) -> bytes | None:
-    """Commit of a rename to a name that is free, hidden by a whiteout, or to be replaced.
+    """Commit a rename to a name that is free, hidden by a whiteout, or visible and replaced.
 
-    Returns the staging name of a directory full of whiteouts that is to be removed.
+    Returns the staging name of a replaced directory that is still to be cleared away.
     """
     old = dst.inode
     held, goes, emptied = None, None, None
@@ -241,11 +242,12 @@ def _replace(ov: Overlay, src: Side, dst: Side) -> bytes | None:
 def _empty_for_real(
     ov: Overlay, change: Transaction, dst: Side, directory: Directory, *, keep: bool
 ) -> bytes | None:
-    """An upper directory that only holds whiteouts is exchanged with an empty one, so that a
-    rename can replace it; with `keep` an empty one, too. Returns the staging name of the old
-    one, if there was any need.
+    """Exchange an upper directory that holds only whiteouts with an empty one, so that a rename can
+    replace it; with `keep` also if it holds nothing. Returns the staging name of the old directory;
+    None: no exchange was needed.
 
-    The new one is opaque: no crash may let what the whiteouts hide come back.
+    The new one is opaque if a lower would show through: after a crash nothing that the whiteouts
+    hide may reappear.
     """
     if dst.name not in dst.index.upper or directory.upper is None:
         return None
@@ -264,7 +266,7 @@ def _empty_for_real(
 
 
 def _exchange_staged(ov: Overlay, staged: bytes, dst: Side) -> None:
-    """Exchange a staged object with what is in the upper."""
+    """Exchange a staged object with the one in the upper, if need be in three renames."""
     workdir, fd = ov.writable(), ov.stack.fd(dst.place.real)
     if workdir.can_exchange:
         staging.move(workdir.fd, staged, fd, dst.name, syscalls.RENAME_EXCHANGE)
@@ -278,7 +280,7 @@ def _exchange_staged(ov: Overlay, staged: bytes, dst: Side) -> None:
 
 
 def _put_back(ov: Overlay, staged: bytes, dst: Side) -> None:
-    """Undo `_empty_for_real`, whether or not something is at the name."""
+    """Undo `_empty_for_real`, whether or not there is an object at the name."""
     workdir, fd = ov.writable(), ov.stack.fd(dst.place.real)
     if os.path.lexists(at(fd, dst.name)):
         _exchange_staged(ov, staged, dst)
@@ -288,7 +290,7 @@ def _put_back(ov: Overlay, staged: bytes, dst: Side) -> None:
 
 
 def _move(ov: Overlay, change: Transaction, src: Side, dst: Side) -> Dialect | None:
-    """The rename itself. Returns the dialect of the whiteout left at the old name, if any."""
+    """Do the rename. Returns the dialect of the whiteout left at the old name, if any."""
     workdir = ov.writable()
     dialect = whiteout.dialect_for(src.name, workdir.dialect) if src.covered else None
     takes_two_steps = _takes_two_steps(ov, src)
@@ -321,7 +323,8 @@ def _move(ov: Overlay, change: Transaction, src: Side, dst: Side) -> Dialect | N
 
 
 def _takes_two_steps(ov: Overlay, src: Side) -> bool:
-    """Whether a whiteout has to be put at the old name after the rename, which cannot leave it."""
+    """Whether a second rename has to put a whiteout at the old name, because the first cannot leave
+    one there."""
     workdir = ov.writable()
     dialect = whiteout.dialect_for(src.name, workdir.dialect) if src.covered else None
     if dialect is Dialect.CHAR:
@@ -330,12 +333,12 @@ def _takes_two_steps(ov: Overlay, src: Side) -> bool:
 
 
 def _keep_replaced(ov: Overlay, change: Transaction, dst: Side) -> bytes:
-    """Where the rename is not the last step: keep a link to the file that it replaces, to put
-    that back. Returns the link's staging name."""
+    """If the rename is not the last step: stage a link to the file that it replaces, by which the
+    file can be restored. Returns the link's staging name."""
     workdir, fd = ov.writable(), ov.stack.fd(dst.place.real)
     spare = staging.stage(ov, change)
     os.link(dst.name, spare, src_dir_fd=fd, dst_dir_fd=workdir.fd, follow_symlinks=False)
-    # Where nothing was replaced both are one file, and nothing happens.
+    # If the rename failed, both names are links to one file, and rename(2) does nothing.
     change.on_error(os.rename, spare, dst.name, src_dir_fd=workdir.fd, dst_dir_fd=fd)
     return spare
 
@@ -343,8 +346,8 @@ def _keep_replaced(ov: Overlay, change: Transaction, dst: Side) -> bytes:
 def _swap_with_whiteout(
     ov: Overlay, change: Transaction, src: Side, dst: Side, dialect: Dialect | None
 ) -> Dialect | None:
-    """A whiteout that is where nothing is visible, and what moves there, change places: one
-    step for whoever looks. Returns the dialect of the whiteout left at the old name."""
+    """Exchange the object with a whiteout at the new name, where nothing is visible: to observers
+    that is one step. Returns the dialect of the whiteout left at the old name."""
     masked = dst.name in dst.index.masks
     src_fd, dst_fd = ov.stack.fd(src.place.real), ov.stack.fd(dst.place.real)
     if dialect not in (None, Dialect.OCI):
@@ -360,14 +363,14 @@ def _swap_with_whiteout(
     try:
         os.unlink(src.name, dir_fd=src_fd)
     except OSError as exc:
-        # It hides nothing; but it is there.
+        # It hides nothing, but the index has to know of it.
         log.warning("a needless whiteout stays: %s", exc)
         return Dialect.CHAR
     return dialect
 
 
 def _unmask(side: Side, fd: int) -> None:
-    """Remove a whiteout that has been put where nothing is; the index is told if it stays."""
+    """Remove a whiteout that was put at a free name. If that fails, the index records it."""
     try:
         os.unlink(side.name, dir_fd=fd)
     except OSError:
@@ -378,7 +381,7 @@ def _unmask(side: Side, fd: int) -> None:
 def _arrived(
     ov: Overlay, src: Side, dst: Side, inode: Inode | None, redirected: bytes | None
 ) -> None:
-    """Tell the inode its new name; `redirected`: the redirect that a directory has now."""
+    """Record the inode's new name; `redirected`: the redirect that a directory now has."""
     if isinstance(inode, Directory):
         ov.inodes.move(inode, dst.parent, dst.name)
         inode.redirect = redirected

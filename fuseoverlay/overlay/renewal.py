@@ -1,10 +1,10 @@
-"""Names that somebody else makes and removes in the lowers of a mount, for `timeout=`.
+"""With `timeout=`: notices names that somebody else creates or removes in the lowers of a mount.
 
-The index of a directory is good for that long. Then it is asked whether a lower directory has
-changed, by its times; if so the lowers are read anew, and the index that is there takes over
-what they hold. It stays the same object: listings under way keep their places, and what we
-have made or hidden in the upper is not touched, since nobody else changes that. Directories in it
-that are known go on in what has come to their names.
+The index of a directory is valid for that time. Then the times of the lower directories tell
+whether one has changed; if so, the lowers are read again, and the existing index takes over their
+names. It remains the same object: listings under way keep their positions, and what we have created
+or hidden in the upper is untouched, since nobody else changes that. Known subdirectories continue
+in the lower directories that now have their names.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from fuseoverlay.overlay import places
 from fuseoverlay.overlay.inodes import Directory, File
 from fuseoverlay.overlay.owners import Overlay
 
-#: What was changed so shortly before it was read may change once more at the same time, ns.
+#: How old a modification must be to be relied on, ns: timestamps are coarse, so a directory changed
+#: more recently may change again without getting another time.
 _TICK: Final = 1_000_000_000
 
 _Stamp = tuple[tuple[int, int], ...]
 
 
 def watch(ov: Overlay, index: Index) -> bool:
-    """Let a new index be good for as long as the mount says; whether that is not for ever."""
+    """Set when a new index expires, as the mount says; returns whether it does at all."""
     if ov.config.private:
         return False
     index.expires = time.monotonic() + ov.config.timeout
@@ -38,24 +39,24 @@ def watch(ov: Overlay, index: Index) -> bool:
 
 
 def is_due(index: Index) -> bool:
-    """Whether the index was good long enough; not at all where nobody else changes the layers."""
+    """Whether the index has expired; never if nobody else changes the layers."""
     return index.expires is not None and time.monotonic() >= index.expires
 
 
 async def renew(ov: Overlay, directory: Directory, index: Index) -> None:
-    """Make an index that is due good again; suspends."""
+    """Bring an expired index up to date. Suspends."""
     stamp, lowers = _stamp(ov, directory), directory.lowers
     if _has_changed(ov, index, stamp):
         try:
             fresh, used = await scan(ov.stack, None, lowers)
         except OSError:
-            # A lower directory is gone; what is asked for next says so.
+            # A lower directory is gone; the operation that follows will report it.
             return
         _take_over(ov, directory, index, lowers, stamp, fresh, used)
 
 
 def renew_now(ov: Overlay, directory: Directory, index: Index) -> bool:
-    """The same without suspending; False: that would take long."""
+    """The same without suspending; False: it would take long, and nothing was done."""
     stamp, lowers = _stamp(ov, directory), directory.lowers
     if _has_changed(ov, index, stamp):
         try:
@@ -69,8 +70,9 @@ def renew_now(ov: Overlay, directory: Directory, index: Index) -> bool:
 
 
 def is_gone(ov: Overlay, file: File, key: tuple[int, int]) -> bool:
-    """Whether this file of a lower has left all places where it is known, so that another one may
-    have come to its number; never where nobody else changes the layers."""
+    """Whether this lower file, with the real (device, inode) pair `key`, is gone from all places
+    where it is known, so that another file may have got its number. Never if nobody else changes
+    the layers."""
     if file.in_upper or file.lower is None or ov.config.private:
         return False
     try:
@@ -83,8 +85,8 @@ def is_gone(ov: Overlay, file: File, key: tuple[int, int]) -> bool:
 
 
 def is_replaced(ov: Overlay, directory: Directory, found: Found) -> bool:
-    """Whether the name of a directory of the lowers, at which that was found just now, leads to
-    another one, by its topmost part; never where nobody else changes the layers."""
+    """Whether the name of a directory that only lowers have now leads to another directory, judging
+    by the topmost of those `found` there. Never if nobody else changes the layers."""
     if directory.in_upper or ov.config.private:
         return False
     if not found.lower_dirs:
@@ -98,8 +100,8 @@ def is_replaced(ov: Overlay, directory: Directory, found: Found) -> bool:
 
 
 def _stamp(ov: Overlay, directory: Directory) -> _Stamp | None:
-    """When the lower directories were changed; None: that cannot be relied upon. Those that are
-    no more no longer count, unless that were all there is."""
+    """The modification and change times of the lower directories; None: they are too recent to be
+    relied on. Lower directories that are gone are dropped, unless nothing else would be left."""
     found = {}
     for real in directory.lowers:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -136,7 +138,8 @@ def _take_over(
 def _renew_parts(
     ov: Overlay, parent: Directory, index: Index, name: bytes, inode: Directory
 ) -> None:
-    """Have a directory that stays go on in what is now in the layers below its topmost part."""
+    """Let a directory whose topmost part is the same continue in the directories that the layers
+    below it have now."""
     found = index.find(name)
     if found is None or is_replaced(ov, inode, found):
         return
@@ -147,7 +150,7 @@ def _renew_parts(
     _, lowers = redirect.merged(ov.stack, parent.lowers, inode.upper, same_name)
     if _keys(ov, lowers) == _keys(ov, inode.lowers):
         return
-    # Those that are below an opaque one the index leaves out again.
+    # Merging drops those below an opaque directory again.
     inode.lowers = lowers
     ov.prepared.plain.pop(inode.ino, None)
     if inode.index is not None:

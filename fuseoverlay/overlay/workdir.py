@@ -1,9 +1,9 @@
-"""The work directory: build objects there, publish them by one rename.
+"""The work directory: objects are built there and published by one rename.
 
-Whatever a crash leaves behind is here and nowhere else; it is removed at the next
-mount. Layout as the kernel's: staging in `work/`, in the directory that the user named. Other
-names in that directory are left alone, as by the kernel. In `work/` only what an overlay may have
-left is removed; with anything else there the mount is refused, where the kernel deletes it.
+What a crash leaves behind is here and nowhere else; the next mount removes it. The layout is the
+kernel's: `work/`, in the directory that the user named, is the staging directory. Other names in
+that directory are left alone, as by the kernel. In `work/` only what an overlay may have left is
+removed; if there is anything else, the mount is refused, whereas the kernel deletes it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from fuseoverlay.system.syscalls import DIR_FLAGS
 
 log = logging.getLogger("fuseoverlay")
 
-# linux/magic.h; ext2 and ext3 have the same.
+# Filesystem types, from linux/magic.h; ext2 and ext3 have the number of ext4.
 _EXT4: Final = 0xEF53
 _XFS: Final = 0x58465342
 
@@ -53,7 +53,7 @@ _ADVICE: Final = {
 
 
 class WorkDir:
-    """Owns the staging directory, the names in it and the locks on upper and work."""
+    """Owns the staging directory, the names in it, and the locks on upper and work directory."""
 
     def __init__(
         self,
@@ -66,18 +66,19 @@ class WorkDir:
         volatile: bool = False,
         index: bool = True,
     ) -> None:
-        """Lock, clean and probe. Raises `UpperError`; then nothing stays open.
+        """Lock, clean and probe. Raises `UpperError`, and then leaves nothing open.
 
-        `volatile` leaves a mark that refuses the next mount: nobody knows what of the upper
-        got to the disk. Mark as the kernel's (Documentation/filesystems/overlayfs.rst,
+        `volatile` leaves a mark for which the next mount is refused: nobody knows what of the upper
+        has reached the disk. The mark is the kernel's (Documentation/filesystems/overlayfs.rst,
         "Volatile mount").
         """
         self.path = path
         self.upper = upper
-        #: Told the number of each inode that a copy-up changes: the kernel keeps what it knows.
+        #: Called with the number of each inode that a copy-up changes, since the kernel caches
+        #: attributes.
         self.changed: Callable[[int], None] = lambda ino: None
         self._counter = 0
-        #: What new whiteouts are links to.
+        #: Staging name of the whiteout to which new ones are links.
         self._whiteout: bytes | None = None
         with contextlib.ExitStack() as undo:
             self._root = claim(path, upper, clones)
@@ -99,10 +100,10 @@ class WorkDir:
             undo.pop_all()
 
     def _choose_namespace(self, userxattr: bool) -> None:
-        # Attributes of the probe go to the staging directory, never to the upper.
+        # Probe on the staging directory, never on the upper.
         self.namespace = xattrs.USER if userxattr else whiteout.best_namespace(self.fd)
         if self.namespace not in self.upper.namespaces:
-            # A filesystem without `trusted.` attributes: what is written is read.
+            # The filesystem takes no `trusted.` attributes, so those that we write must count.
             self.upper.namespaces = xattrs.NAMESPACES
         #: Whether the filesystem keeps the overlay's attributes.
         self.has_attributes = whiteout.takes_attributes(self.fd, self.namespace)
@@ -130,8 +131,8 @@ class WorkDir:
         os.close(self._root)
 
     def note_lowers(self, lowers: Sequence[Layer]) -> None:
-        """`usedlowers.note`, after a warning where the index of hard links was made over others: it
-        finds lower files by their handles."""
+        """`usedlowers.note`. Warns if the index of hard links was made over other lowers: it finds
+        lower files by their handles."""
         index_fd = self.index_fd()
         indexed = index_fd is not None and bool(os.listdir(index_fd))
         if indexed and usedlowers.are_others(self._root, lowers):
@@ -143,11 +144,12 @@ class WorkDir:
         usedlowers.note(self._root, lowers)
 
     def index_fd(self, *, create: bool = False) -> int | None:
-        """Copies of lower files with several names; None: there is none yet."""
+        """The directory of links to copies of lower files with several names; None: there is none
+        yet."""
         return self._subdirectory(INDEX, create)
 
     def links_fd(self, *, create: bool = False) -> int | None:
-        """Notes on lower files of which a name was hidden; None: there is none yet."""
+        """The directory of notes on lower files with hidden names; None: there is none yet."""
         return self._subdirectory(LINKS, create)
 
     def _subdirectory(self, name: bytes, create: bool) -> int | None:
@@ -177,9 +179,9 @@ class WorkDir:
         return fd
 
     def _own(self, fd: int, name: bytes) -> None:
-        """Say on a directory of notes about this upper whose it is, in the kernel's form.
+        """Mark a subdirectory as belonging to this upper, in the kernel's form.
 
-        Refuse those about another upper: they would lead to its files.
+        Refuse one that belongs to another upper: its entries would lead to that one's files.
         """
         mine = mark_of(self.upper)
         stored = xattrs.get_overlay(fd, xattrs.UPPER, self.upper.namespaces)
@@ -195,15 +197,16 @@ class WorkDir:
             os.setxattr(fd, self.namespace + xattrs.UPPER, mine)
 
     def new_name(self) -> bytes:
-        """A name in the staging directory that was never used in this mount."""
+        """A name for the staging directory that has not been used in this mount yet."""
         self._counter += 1
         return b"#%x" % self._counter
 
     def make_whiteout(self, staged: bytes, dialect: Dialect, *, shared: bool = True) -> None:
         """Stage a whiteout. Not for `Dialect.OCI`.
 
-        With `shared` all devices 0:0 are links to one, as in the kernel's overlay: then each
-        costs a name and no inode. Renamed over another one, such a link would stay.
+        With `shared` all character device whiteouts are links to one, as in the kernel's overlay,
+        so that each takes a name but no inode. Without: for a whiteout that is renamed over another
+        one; rename(2) does nothing if both are links to one file.
         """
         if dialect is not Dialect.CHAR or not shared:
             whiteout.make(dialect, self.fd, staged, self.namespace)
@@ -221,12 +224,13 @@ class WorkDir:
                 follow_symlinks=False,
             )
         except OSError:
-            # It has all the links that the filesystem allows: the next one is a new one.
+            # It may have all the links that the filesystem allows: use it up, and make a new one
+            # next time.
             name, self._whiteout = self._whiteout, None
             os.rename(name, staged, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def discard(self, staged: bytes) -> bool:
-        """Remove a staged object; False: it is a directory with something in it."""
+        """Remove a staged object; False: it is a directory that is not empty."""
         try:
             st = os.stat(staged, dir_fd=self.fd, follow_symlinks=False)
             if not stat.S_ISDIR(st.st_mode):
@@ -249,7 +253,7 @@ class WorkDir:
             refuse_leftovers(fd, self.path, self.upper.path)
             clear(fd)
             for name in (acl.DEFAULT, acl.ACCESS):
-                # All that is made here would have it, and take it along.
+                # Whatever is created here would inherit it and take it along.
                 xattrs.drop_any(fd, name)
             if volatile:
                 os.mkdir(INCOMPAT, 0o700, dir_fd=fd)
@@ -260,8 +264,8 @@ class WorkDir:
         return fd
 
     def _probe_whiteouts(self, asked: Dialect | None) -> Dialect:
-        """The dialect of new whiteouts. `UpperError`: the one that was asked for is none that the
-        filesystem keeps. Where it keeps none, a warning."""
+        """The dialect of new whiteouts. Raises `UpperError` if the filesystem cannot keep the one
+        that was asked for; warns if it cannot keep any."""
         if asked is not None and whiteout.keeps(asked, self.fd, self.namespace):
             return asked
         best = whiteout.probe(self.fd, self.namespace)
@@ -279,11 +283,11 @@ class WorkDir:
                 printable(self.upper.path),
                 _OTHER_UPPER,
             )
-        # Which is refused when it is made.
+        # If none can be kept, making one of this dialect fails later.
         return best or Dialect.OCI
 
     def _probe_rename(self, flag: int) -> bool:
-        """Whether the filesystem knows this flag of renameat2(2)."""
+        """Whether the filesystem supports this flag of renameat2(2)."""
         a, b = self.new_name(), self.new_name()
         for name in (a, b):
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
@@ -299,13 +303,13 @@ class WorkDir:
 
 
 def keeps_order(fd: int) -> bool:
-    """Whether the filesystem's journal keeps the order of changes: what is renamed once its
-    data was written out is after a crash either there with its data or not there.
+    """Whether the filesystem's journal keeps the order of changes: a file that is renamed after its
+    data was written out is, after a crash, either there with its data or not there.
 
-    True of ext4 with a journal and of XFS: both end the writing of a file only after its
-    extents and its size are in the journal's running transaction, in which, or in a later one, the
-    rename will be; and both flush the disk's cache before a transaction counts. Not so of ext4
-    without a journal, nor of btrfs, which enters extents after the writing has ended.
+    True of ext4 with a journal and of XFS. Both complete the writing of a file only after its
+    extents and size are in the journal's running transaction; the rename goes into that or a later
+    one; and both flush the disk's cache before a transaction counts. Not true of ext4 without a
+    journal, nor of btrfs, which enters extents after the writing has completed.
     """
     try:
         kind = syscalls.filesystem_type(fd)
@@ -313,7 +317,7 @@ def keeps_order(fd: int) -> bool:
             return kind == _XFS
         device = os.fstat(fd).st_dev
         link = os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-        # Named after the device and the inode of the journal, which is always 8.
+        # The name holds the device and the inode number of the journal, which is always 8.
         return os.path.exists(f"/proc/fs/jbd2/{os.path.basename(link)}-8")
     except OSError:
         return False
