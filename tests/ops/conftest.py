@@ -1,10 +1,9 @@
 """Fixtures of the file operation tests.
 
-`space` is a private, unmounted overlay. `case` is one directory in an overlay that all
-tests of a module share, for a mount takes longer than most tests: each test has its own
-copy of the objects that `populate` makes, as lower-only, upper-only or copied-up objects
-(`where`). When the module is done the whole tree is checked after a remount, and as
-kernel overlayfs sees the same upper.
+`space` is a private, unmounted overlay. `case` is one directory in an overlay that all tests of a
+module share, because a mount takes longer than most tests. Each test has its own copy of the
+objects that `populate` makes: lower-only, upper-only or copied up (`where`). At the end of the
+module the whole tree is checked after a remount, and as kernel overlayfs shows the same upper.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ ORIGINS = ("lower", "upper", "copied")
 
 
 def populate(base: Path) -> None:
-    """The objects every test finds: f g (files) d (full) e (empty) s (link) p (fifo) k (socket)."""
+    """Make the objects that each test has: files f and g, directories d (full) and e (empty), link
+    s, fifo p, socket k."""
     (base / "f").write_bytes(CONTENT)
     (base / "f").chmod(0o640)
     os.setxattr(base / "f", "user.colour", b"red")
@@ -48,7 +48,7 @@ def populate(base: Path) -> None:
 
 
 def make_socket(path: Path) -> None:
-    """Bind a socket; the address is short whatever the path."""
+    """Bind a socket by a short address, however long the path is."""
     fd = os.open(path.parent, os.O_PATH)
     try:
         with socket.socket(socket.AF_UNIX) as sock:
@@ -111,7 +111,7 @@ class Shared:
         space.mount()
 
     def case(self, name: str, where: str) -> Case:
-        """The directory `name`, on a mount that answers."""
+        """The directory `name`; mounts again if the mount no longer answers."""
         if not self.space.alive():
             self.space.drop()
             self.space.mount()
@@ -123,7 +123,8 @@ class Shared:
         return case
 
     def check(self, case: Case) -> None:
-        """After a test: its part of the lower is untouched, the daemon lives and is content."""
+        """After a test: its part of the lower is unchanged, and the daemon is alive and has logged
+        no bug."""
         prefix = os.fsencode(case.name) + b"/"
         was = {
             path.removeprefix(prefix): about

@@ -1,6 +1,6 @@
-"""Access times: what the kernel's overlay does with those of upper and lower for each option.
+"""Access times in upper and lower, for each mount option, as the kernel's overlay handles them.
 
-It goes by the flags of its own mount, never by those of the mount that the upper lies on.
+It obeys the flags of its own mount, never those of the mount that holds the upper.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _write(path: Path) -> None:
         stream.write(b"#")
 
 
-#: Who looks at what; each has an object of its own, called after it.
+#: Ways to access objects; each has an object of its own, named after it.
 LOOKS: dict[str, Callable[[Path], object]] = {
     "read": _read,
     "map": _map,
@@ -70,8 +70,8 @@ def _make(layer: Path, name: str) -> Path:
 
 
 def _stamp(path: Path, age: str) -> None:
-    """Give it an access time that relatime moves, or (`new`) one that it leaves alone: later than
-    all other times, and not older than a day."""
+    """Give it an access time that relatime updates, or (`new`) one that it leaves alone: later than
+    all other times and not older than a day."""
     now = time.time_ns()
     times = (now - DAY // 2, now) if age == "old" else (now + DAY, now - DAY)
     os.utime(path, ns=times, follow_symlinks=False)
@@ -101,8 +101,8 @@ def _times(space: Space) -> dict[tuple[str, str], int]:
 
 
 def _moved(space: Space, unseen: Set[tuple[str, str]] = frozenset()) -> set[tuple[str, str]]:
-    """Look at everything once: whose access time has moved, in which layer. All of it is shown,
-    but what is `unseen`."""
+    """Access everything once; returns whose access time has changed, in which layer. The mount must
+    show each change but those in `unseen`."""
     before = _times(space)
     for name in sorted(os.listdir(space.mnt)):
         look = LOOKS.get(name.rpartition("-")[2])
@@ -135,7 +135,7 @@ def _expected(options: str) -> set[tuple[str, str]]:
 
 @pytest.fixture
 def filesystem(request: pytest.FixtureRequest) -> Iterator[Space]:
-    """Layers on a filesystem that we have mounted ourselves, with the option that is asked for."""
+    """Layers on a filesystem that we have mounted ourselves, with the requested option."""
     if MODE == "user":
         pytest.skip("a plain user mounts no filesystem")
     with scratch() as base:
@@ -187,7 +187,7 @@ def test_access_times_move_as_the_mount_says(filesystem: Space, options: str) ->
 
 @pytest.mark.parametrize("options", ["", "noatime", "nodiratime", "ro"])
 def test_on_a_mount_that_is_not_ours_to_change(space: Space, options: str) -> None:
-    """Reading a symbolic link does there what the mount says, and there is no way around it."""
+    """Reading a symbolic link there follows that mount's flags, which cannot be avoided."""
     beyond = set()
     if MODE != "root" and IMPL != "kernel":
         beyond = {(where, f"old-{where}-{look}") for where in ("upper", "lower") for look in LINKS}
@@ -210,7 +210,7 @@ def test_a_file_that_was_just_made(space: Space, name: str, options: str) -> Non
         stream.write(b"x" * 10000)
         stream.flush()
         os.fsync(stream.fileno())
-        # Of what is in the page cache nobody is asked.
+        # Data in the page cache is read without a request.
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before = (space.upper / name).stat().st_atime_ns
     time.sleep(0.02)

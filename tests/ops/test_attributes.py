@@ -203,7 +203,7 @@ def test_xattr_of_an_empty_file(case: Case, where: str) -> None:
 
 
 def test_names_of_xattrs_after_a_listing(space: Space) -> None:
-    """Whoever walks a tree asks so of every file."""
+    """Programs that walk a tree ask this for every file."""
     for name in ("with", "without"):
         (space.lower / name).write_bytes(b"x")
     os.setxattr(space.lower / "with", "user.colour", b"red")
@@ -346,8 +346,8 @@ def test_acl_is_copied_up(space: Space) -> None:
         assert (getfacl(space.upper / "f"), getfacl(space.upper / "d")) == was
 
 
-#: The kernel applies the umask before it asks, unless a daemon agrees to FUSE_DONT_MASK,
-#: which only the extension can say.
+#: The kernel applies the umask before it sends a request, unless the daemon agrees to
+#: FUSE_DONT_MASK, which only the extension can do.
 without_dont_mask = pytest.mark.xfail(
     IMPL == "fuse" and not NATIVE, reason="no FUSE_DONT_MASK", strict=True
 )

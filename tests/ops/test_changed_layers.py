@@ -70,7 +70,7 @@ def _use(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Whatever it is."""
+    """Remove it, whatever it is."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):
@@ -208,7 +208,7 @@ CHANGES: dict[str, Change] = {
 
 @dataclass
 class Views:
-    """What each case looks like to us, and to the kernel where it can be asked."""
+    """What we show of each case, and what the kernel shows where it can be asked."""
 
     ours: dict[str, dict[str, object]]
     theirs: dict[str, dict[str, object]]
@@ -222,7 +222,7 @@ def _areas(space: Space) -> dict[str, Area]:
 
 @pytest.fixture(scope="module", params=FEATURES)
 def views(request: pytest.FixtureRequest) -> Iterator[Views]:
-    """Use all cases in one mount, change them, look; in the end do to each what one can."""
+    """Use all cases in one mount, change the layers, look again; at the end change all of them."""
     with scratch() as base:
         space = Space(base, 2)
         space.features = FEATURES[request.param]
@@ -284,8 +284,8 @@ def test_changed_while_unmounted(views: Views, name: str) -> None:
 
 
 def _look_for(root: Path, expected: dict[str, object]) -> dict[str, object]:
-    """The same as `look`, and the same for names that are not listed: the kernel leaves out
-    what it refuses, or lists nothing at all."""
+    """`look`, extended to names that are not listed: the kernel leaves out those it refuses, or
+    lists nothing at all."""
     seen = look(root)
     for path in sorted(expected.keys() - seen.keys()):
         if not path.endswith(" xattrs"):
@@ -296,8 +296,8 @@ def _look_for(root: Path, expected: dict[str, object]) -> dict[str, object]:
 
 
 def _compare(ours: dict[str, object], theirs: dict[str, object], features: str) -> None:
-    """Equal but for what differs by choice: hidden whiteouts, hard links, ESTALE, and listings
-    without what is refused."""
+    """Equal except where we differ by choice: hidden whiteouts, hard links, ESTALE, and refused
+    names in listings."""
     refused = tuple(path for path, what in theirs.items() if what == "ESTALE")
     hidden = {path for path, what in theirs.items() if what == "ENOENT"}
     linked = {
@@ -322,8 +322,8 @@ def _compare(ours: dict[str, object], theirs: dict[str, object], features: str) 
 
 
 def _shown(seen: dict[str, object], path: str, theirs: dict[str, object]) -> object:
-    """What is compared: a directory without names that the kernel hides or refuses, a link
-    without its count."""
+    """What is compared: directories without the names that the kernel hides or refuses, links
+    without their link count."""
     what = seen.get(path)
     if isinstance(what, tuple) and what[0] == "dir" and isinstance(what[1], list):
         inside = "" if path == "." else f"{path}/"
@@ -336,7 +336,8 @@ def _shown(seen: dict[str, object], path: str, theirs: dict[str, object]) -> obj
 
 @pytest.mark.parametrize("lost", ["index", "links", "work", "all"])
 def test_lost_work_directory(space: Space, lost: str) -> None:
-    """Names of one file may part, but each shows what it is or was."""
+    """The names of one file may become separate files, but each shows its present or former
+    content."""
     area = Area(space.lower, space.upper, space.base / "outside")
     _populate(area)
     _use(space.mount())
@@ -371,7 +372,7 @@ def _become(path: Path, kind: str, outside: Path) -> None:
 
 
 KINDS = ("", "file", "directory", "link to a file", "link to a directory", "fifo", "whiteout")
-#: What an object answers that is not any more what it was.
+#: Errors of an object that has changed under the mount.
 GONE = {"ENOENT", "ESTALE", "EIO", "ENOTDIR", "ELOOP", "EISDIR", "EINVAL", "ENXIO", "EPERM",
         "ESPIPE", "EACCES"}  # fmt: skip
 

@@ -82,7 +82,7 @@ def test_simultaneous_copy_up_of_one_file(space: Space) -> None:
 
 
 def test_simultaneous_copy_up_of_one_directory(case: Case) -> None:
-    """All need the same ancestors copied up first."""
+    """All writers need the same ancestors copied up first."""
 
     def work(index: int) -> None:
         (case.path / "d" / "sub" / f"new{index}").write_bytes(b"x")
@@ -121,7 +121,7 @@ def test_reading_while_copying_up(space: Space) -> None:
 
 @differs("fresh-descriptors")
 def test_change_of_a_file_during_its_copy_up(space: Space) -> None:
-    """Renamed, unlinked, re-attributed while its data is on the way: nothing is lost."""
+    """Rename, unlink and attribute changes while its data is being copied: nothing is lost."""
     size = 64 << 20
     for name in ("moved", "deleted", "changed"):
         (space.lower / name).write_bytes(os.urandom(1 << 20) * 64)
@@ -194,7 +194,7 @@ def test_create_and_remove_directories(case: Case) -> None:
 
 
 def test_a_slow_reader_does_not_hold_up_others(space: Space) -> None:
-    """Someone reads a fifo's and a big file's data; a stat is answered at once."""
+    """While others read a fifo and a big file, stat(2) is answered."""
     (space.lower / "big").write_bytes(bytes(32 << 20))
     os.mkfifo(space.lower / "fifo")
     with space.mounted(settle=False) as mnt:

@@ -1,4 +1,4 @@
-"""Copy-up: what it keeps, what it leaves alone, where it puts things."""
+"""Copy-up: what it preserves, what it does not touch, and where it puts things."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_only_what_was_changed_changes(case: Case, trigger: str) -> None:
 
 @pytest.mark.parametrize("trigger", sorted(set(TRIGGERS) - {"link", "rename"}))
 def test_parents_keep_their_times(case: Case, trigger: str) -> None:
-    """Diff programs compare directories' times: copying up a file must not move them."""
+    """Programs compare directories by their times: copying up a file must not change them."""
     os.setxattr(case.path / "d", "user.before", b"x")
     os.utime(case.path / "d" / "sub", ns=(ATIME, MTIME))
     os.utime(case.path / "d", ns=(ATIME, MTIME))
@@ -130,7 +130,7 @@ def test_work_directory_is_left_empty(space: Space) -> None:
             append(mnt / f"f{index}")
             os.unlink(mnt / f"f{index + 1}")
         if IMPL == "fuse":
-            # The one that the next whiteouts will be links to.
+            # The whiteout to which the next ones will be links.
             assert [is_whiteout(path) for path in _files(space.work)] == [True]
     if IMPL == "fuse":
         assert _files(space.work) == []
@@ -170,10 +170,10 @@ def test_inode_numbers_are_unique(case: Case, where: str) -> None:
 
 
 def test_lower_access_times_do_not_move(space: Space) -> None:
-    """Reading everything, twice; `mounted` compares all other times as well.
+    """Reads everything twice; `mounted` compares all other times as well.
 
-    Links count only for root: Linux has no way to read one without moving its access time
-    but a mount without access times, which only root can make.
+    Symbolic links are checked only as root: on Linux only a mount without access times, which only
+    root can make, keeps reading one from changing its access time.
     """
     (space.lower / "f").write_bytes(CONTENT)
     (space.lower / "d").mkdir()
@@ -234,7 +234,7 @@ def test_files_that_may_not_be_written_change_their_attributes(space: Space, mod
 
 @pytest.mark.parametrize("mode", [0, 0o100, 0o244])
 def test_files_that_may_not_be_read_are_there_after_a_remount(space: Space, mode: int) -> None:
-    """The overlay's own attributes on them take read permission, too."""
+    """Reading the overlay's own attributes of them takes read permission too."""
     for name in ("f", "linked"):
         (space.lower / name).write_bytes(CONTENT)
     os.link(space.lower / "linked", space.lower / "twin")
@@ -246,7 +246,7 @@ def test_files_that_may_not_be_read_are_there_after_a_remount(space: Space, mode
         for name, number in numbers.items():
             st = os.stat(mnt / name)
             assert (stat.S_IMODE(st.st_mode), st.st_size) == (mode, len(CONTENT))
-            # The kernel numbers a copy of one of two hard links anew.
+            # The kernel gives a copy of one of two hard links a new inode number.
             assert st.st_ino == number or IMPL == "kernel"
             os.chmod(mnt / name, 0o600)
             assert (mnt / name).read_bytes() == CONTENT
@@ -296,7 +296,8 @@ def test_layers_on_another_filesystem(space: Space) -> None:
 
 @pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
 def test_full_disk(space: Space) -> None:
-    """Copy-up that does not fit fails in the writer's face, and leaves the old file, no litter."""
+    """Copy-up that does not fit fails in the writer's call, and leaves the old file and nothing
+    else."""
     small = space.base / "small"
     small.mkdir()
     argv = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)]
@@ -328,7 +329,7 @@ def test_full_disk(space: Space) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.unlink(mnt / "new")
-            # The kernel lets go of a closed file when it likes to.
+            # The kernel may release a closed file later.
             wait_for(lambda: os.statvfs(small).f_bavail * 4096 > 1 << 20, 10, "freeing the space")
             (mnt / "fits").write_bytes(bytes(1 << 20))
     finally:
@@ -336,7 +337,7 @@ def test_full_disk(space: Space) -> None:
 
 
 def test_truncated_data_is_not_copied(space: Space) -> None:
-    """O_TRUNC drops it anyway."""
+    """O_TRUNC would discard it anyway."""
     with open(space.lower / "big", "wb") as stream:
         for _ in range(64):
             stream.write(bytes(range(256)) * 4096)

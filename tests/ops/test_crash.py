@@ -78,7 +78,7 @@ MOST_CALLS = 60
 LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
 STEP = 1 if LONG else 5
 CHAR, ON = ("whiteout=char",), ("redirect_dir=on", "metacopy=on")
-#: The changed objects' times tell when they were changed.
+#: Times of changed objects, which depend on when the test ran.
 CLOCK = {"mtime_ns"}
 
 
@@ -114,7 +114,7 @@ def _mount_to_kill(space: Space, calls: int) -> Daemon:
     argv = [sys.executable, "-c", KILLER, str(calls), "-f", "-o", space.options(), str(space.mnt)]
     daemon = space.daemon = Daemon(argv, space.mnt, space.log)
     daemon.wait_until_mounted(1)
-    # The kernel's questions are answered before: they count no calls.
+    # Requests that the kernel sends on its own are answered first, so their calls do not count.
     record(str(space.mnt))
     daemon.process.send_signal(signal.SIGUSR1)
     return daemon
@@ -157,7 +157,7 @@ def _check_crash(
         changing = daemon.process.poll() is not None or _dies(daemon)
         if not changing:
             unmount(space.mnt)
-            # The work directory is emptied at the end: that counts, too.
+            # Emptying the work directory at the end counts, too.
             if daemon.process.wait(STOP_TIMEOUT) == 0:
                 space.daemon = None
                 daemon.finish()
@@ -176,14 +176,15 @@ def _check_crash(
         assert os.listdir(space.work / "work") == []
         space.check_lowers(lowers)
         if changing and MODE == "root" and extra in ((), CHAR, ON):
-            # It reads no OCI whiteouts, and lists those that are attributes in an upper.
+            # The kernel does not read OCI whiteouts, and lists xattr whiteouts of an upper.
             assert compare(left, _kernel_tree(space)) == [], f"call {calls}"
     assert reached or start > 1, "the change made no call"
     assert reached < MOST_CALLS - STEP
 
 
 def _kernel_tree(space: Space) -> Tree:
-    """With the features that are ours always, or in these tests."""
+    """The tree that the kernel shows, with the features that we always use, or use in these
+    tests."""
     space.features = ("redirect_dir=on", "metacopy=on", "index=on")
     try:
         return _tree(space, impl="kernel")
@@ -192,7 +193,7 @@ def _kernel_tree(space: Space) -> Tree:
 
 
 def _dies(daemon: Daemon) -> bool:
-    """Whether the daemon is about to be gone: the change was its last request."""
+    """Whether the daemon is about to die, the change being its last request."""
     try:
         os.stat(daemon.mnt / "never asked before")
     except FileNotFoundError:

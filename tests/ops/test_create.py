@@ -56,7 +56,7 @@ def test_create_where_there_is_no_directory(case: Case, where: str) -> None:
 
 
 def test_create_after_a_negative_look_up(case: Case, where: str) -> None:
-    """The kernel's negative entries must not outlive the creation, by whatever call."""
+    """The kernel's negative entries must not outlive the creation, no matter which call creates."""
     for name in ("file", "dir", "link", "hard", "fifo", "renamed"):
         assert not os.path.lexists(case.path / name)
     (case.path / "file").touch()
@@ -126,7 +126,7 @@ def test_symlink_to_bytes_that_are_no_text(case: Case) -> None:
 
 
 def test_symlinks_out_of_the_layer_are_text(space: Space) -> None:
-    """A link in a layer leads where it leads for the reader, never for the daemon."""
+    """A symbolic link in a layer is resolved by the reader, never by the daemon."""
     secret = space.base / "secret"
     secret.write_bytes(b"secret")
     os.symlink(str(secret), space.lower / "out")
@@ -212,7 +212,7 @@ def test_setgid_directory_hands_down_its_group(case: Case, where: str) -> None:
 @pytest.mark.parametrize("kind", ["file", "dir", "link", "fifo", "hard"])
 @pytest.mark.parametrize("was", ["f", "d", "s"])
 def test_make_what_was_deleted(case: Case, where: str, was: str, kind: str) -> None:
-    """Whatever is made over a whiteout is new: nothing of the old shines through."""
+    """An object made over a whiteout is new: nothing of the old one shows through."""
     path = case.path / was
     if was == "d":
         for name in ("d/sub/leaf", "d/child"):

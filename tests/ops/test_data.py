@@ -1,4 +1,4 @@
-"""Reading and writing: data of files and what happens around it."""
+"""Reading and writing the data of files, and what depends on it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_append(case: Case, where: str) -> None:
 
 
 def test_two_appenders(case: Case, where: str) -> None:
-    """O_APPEND writes at the end of the file, whoever moved it."""
+    """O_APPEND writes at the end of the file, even if somebody else has moved that."""
     one = os.open(case.path / "f", os.O_WRONLY | os.O_APPEND)
     two = os.open(case.path / "f", os.O_WRONLY | os.O_APPEND)
     for index in range(10):
@@ -112,7 +112,7 @@ def test_open_truncates(case: Case, where: str) -> None:
 
 
 def test_open_for_reading_truncates_too(case: Case, where: str) -> None:
-    """POSIX leaves it open, Linux does it."""
+    """POSIX leaves this unspecified; Linux truncates."""
     fd = os.open(case.path / "f", os.O_RDONLY | os.O_TRUNC)
     assert os.read(fd, 10) == b""
     os.close(fd)
@@ -449,7 +449,7 @@ def test_symlink_is_not_followed_with_nofollow(case: Case, where: str) -> None:
 
 
 def test_many_open_files(space: Space) -> None:
-    """More open files than the daemon may have descriptors is fine; all keep their data."""
+    """More files can be open than the daemon may have descriptors; all keep their data."""
     for index in range(1500):
         (space.lower / f"n{index}").write_bytes(b"%d" % index)
     with space.mounted(settle=False) as mnt:
@@ -480,7 +480,7 @@ def test_copy_file_range(case: Case, where: str) -> None:
 
 
 def test_fallocate(case: Case, where: str) -> None:
-    """Where the daemon cannot do it, it says EOPNOTSUPP; glibc then writes zeros."""
+    """If the daemon cannot do it, it returns EOPNOTSUPP; glibc then writes zeros."""
     fd = os.open(case.path / "f", os.O_RDWR)
     os.posix_fallocate(fd, 0, 100_000)
     assert os.fstat(fd).st_size == 100_000
@@ -498,7 +498,7 @@ def test_seek_data_and_hole(case: Case, where: str) -> None:
 
 
 def test_o_direct(case: Case, where: str) -> None:
-    """O_DIRECT either works or says EINVAL at open, as on any filesystem."""
+    """O_DIRECT either works or makes open(2) fail with EINVAL, as on any filesystem."""
     try:
         fd = os.open(case.path / "f", os.O_RDONLY | os.O_DIRECT)
     except OSError as exc:

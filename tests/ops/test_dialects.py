@@ -1,4 +1,4 @@
-"""Whiteouts and opaque directories of every dialect, as layers bring them."""
+"""Whiteouts and opaque directories of every dialect that layers may hold."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def layers(space: Space) -> Space:
 
 
 def test_whiteouts_the_kernel_knows(layers: Space) -> None:
-    """Without dialect mixing: what the kernel reads as well."""
+    """Dialects that the kernel reads as well, not mixed."""
     make_whiteout(layers.lower / "f")
     make_whiteout(layers.lower / "d")
     make_whiteout(layers.lower / "never was")
@@ -99,7 +99,7 @@ def test_make_the_name_again(layers: Space, hide: Callable) -> None:
 
 
 def test_upper_whiteout(layers: Space, hide: Callable) -> None:
-    """The upper of an earlier mount, by whatever program."""
+    """Whiteouts in the upper of an earlier mount, by any program."""
     hide(layers.upper / "f")
     (layers.upper / "d").mkdir()
     hide(layers.upper / "d" / "child")
@@ -162,7 +162,7 @@ def test_in_an_opaque_directory(layers: Space, hide: Callable) -> None:
     (layers.lower / "d" / "kept").touch()
     with layers.mounted() as mnt:
         listed = os.listdir(mnt / "d")
-        # "opaque=y" leaves no place to say "xattr whiteouts inside": there the kernel lists it.
+        # "opaque=y" leaves no room for the mark of xattr whiteouts; there the kernel lists them.
         assert [name for name in listed if name != "child"] == ["kept"]
         if hide is not xattr_whiteout:
             assert listed == ["kept"]
@@ -254,7 +254,7 @@ def test_oci_opaque_root(layers: Space) -> None:
 
 @differs("dialects")
 def test_oci_whiteout_acts_on_lower_layers_only(layers: Space) -> None:
-    """`.wh.NAME` beside NAME: the name of its own layer stays, what is below goes."""
+    """`.wh.NAME` beside NAME: NAME in its own layer remains, those in layers below are hidden."""
     (layers.lower / "f").write_bytes(b"stays")
     (layers.lower / ".wh.f").touch()
     (layers.lower / "d").mkdir()
@@ -302,7 +302,7 @@ def test_oci_names_that_are_nearly_whiteouts(layers: Space) -> None:
 
 @differs("dialects")
 def test_names_like_whiteouts_cannot_be_made(layers: Space) -> None:
-    """They would hide something after a remount: a clear refusal beats that."""
+    """They would hide something after a remount, so they are refused."""
     with layers.mounted() as mnt:
         for make in (
             lambda: (mnt / ".wh.f").touch(),
@@ -343,7 +343,7 @@ def test_device_other_than_0_0_is_no_whiteout(layers: Space) -> None:
 
 @pytest.mark.parametrize("where", ["upper", "lower"])
 def test_attribute_whiteout_where_nothing_says_so(space: Space, where: str) -> None:
-    """The kernel lists it, and finds nothing at its name."""
+    """In a directory without the mark; the kernel lists it, and finds nothing at its name."""
     bottom = space.add_lower()
     top = space.upper if where == "upper" else space.lower
     for layer in (top, bottom):

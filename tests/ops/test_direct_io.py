@@ -1,4 +1,4 @@
-"""What was written past the page cache, or changed below it, is what everybody reads next."""
+"""Data that bypassed the page cache, or changed below it, is what everybody reads next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ extension = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def readers(fd: int) -> Iterator[None]:
-    """Another process reads the file all the time, through the page cache."""
+    """Have another process read the file all the time, through the page cache."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -48,7 +48,7 @@ def file(request: pytest.FixtureRequest, space: Space) -> Path:
     (layer / "f").write_bytes(b"\0" * SIZE * PARTS)
     path = space.mount() / "f"
     if IMPL == "kernel":
-        # What was opened before copy-up shows the lower's data there for ever.
+        # There, a descriptor opened before copy-up always shows the lower's data.
         os.close(os.open(path, os.O_RDWR))
     return path
 
@@ -69,7 +69,7 @@ def _synchronous(fd: int, data: mmap.mmap, offset: int) -> None:
     "change", [pytest.param(_asynchronous, marks=extension, id="io_submit"), _synchronous]
 )
 def test_writing_with_o_direct_while_others_read(file: Path, change: Change) -> None:
-    """Who waits for the end of the write and then reads, finds it: by pread, and in a mapping."""
+    """A read after the end of the write returns its data: by pread(2), and in a mapping."""
     page = mmap.mmap(-1, SIZE)
     buffered, direct = os.open(file, os.O_RDONLY), os.open(file, os.O_RDWR | os.O_DIRECT)
     mapped = mmap.mmap(buffered, SIZE * PARTS, prot=mmap.PROT_READ)
@@ -90,7 +90,7 @@ def test_writing_with_o_direct_while_others_read(file: Path, change: Change) -> 
 
 
 def test_reading_with_o_direct_what_was_just_written(file: Path) -> None:
-    """By write(2), and to a mapping."""
+    """Written by write(2), and to a mapping."""
     page = mmap.mmap(-1, SIZE)
     buffered, direct = os.open(file, os.O_RDWR), os.open(file, os.O_RDONLY | os.O_DIRECT)
     os.pwrite(buffered, b"x", 0)
@@ -128,7 +128,7 @@ def _copy(fd: int, offset: int) -> bytes:
 @extension
 @pytest.mark.parametrize("change", [_punch, _zero, _copy])
 def test_changes_below_the_page_cache(file: Path, change: Callable[[int, int], bytes]) -> None:
-    """Also of what is dirty in a shared mapping."""
+    """Including changes to pages that are dirty in a shared mapping."""
     fd = os.open(file, os.O_RDWR)
     mapped = mmap.mmap(fd, SIZE * PARTS)
     with readers(fd):

@@ -1,4 +1,4 @@
-"""Copy-up on disk: there before it counts, sharing blocks where the filesystem can."""
+"""Copy-up on disk: written before it counts, with shared blocks if the filesystem can share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _traced(space: Space, trace: Path) -> Daemon:
     return daemon
 
 
-#: What waits until the data is written.
+#: Calls that wait until the data is written.
 _SYNC = re.compile(
     r"(?:f(?:data)?sync\(\d+<.*/([^/>]+)>"
     r"|sync_file_range\(\d+<.*/([^/>]+)>, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE"
@@ -41,7 +41,7 @@ _SYNC = re.compile(
 
 
 def _calls(trace: Path) -> list[str]:
-    """`sync NAME` and `rename NAME` for the successful ones, NAME where the file ends up."""
+    """`sync NAME` and `rename NAME` for each successful call; NAME is the file's final name."""
     found = []
     for line in trace.read_text().splitlines():
         if match := _SYNC.search(line):
@@ -75,7 +75,7 @@ def test_copy_is_written_before_it_is_published(space: Space, size: int, option:
 
 @contextlib.contextmanager
 def _disk(space: Space, kind: str, *options: str) -> Iterator[Path]:
-    """A filesystem of this kind, by itself; its image is `space.base / "image"`."""
+    """A filesystem of this kind of the test's own; its image is `space.base / "image"`."""
     tool = shutil.which(f"mkfs.{kind}", path=f"/sbin:/usr/sbin:{os.environ['PATH']}")
     if tool is None:
         pytest.skip(f"missing tool: mkfs.{kind}")
@@ -96,8 +96,8 @@ def _attach(image: Path, disk: Path) -> None:
 
 
 def _crash(disk: Path) -> None:
-    """From now on nothing more gets to the disk, neither data nor journal, as if the power had
-    gone; linux/fs.h, FS_IOC_SHUTDOWN without a flush of the log."""
+    """Simulate a power failure: from now on neither data nor journal reaches the disk. Source:
+    linux/fs.h, FS_IOC_SHUTDOWN without a flush of the log."""
     fd = os.open(disk, os.O_RDONLY)
     try:
         fcntl.ioctl(fd, 0x8004587D, (2).to_bytes(4, "little"))
@@ -106,7 +106,7 @@ def _crash(disk: Path) -> None:
 
 
 def _commit_journal(disk: Path) -> None:
-    """Have on disk what the journal has so far, and no data of other files."""
+    """Write what the journal holds so far to disk, but no data of other files."""
     fd = os.open(disk / "other", os.O_CREAT | os.O_WRONLY)
     try:
         os.write(fd, b"x")
@@ -120,8 +120,8 @@ def _commit_journal(disk: Path) -> None:
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "xfs -m reflink=0"])
 @pytest.mark.parametrize("option", ["", "metacopy=on", "fsync=0"])
 def test_copies_after_a_crash_of_the_system(space: Space, kind: str, option: str) -> None:
-    """Each is whole or not there; with `fsync=0`, which asks for that, some are not, but for
-    those that share their blocks with the lower file."""
+    """Each copy is whole or not there. With `fsync=0`, which permits it, some are incomplete,
+    except copies that share their blocks with the lower file."""
     content = {f"f{n}": os.urandom(10) * (n * 200 + 1) for n in range(60)}
     with _disk(space, *kind.split()) as disk:
         inner = Space(disk)
@@ -160,7 +160,7 @@ def sharing(request: pytest.FixtureRequest, space: Space) -> Iterator[Space]:
 
 
 def _used(path: Path) -> int:
-    """Bytes in use on the filesystem, once everything is on it."""
+    """The bytes in use on the filesystem, after a sync."""
     fd = os.open(path, os.O_RDONLY)
     try:
         syncfs(fd)
@@ -185,7 +185,7 @@ def test_copy_shares_its_blocks(sharing: Space) -> None:
 
 @root_only
 def test_what_the_filesystem_keeps_is_found_out(sharing: Space) -> None:
-    """Btrfs does not list by a descriptor what was made after that was opened."""
+    """On Btrfs a descriptor does not list what was made after it was opened."""
     (sharing.lower / "f").touch()
     with sharing.mounted() as mnt:
         (mnt / "f").unlink()

@@ -1,6 +1,6 @@
-"""Lowers that are edited while they are mounted: `timeout=` says how soon that shows.
+"""Lowers that are edited while they are mounted: `timeout=` determines how soon that shows.
 
-The kernel says of this only that it is undefined; fuse-overlayfs does not show it at all.
+In the kernel this is undefined; fuse-overlayfs does not show such changes at all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = [fuse_only, pytest.mark.timeout(60)]
 
 @pytest.fixture
 def edited(space: Space) -> Iterator[Space]:
-    """Two lowers, mounted with timeout=0 after all that is in `d` was looked at."""
+    """Two lowers, mounted with timeout=0; everything in `d` has been looked at."""
     bottom = space.add_lower()
     for number, layer in enumerate((space.lower, bottom)):
         (layer / "d" / "sub").mkdir(parents=True)
@@ -70,7 +70,7 @@ def test_names_that_go(edited: Space, layer: int) -> None:
 
 
 def test_what_was_changed_by_us_stays(edited: Space) -> None:
-    """Whiteouts, copies and opaque directories hide what comes as well as what was there."""
+    """Whiteouts, copies and opaque directories hide new names as well as those of before."""
     top = edited.mnt / "d"
     (top / "same").unlink()
     (top / "own1").write_text("copied up")
@@ -83,7 +83,7 @@ def test_what_was_changed_by_us_stays(edited: Space) -> None:
         (layer / "d" / "sub" / "new").touch()
         (layer / "d" / "same").write_text("changed below")
         (layer / "d" / "more").touch()
-    # It was new in the upper, so nothing says that it is to be hidden.
+    # It was new in the upper, so there is no whiteout for it.
     assert (top / "hidden").read_text() == "from the lower"
     assert names(edited) == {"sub", "own0", "own1", "hidden", "more"}
     assert (top / "own1").read_text() == "copied up"
@@ -93,13 +93,13 @@ def test_what_was_changed_by_us_stays(edited: Space) -> None:
 
 
 def test_a_directory_that_was_replaced(edited: Space) -> None:
-    """Its name leads to the new one; who stands in the old one stays there."""
+    """Its name leads to the new one; processes in the old one stay there."""
     lower = edited.lower / "d" / "sub"
     shutil.rmtree(edited.lowers[1] / "d" / "sub")
     (lower / "old").touch()
     assert names(edited, "d/sub") == {"old"}
     fd = os.open(edited.mnt / "d" / "sub", os.O_RDONLY | os.O_DIRECTORY)
-    # With the old one still there its number cannot come back.
+    # While the old one exists its inode number cannot be reused.
     lower.rename(edited.base / "away")
     lower.mkdir()
     (lower / "new").write_text("new")
@@ -114,7 +114,7 @@ def test_a_directory_that_was_replaced(edited: Space) -> None:
 
 
 def test_changes_below_a_directory_that_was_replaced(edited: Space) -> None:
-    """What belongs into the old one does not come to be in the new one."""
+    """What is made in the old one does not appear in the new one."""
     lower = edited.lower / "d" / "sub"
     shutil.rmtree(edited.lowers[1] / "d" / "sub")
     (lower / "in").mkdir()
@@ -143,7 +143,7 @@ def test_changes_below_a_directory_that_was_replaced(edited: Space) -> None:
 
 
 def test_change_of_a_file_whose_name_went(edited: Space) -> None:
-    """It has no name to be copied up to, and was not removed through the mount."""
+    """The file has no name for its copy, and was not removed through the mount."""
     lower = edited.lower / "d"
     with (edited.mnt / "d" / "own0").open("r+b", 0) as stream:
         lower.joinpath("own0").rename(lower / "moved")
@@ -165,7 +165,7 @@ def test_change_of_a_file_whose_name_went(edited: Space) -> None:
 def test_a_part_of_a_merged_directory_that_was_replaced(
     edited: Space, layer: int, path: str, merged_by: str, looked_at_between: bool
 ) -> None:
-    """The directory stays the one that it is, and goes on in the new one."""
+    """The merged directory remains the same, and continues in the new part."""
     lower, top = edited.lowers[layer] / path, edited.mnt / path
     (lower / "old").touch()
     if merged_by == "the upper":
@@ -197,7 +197,7 @@ def test_a_part_of_a_merged_directory_that_was_replaced(
 
 @pytest.mark.parametrize("dialect", ["char", "oci"])
 def test_an_opaque_directory_over_one_that_was_replaced(space: Space, dialect: str) -> None:
-    """It hides that, too, however it is marked."""
+    """It hides the new one too, whatever mark makes it opaque."""
     space.extra = ("timeout=0", f"whiteout={dialect}")
     (space.lower / "d" / "sub").mkdir(parents=True)
     bottom = space.add_lower()
@@ -220,7 +220,7 @@ def test_an_opaque_directory_over_one_that_was_replaced(space: Space, dialect: s
 
 
 def test_listings_under_way(edited: Space) -> None:
-    """Each name once that was there from the beginning to the end, whatever comes and goes."""
+    """Names that are there from beginning to end are listed once, whatever else comes and goes."""
     many = {f"name{number:05}" for number in range(3000)}
     (edited.lower / "many").mkdir()
     for name in many:
@@ -238,7 +238,7 @@ def test_listings_under_way(edited: Space) -> None:
 
 
 def test_lowers_that_were_not_touched_for_long(edited: Space) -> None:
-    """They are not read again and again: their times say so. Yet what comes is seen."""
+    """They are not read again, since their times are unchanged. Yet new names are seen."""
     past = time.time() - 100
     for layer in edited.lowers:
         os.utime(layer / "d", (past, past))
