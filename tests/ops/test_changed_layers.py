@@ -1,9 +1,9 @@
-"""Layers that somebody changed between two mounts: undefined, but never a crash or a mix-up.
+"""Layers changed between two mounts: undefined behaviour, but never a crash or a mix-up.
 
-A mount copies up, renames, hides and links; then, unmounted, the lower or the upper is changed
-by hand. The next mount shows something consistent: no content of a file that a name has
-nothing to do with, no error but those of objects whose other half is gone. As far as the
-kernel can be asked it shows the same.
+A mount copies up, renames, hides and links; after the unmount the lower or the upper is changed by
+hand. The next mount shows something consistent: no name shows the content of an unrelated file, and
+only objects whose other half is gone return errors. The kernel shows the same, where it can be
+asked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.ops.test_malformed import SECRET, answer, look
 pytestmark = [fuse_only, pytest.mark.timeout(100)]
 
 FEATURES = {"plain": (), "all": ("redirect_dir=on", "metacopy=on", "index=on")}
-#: What an object answers whose other half is gone or became something else.
+#: Errors of an object whose other half is gone or has become something else.
 REFUSALS = {"EIO", "ESTALE"}
 
 

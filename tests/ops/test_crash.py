@@ -1,10 +1,10 @@
 """A daemon that is killed at any point of a change leaves the old state or the new one.
 
-Each change is repeated, with the daemon killed before its first, second, third ... call that
-writes to a layer or the work directory, until it gets through. (The short run takes every fifth
-of them.) After each kill a new mount,
-by fuseoverlay and by the kernel, must show the tree as before or as after, the lowers must be
-untouched, and what is left over must be in the work directory and go with the next mount.
+Each change is repeated with the daemon killed before its first, second, third ... call that writes
+to a layer or the work directory, until the change completes. (The short run takes every fifth of
+these calls.) After each kill a new mount, by fuseoverlay and by the kernel, must show the tree as
+before or as after the change. The lowers must be unchanged. Leftovers must be in the work
+directory, and the next mount must remove them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ pytestmark = [
     pytest.mark.skipif(MODE != "root" and not os.environ.get("FUSEOVERLAY_LONG"), reason="long"),
 ]
 
-#: Runs the command line; from SIGUSR1 on the N-th call that writes kills the process.
+#: Runs the command line. The N-th call that writes after SIGUSR1 kills the process.
 KILLER = """
 import os, signal, sys
 from fuseoverlay.system import syscalls
@@ -73,7 +73,7 @@ syscalls.clone_file = deadly(syscalls.clone_file)
 signal.signal(signal.SIGUSR1, arm)
 sys.exit(main(sys.argv[1:]))
 """
-#: No change makes more calls.
+#: More calls than any change makes.
 MOST_CALLS = 60
 LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
 STEP = 1 if LONG else 5

@@ -1,8 +1,8 @@
-"""Objects of a lower that their directory's owner exchanges between two calls of the daemon.
+"""Objects of a lower that the owner of their directory exchanges between two calls of the daemon.
 
 Each operation is repeated, with objects of its own, for each call that the daemon makes: right
-before that call the object and another one change places, for good or for that call alone. Nothing
-may come of it that has facts of both: not what is shown, not a copy, not an entry of the index.
+before that call the object and another one change places, for good or for that call alone. No
+result may combine properties of both: neither what is shown, nor a copy, nor an index entry.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EMPTY_ACL = struct.pack("<I", 2)
 
 @dataclass(frozen=True)
 class Kind:
-    """What tells the objects of one owner from those of the other."""
+    """Properties that distinguish the objects of one owner from those of the other."""
 
     name: str
     uid: int
@@ -104,8 +104,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 def _facts(path: Path, *, real: bool = False) -> dict[str, object]:
-    """What tells whose an object is, in a layer if it is `real`; nothing that `CHANGES` change, but
-    that writing ends capabilities."""
+    """The properties that tell whose an object is; `real`: it is in a layer. `CHANGES` change none
+    of them, except that a write clears capabilities."""
     content = path.read_bytes().rstrip(b"+")
     facts: dict[str, object] = {"uid": path.lstat().st_uid, "content": content}
     names = [n for n in os.listxattr(path) if ".overlay." not in n and n not in ("user.new", ACL)]
@@ -116,7 +116,7 @@ def _facts(path: Path, *, real: bool = False) -> dict[str, object]:
 
 
 def _whose(facts: dict[str, object], known: dict[str, dict[str, object]]) -> str:
-    """Of which kind an object is; the facts themselves if it is of none."""
+    """The kind of an object; its properties if it is of neither kind."""
     for name, expected in known.items():
         if facts == expected:
             return name
@@ -126,7 +126,7 @@ def _whose(facts: dict[str, object], known: dict[str, dict[str, object]]) -> str
 
 
 def _origins(space: Space, names: list[str]) -> dict[bytes, str]:
-    """Whose a handle is."""
+    """The kind of the object that each handle names."""
     fd = os.open(space.lower / "d", os.O_PATH)
     try:
         return {file_handle(fd, os.fsencode(name))[1]: name.partition("-")[0] for name in names}
@@ -136,7 +136,7 @@ def _origins(space: Space, names: list[str]) -> dict[bytes, str]:
 
 @contextlib.contextmanager
 def _space(*, linked: bool, overridden: bool) -> Iterator[Space]:
-    """With MOST objects of each kind, in a directory `d`, all with the same names but for the
+    """A space with MOST objects of each kind in a directory `d`, with the same names except for the
     kind; their second names are in `e`."""
     with scratch() as base:
         space = Space(base)
@@ -159,9 +159,8 @@ def _space(*, linked: bool, overridden: bool) -> Iterator[Space]:
 def _trials(
     faults: Faults, space: Space, operation: Callable[[Path], object]
 ) -> Iterator[tuple[int, str]]:
-    """Exchange before one call after the other, for good and for that call, objects that were
-    looked up before and such that were not; after each the number of the objects, and what was
-    done."""
+    """For each call in turn, exchange objects right before it, for good and for that call alone,
+    looked up before or not. Yields after each the number of the objects and a description."""
     numbers = iter(range(1, MOST))
     for known, times in itertools.product((False, True), (0, 1)):
         for call in itertools.count(1):
@@ -202,7 +201,7 @@ def _check_copies(
 def _check_names(
     space: Space, known: dict[str, dict[str, object]], calls: dict[int, str], when: str
 ) -> Iterator[str]:
-    """What is shown: of one kind; and by names that were not exchanged of theirs."""
+    """What is shown is of one kind; under names that were not exchanged, of their own kind."""
     for place in ("d", "e"):
         for path in (space.mnt / place).iterdir():
             number = int(path.name.split("-")[1].split(".")[0])
@@ -211,7 +210,7 @@ def _check_names(
             try:
                 facts = _facts(path)
             except OSError as exc:
-                # What was found for a moment is no longer there.
+                # The object that was there for one call is gone.
                 assert exc.errno == errno.ESTALE and when == "in the mount", path
                 continue
             whose = _whose(facts, known)
@@ -222,7 +221,7 @@ def _check_names(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes(change: str, form: str) -> None:
-    """Mixed up, a program of one would get the capabilities of the other's."""
+    """In a mix-up a program of one owner could get the capabilities of the other's."""
     with _space(linked=form == "linked", overridden=form == "overridden") as space:
         names = {kind.name: space.lower / "d" / f"{kind.name}-0" for kind in KINDS}
         layers = {name: _facts(path, real=True) for name, path in names.items()}
@@ -231,7 +230,7 @@ def test_changes(change: str, form: str) -> None:
         shown = {name: _facts(mnt / "d" / path.name) for name, path in names.items()}
         calls = dict(_trials(faults, space, CHANGES[change]))
         if form == "overridden":
-            # The upper is not: real owners stand for what the attribute says.
+            # The upper keeps no attribute: its files really have what the lower's attribute says.
             layers = {kind.name: _dressed(layers[kind.name], kind) for kind in KINDS}
         wrong = list(_check_copies(space, layers, calls))
         wrong += _check_names(space, shown, calls, "in the mount")
@@ -246,7 +245,7 @@ def _dressed(facts: dict[str, object], kind: Kind) -> dict[str, object]:
     return facts | {"uid": int(kind.override.split(b":")[0])}
 
 
-#: What is asked of a descriptor, by its name in /proc.
+#: What is read through a descriptor, by its name in /proc.
 QUESTIONS: dict[str, Callable[[str], object]] = {
     "attribute": lambda path: os.getxattr(path, "user.whose"),
     "all attributes": lambda path: {n for n in os.listxattr(path) if ".overlay." not in n},
@@ -266,7 +265,7 @@ def _identity(st: os.stat_result) -> tuple[int, int, int]:
 @pytest.mark.parametrize("times", [0, 1])
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_answers(question: str, times: int) -> None:
-    """Of what is open nothing is told that is another object's."""
+    """Nothing of another object is returned for an open one."""
     ask = QUESTIONS[question]
     with _space(linked=False, overridden=False) as space:
         expected = ask(str(space.lower / "d" / "his-0"))
@@ -296,7 +295,7 @@ def test_answers(question: str, times: int) -> None:
 @root_only
 @pytest.mark.parametrize("linked", [False, True], ids=["", "linked"])
 def test_owner_in_an_attribute(linked: bool) -> None:
-    """Nobody's program becomes setuid by what another's attribute says."""
+    """No program becomes setuid by the attribute of another object."""
     with _space(linked=linked, overridden=True) as space:
         faults = Faults(space.base / "faults")
         mnt = faults.mount(space)
@@ -317,8 +316,8 @@ def _status(path: Path) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("times", [0, 1])
 def test_listing(times: int) -> None:
-    """Who has attributes, such as an ACL, is not listed as a file that has none: the mode alone
-    would say who may read it."""
+    """A file with attributes, such as an ACL, is not listed as one without: the mode alone would
+    then decide who may read it."""
     with scratch() as base:
         space = Space(base)
         for number in range(40):
@@ -350,7 +349,7 @@ def test_listing(times: int) -> None:
 
 
 def _attributes(path: Path) -> tuple[Kind, set[str] | None]:
-    """What it is, by its size, and its attributes; None: it has gone from its place."""
+    """What it is, by its size, and its attributes; None: it is gone from its place."""
     fd = os.open(path, os.O_PATH)
     try:
         kind = HIS if os.fstat(fd).st_size == len(HIS.content) else ROOTS
@@ -365,7 +364,7 @@ def _attributes(path: Path) -> tuple[Kind, set[str] | None]:
 @pytest.mark.parametrize("times", [0, 1])
 @pytest.mark.parametrize("lowers", [1, 2])
 def test_directories(lowers: int, times: int) -> None:
-    """Who may list one does not see the names in the other."""
+    """A user who may list one directory does not see the names in the other."""
     with scratch() as base:
         space = Space(base, lowers)
         names = [kind.name for kind in KINDS]
@@ -375,7 +374,7 @@ def test_directories(lowers: int, times: int) -> None:
                     path = layer / f"{name}-{number}"
                     path.mkdir()
                     path.chmod(mode)
-            # More than what is listed with attributes, which those of the other have not.
+            # More than is listed with attributes; those of the other have none.
             for name in names:
                 for entry in range(200):
                     (space.lower / f"{name}-{number}" / f"{name}-{entry}-{'x' * 100}").touch()
@@ -400,7 +399,7 @@ def test_directories(lowers: int, times: int) -> None:
 
 
 def _listed(path: Path) -> tuple[int, list[str]]:
-    """Mode of a directory, and the names in it; none where it has gone from its place."""
+    """The mode of a directory and the names in it; nothing if it is gone from its place."""
     mode = path.stat().st_mode
     try:
         fd = os.open(path, os.O_RDONLY)

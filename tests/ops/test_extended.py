@@ -86,7 +86,7 @@ def test_cp_keeps_holes(sparse: Space) -> None:
 
 @pytest.mark.parametrize("name", ["s", "t"])
 def test_data_in_a_shared_mapping_is_no_hole(sparse: Space, name: str) -> None:
-    """Nobody has written it back yet."""
+    """Data that has not been written back yet counts as data."""
     with sparse.mounted() as mnt:
         fd = os.open(mnt / name, os.O_RDWR)
         with mmap.mmap(fd, 3 * HOLE) as shared:
@@ -107,7 +107,7 @@ def test_data_in_a_shared_mapping_is_no_hole(sparse: Space, name: str) -> None:
 
 
 def _write_mapping_and_seek(path: Path) -> None:
-    """In a process of its own, until the daemon is gone."""
+    """Run in a process of its own until the daemon is gone."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     os.ftruncate(fd, HOLE)
     with mmap.mmap(fd, HOLE) as shared:
@@ -118,7 +118,7 @@ def _write_mapping_and_seek(path: Path) -> None:
 
 @fuse_only
 def test_ending_while_holes_are_sought(space: Space) -> None:
-    """What the kernel writes back meanwhile is still served."""
+    """The daemon still serves what the kernel writes back meanwhile."""
     space.mount()
     assert space.daemon is not None
     workers = []
@@ -273,12 +273,12 @@ def test_nameless_files_do_not_pile_up(space: Space) -> None:
 
         few = make(20)
         make(500)
-        # What the kernel has let go of it tells in its own time.
+        # The kernel may send FORGET requests later.
         wait_for(lambda: make(1) <= few + 20, 10, "closing descriptors")
 
 
 def test_nameless_file_keeps_its_place_among_many_users(space: Space) -> None:
-    """Each worker makes, writes, names and reads its own."""
+    """Each worker creates, writes, links and reads its own file."""
     with space.mounted() as mnt:
 
         def work(number: int) -> None:

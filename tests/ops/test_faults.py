@@ -1,11 +1,11 @@
-"""A change of which any one system call fails has happened, or has changed nothing.
+"""If any one system call of a change fails, the change has happened or nothing has changed.
 
-Each change is repeated in a directory of its own for each call that the daemon makes, which then
-fails; in the short run with one errno, in the long one with each. Whoever asked gets that errno
+Each change is repeated, in a directory of its own, for each call that the daemon makes; that call
+then fails, in the short run with one errno, in the long one with each. The caller gets that errno
 and finds the tree as before, or gets success and finds the change made. The same change works
 afterwards; descriptors that were open all the time lead to the right files; the tree is the same
-after a remount and, where it can read the upper, for the kernel; fsck finds nothing; and the
-lowers are as they were. A second pass fills the disk: all calls that take room fail from there on.
+after a remount and, where it can read the upper, for the kernel; fsck finds nothing; the lowers are
+unchanged. A second pass fills the disk: from some call on, all calls that need space fail.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ pytestmark = [
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EINTR)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CHAR, ON = ("whiteout=char",), ("redirect_dir=on", "metacopy=on")
-#: The changed objects' times tell when they were changed.
+#: Times of changed objects, which depend on when the test ran.
 CLOCK = {"mtime_ns"}
-#: Calls for which there is room if a change makes some more than when they were counted.
+#: Spare calls, in case a change makes some more than when they were counted.
 SPARE = 2
-#: What hides one of several names of a lower file.
+#: Changes that hide one of several names of a lower file.
 HIDDEN = {"unlink linked", "rename linked", "unlink second name", "append to what has lost a name"}
-#: What fsck may find afterwards: an exchange takes a whiteout to where it hides nothing, and that
-#: may stay.
+#: What fsck may find afterwards: an exchange moves a whiteout to a name where it hides nothing, and
+#: that whiteout may stay.
 EXPECTED = {"rename upper directory over whiteout": ("whiteout that hides nothing",)}
-#: What becomes of a directory in which something failed: it is left alone; the change is made
-#: again; or all names are removed, and the descriptors that were open before go on. In the short
-#: run one of them for each call.
+#: What is done afterwards with a directory in which a call failed: nothing; the change again; or
+#: all names are removed while descriptors opened before stay in use. In the short run one of these
+#: for each call.
 FATES = ("left", "again", "removed")
 
 
 @dataclass
 class Trial:
-    """One call that shall fail."""
+    """One call that is to fail."""
 
     call: int
     error: int
@@ -77,7 +77,7 @@ class Trial:
 
 @contextlib.contextmanager
 def _space(extra: tuple[str, ...], directories: list[str]) -> Iterator[Space]:
-    """With layers on which changes can be made in each of the directories."""
+    """A space whose layers allow the changes in each of the directories."""
     with scratch() as base:
         space = Space(base)
         space.extra = extra
@@ -109,7 +109,7 @@ def _counted(change: Change, before: Change, extra: tuple[str, ...], full: bool)
 
 
 def _tree(path: Path) -> Tree:
-    """Directories' times tell of what was tried in them, too."""
+    """The tree without the times of directories, which failed attempts change too."""
     return {
         name: replace(entry, mtime_ns=0) if entry.kind == "dir" else entry
         for name, entry in record(str(path)).items()
@@ -146,7 +146,7 @@ def _check(name: str, change: Change, extra: tuple[str, ...], *, full: bool = Fa
 def _try(
     faults: Faults, mnt: Path, change: Change, before: Change, after: Tree, trial: Trial
 ) -> Iterator[str]:
-    """Lines that say what is wrong."""
+    """Make the trials; returns lines that say what is wrong."""
     base = mnt / str(trial)
     before(base)
     was = _tree(base)
@@ -197,7 +197,8 @@ def _remove_files(base: Path) -> Iterator[str]:
 
 
 def _aftermath(name: str, space: Space, lowers: list[Tree]) -> Iterator[str]:
-    """The same after a remount, and for the kernel; nothing for fsck to find; lowers untouched."""
+    """The tree is the same after a remount and for the kernel; fsck finds nothing; the lowers are
+    unchanged."""
     space.daemon.check_log()
     was = record(str(space.mnt))
     space.unmount()
@@ -276,8 +277,8 @@ def test_features_on_a_full_disk(change: str) -> None:
 
 
 def test_link_count_is_right_before_and_after_each_failure(space: Space) -> None:
-    """What is on disk tells it, from the upper's own count or the lower's; a name is neither made
-    nor removed where it would not do so any more."""
+    """The count follows from that on disk, relative to the upper's or the lower's; no name is made
+    or removed if it would not follow any more."""
     for name in ("b", "c"):
         if name == "b":
             (space.lower / "a").write_bytes(b"lower")
@@ -316,7 +317,7 @@ def _told_links(upper: Path, lower: Path) -> int:
 
 
 def test_whiteout_that_cannot_be_taken_back(space: Space) -> None:
-    """Two failures in a row: a name that is not visible can be made all the same."""
+    """After two failures in a row a name that is not visible can still be created."""
     space.extra = ("whiteout=xattr",)
     (space.lower / "a").write_bytes(b"lower")
     faults = Faults(space.base / "faults")

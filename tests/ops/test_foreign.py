@@ -1,7 +1,7 @@
 """Foreign things in the work directory and its index, and layers with odd private attributes.
 
-Whatever lies there, the mount is refused in one line with exit code 4, or it works and shows
-what the layers hold; never anything else.
+Whatever is there, the mount is refused in one line with exit code 4, or works and shows what the
+layers hold.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _layers(space: Space) -> None:
 
 
 def entry(space: Space, directory: str, name: str = "h1") -> Path:
-    """Where the index or the notes have something about a file of the lower."""
+    """The path at which the index or the notes keep something about a lower file."""
     fd = os.open(space.lower, os.O_RDONLY)
     try:
         origin = handles.encode(fd, name.encode(), filesystem_uuid(fd))
@@ -193,7 +193,7 @@ CASES: dict[str, Callable[[Space], None]] = {
 
 @root_only
 def test_immutable_junk(space: Space) -> None:
-    """What cannot be cleared is in the way of staging: the mount is refused."""
+    """The mount is refused if the staging directory cannot be cleared."""
     junk = space.work / "work" / "#9"
     junk.mkdir(parents=True)
     subprocess.run(["chattr", "+i", junk], check=True, timeout=30)
@@ -237,7 +237,7 @@ def test_work_directory(space: Space, what: str) -> None:
 
 
 def _mounts(space: Space) -> bool:
-    """Whether it mounts; if not, it must have been refused as documented."""
+    """Whether it mounts; if not, it must be refused as documented."""
     done = subprocess.run(
         command("mount", "-o", space.options(), space.mnt),
         capture_output=True,
@@ -276,12 +276,12 @@ OVERRIDES = {
     "long": b"0" * 2000,
 }
 TARGETS = {"empty": b"", "nul": b"a\0b", "longest": b"x" * 4095, "binary": bytes(range(1, 256))}
-#: Sizes of files that stand for a symbolic link and cannot.
+#: Sizes with which a file cannot stand for a symbolic link.
 TOO_LONG = (4096, 1 << 40)
 
 
 def test_override_stat(space: Space) -> None:
-    """A malformed attribute is as good as none: the real owner, mode and type are shown."""
+    """A malformed attribute counts as none: the real owner, mode and type are shown."""
     name = "user.containers.override_stat"
     os.setxattr(space.lower, name, b"0:0:0755:dir")
     for what, value in OVERRIDES.items():
@@ -322,7 +322,7 @@ def test_override_stat(space: Space) -> None:
 
 @root_only
 def test_more_attributes_than_can_be_listed(space: Space) -> None:
-    """They cost the object what nobody can tell of it, not the directory its listing."""
+    """The object loses what cannot be read of it, but its directory can be listed."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", space.lower], check=True, timeout=30)
     try:
         for name in ("f", "d", "."):
@@ -349,7 +349,7 @@ def test_more_attributes_than_can_be_listed(space: Space) -> None:
 @pytest.mark.parametrize("value", [b"1" * 5000 + b":0:0:file", b"0:0:0644:char-1-" + b"1" * 5000])
 @pytest.mark.parametrize("where", ["f", "."])
 def test_override_stat_with_very_long_numbers(space: Space, value: bytes, where: str) -> None:
-    """It costs the object its owner, not the directory its listing, nor the mount its root."""
+    """The object loses its owner, but its directory can be listed, and the mount succeeds."""
     # Only some filesystems have room for them.
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", space.lower], check=True, timeout=30)
     try:
@@ -370,7 +370,7 @@ def test_override_stat_with_very_long_numbers(space: Space, value: bytes, where:
 
 @pytest.mark.parametrize("value", [b"", b"y", b"garbage", b"\0" * 100])
 def test_implied(space: Space, value: bytes) -> None:
-    """The mark says that a directory's own metadata mean nothing; all else is as ever."""
+    """The mark makes only the directory's own metadata irrelevant."""
     bottom = space.add_lower()
     for layer in (space.lower, bottom):
         (layer / "d").mkdir()
@@ -413,7 +413,7 @@ def test_odd_oci_names(space: Space) -> None:
 
 @root_only
 def test_device_0_0_below_many_names(space: Space) -> None:
-    """Whiteouts in place of what other attributes say."""
+    """A device 0:0 is a whiteout, whatever its overlay attributes say."""
     bottom = space.add_lower()
     (bottom / "d").mkdir()
     make_whiteout(space.lower / "d")

@@ -1,8 +1,8 @@
 """Directories that the kernel has forgotten while it still knows something in them.
 
-It keeps the inode of what somebody watches, has open or reached by a handle, but neither its name
-nor the directories above. Whoever comes there again must find the same directory, and what is
-known in it must go on to be there.
+The kernel keeps the inode of an object that is watched, open or was reached by a handle, but
+neither its name nor the directories above. A new look-up must find the same directory, and what is
+known in it must still be there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ pytestmark = [
 
 
 def forget_names(mnt: Path) -> None:
-    """Have the kernel forget every name on this mount that is not in use just now."""
-    # Past the helper for FUSE, which would mount anew.
+    """Make the kernel forget every name on this mount that is not in use."""
+    # Not through the helper for FUSE, which would mount again.
     argv = ["mount", "-i", "-o", "remount", str(mnt)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
@@ -63,7 +63,7 @@ def make_layers(space: Space, layer: str) -> Path:
 
 @contextlib.contextmanager
 def forgotten(mnt: Path, *kept: Path) -> Iterator[None]:
-    """The kernel keeps the inodes of these, and nothing else."""
+    """Make the kernel keep the inodes of these and nothing else."""
     for path in kept:
         path.stat()
     with watched(*kept):
@@ -78,8 +78,8 @@ def numbers(*paths: Path) -> list[int]:
 
 @pytest.mark.parametrize("reader_first", [False, True])
 def test_names_kept_apart(space: Space, reader_first: bool) -> None:
-    """With index=off other names of a file that was changed show the old one: never with the number
-    of the changed one, or whoever archives the tree takes both for one file."""
+    """With index=off the other names of a changed file show the old one, and never have the number
+    of the changed one: programs that archive the tree would take both for one file."""
     space.extra = ("index=off",)
     for names in (("e", "z"), ("other", "unchanged")):
         (space.lower / names[0]).write_text("original\n")
@@ -127,7 +127,7 @@ def test_there_is_one_of_each(space: Space, layer: str) -> None:
 
 
 def test_a_new_directory_of_that_name(space: Space, layer: str) -> None:
-    """What was open in the old one does not come to be in the new one."""
+    """What was open in the old directory does not appear in the new one."""
     d = make_layers(space, layer)
     sub, f = d / "sub", d / "sub" / "f"
     with watched(sub, f):
@@ -146,7 +146,7 @@ def test_a_new_directory_of_that_name(space: Space, layer: str) -> None:
 
 @pytest.mark.parametrize("parent", ["forgotten", "open"])
 def test_open_below_a_directory_that_is_replaced(space: Space, layer: str, parent: str) -> None:
-    """The same for a directory that is open, and what is made there by its descriptor."""
+    """Nor do an open directory and what is created in it through its descriptor."""
     d = make_layers(space, layer)
     sub = d / "sub"
     with watched(sub), contextlib.ExitStack() as undo:
@@ -165,8 +165,8 @@ def test_open_below_a_directory_that_is_replaced(space: Space, layer: str, paren
 
 
 def test_renamed(space: Space, layer: str) -> None:
-    """A directory that is renamed when the kernel comes to know it again takes what was known
-    below it along."""
+    """A directory that is renamed after the kernel has looked it up again takes along what was
+    known below it."""
     if layer != "upper":
         if MODE == "userns" and IMPL == "kernel":
             pytest.skip("redirect_dir=on takes the superuser")
@@ -214,7 +214,7 @@ def test_exchanged(space: Space) -> None:
 @root_only
 @pytest.mark.parametrize("mode", ["r+b", "wb"])
 def test_written_by_handle(space: Space, mode: str) -> None:
-    """A file that is reached by a handle is where it always was: what is written stays."""
+    """A file that is reached by a handle keeps its place: what is written to it stays."""
     fill(space.lower, "f")
     (space.lower / "d" / "sub" / "f").write_text("old")
     f = space.mount() / "d" / "sub" / "f"
@@ -235,7 +235,7 @@ def test_written_by_handle(space: Space, mode: str) -> None:
 
 
 def _number_again(mnt: Path, number: int) -> Path:
-    """A new file that the filesystem gives this number, as it does with the lowest that is free."""
+    """A new file with this inode number: the filesystem reuses the lowest free one."""
     for count in range(200):
         path = mnt / f"new{count}"
         path.write_text("new")
@@ -248,7 +248,7 @@ def _number_again(mnt: Path, number: int) -> Path:
 @root_only
 @pytest.mark.parametrize("kind", ["file", "directory", "replaced"])
 def test_a_handle_of_what_is_gone(space: Space, kind: str) -> None:
-    """It leads nowhere, also once a new file has the number."""
+    """It leads nowhere, even after a new file got the number."""
     mnt = space.mount()
     path = mnt / "old"
     if kind == "directory":

@@ -24,8 +24,8 @@ if MODE == "root":
 #: What hides ACLs without keeping modes in an attribute.
 PLAIN = ["noacl", "noxattrs=1"]
 
-#: By number: a member of the owning group, one who is also named, one who is only that, one of a
-#: named group, and anybody else.
+#: User ids: a member of the owning group, a member who is also named, a user who is only named, a
+#: member of a named group, and anybody else.
 OWNING, NAMED_GROUP = 5000, 5001
 MEMBER, NAMED_MEMBER, NAMED, GROUPED, OTHER = range(4001, 4006)
 SUBJECTS = {
@@ -39,7 +39,7 @@ RIGHTS = ("---", "r--", "rw-")
 
 
 def hide_acls(space: Space, option: str) -> None:
-    """Have the mount be one without ACLs."""
+    """Mount without ACLs."""
     if option == "another layer":
         below = space.add_lower()
         os.setxattr(below, "security.fuseoverlayfs.override_stat", b"0:0:0755:dir")
@@ -106,7 +106,7 @@ def test_nobody_gains(space: Space, option: str) -> None:
 
     assert gains() == []
     shown = {name: permissions(mnt / name) for name in names}
-    # What an ACL gives to all of a class that class keeps.
+    # A class keeps the rights that the ACL gives to all of it.
     assert shown["rw-rw-r--rw-rw-"] == "664"
     assert shown["r--rw-r--rw-rw-"] == "644"
     assert shown["rw-r--rw-rw-rw-"] == "644"
@@ -123,7 +123,7 @@ def test_nobody_gains(space: Space, option: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("seen_by", [os.listdir, os.stat])
 def test_mode_shown(space: Space, option: str, seen_by: Callable[[Path], object]) -> None:
-    """Of files and directories, whether they are looked up or listed first; in the upper, too."""
+    """The mode shown of files and directories, looked up or listed first; in the upper too."""
     expected = {}
     for layer in (space.lower, space.upper):
         for kind, mode in (("file", "600"), ("dir", "700")):
@@ -162,7 +162,7 @@ def test_acl_is_kept_in_copies(space: Space, option: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("where", ["lower", "upper"])
 def test_below_a_default_acl(space: Space, option: str, where: str) -> None:
-    """What is made gets no more than with the ACL, and what is made in there neither."""
+    """New objects grant no more than with the ACL; nor do objects made in new directories."""
     above = getattr(space, where) / "dir"
     above.mkdir()
     setfacl("-m", f"d:u::rwx,d:u:{os.geteuid()}:rw,d:g::---,d:m::rwx,d:o::r", above)
@@ -190,7 +190,7 @@ def test_below_a_default_acl(space: Space, option: str, where: str) -> None:
 
 @pytest.mark.parametrize("option", ["", *OPTIONS])
 def test_default_acl_of_the_work_directory(space: Space, option: str) -> None:
-    """It says nothing about what the mount makes and copies, as in the kernel."""
+    """It has no effect on what the mount creates and copies, as in the kernel."""
     (space.lower / "dir").mkdir()
     (space.lower / "file").write_bytes(b"x")
     setfacl("-m", f"d:u:{os.geteuid()}:rwx", space.work)
@@ -208,7 +208,7 @@ def test_default_acl_of_the_work_directory(space: Space, option: str) -> None:
 @root_only
 @pytest.mark.parametrize("option", ["", "noacl"])
 def test_upper_without_acls(space: Space, option: str) -> None:
-    """A copy that loses its ACL gives nobody what that had kept from him."""
+    """A copy that loses its ACL grants nobody what the ACL denied."""
     subprocess.run(["mount", "-t", "ramfs", "none", space.upper], check=True, timeout=30)
     try:
         space.upper, space.work = space.upper / "upper", space.upper / "work"

@@ -1,5 +1,5 @@
-"""Owners that are not shown as they are stored: `uidmapping`, `squash_to_uid` and the like. Some
-tests compare with the C program `fuse-overlayfs`."""
+"""Owners that are not shown as stored: `uidmapping`, `squash_to_uid` and the like. Some tests
+compare with the C program `fuse-overlayfs`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NOBODY = int(Path("/proc/sys/kernel/overflowuid").read_text())
 
 
 class Shift(NamedTuple):
-    """Options, and what they show: (user id, group id) for stored ones."""
+    """Options, and the (user id, group id) that they show for each stored pair."""
 
     options: str
     shown: Callable[[int, int], tuple[int, int]]
@@ -77,12 +77,12 @@ SHIFTS = {
     "root and a user": Shift("squash_to_uid=7,squash_to_root", lambda u, g: (7, 0)),
     "both": Shift(f"squash_to_uid=7,{PODMAN}", lambda u, g: (7, _podman(g, g)[1])),
 }
-#: Owners that objects of the layers have, and one that no range covers.
+#: Owners of objects in the layers, the last covered by no range.
 OWNERS = ((0, 0), (5, 6), (9, 10), (12, 0), (1000, 1000), (70_000, 70_001))
 
 
 def owner(path: Path | str) -> tuple[int, int]:
-    """User and group of an object, which is not followed."""
+    """User and group of an object; symbolic links are not followed."""
     st = os.lstat(path)
     return st.st_uid, st.st_gid
 
@@ -137,7 +137,7 @@ def mapped(space: Space) -> Space:
 @root_only
 @pytest.mark.parametrize("what", SHIFTS)
 def test_shown(space: Space, what: str) -> None:
-    """The same by listing and by stat, in a lower, copied up, in the upper, after a remount."""
+    """Listings and stat show the same, in a lower, copied up, in the upper, after a remount."""
     shift = SHIFTS[what]
     populate(space.lower)
     (space.upper / "up").mkdir()
@@ -175,7 +175,7 @@ def test_shown(space: Space, what: str) -> None:
 @root_only
 @pytest.mark.skipif(not NATIVE, reason="needs the extension")
 def test_statx(mapped: Space) -> None:
-    """Who asks for the time of birth is shown the same owner."""
+    """A request for the birth time returns the same owner."""
     for name in ("f5-6", "d9-10"):
         argv = ["stat", "-c", "%W %u %g", mapped.mnt / name]
         born = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
@@ -197,7 +197,7 @@ def make_everything(base: Path) -> None:
 
 
 def make_more(base: Path) -> None:
-    """What takes the rights of the owner, and a file that is first made without a name."""
+    """Do what only the owner may, and make a file that has no name at first."""
     make_everything(base)
     os.link(base / "file", base / "hard")
     (base / "dir" / "inner").touch()
@@ -214,7 +214,7 @@ MORE = (*MADE, "hard", "dir/inner", *(("tmpfile",) if NATIVE else ()))
 def check_made(
     space: Space, names: Iterable[str], shown: tuple[int, int], stored: tuple[int, int]
 ) -> None:
-    """Whom the objects in `new` belong to, in the mount and on disk."""
+    """Check who owns the objects in `new`, in the mount and on disk."""
     for name in names:
         assert owner(space.mnt / "new" / name) == shown, name
         assert owner(space.upper / "new" / name) == stored, name
@@ -224,8 +224,8 @@ def check_made(
 @root_only
 @pytest.mark.parametrize("user", [0, 7, LENGTH - 1])
 def test_making_things(mapped: Space, user: int) -> None:
-    """What a user of the container makes is his in the mount, and on disk has the id that he
-    has in the container."""
+    """Objects made by a user of the container belong to that user in the mount, and on disk to the
+    user's id in the container."""
     os.mkdir(mapped.mnt / "new")
     os.chmod(mapped.mnt / "new", 0o777)
     may(FIRST + user, lambda: make_more(mapped.mnt / "new"))
@@ -236,7 +236,7 @@ def test_making_things(mapped: Space, user: int) -> None:
 
 @root_only
 def test_making_things_without_an_id(mapped: Space) -> None:
-    """A user whom no range shows cannot make anything: it would be somebody else's."""
+    """A user whose id no range shows cannot make anything: it would belong to somebody else."""
     os.mkdir(mapped.mnt / "new")
     os.chmod(mapped.mnt / "new", 0o777)
     for user in (FIRST - 1, FIRST + LENGTH, 5):
@@ -253,8 +253,8 @@ def test_making_things_without_an_id(mapped: Space) -> None:
 
 @root_only
 def test_root_prepares_a_container(mapped: Space) -> None:
-    """What root outside makes belongs to root inside: podman makes directories to mount on, and
-    copies files, before anybody is in there."""
+    """What root outside makes belongs to root inside: podman makes mount points and copies files
+    before the container has any process."""
     os.mkdir(mapped.mnt / "new")
     make_more(mapped.mnt / "new")
     os.mknod(mapped.mnt / "new" / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -267,8 +267,8 @@ def test_root_prepares_a_container(mapped: Space) -> None:
 
 @root_only
 def test_root_takes_the_mount(mapped: Space) -> None:
-    """podman gives the top directory to root, whoever it shows ids to, before it compares what it
-    finds mounted: it then belongs to root inside."""
+    """podman gives the top directory to root, whatever the mapping, before it checks what is
+    mounted: the directory then belongs to root inside."""
     os.chown(mapped.mnt, FIRST + 3, FIRST + 4)
     assert owner(mapped.upper) == (3, 4)
     os.chown(mapped.mnt, 0, 0)
@@ -279,7 +279,7 @@ def test_root_takes_the_mount(mapped: Space) -> None:
 
 @root_only
 def test_root_with_an_id(space: Space) -> None:
-    """Where root outside has an id inside, that is his."""
+    """If the mapping shows some stored id as root's, root's objects are stored with that id."""
     mnt = mount(space, "uidmapping=0:100:10:100:0:10,gidmapping=0:100:10:100:0:10")
     (mnt / "f").touch()
     assert owner(mnt / "f") == (0, 0)
@@ -288,7 +288,7 @@ def test_root_with_an_id(space: Space) -> None:
 
 @root_only
 def test_setgid_directory(mapped: Space) -> None:
-    """It hands its group down, also one that nothing shows."""
+    """New objects inherit its group, even one that no id shows."""
     for group in (6, 70_000):
         directory = mapped.mnt / f"g{group}"
         (mapped.lower / directory.name).mkdir()
@@ -327,7 +327,7 @@ def test_chown(mapped: Space, kind: str) -> None:
 
 @root_only
 def test_unmapped_owner(mapped: Space) -> None:
-    """An owner whom no range covers shows as nobody, stays as he is, and root may replace him."""
+    """An owner that no range covers shows as nobody and stays as stored; root may change it."""
     path, up = mapped.mnt / "f70000-70001", mapped.upper / "f70000-70001"
     os.chmod(path, 0o4750)
     assert owner(up) == (70_000, 70_001)
@@ -401,7 +401,7 @@ def test_copies_keep_stored_owners(space: Space, features: tuple[str, ...]) -> N
 
 @root_only
 def test_acl(mapped: Space) -> None:
-    """The ids in them are shown and stored as owners are, and rights follow."""
+    """Their ids are shown and stored as owners are, and permissions follow."""
     path, up = mapped.mnt / "f5-6", mapped.upper / "f5-6"
     os.chmod(path, 0o600)
     may_not(FIRST + 30, path.read_bytes)
@@ -433,7 +433,7 @@ def _acl(user: int) -> bytes:
 @root_only
 @pytest.mark.parametrize("umask", [0o000, pytest.param(0o022, marks=without_dont_mask)])
 def test_default_acl(mapped: Space, umask: int) -> None:
-    """What is made inherits the stored ids."""
+    """New objects inherit the stored ids."""
     directory = mapped.mnt / "d5-6"
     os.chmod(directory, 0o777)
     setfacl("-d", "-m", f"u:{FIRST + 30}:rwx", directory)
@@ -476,7 +476,7 @@ def _rooted(root: int) -> bytes:
 
 @root_only
 def test_capabilities(mapped: Space) -> None:
-    """They count for root of the container, as by an idmapped mount."""
+    """They count for root of the container, as with an idmapped mount."""
     name = "security.capability"
     os.setxattr(mapped.lower / "f0-0", name, NET_RAW)
     os.setxattr(mapped.lower / "f70000-70001", name, _rooted(70_000))
@@ -505,7 +505,7 @@ def test_capabilities(mapped: Space) -> None:
 @root_only
 @pytest.mark.parametrize("what", ["root", "one owner"])
 def test_squash(space: Space, what: str) -> None:
-    """Whatever is done, everything shows the one owner, and the disk knows who did it."""
+    """Everything always shows the one owner, and the disk holds who made it."""
     shift = SHIFTS[what]
     shown = shift.shown(0, 0)
     populate(space.lower)
@@ -528,8 +528,8 @@ def test_squash(space: Space, what: str) -> None:
 
 @root_only
 def test_squash_and_mapping(space: Space) -> None:
-    """The squash counts for what is shown, the mapping for what is stored; what it does not
-    cover is stored as it is, since nobody sees it."""
+    """The squash determines what is shown, the mapping what is stored. Ids that it does not cover
+    are stored unchanged, since they are not shown."""
     mnt = mount(space, f"squash_to_uid=7,squash_to_gid=8,{PODMAN}")
     (mnt / "f").touch()
     os.chown(mnt / "f", FIRST + 5, FIRST + 6)
@@ -551,7 +551,8 @@ def test_squash_and_mapping(space: Space) -> None:
 def test_nobodys_program_is_another_ones(
     space: Space, what: str, kept: dict[tuple[int, int], int]
 ) -> None:
-    """setuid and setgid show only with the owner on disk, or the number that stands for it."""
+    """setuid and setgid show only if the owner shown is the one on disk or the number that stands
+    for it."""
     populate(space.lower)
     names = {ids: f"{ids[0]}-{ids[1]}" for ids in OWNERS}
     for name in names.values():
@@ -580,7 +581,7 @@ def test_setuid_given_through_a_squashed_mount(space: Space) -> None:
 @root_only
 @pytest.mark.parametrize("options", ["squash_to_uid=3000", "squash_to_uid=3000,squash_to_gid=3000"])
 def test_who_is_shown_as_owner_makes_nobodys_program(space: Space, options: str) -> None:
-    """The file is root's on disk, and with another mount in the view, too."""
+    """The file belongs to root on disk, and in the view of another mount."""
     (space.lower / "prog").write_bytes(b"root's")
     os.chmod(space.lower / "prog", 0o644)
     mnt = mount(space, options)
@@ -609,7 +610,7 @@ def test_who_is_shown_as_owner_makes_nobodys_program(space: Space, options: str)
 
 @pytest.mark.skipif(MODE == "root", reason="root may give everything away")
 def test_squash_what_is_not_ours(space: Space) -> None:
-    """A lower's owners that we cannot give are no reason not to copy its files up."""
+    """Files of a lower whose owners we cannot set are copied up all the same."""
     space.lowers = [Path("/etc/skel")]
     names = [p.name for p in space.lower.iterdir() if p.is_file()]
     assert names, "no file to copy up"
@@ -648,8 +649,8 @@ def test_mapping_to_oneself(space: Space) -> None:
 
 @contextlib.contextmanager
 def user_namespace() -> Iterator[list[str]]:
-    """A namespace in which ids from 0 on are ours from `FIRST` on, with mounts of its own; yields
-    the command that enters it, as its root."""
+    """A user namespace, with a mount namespace, in which ids from 0 on stand for ours from `FIRST`
+    on; yields the command that enters it as its root."""
     argv = ["unshare", "--user", "--mount", "--propagation=slave", "cat"]
     holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -681,8 +682,8 @@ def run(argv: list[str]) -> str:
 
 @root_only
 def test_container_on_a_mapped_mount(mapped: Space) -> None:
-    """Who is in a user namespace sees the ids that the layers store, makes things that have his
-    id there, and may use capabilities of files."""
+    """A process in a user namespace sees the ids that the layers store, makes objects with its id
+    there, and may use capabilities of files."""
     os.setxattr(mapped.lower / "f0-0", "security.capability", NET_RAW)
     mapped.remount()
     with user_namespace() as enter:
@@ -702,8 +703,8 @@ def test_container_on_a_mapped_mount(mapped: Space) -> None:
 
 @root_only
 def test_mounted_by_a_container(space: Space) -> None:
-    """In a mount that is made in a user namespace its users' objects are theirs on disk; with a
-    mapping on top of that, too."""
+    """In a mount made in a user namespace, objects of its users belong to them on disk; with a
+    mapping on top too."""
     if not os.stat("/dev/fuse").st_mode & stat.S_IWOTH:
         pytest.skip("/dev/fuse is closed to others")
     (space.lower / "f").touch()
@@ -728,7 +729,7 @@ def test_mounted_by_a_container(space: Space) -> None:
 
 @contextlib.contextmanager
 def mapped_twice(space: Space) -> Iterator[None]:
-    """The kernel maps the lower's ids, too: so podman names it, if root runs it."""
+    """The kernel maps the lower's ids too: podman passes such a lower if root runs it."""
     populate(space.lower)
     setfacl("-m", "u:5:r", space.lower / "f5-6")
     os.setxattr(space.lower / "f0-0", "security.capability", NET_RAW)
@@ -745,7 +746,7 @@ def mapped_twice(space: Space) -> Iterator[None]:
 
 @root_only
 def test_lower_that_the_kernel_maps(space: Space) -> None:
-    """Its ids are mapped once, and copied up as its files have them."""
+    """Its ids are mapped only once, and copied up as stored in its files."""
     with mapped_twice(space):
         mnt = mount(space, PODMAN)
         for uid, gid in OWNERS:
@@ -766,7 +767,8 @@ def test_lower_that_the_kernel_maps(space: Space) -> None:
 @root_only
 @pytest.mark.parametrize("where", [".", "/proc"])
 def test_lower_that_the_kernel_maps_without_an_upper(space: Space, where: str) -> None:
-    """The way around that mount is the working directory's; without one nothing is mounted."""
+    """The way around that mount is through the working directory; without one the mount is
+    refused."""
     with mapped_twice(space):
         options = f"lowerdir={space.lower},{PODMAN}"
         argv = command("mount", "-o", options, space.mnt)
@@ -793,7 +795,7 @@ def ids(base: Path) -> dict[str, tuple[int, int]]:
 
 
 def work_as_a_container(mnt: Path, uids: int, gids: int) -> None:
-    """What users of a container do, whose ids start there."""
+    """What users of a container do; their ids start at the given one."""
     for user in (0, 3):
         directory = mnt / f"of {user}"
         os.mkdir(directory)
@@ -815,7 +817,7 @@ def work_as_a_container(mnt: Path, uids: int, gids: int) -> None:
     "what", ["mapped", "users only", "groups only", "root", "one user", "one owner"]
 )
 def test_same_as_fuse_overlayfs(what: str) -> None:
-    """Shown owners and those on disk, after all that a container may do."""
+    """Owners shown and on disk are the same, after all that a container may do."""
     options = SHIFTS[what].options
     uids, gids = (FIRST if kind in options else 0 for kind in ("uidmapping", "gidmapping"))
     results = []

@@ -1,7 +1,7 @@
 """fuseoverlay and kernel overlayfs side by side: same answers, same tree, same upper.
 
-A random walk of operations runs on both, on equal layers; then each reads the other's
-upper. What differs by choice is not among the operations (see `DIFFERENCES`).
+A random walk of operations runs on both, on equal layers; then each reads the other's upper.
+Operations that differ by choice are left out (see `DIFFERENCES`).
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ pytestmark = [
 ]
 
 STEPS = 400
-#: Walks; more of them in the long run.
+#: The number of walks; the long run has more.
 SEEDS = range(200 if os.environ.get("FUSEOVERLAY_LONG") else 6)
 TURNS = range(1000, 1040 if os.environ.get("FUSEOVERLAY_LONG") else 1003)
 NAMES = ("a", "b", "c", "d", "e")
-#: The two run at different times.
+#: Not compared, since the two run at different times.
 CLOCK = {"mtime_ns"}
 
 
 def _layers(space: Space) -> None:
-    """Three lowers in which every name is something else."""
+    """Three lowers in which each name is a different kind of object."""
     middle, bottom = space.add_lower(), space.add_lower()
     for layer, text in ((bottom, b"bottom"), (middle, b"middle")):
         for name in NAMES[:3]:
@@ -145,7 +145,7 @@ def _read(path: Path) -> bytes:
 
 
 def _result(step: Callable[[Path], object], mnt: Path) -> object:
-    """What a program sees: the answer or the errno."""
+    """What a program gets: the result or the errno."""
     try:
         return step(mnt)
     except OSError as exc:
@@ -153,9 +153,9 @@ def _result(step: Callable[[Path], object], mnt: Path) -> object:
 
 
 def _upper(space: Space) -> dict[str, tuple]:
-    """The upper as both must leave it: what, whiteouts, opaque marks; no private bookkeeping.
+    """The upper as both must leave it: objects, whiteouts and opaque marks, no private bookkeeping.
 
-    An opaque mark over nothing says nothing; the kernel sometimes makes one.
+    Opaque marks over nothing are left out: the kernel sometimes makes one.
     """
     found: dict[str, tuple] = {}
     for path in sorted(space.upper.rglob("*")):
@@ -176,7 +176,7 @@ def _upper(space: Space) -> dict[str, tuple]:
 
 
 def _directory_below(space: Space, name: str) -> bool:
-    """Whether the topmost lower that knows the name has a directory there."""
+    """Whether the topmost lower that has the name has a directory there."""
     for lower in space.lowers:
         if os.path.lexists(lower / name):
             return stat.S_ISDIR(os.lstat(lower / name).st_mode)

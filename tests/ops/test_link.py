@@ -1,4 +1,4 @@
-"""Hard links: made through the mount, and those that layers bring."""
+"""Hard links, made through the mount or present in layers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_link_of_an_open_file(case: Case, where: str) -> None:
 
 @file_handles
 def test_rename_of_one_name_onto_the_other(case: Case, where: str) -> None:
-    """rename(2): two links to one file: nothing happens, both stay."""
+    """rename(2) of one link to a file onto another does nothing: both stay."""
     os.link(case.path / "f", case.path / "hard")
     os.rename(case.path / "f", case.path / "hard")
     assert os.path.samefile(case.path / "f", case.path / "hard")
@@ -234,7 +234,7 @@ def test_truncating_open_of_a_lower_link(linked: Space) -> None:
 
 
 def test_links_of_a_copied_tree(linked: Space) -> None:
-    """cp -a through the mount keeps links, as tar and rsync do, by st_ino and st_nlink."""
+    """cp -a through the mount keeps links; like tar and rsync it goes by st_ino and st_nlink."""
     with linked.mounted() as mnt:
         shutil.copytree(mnt / "dir", mnt / "plain")
         assert os.stat(mnt / "plain" / "c").st_nlink == 1
@@ -258,7 +258,7 @@ def test_links_in_the_upper(space: Space) -> None:
 
 
 def test_links_between_layers_are_different_files(space: Space) -> None:
-    """The same inode seen in two layers (a hard link between them) is two files: one may change."""
+    """An inode with names in two layers (a hard link between them) is two files: one may change."""
     bottom = space.add_lower()
     (bottom / "a").write_bytes(b"x")
     os.link(bottom / "a", space.lower / "b")
@@ -277,7 +277,7 @@ def test_symlink_with_two_names_loses_one(case: Case, where: str) -> None:
 
 @pytest.mark.parametrize("name", ["f", "p", "s"])
 def test_last_name_after_the_first_was_replaced(case: Case, where: str, name: str) -> None:
-    """The name under which the overlay met the inode is gone; everything works by the other."""
+    """The name by which the overlay found the inode is gone; everything works by the other one."""
     st = os.lstat(case.path / name)
     os.link(case.path / name, case.path / "d" / "second", follow_symlinks=False)
     (case.path / "new").write_bytes(b"new")
@@ -308,7 +308,7 @@ def test_unlinked_symlink_is_still_readable(case: Case, where: str) -> None:
 
 
 def test_metacopy_of_a_file_with_two_names(space: Space) -> None:
-    """The name that was not copied up leads to a copy without data: that of the lower counts."""
+    """The name that was not copied up leads to a copy without data: the lower's data counts."""
     space.features = ("metacopy=on", "redirect_dir=on", "index=on")
     (space.lower / "a").write_bytes(b"data")
     os.link(space.lower / "a", space.lower / "b")
@@ -326,7 +326,7 @@ def test_metacopy_of_a_file_with_two_names(space: Space) -> None:
 
 
 def test_name_of_an_open_file_goes_before_it_is_written(linked: Space) -> None:
-    """The other names show what is written through the descriptor; also if one is left."""
+    """The other names show what is written through the descriptor, even if only one is left."""
     linked.features = ("index=on",)
     os.unlink(linked.lower / "dir" / "c")
     with linked.mounted(settle=False) as mnt:
@@ -346,7 +346,7 @@ def test_name_of_an_open_file_goes_before_it_is_written(linked: Space) -> None:
 
 @differs("hard-links")
 def test_change_that_finds_no_room_leaves_links_alone(space: Space) -> None:
-    """What is written through a descriptor never reaches a lower, whatever failed before."""
+    """Writes through a descriptor never reach a lower, whatever failed before."""
     space.mnt.rmdir()
     if MODE == "user":
         pytest.skip("a plain user cannot mount a tmpfs")
@@ -376,7 +376,7 @@ def _fill_up(space: Space, small: Path) -> None:
     while os.statvfs(small).f_ffree > 2:
         made.append(mnt / f"filler{len(made)}")
         made[-1].touch()
-    # One for the index's directory, one for the entry of the copy.
+    # One for the index directory, one for the entry of the copy.
     taken = []
     while os.statvfs(small).f_ffree:
         taken.append(small / f"taken{len(taken)}")
@@ -397,7 +397,7 @@ def _fill_up(space: Space, small: Path) -> None:
 
 
 def test_names_are_kept_apart_without_an_index(linked: Space) -> None:
-    """As where layers share files by hard links that have nothing to do with each other."""
+    """As needed if layers share unrelated files by hard links."""
     linked.features = ("index=off",)
     with linked.mounted(settle=False) as mnt:
         for name in THREE:
@@ -470,7 +470,7 @@ if IMPL == "kernel" or NATIVE:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_copying_a_file_up_changes_is_seen(linked: Space, change: str) -> None:
-    """A copy has one name, whatever the kernel took to have changed."""
+    """A copy has one name; the kernel must see that, whatever attributes it expected to change."""
     os.setxattr(linked.lower / "dir" / "c", "user.colour", b"red")
     linked.features = ("index=off",)
     with linked.mounted(settle=False) as mnt:

@@ -1,4 +1,4 @@
-"""Listing directories: big ones, changing ones, with offsets that stay true."""
+"""Listing directories, big and changing ones, with offsets that stay valid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MANY = 5000
 
 
 class Stream(libc.Stream):
-    """With names as text, and positions as telldir(3) tells them."""
+    """A directory stream with names as text and positions as from telldir(3)."""
 
     def next(self) -> tuple[str, int] | None:
         """(name, position after it); None at the end."""
@@ -104,7 +104,7 @@ def test_two_listings_at_once(big: Space) -> None:
 
 
 def test_deletion_while_listing(space: Space) -> None:
-    """`rm -r` reads and deletes in turn: it must meet every name, once."""
+    """`rm -r` alternates reading and deleting: it must meet every name once."""
     (space.lower / "d").mkdir()
     for index in range(MANY):
         (space.lower / "d" / f"n{index}").touch()
@@ -131,7 +131,7 @@ def test_deletion_of_new_files_while_listing(case: Case) -> None:
 
 
 def test_creation_while_listing(space: Space) -> None:
-    """Names that were there all the time are listed once, whatever comes meanwhile."""
+    """Names that are there all the time are listed once, whatever is created meanwhile."""
     (space.lower / "d").mkdir()
     for index in range(1000):
         (space.lower / "d" / f"n{index}").touch()
@@ -202,7 +202,7 @@ def test_malformed_entry_does_not_hide_the_others(space: Space) -> None:
 
 
 def test_listing_of_long_names(space: Space) -> None:
-    """255 bytes each: few fit one reply."""
+    """Names of 255 bytes: few fit into one reply."""
     names = {f"{index:0255d}" for index in range(300)}
     for name in names:
         (space.lower / name).touch()
@@ -217,7 +217,7 @@ HIDDEN = set(range(0, THREE, 3)) - set(range(0, THREE, 5))
 
 @pytest.fixture
 def three(space: Space) -> Iterator[Path]:
-    """A directory `d`, merged of three lowers with whiteouts, in a mount that may change."""
+    """A directory `d`, merged from three lowers with whiteouts, in a writable mount."""
     middle, bottom = space.add_lower(), space.add_lower()
     for layer in space.lowers:
         (layer / "d").mkdir()
@@ -239,7 +239,7 @@ LEFT = {f"n{number}" for number in range(THREE) if number not in HIDDEN} | {"onl
 
 
 def check_listing(met: list[str], stayed: set[str]) -> None:
-    """What stayed all the time is there once; nothing is there twice."""
+    """Names that stayed all the time are listed once; no name is listed twice."""
     assert [name for name in met if name in stayed and met.count(name) > 1] == []
     assert stayed <= set(met)
 
@@ -260,7 +260,7 @@ def test_merged_directory_from_every_position(three: Path) -> None:
 
 
 def test_positions_stay_true_under_change(three: Path) -> None:
-    """Go back to a position after names before and behind it came and went."""
+    """Return to a position after names before and behind it came and went."""
     stream = Stream(three)
     seen = []
     while (found := stream.next()) is not None:
@@ -382,7 +382,7 @@ def test_hundred_thousand_entries(space: Space) -> None:
 
 
 def test_directory_that_cannot_be_read_is_listed(space: Space) -> None:
-    """Of two lowers: whoever lists its parent, or looks at it, need not read it."""
+    """A merged directory of two lowers: neither listing its parent nor stat requires reading it."""
     for layer in (space.lower, space.add_lower()):
         (layer / "d" / "closed" / "sub").mkdir(parents=True)
         (layer / "d" / "closed").chmod(0o311)

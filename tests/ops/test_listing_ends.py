@@ -1,6 +1,6 @@
-"""A listing ends, whatever is made meanwhile: each name that is there from its beginning, once.
+"""A listing ends, whatever is made meanwhile, and has each name that was there at its start once.
 
-What was made since, a program sees with the next rewinddir(3).
+Programs see names made later after the next rewinddir(3).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES = {f"n{number}" for number in range(MANY)}
 
 @pytest.fixture(params=WHERES)
 def full(request: pytest.FixtureRequest, space: Space) -> Path:
-    """A directory with many names: the lower's, the upper's, or half of them each."""
+    """A directory with many names: in the lower, in the upper, or half of them in each."""
     space.add_lower()
     for layer in space.lowers if request.param != "upper" else [space.upper]:
         (layer / "d").mkdir()
@@ -56,7 +56,7 @@ def _away_and_back(path: Path) -> None:
 
 
 def _remake_in_turn(path: Path) -> None:
-    """A directory, then a file, then nothing."""
+    """Make the name a directory, then a file, then remove it."""
     path.unlink()
     path.mkdir()
     path.rmdir()
@@ -64,7 +64,7 @@ def _remake_in_turn(path: Path) -> None:
 
 
 def _list(path: Path) -> None:
-    """Another pass begins, and ends, with a name more each time."""
+    """Begin and end another pass, with one more name each time."""
     path.with_name(path.name + ".b").touch()
     with os.scandir(path.parent) as entries:
         next(entries)
@@ -130,7 +130,7 @@ def test_each_pass_has_an_end_of_its_own(full: Path) -> None:
 
 @fuse_only
 def test_reader_that_pauses_while_others_go_on(full: Path) -> None:
-    """What it was reading last goes, and hundreds of passes begin and end meanwhile."""
+    """Meanwhile the entry that it read last is removed, and hundreds of passes begin and end."""
     paused = Stream(full)
     seen = [found[0] for found in (paused.next() for _ in range(500)) if found]
     (full / seen[-1]).unlink()
@@ -148,7 +148,8 @@ def test_reader_that_pauses_while_others_go_on(full: Path) -> None:
 
 @fuse_only
 def test_listing_beside_a_writer(full: Path) -> None:
-    """Somebody makes names as fast as he can; what is there is listed, once, and it ends."""
+    """A writer makes names as fast as it can; existing names are listed once, and the listing ends.
+    """
     done = threading.Event()
 
     def make() -> None:

@@ -190,7 +190,7 @@ def test_500_layers(space: Space) -> None:
 
 @pytest.mark.parametrize("layer", ["lower", "upper"])
 def test_deep_directories_whose_descriptors_were_needed(space: Space, layer: str) -> None:
-    """They are opened again one by one, and there are more than Python nests calls."""
+    """They are opened again one by one; there are more of them than Python can nest calls."""
     here = os.open(getattr(space, layer), os.O_RDONLY)
     for _ in range(700):
         os.mkdir("d", dir_fd=here)
@@ -215,7 +215,7 @@ def test_deep_directories_whose_descriptors_were_needed(space: Space, layer: str
 
 
 def test_deeper_than_path_max(space: Space) -> None:
-    """A tree whose full path no system call takes, walked by chdir."""
+    """A tree whose full path is too long for any system call, walked by chdir(2)."""
     name, levels = "x" * 200, 30
     here = os.open(space.lower, os.O_RDONLY)
     for _ in range(levels):

@@ -1,7 +1,8 @@
-"""Files of a lower with several names, of which somebody takes away or replaces the one by which
-the mount found the file: the others lead to it all the same.
+"""Lower files with several names, if somebody removes or replaces the name by which the mount found
+the file: the other names still lead to it.
 
-Who has a link to another's file in a directory of his own must not make it inaccessible.
+A user with a link to somebody else's file in a directory of their own must not be able to make the
+file inaccessible.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def names(request: pytest.FixtureRequest, space: Space) -> Space:
 
 @pytest.mark.parametrize("taken", TAKEN)
 def test_open_file(names: Space, taken: str) -> None:
-    """What was open by the name that was taken away, and by another one, is still that file."""
+    """Descriptors opened by the removed name and by another one still lead to that file."""
     mnt = names.mount()
     with (mnt / "etc" / "f").open("r+b", 0) as f, (mnt / "home" / "x").open("rb", 0) as x:
         TAKEN[taken](names.lower / "home" / "x")
@@ -119,7 +120,7 @@ def test_open_file(names: Space, taken: str) -> None:
 
 
 def test_all_names_are_gone(names: Space) -> None:
-    """Then there is nothing; what was put there instead is not shown under the old attributes."""
+    """Then the file is gone; its replacement is not shown with the old attributes."""
     mnt = names.mount()
     with (mnt / "etc" / "f").open("r+b", 0) as f, (mnt / "home" / "x").open("rb", 0) as x:
         for name in ("home/x", "etc/f", "etc/third"):

@@ -1,9 +1,9 @@
 """Malformed overlay attributes and layers: the same answer as the kernel's, or a documented one.
 
-Every case is one directory of the same layers: an upper, a top lower and a bottom lower.
-The kernel shows them first, where it can be asked; then fuseoverlay. The errno and everything
-that is visible must be equal. In no mode may the content of a file outside the layers, or of
-a file that a name has nothing to do with, be shown: those contain `SECRET`.
+Every case is one directory in the same layers: an upper, a top lower and a bottom lower. The kernel
+shows them first, where it can be asked; then fuseoverlay. The errno and all that is visible must be
+equal. In no mode may the content of a file outside the layers, or of a file unrelated to the name,
+be shown: those files contain `SECRET`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Area:
     outside: Path
 
     def absolute(self, path: str) -> bytes:
-        """The path of something in here from the layer's root, as redirects have it."""
+        """The absolute path of something in here from the layer's root, as in redirects."""
         return os.fsencode(f"/{self.name}/{path}")
 
 
@@ -74,7 +74,7 @@ CASES: dict[str, Callable[[Area], None]] = {}
 
 
 def case(name: str) -> Callable[[Callable[[Area], None]], Callable[[Area], None]]:
-    """Enter a function into the table."""
+    """Add a function to the table."""
 
     def enter(function: Callable[[Area], None]) -> Callable[[Area], None]:
         CASES[name] = function
@@ -129,7 +129,7 @@ def _redirect_case(layer: str, value: Callable[[Area], bytes]) -> Callable[[Area
         directory.mkdir()
         (directory / "own").write_bytes(b"own\n")
         mark(directory, "redirect", value(area))
-        # What a rename leaves behind: no two directories go on in the same one.
+        # As a rename leaves it: no two directories continue in the same one.
         make_whiteout(getattr(area, layer) / "e")
 
     return make
@@ -544,7 +544,7 @@ REFUSALS = {"EINVAL", "EACCES", "EPERM", "EIO"}
 
 
 def look(root: Path) -> dict[str, object]:
-    """All that programs see below `root`: for each path the status, the content, the names."""
+    """All that programs see below `root`: the status, content and names of each path."""
     seen: dict[str, object] = {}
     todo = [root]
     while todo:
@@ -610,7 +610,7 @@ def _features() -> list[str]:
 
 @pytest.fixture(scope="module", params=_features())
 def views(request: pytest.FixtureRequest) -> Iterator[Views]:
-    """Look at all cases; then do to each what a program may do."""
+    """Look at all cases, then change each as a program may."""
     with scratch() as base:
         space = Space(base, 2)
         _build(space)
@@ -683,7 +683,7 @@ def test_malformed(views: Views, name: str) -> None:
 
 
 def _close(features: str, ours: object, theirs: object) -> bool:
-    # Two things are wrong with a metacopy that is malformed and not asked for.
+    # A malformed metacopy without metacopy=on is wrong in two ways.
     return ours == theirs or (features != "on" and ours == "EPERM" and theirs in REFUSALS)
 
 

@@ -1,4 +1,4 @@
-"""`metacopy=on`: metadata is copied up first, data when it changes; and data-only lowers."""
+"""`metacopy=on`: metadata is copied up first, data only when it changes; and data-only lowers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEATURES = ("metacopy=on", "redirect_dir=on")
 
 
 def blocks(path: os.PathLike) -> int:
-    """Bytes on the disk, but for a block of attributes."""
+    """Bytes on the disk, without a block of attributes."""
     return max(0, os.lstat(path).st_blocks * 512 - 4096)
 
 
@@ -83,7 +83,7 @@ def test_truncation_copies_what_is_left(space: Space) -> None:
 
 
 def test_refused_unless_asked_for(space: Space) -> None:
-    """Who can write a layer could otherwise give away what others may not read."""
+    """Otherwise somebody who can write to a layer could expose what others may not read."""
     bottom = space.add_lower()
     (bottom / "secret").write_bytes(DATA)
     with open(space.lower / "bait", "wb") as stream:
@@ -101,7 +101,7 @@ def test_refused_unless_asked_for(space: Space) -> None:
     ("where", "code"), [(b"/nowhere", errno.EIO), (b"/../f", errno.EACCES), (b"/d", errno.EIO)]
 )
 def test_data_that_is_nowhere(space: Space, where: bytes, code: int) -> None:
-    """The kernel's errors, and never the content of something else."""
+    """The errors are the kernel's; no other file's content is shown."""
     space.features = ("metacopy=on",)
     bottom = space.add_lower()
     (bottom / "d").mkdir()
@@ -117,7 +117,7 @@ def test_data_that_is_nowhere(space: Space, where: bytes, code: int) -> None:
 
 @pytest.mark.parametrize("hide", WHITEOUTS)
 def test_data_behind_a_whiteout(space: Space, hide: str) -> None:
-    """As in the kernel, in every dialect: it is not there, and a whiteout is no empty file."""
+    """In every dialect, as in the kernel: the data is missing, and a whiteout is no empty file."""
     space.features = ("metacopy=on",)
     middle, bottom = space.add_lower(), space.add_lower()
     (bottom / "x").write_bytes(DATA)
@@ -157,8 +157,8 @@ def test_data_only_lower(space: Space) -> None:
 @pytest.mark.parametrize("index", ["on", "off"])
 @pytest.mark.parametrize("change", ["replaced", "removed", "exchanged back"])
 def test_data_of_another_file(space: Space, index: str, change: str) -> None:
-    """Or whoever may write a directory of a lower reads what he puts there under the owner and mode
-    of the copy of a file of his own."""
+    """It is refused. Otherwise a user who may write to a directory of a lower could put a file
+    there and read it with the owner and mode of the copy of their own file."""
     space.features = (*FEATURES, f"index={index}")
     for name in ("mine", "secret"):
         (space.lower / name).write_bytes(name.encode())
@@ -173,7 +173,7 @@ def test_data_of_another_file(space: Space, index: str, change: str) -> None:
     space.unmount()
     for impl in ("fuse", "kernel")[: 1 + (MODE == "root")]:
         mnt = space.mount(impl=impl)
-        # Where the original is gone the kernel compares nothing.
+        # If the original is gone the kernel compares nothing.
         compared = change == "replaced" or (change == "removed" and impl == "fuse")
         if compared and index == "on":
             for _ in range(2):
@@ -183,14 +183,14 @@ def test_data_of_another_file(space: Space, index: str, change: str) -> None:
                 assert space.daemon.text().count("mine: refused") == 1
         else:
             expected = b"mine" if change == "exchanged back" else b"secret"
-            # Of a size that the other has not, see `test_data_that_is_nowhere`.
+            # Of a size that the other does not have, see `test_data_that_is_nowhere`.
             assert (mnt / "mine").read_bytes()[:4] == expected[:4]
         space.unmount()
 
 
 def test_layers_that_were_copied(space: Space) -> None:
-    """A metacopy file of a lower goes by the path alone, as for the kernel: layers may be copied,
-    and its data is another file then."""
+    """For a metacopy file of a lower only the path counts, as in the kernel: layers may be copied,
+    and then its data is another file."""
     space.features = (*FEATURES, "index=on")
     (space.lower / "f").write_bytes(DATA)
     os.chmod(space.mount() / "f", 0o604)
@@ -205,7 +205,7 @@ def test_layers_that_were_copied(space: Space) -> None:
         space.unmount()
 
 
-#: What is done with the copy at `dir/sub/f`, and where its data shows then.
+#: What is done with the copy at `dir/sub/f`, and where its data is shown afterwards.
 MOVES = {
     "rename": (lambda mnt: os.rename(mnt / "dir/sub/f", mnt / "g"), "g"),
     "rename in its directory": (
@@ -226,7 +226,7 @@ MOVES = {
 }
 
 
-#: Within its directory a copy that was renamed there needs nothing more.
+#: A copy that was renamed within its directory needs no other redirect there.
 BEFORE = [
     (move, before)
     for move in MOVES
@@ -238,8 +238,8 @@ BEFORE = [
 @root_only
 @pytest.mark.parametrize(("move", "before"), BEFORE)
 def test_the_kernels_copies_keep_their_data(space: Space, move: str, before: str) -> None:
-    """A copy of the kernel's that is in its place, or has moved within its directory, does not say
-    where its data is from the root: whoever moves it has to."""
+    """A metacopy made by the kernel has no absolute redirect while it is in its place or directory:
+    a move has to set one."""
     space.features = FEATURES
     bottom = space.add_lower()
     (bottom / "dir/sub").mkdir(parents=True)

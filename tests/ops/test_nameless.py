@@ -15,7 +15,7 @@ from tests.helpers.mounts import MODE, NATIVE, Space, detach, fails, fuse_only
 
 pytestmark = fuse_only
 
-#: Descriptors of the daemon, and objects, of which each would take one.
+#: The daemon's descriptors, and the objects, each of which would take one.
 LIMIT, MANY = 96, 300
 
 
@@ -73,14 +73,14 @@ def test_files_unlinked_while_open(few: Space, origin: str) -> None:
     assert before > 50
     for fd in descriptors:
         os.close(fd)
-    # The kernel forgets them soon, and one more request sees to it that it has said so.
+    # The kernel forgets them soon; one more request makes sure that it has said so.
     _everything_works(mnt)
     assert len(os.listdir(few.work / "work")) < before
     _ends_empty(few)
 
 
 def test_files_of_the_lower_unlinked_while_open(few: Space) -> None:
-    """Copied up only when they have no name any more."""
+    """They are copied up only after their last name is gone."""
     descriptors = []
     for number in range(MANY):
         descriptors.append(os.open(few.mnt / f"file{number}", os.O_RDWR))
@@ -191,7 +191,7 @@ def test_other_names_of_files_that_are_held(few: Space) -> None:
 
 @pytest.mark.skipif(MODE == "user", reason="a plain user cannot mount filesystems")
 def test_removing_where_there_is_no_room(space: Space) -> None:
-    """Though many files are held, and the filesystem has no inode for another name."""
+    """Removing works though many files are held and the filesystem has no free inode."""
     small = space.base / "small"
     small.mkdir()
     options = ["-o", "nr_inodes=400,size=4m"]

@@ -1,9 +1,9 @@
 """An overlay whose layers are directories of another overlay's mount.
 
-What the inner overlay keeps in its layers (whiteouts, opaque marks, redirects) the outer one
-stores like anybody's files and attributes, the latter under escaped names: kernel
-Documentation/filesystems/overlayfs.rst, "Nesting overlayfs mounts". A device 0:0 cannot be
-made in an overlay, so the inner one has to write its whiteouts in another form.
+The outer overlay stores the inner one's whiteouts, opaque marks and redirects like any files and
+attributes, the latter under escaped names: kernel Documentation/filesystems/overlayfs.rst, "Nesting
+overlayfs mounts". A device 0:0 cannot be made in an overlay, so the inner one has to write its
+whiteouts in another form.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.helpers.tree import compare, record
 pytestmark = [fuse_only, pytest.mark.timeout(90)]
 
 OUTER = ["fuse"] if MODE == "user" else ["fuse", "kernel"]
-#: What a plain directory, the reference, does at other times or not at all.
+#: What a plain directory, the reference, does differently or not at all.
 IGNORE = {"mtime_ns"}
 
 
@@ -84,12 +84,12 @@ def outer(request: pytest.FixtureRequest) -> Iterator[Space]:
 
 
 def mount_outer(space: Space) -> None:
-    """By whichever implementation the test asks for."""
+    """Mount it with the implementation that the test asks for."""
     space.mount(impl=space.impl)  # type: ignore[attr-defined]
 
 
 def unmount_outer(space: Space) -> None:
-    """An unmounted inner overlay may hold on to it for a moment."""
+    """Unmount it; an inner overlay that was unmounted may keep it busy for a moment."""
 
     def gone() -> bool:
         try:
@@ -127,8 +127,8 @@ def reference(outer: Space) -> Path:
 
 
 def check(reference: Path, mnt: Path, *, links: bool) -> None:
-    """Same tree; the inner root's own attributes are its own. Names of one lower file stay
-    together (`links`) only where the outer overlay has file handles."""
+    """Check that the tree is the same, except for the attributes of the inner root. Names of one
+    lower file stay together (`links`) only if the outer overlay has file handles."""
     trees = record(str(reference)), record(str(mnt))
     for tree in trees:
         for name in (b".", *(() if links else (b"h", b"h2"))):
@@ -165,7 +165,7 @@ def test_marks_survive_remounts_of_both(outer: Space, inner: Space, reference: P
 
 
 def test_what_the_outer_overlay_shows_and_stores(outer: Space, inner: Space) -> None:
-    """Through the outer mount the attributes have the inner's names; stored they are escaped."""
+    """Through the outer mount attributes have the inner one's names; on disk they are escaped."""
     work_on(inner.mount())
     inner.unmount()
     top, stored = outer.mnt / "top", outer.upper / "top"
@@ -196,7 +196,7 @@ def test_kernel_reads_the_layers(outer: Space, inner: Space, reference: Path) ->
 
 
 def check_kernel(reference: Path, inner: Space) -> None:
-    """The same through kernel overlayfs, which keeps no links together without an index."""
+    """Check that kernel overlayfs shows the same; without an index it keeps no links together."""
     try:
         inner.mount(read_only=True, impl="kernel")
         check(reference, inner.mnt, links=False)
@@ -205,7 +205,7 @@ def check_kernel(reference: Path, inner: Space) -> None:
 
 
 def test_marks_made_by_hand(outer: Space, inner: Space) -> None:
-    """Somebody prepares layers inside an overlay: they count for the inner one alone."""
+    """Marks in layers that somebody prepares inside an overlay count only for the inner one."""
     top = outer.mnt / "top"
     (top / "d").mkdir()
     set_overlay_xattr(top / "d", "opaque", b"y")
@@ -225,8 +225,8 @@ def test_marks_made_by_hand(outer: Space, inner: Space) -> None:
 
 @pytest.mark.parametrize("outer", ["fuse"], indirect=True)
 def test_handle_of_one_file_is_never_that_of_another(outer: Space, inner: Space) -> None:
-    """An overlay above ours knows files by their handles, in the next mount too. Where numbers
-    do not fit, ours change from mount to mount."""
+    """An overlay above ours identifies files by their handles, in the next mount too. If real
+    numbers do not fit, ours change from mount to mount."""
     unmount_outer(outer)
     memory = Path(tempfile.mkdtemp(dir="/dev/shm"))
     try:
