@@ -1,4 +1,4 @@
-"""Inode numbers: the same across copy-up, rename and remount, listed as stat(2) tells them."""
+"""Inode numbers: the same across copy-up, rename and remount, and in listings as in stat(2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.mounts import (
 )
 from tests.ops.conftest import make_socket
 
-#: The bits of a number that are the real one.
+#: The bits of a number that hold the real one.
 REAL = (1 << 56) - 1
 KINDS = ("f", "d", "s", "p", "k")
 
@@ -43,7 +43,7 @@ def _touch_all(mnt: Path) -> None:
 
 
 def _numbers(mnt: Path) -> dict[str, int]:
-    """By path, from stat; fails where a listing says something else, or two are equal."""
+    """The numbers from stat by path; fails if a listing has another one, or if two are equal."""
     found = {}
     for path in (mnt, *mnt.rglob("*")):
         found[str(path.relative_to(mnt))] = path.lstat().st_ino
@@ -125,7 +125,7 @@ def test_moved_directory_keeps_its_number(layers: Space) -> None:
 
 @pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
 def test_equal_numbers_on_two_filesystems(space: Space) -> None:
-    """Programs like tar and cp take files with one number for hard links of one file."""
+    """Programs like tar and cp take files with equal numbers for hard links to one file."""
     if IMPL == "kernel":
         space.features = ("xino=on",)
     tops = [space.base / "one", space.base / "two"]
@@ -164,7 +164,7 @@ def test_new_file_is_not_taken_for_the_one_it_replaces(space: Space) -> None:
 
 
 def test_origin_of_another_type_is_ignored(space: Space) -> None:
-    """A copied attribute must not make a file out of a directory's number."""
+    """A copied attribute must not give a file the number of a directory."""
     (space.lower / "f").write_bytes(b"file")
     (space.lower / "d").mkdir()
     mnt = space.mount()
@@ -182,7 +182,7 @@ def test_origin_of_another_type_is_ignored(space: Space) -> None:
 
 @pytest.fixture
 def disk(space: Space) -> Iterator[Path]:
-    """A filesystem with a UUID, which the handles of its files name."""
+    """A filesystem with a UUID, which is in the handles of its files."""
     image, path = space.base / "image", space.base / "disk"
     path.mkdir()
     with image.open("wb") as stream:
@@ -199,7 +199,7 @@ def disk(space: Space) -> Iterator[Path]:
 @root_only
 @pytest.mark.parametrize("first", ["fuse", "kernel"])
 def test_hard_links_of_a_filesystem_with_uuid(space: Space, disk: Path, first: str) -> None:
-    """Who writes the index decides how a lower file is named in it; the other reads that."""
+    """Whoever writes the index chooses the name of a lower file in it; the other one can read it."""
     if IMPL == "kernel" and first == "fuse":
         pytest.skip("mounts both")
     second = "kernel" if first == "fuse" and IMPL == "fuse" else IMPL
@@ -216,7 +216,7 @@ def test_hard_links_of_a_filesystem_with_uuid(space: Space, disk: Path, first: s
     for impl in (second, first):
         space.mount(impl=impl)
         assert (mnt / "b").read_bytes() == b"changed", impl
-        # Which filesystem it is, is in the bits above, in another way for each of the two.
+        # The bits above hold the filesystem, in a different form in each implementation.
         numbers = [os.stat(mnt / name).st_ino for name in "ab"]
         assert numbers[0] == numbers[1], impl
         assert numbers[0] & REAL == before & REAL, impl
@@ -225,7 +225,7 @@ def test_hard_links_of_a_filesystem_with_uuid(space: Space, disk: Path, first: s
 
 
 def test_numbers_of_unlike_objects_never_meet(space: Space) -> None:
-    """A name that comes and goes: whoever holds the old object keeps its number."""
+    """A name is removed and made again: while the old object is open it keeps its number."""
     (space.lower / "f").write_bytes(b"lower")
     mnt = space.mount()
     held, seen = [], set()
@@ -242,7 +242,7 @@ def test_numbers_of_unlike_objects_never_meet(space: Space) -> None:
 
 
 def test_copied_work_directory_of_another_upper(space: Space) -> None:
-    """The index leads lower names to files of the upper: of the right one only."""
+    """The index leads from lower names to files of the upper, only of the one it belongs to."""
     (space.lower / "a").write_bytes(b"lower")
     os.link(space.lower / "a", space.lower / "b")
     space.features = ("index=on",) if MODE == "root" else ()
@@ -266,7 +266,7 @@ def test_copied_work_directory_of_another_upper(space: Space) -> None:
 @fuse_only
 @pytest.mark.skipif(MODE == "user", reason="a plain user cannot mount filesystems")
 def test_more_filesystems_than_numbers_for_them(space: Space) -> None:
-    """Each file keeps its own content and a number that no other has."""
+    """Each file keeps its content and a number that no other file has."""
     many = 300
     try:
         for number in range(many):

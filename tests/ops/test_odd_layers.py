@@ -1,4 +1,4 @@
-"""Lowers on filesystems that lack extended attributes, or what else others have."""
+"""Lowers on filesystems that lack extended attributes or other features."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def odd(request: pytest.FixtureRequest, space: Space) -> Iterator[Space]:
 
 @contextlib.contextmanager
 def odd_lower(space: Space, code: int, *more: object) -> Iterator[None]:
-    """The space's top lower answers questions about attributes with this errno."""
+    """The space's top lower; calls about attributes fail there with this errno."""
     argv = [sys.executable, oddfs.__file__, str(space.lower), str(code)]
     bottom = space.add_lower()
     (bottom / "dir").mkdir()
@@ -89,7 +89,7 @@ def test_changing(odd: Space) -> None:
 
 
 def test_a_warning_names_the_layer(odd: Space, request: pytest.FixtureRequest) -> None:
-    """Not where the filesystem simply has no attributes, which says nothing of marks lost."""
+    """There is none if the filesystem simply has no attributes: then no marks were lost."""
     odd.mount()
     text = odd.daemon.text()
     code = request.node.callspec.params["odd"]
@@ -100,7 +100,7 @@ def test_a_warning_names_the_layer(odd: Space, request: pytest.FixtureRequest) -
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ETIMEDOUT, errno.E2BIG])
 def test_unreadable_attributes(space: Space, code: int) -> None:
-    """There may be some, and what they hide would show: no mount, nor a check."""
+    """There may be marks, and what they hide would show: mount and fsck are refused."""
     lower = 3
     with odd_lower(space, code):
         for command in (("-o", space.options(), space.mnt), ("fsck", space.upper, "-o")):
@@ -114,7 +114,7 @@ def test_unreadable_attributes(space: Space, code: int) -> None:
 
 
 def _renamed(space: Space) -> None:
-    """`dir` of the odd lower is renamed in the upper."""
+    """Rename `dir` of the odd lower in the upper."""
     space.features = ("redirect_dir=on",)
     mnt = space.mount()
     os.rename(mnt / "dir", mnt / "renamed")
@@ -122,8 +122,8 @@ def _renamed(space: Space) -> None:
 
 
 def test_an_error_is_not_absence(space: Space) -> None:
-    """Where a redirect leads is not looked for elsewhere, nor taken for nothing, because a lower
-    does not answer: what would be shown as empty could be removed."""
+    """If a lower returns errors, the target of a redirect is neither searched for elsewhere nor
+    taken as missing: a directory shown as empty could be removed."""
     broken = space.base / "broken"
     with odd_lower(space, errno.EOPNOTSUPP, broken):
         _renamed(space)
@@ -142,7 +142,7 @@ def test_an_error_is_not_absence(space: Space) -> None:
 
 
 def test_a_check_does_not_repair_what_a_lower_does_not_tell(space: Space) -> None:
-    """A redirect that cannot be followed today is not replaced by an opaque mark."""
+    """A redirect that cannot be followed now is not replaced by an opaque mark."""
     broken = space.base / "broken"
     with odd_lower(space, errno.EOPNOTSUPP, broken):
         _renamed(space)
@@ -159,7 +159,7 @@ def test_a_check_does_not_repair_what_a_lower_does_not_tell(space: Space) -> Non
 
 @pytest.mark.parametrize("read_only", [True, False])
 def test_a_directory_that_a_layer_cannot_read(space: Space, read_only: bool) -> None:
-    """Its parent is listed all the same, and what is beside it can be read and changed."""
+    """Its parent can still be listed, and objects beside it can be read and changed."""
     broken = space.base / "broken"
     with odd_lower(space, errno.EOPNOTSUPP, broken):
         (space.base / "broken.list").touch()

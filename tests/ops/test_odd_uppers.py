@@ -1,5 +1,5 @@
-"""Uppers on filesystems that do not keep what they are given: mounts of overlays, which keep
-whiteouts and attributes of overlays for themselves."""
+"""Uppers on filesystems that do not keep all they are given: mounts of other overlays, which
+reserve whiteouts and overlay attributes for themselves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ UPPER = 4
 
 @contextlib.contextmanager
 def upper_on(space: Space, argv: list[str]) -> Iterator[None]:
-    """Upper and work directory are in a mount by this command line, to which layers are added."""
+    """Put upper and work directory in a mount made by this command line, to which layers are added.
+    """
     base = space.base / "below"
     for name in ("lower", "upper", "work", "mnt"):
         (base / name).mkdir(parents=True)
@@ -43,7 +44,7 @@ def upper_on(space: Space, argv: list[str]) -> Iterator[None]:
 
 
 def nothing_mounted(space: Space, option: str) -> str:
-    """The mount is refused, in one line, because of the upper."""
+    """Check that the mount is refused in one line because of the upper."""
     done = Cli(space).run("-o", f"{space.options()},{option}", space.mnt)
     assert done.returncode == UPPER, done.stderr
     assert not mounts_at(space.mnt)
@@ -65,8 +66,8 @@ OVERLAYS = {
 
 @pytest.mark.parametrize("below", OVERLAYS)
 def test_upper_that_keeps_no_whiteouts(space: Space, below: str) -> None:
-    """Nothing of a lower can be deleted, which the mount says when it begins; all else works. A
-    dialect that was asked for is refused."""
+    """Lower objects cannot be deleted, of which the mount warns at its start; all else works. If a
+    dialect is requested, the mount is refused."""
     populate(space.lower)
     with upper_on(space, OVERLAYS[below]):
         for dialect in ("char", "xattr", "oci"):
@@ -92,7 +93,7 @@ def test_upper_that_keeps_no_whiteouts(space: Space, below: str) -> None:
 
 
 def test_upper_on_our_own_mount(space: Space) -> None:
-    """It keeps attributes, escaped, and so whiteouts in that form, but no devices 0:0."""
+    """It keeps attributes, escaped, and so xattr whiteouts, but no devices 0:0."""
     populate(space.lower)
     with upper_on(space, command("mount")):
         assert "use whiteout=xattr" in nothing_mounted(space, "whiteout=char")

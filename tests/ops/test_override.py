@@ -34,8 +34,8 @@ def check_stored(path: Path, name: str, expected: str) -> None:
 @pytest.mark.parametrize("permissions", ATTRIBUTES)
 @pytest.mark.parametrize("mapping", ["", PODMAN])
 def test_xattr_permissions(space: Space, permissions: str, mapping: str) -> None:
-    """Owner, mode and type are written to the attribute, not to the file, and read from it, also
-    by a mount that is not told so."""
+    """Owner, mode and type are written to the attribute, not to the file, and read from it, also by
+    a mount without the option."""
     if MODE != "root" and (permissions == "1" or mapping):
         pytest.skip("needs the superuser")
     first = FIRST if mapping else 0
@@ -84,8 +84,8 @@ def test_xattr_permissions(space: Space, permissions: str, mapping: str) -> None
 @pytest.mark.parametrize("name", [PRIVILEGED, CONTAINERS, USER])
 @pytest.mark.parametrize("mapping", ["", PODMAN])
 def test_layers_with_attributes(space: Space, name: str, mapping: str) -> None:
-    """All three names are read, in a lower and in an upper that goes on with its own, in the forms
-    of old versions and new."""
+    """All three names are read, in a lower and in an upper, which keeps using its own; in the forms
+    of old and new versions."""
     first = FIRST if mapping else 0
     values = {"old": "5:6:100640", "plain": "7:8:0640", "new": "9:10:0640:file"}
     owners = {"old": (5, 6), "plain": (7, 8), "new": (9, 10)}
@@ -110,7 +110,7 @@ def test_layers_with_attributes(space: Space, name: str, mapping: str) -> None:
 
 @root_only
 def test_attributes_of_another_layer(space: Space) -> None:
-    """A copy takes over what the lower's attribute says, into the upper's own."""
+    """A copy has what the lower's attribute says in the upper's own attribute."""
     os.setxattr(space.lower, USER, b"0:0:0755")
     (space.lower / "f").write_bytes(b"x")
     os.setxattr(space.lower / "f", USER, b"5:6:0640")
@@ -130,8 +130,8 @@ def test_attributes_of_another_layer(space: Space) -> None:
 
 @pytest.mark.skipif(MODE != "userns", reason="of a user namespace with one id")
 def test_owner_that_cannot_be_given(space: Space) -> None:
-    """What an attribute says of an id that the user namespace does not have is root's, and may be
-    copied up all the same."""
+    """An object whose attribute has an id that the user namespace lacks belongs to root, and can
+    still be copied up."""
     os.setxattr(space.lower, CONTAINERS, b"0:0:0755:dir")
     (space.lower / "f").write_bytes(b"x")
     os.setxattr(space.lower / "f", CONTAINERS, b"5:6:0640:file")
@@ -146,7 +146,7 @@ def test_owner_that_cannot_be_given(space: Space) -> None:
 @root_only
 @pytest.mark.parametrize("permissions", ["1", "2"])
 def test_fuse_overlayfs_reads_our_upper(space: Space, permissions: str) -> None:
-    """As a lower: what was made, copied up, given away."""
+    """As a lower, it shows what was made, copied up and given to others."""
     populate(space.lower)
     mnt = mount(space, f"xattr_permissions={permissions}")
     os.mkdir(mnt / "new")
@@ -168,7 +168,7 @@ def test_fuse_overlayfs_reads_our_upper(space: Space, permissions: str) -> None:
 @root_only
 @pytest.mark.parametrize("permissions", ["1", "2"])
 def test_we_read_an_upper_of_fuse_overlayfs(space: Space, permissions: str) -> None:
-    """As an upper, which is then changed further."""
+    """We use it as an upper and change it further."""
     os.setxattr(space.upper, PRIVILEGED if permissions == "1" else USER, b"0:0:755")
     mnt = mount(space, f"xattr_permissions={permissions}", "fuse-overlayfs")
     os.mkdir(mnt / "dir")
@@ -193,7 +193,7 @@ NET_RAW = b"\1\0\0\2" + bytes.fromhex("0020000000000000") + bytes(8)
 
 @pytest.mark.skipif(MODE != "user", reason="of a plain user's mount")
 def test_capabilities_of_a_plain_user(space: Space) -> None:
-    """He may give them in a user namespace of his own; they are kept, and end with a write."""
+    """In their own user namespace users may set them; they are kept, and a write clears them."""
     (space.lower / "f").write_bytes(b"x")
     mnt = mount(space, "xattr_permissions=2")
     subprocess.run(["unshare", "-r", "setcap", "cap_net_raw+ep", mnt / "f"], check=True, timeout=30)
@@ -226,8 +226,8 @@ def test_groups_of_a_user_namespace(space: Space) -> None:
 @root_only
 @pytest.mark.parametrize("name", [CONTAINERS, USER])
 def test_capabilities_in_layers(space: Space, name: str) -> None:
-    """Those kept in the attribute count, real ones beside it do not; a copy has them where its own
-    layer keeps them."""
+    """Those kept in an attribute count; real ones beside it do not. A copy has them in the form of
+    its own layer."""
     os.setxattr(space.lower, name, b"0:0:0755:dir")
     for what in ("kept", "real"):
         (space.lower / what).write_bytes(b"x")

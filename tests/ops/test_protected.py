@@ -60,7 +60,7 @@ def _write(path: Path, flags: int) -> None:
 
 Action = Callable[[Path, Path], object]
 
-#: What neither may be done to, by (object, a file that may be changed).
+#: Changes that neither kind allows, as functions of (object, a file that may be changed).
 CHANGES: dict[str, Action] = {
     "write": lambda path, _: _write(path, 0),
     "open": lambda path, _: os.close(os.open(path, os.O_RDWR)),

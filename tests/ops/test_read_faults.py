@@ -1,8 +1,8 @@
-"""Reading a tree of which any one system call of the daemon fails shows it right, or an error.
+"""If any one system call of the daemon fails, reading a tree shows it right or returns an error.
 
-Whatever cannot be told is neither absent nor there: what were shown as empty could be removed, and
-what a whiteout hides would come back. Each directory is looked at for the first time while the
-call fails; afterwards it shows what it should.
+What cannot be determined must count neither as absent nor as present: a directory shown as empty
+could be removed, and what a whiteout hides would reappear. Each directory is looked at for the
+first time while the call fails; afterwards it shows what it should.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ pytestmark = [
     pytest.mark.skipif(MODE != "root", reason="the same calls in each mode"),
 ]
 
-#: The directories for the calls are not made at the same moment.
+#: Not compared: the directories for the calls are made at different times.
 TIMES = {"mtime_ns"}
 ERRORS = (errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
 
 
 def _marks(base: Path) -> None:
-    """What a mount writes: renamed directories and files, metadata alone, hard links."""
+    """Marks that a mount writes: renamed directories and files, metacopies, hard links."""
     os.rename(base / "dir", base / "renamed")
     os.rename(base / "renamed" / "inside", base / "renamed" / "moved")
     os.chmod(base / "big", 0o600)
@@ -41,7 +41,7 @@ def _marks(base: Path) -> None:
 
 
 def _foreign(top: Path, bottom: Path) -> None:
-    """What other programs leave in lowers."""
+    """Marks that other programs leave in lowers."""
     for layer in (top, bottom):
         (layer / "hidden").mkdir()
         (layer / "opaque").mkdir()
@@ -65,7 +65,7 @@ def _foreign(top: Path, bottom: Path) -> None:
 
 
 def _made(space: Space, names: list[str]) -> None:
-    """A directory for each name that has everything in it."""
+    """Make a directory with everything in it for each name."""
     bottom = space.add_lower()
     for name in names:
         parts = [layer / name for layer in (space.lower, bottom, space.upper)]

@@ -1,6 +1,6 @@
-"""Read-ahead of small files: on read-only mounts, nowhere else, and never the wrong data.
+"""Read-ahead of small files: on read-only mounts only, and never the wrong data.
 
-Whether the kernel has a file's data without having asked for it is seen with mincore(2).
+mincore(2) tells whether the kernel has a file's data without having asked for it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ pytestmark = [
 PAGE = mmap.PAGESIZE
 SIZES = (0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE - 1, 2 * PAGE, LARGEST - 1, LARGEST)
 READERS = 4
-#: What readers get when the daemon is gone, or its mount.
+#: Errors that readers get when the daemon or its mount is gone.
 ENDED = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT)
 
 
 @pytest.fixture
 def space() -> Iterator[Space]:
-    """Layers of the test's own; lowers are as they were in the end."""
+    """Layers of the test's own; at the end the lowers must be unchanged."""
     with scratch() as base:
         space = Space(base)
         space.extra = ("readahead=on",)
@@ -65,7 +65,7 @@ def _write(directory: Path, contents: dict[str, bytes]) -> None:
 
 
 def _listed(directory: Path) -> list[Path]:
-    """The entries in the order of the listing; the kernel knows all of them afterwards."""
+    """The entries in the order of the listing, after which the kernel knows all of them."""
     with os.scandir(directory) as entries:
         names = [entry.name for entry in entries]
     for name in names:
@@ -134,7 +134,7 @@ def test_every_byte_of_every_size(space: Space, size: int) -> None:
         assert _cached(files) == [True] * 6
         for path in files:
             with path.open("rb") as stream:
-                # More than the file has: what is behind its end is not there.
+                # More than the file has: nothing is cached behind its end.
                 assert stream.read(size + 2 * PAGE) == contents[path.name]
             assert path.stat().st_size == size
 
@@ -183,7 +183,7 @@ def test_large_and_special_files_are_left_alone(space: Space) -> None:
 
 
 def test_files_that_cannot_be_read(space: Space) -> None:
-    """A plain user's daemon may not open them, and goes on."""
+    """A plain user's daemon may not open them, and goes on with the others."""
     contents = _fill(space.lower / "d", 30)
     closed = space.lower / "d" / "f007"
     closed.chmod(0)
@@ -193,7 +193,7 @@ def test_files_that_cannot_be_read(space: Space) -> None:
 
 
 def test_many_layers(space: Space) -> None:
-    """Each name from the layer that counts, also where others have the same."""
+    """Each name's data is from the layer that counts, though others have the name too."""
     lowers = [space.lower, *(space.add_lower() for _ in range(6))]
     names = [f"f{number:03}" for number in range(90)]
     dice = random.Random(4)
@@ -211,7 +211,7 @@ def test_many_layers(space: Space) -> None:
     with space.mounted(read_only=True) as mnt:
         files = _listed(mnt / "d")
         assert {path.name for path in files} == visible.keys()
-        # Of an empty file nothing is asked.
+        # An empty file causes no READ.
         for path in [path for path in files if visible[path.name]][:2]:
             path.read_bytes()
         assert _cached(files[: 1 + FIRST]) == [True] * (1 + FIRST)
@@ -232,7 +232,7 @@ def test_layers_that_are_not_in_memory(space: Space) -> None:
 
 
 def test_reading_backwards(space: Space) -> None:
-    """In a directory of usual size any order will do."""
+    """In a directory of usual size the order does not matter."""
     contents = _fill(space.lower / "d", 100)
     with space.mounted(read_only=True) as mnt:
         files = _listed(mnt / "d")
@@ -254,8 +254,8 @@ def test_two_files_of_a_huge_directory(space: Space) -> None:
 
 
 def test_jumping_about_in_a_huge_directory(space: Space) -> None:
-    """Who reads every hundredth file is given less and less that he does not want; who then
-    reads on from somewhere is given more again."""
+    """A reader of every hundredth file is given less and less unwanted data; one that then reads on
+    in order is given more again."""
     contents = _fill(space.lower / "d", 3000, size=10)
     with space.mounted(read_only=True, settle=False) as mnt:
         files = _listed(mnt / "d")
@@ -279,7 +279,7 @@ def test_data_that_the_kernel_dropped_comes_again(space: Space) -> None:
             for path in files:
                 asked += not _is_cached(path)
                 _check([path], contents)
-            # What was asked for before the extension answers by itself: a few more each time.
+            # Requests sent before the extension answers by itself: a few more each time.
             assert 2 <= asked <= 10
             for path in files:
                 with path.open("rb") as stream:
@@ -288,7 +288,7 @@ def test_data_that_the_kernel_dropped_comes_again(space: Space) -> None:
 
 
 def test_never_with_an_upper(space: Space) -> None:
-    """What is given would replace what was just written through a mapping."""
+    """The data given could replace data just written through a mapping."""
     _fill(space.lower / "d", 20)
     _fill(space.upper / "d", 10, size=500)
     space.mount()
@@ -317,7 +317,7 @@ def test_never_with_an_upper_that_is_not_written(space: Space) -> None:
 
 
 def test_never_where_layers_are_edited(space: Space) -> None:
-    """`timeout=` says that the kernel shall not keep what it knows."""
+    """With `timeout=` the kernel must not keep what it knows."""
     contents = _fill(space.lower / "d", 6)
     space.extra = ("timeout=3600", "readahead=on")
     with space.mounted(read_only=True) as mnt:
@@ -327,7 +327,7 @@ def test_never_where_layers_are_edited(space: Space) -> None:
 
 
 def test_a_file_that_was_replaced_is_not_given(space: Space) -> None:
-    """Layers must not change under a mount; if they do, no inode gets another one's data."""
+    """Layers must not change under a mount; if they do, no inode gets the data of another one."""
     contents = _fill(space.lower / "d", 6)
     mnt = space.mount(read_only=True)
     files = _listed(mnt / "d")

@@ -1,4 +1,4 @@
-"""Redirects that meet other redirects in the layers below.
+"""Redirects that lead to other redirects in the layers below.
 
 Random ones are compared with the kernel in `tests/stateful/test_redirects.py`.
 """
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
     reason="in a user namespace the kernel follows no redirects",
 )
 
-#: Layers from top to bottom: path -> redirect, None: a plain directory, bytes with a file's content
-#: where the path ends in ".txt". Then what must be found at a path.
+#: Layers from top to bottom, each path -> redirect (None: a plain directory) or, if the path ends
+#: in ".txt", the file's content. Then what must be found at a path.
 Layers = tuple[dict[str, str | None], ...]
 CHAINS: dict[str, tuple[Layers, str]] = {
     "relative, then absolute": (
@@ -76,7 +76,7 @@ def make(layer: Path, objects: dict[str, str | None]) -> None:
 @pytest.mark.parametrize("writable", [False, True], ids=["lower", "upper"])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_chain(space: Space, chain: str, writable: bool) -> None:
-    """Also with the first layer as the upper."""
+    """Follow the chain, also with the first layer as the upper."""
     layers, path = CHAINS[chain]
     space.features = ("redirect_dir=on",) if writable else ("redirect_dir=follow",)
     while len(space.lowers) < len(layers) - writable:
@@ -90,7 +90,7 @@ def test_chain(space: Space, chain: str, writable: bool) -> None:
 
 @fuse_only  # in a user namespace the kernel has no metacopy
 def test_data_at_the_end_of_a_chain(space: Space) -> None:
-    """The same ways lead to the data of files whose metadata was copied up."""
+    """The same chains lead to the data of metacopy files."""
     space.features = ("metacopy=on", "redirect_dir=on")
     layers = [space.lower, *(space.add_lower() for _ in range(3))]
     for layer, path, redirect in zip(
@@ -116,7 +116,7 @@ RENAMES = (
 
 
 def test_renames_on_top_of_renames(space: Space) -> None:
-    """Each in a mount of its own, on top of all that came before."""
+    """Each rename happens in a mount of its own, on top of all earlier ones."""
     plain = space.base / "plain"
     for root in (space.lower, plain):
         (root / "a/dir/sub").mkdir(parents=True)

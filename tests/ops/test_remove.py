@@ -187,7 +187,8 @@ def test_unlink_in_a_middle_layer_hides_all_below(space: Space) -> None:
 
 
 def test_unlink_of_what_a_whiteout_in_the_middle_hides(space: Space) -> None:
-    """Only the upper has it, for the layer between has a whiteout: nothing to hide."""
+    """Only the upper shows it, because the layer between has a whiteout: nothing has to be hidden.
+    """
     bottom = space.add_lower()
     (bottom / "f").write_bytes(b"old")
     make_whiteout(space.lower / "f")
@@ -236,7 +237,7 @@ def test_deleted_lower_file_keeps_attributes_while_open(case: Case, where: str) 
 @fuse_only
 @pytest.mark.parametrize("dialect", ["char", "xattr", "oci"])
 def test_every_dialect_written(space: Space, dialect: str) -> None:
-    """`-o whiteout=` chooses how a whiteout looks; all are read again."""
+    """`-o whiteout=` chooses the dialect written; all are read again."""
     space.kernel_reads = dialect != "oci"
     space.extra = (f"whiteout={dialect}",)
     for name in ("f", "g"):
@@ -310,7 +311,7 @@ def test_dialects_change_between_mounts(space: Space) -> None:
 @fuse_only
 def test_userxattr_chooses_the_namespace(space: Space) -> None:
     space.extra = ("userxattr",)
-    # As root the kernel reads trusted.overlay. only, unless it has the same option.
+    # As root the kernel reads only `trusted.overlay.`, unless mounted with the same option.
     space.kernel_reads = False
     (space.lower / "d").mkdir()
     (space.lower / "d" / "child").touch()
@@ -325,7 +326,7 @@ def test_userxattr_chooses_the_namespace(space: Space) -> None:
 
 
 def test_whiteouts_are_one_device(space: Space) -> None:
-    """Each costs a name and no inode, and each goes by itself."""
+    """Each takes a name but no inode, and each can be removed alone."""
     for number in range(20):
         (space.lower / f"f{number}").touch()
     (space.lower / "full").mkdir()
@@ -377,9 +378,9 @@ def test_renames_over_whiteouts_leave_nothing(space: Space) -> None:
 
 @pytest.mark.skipif(MODE != "userns", reason="of a user namespace")
 def test_files_of_strangers(space: Space) -> None:
-    """Root's, whom a plain user's namespace has no id for: `test_unmapped` has the rest. The kernel
-    removes no more than the files."""
-    # Only who owns files can look at them and leave no trace: the lower is not compared.
+    """Files of root, for whom a plain user's namespace has no id; `test_unmapped` has the rest. The
+    kernel removes only the files."""
+    # The lower is not compared: only the owner can read files without changing access times.
     space.lowers = [Path(json.__file__).parent]
     assert space.lower.stat().st_uid == 65534
     mnt = space.mount()

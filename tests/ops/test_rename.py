@@ -1,4 +1,4 @@
-"""rename(2) and renameat2(2): over everything, with flags, across layers."""
+"""rename(2) and renameat2(2): over every kind of object, with flags, across layers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_rename_of_a_new_directory(case: Case, where: str) -> None:
 
 
 def test_rename_of_a_directory_with_a_lower_part(case: Case, where: str) -> None:
-    """EXDEV, so that mv copies; an upper directory just moves."""
+    """EXDEV, so that mv(1) copies; an upper directory just moves."""
     if where == "upper":
         os.rename(case.path / "d", case.path / "new")
         assert (case.path / "new" / "sub" / "leaf").read_bytes() == b"leaf"
@@ -173,7 +173,7 @@ def test_new_directory_over_a_full_one(case: Case, where: str) -> None:
 
 
 def test_new_directory_over_an_emptied_one(case: Case, where: str) -> None:
-    """The target holds whiteouts only; the old children must stay away."""
+    """The target holds only whiteouts; the old children must not reappear."""
     os.unlink(case.path / "d" / "child")
     shutil.rmtree(case.path / "d" / "sub")
     os.mkdir(case.path / "new")
@@ -197,7 +197,7 @@ def test_new_directory_over_a_deleted_one(case: Case, where: str) -> None:
 
 
 def test_opaque_directory_moves_over_names_below(space: Space) -> None:
-    """A directory made anew, moved onto another deleted name, and back."""
+    """A new directory at a deleted name moves to another deleted name, and back."""
     for top in ("one", "two"):
         (space.lower / top / "old").mkdir(parents=True)
         (space.lower / top / "old" / "leaf").touch()
@@ -275,7 +275,7 @@ def test_exchange_with_a_lower_directory(case: Case, where: str) -> None:
 
 
 def test_exchange_new_directories(case: Case, where: str) -> None:
-    """Over names that the lower has too: neither may merge with what is below."""
+    """At names that the lower has too: neither may merge with the lower's directory."""
     shutil.rmtree(case.path / "d")
     for name in ("d", "new"):
         os.mkdir(case.path / name)
@@ -299,7 +299,7 @@ def test_unknown_flags(case: Case) -> None:
 
 
 def test_rename_moves_the_kernels_entries(case: Case, where: str) -> None:
-    """Names that the kernel remembers, positively or negatively, follow the rename."""
+    """The kernel's positive and negative entries follow the rename."""
     assert not (case.path / "new").exists()
     os.stat(case.path / "f")
     os.rename(case.path / "f", case.path / "new")
@@ -342,7 +342,7 @@ def test_inode_number_survives_rename(case: Case, where: str) -> None:
 
 
 def test_rename_chain(space: Space) -> None:
-    """Every file moves onto its neighbour's name: a mistake leaves a wrong content."""
+    """Every file moves to its neighbour's name: a mistake would show as wrong content."""
     for index in range(20):
         (space.lower / f"n{index}").write_bytes(b"%d" % index)
     with space.mounted() as mnt:

@@ -1,4 +1,5 @@
-"""How often the kernel asks: what it keeps it does not ask for again, and never wrongly."""
+"""How many requests the kernel sends: it does not ask again for what it caches, and the cache is
+never wrong."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ FILES = 12
 SIZE = 5000
 PAGE = os.sysconf("SC_PAGESIZE")
 
-#: Nobody waits for these; they may arrive later than what they belong to.
+#: Requests without an answer; they may arrive later than those they belong to.
 ASYNCHRONOUS = {"RELEASE", "RELEASEDIR"}
-#: The answer ENOSYS is for good.
+#: Requests that are answered ENOSYS, which the kernel remembers.
 ONCE = {"FLUSH", "OPEN", "OPENDIR"} if NATIVE else {"FLUSH"}
 
 
 def _asked(mnt: Path, work: Callable[..., object], *args: object) -> Counter[str]:
-    """What the kernel asks for, and waits for, while `work` does its own."""
+    """The requests that the kernel sends and waits for while `work` runs."""
     with counted(mnt) as requests:
         work(*args)
     for name in list(requests):
@@ -37,13 +38,13 @@ def _asked(mnt: Path, work: Callable[..., object], *args: object) -> Counter[str
 
 
 def _asked_at_least(mnt: Path, work: Callable[..., object], *args: object) -> Counter[str]:
-    """The fewest of three times: the kernel may drop what it keeps at any moment."""
+    """The fewest of three runs: the kernel may drop cached data at any time."""
     return min((_asked(mnt, work, *args) for _ in range(3)), key=Counter.total)
 
 
 def _grow(space: Space, layers: int) -> dict[str, bytes]:
-    """A tree in several lowers, of directories that they share and directories that they do not;
-    what its files hold."""
+    """Make a tree in several lowers, with directories that they share and that they do not; returns
+    the content of its files."""
     for _ in range(layers - 1):
         space.add_lower()
     contents = {}
@@ -58,7 +59,7 @@ def _grow(space: Space, layers: int) -> dict[str, bytes]:
 
 
 def _walk(directory: Path) -> int:
-    """List and stat everything below; how many there were."""
+    """List and stat everything below; returns the number of objects."""
     with os.scandir(directory) as entries:
         found = [entry.name for entry in entries]
     count = len(found)
@@ -70,7 +71,7 @@ def _walk(directory: Path) -> int:
 
 
 def _read(path: Path) -> bytes:
-    """The file's data; `open` would also ask whether it is a terminal."""
+    """The file's data; Python's `open` would also check for a terminal."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return os.read(fd, 1 << 20)
@@ -90,7 +91,7 @@ def _create(path: Path, data: bytes) -> None:
 
 
 def test_reading_in_order(space: Space) -> None:
-    """Half a MiB at a time, once the kernel has seen that it goes on."""
+    """The kernel reads half a MiB at a time once it has detected the sequence."""
     content = os.urandom((8 << 20) + 1234)
     (space.lower / "big").write_bytes(content)
     with space.mounted(settle=False) as mnt:
@@ -122,7 +123,7 @@ def test_walking_again(space: Space, layers: int, read_only: bool) -> None:
         assert cold.keys() <= {"OPENDIR", "READDIRPLUS"}
         warm = _asked(mnt, _walk, mnt)
         if not read_only:
-            # Having listed a directory the kernel takes its atime for changed.
+            # After listing a directory the kernel assumes that its atime has changed.
             assert warm.pop("GETATTR", 0) <= directories
         assert warm.keys() <= cold.keys()
         assert _asked_at_least(mnt, _walk, mnt) == listings
@@ -140,11 +141,11 @@ def test_reading_again(space: Space, layers: int, read_only: bool) -> None:
         assert cold.keys() <= {"READ", "OPEN", "GETATTR"}
         second = _asked(mnt, _check, mnt, contents)
         if not read_only:
-            # Having read a file the kernel takes its atime for changed.
+            # After reading a file the kernel assumes that its atime has changed.
             assert second.pop("GETATTR", 0) <= len(contents)
         third = _asked(mnt, _check, mnt, contents)
         for again in (second, third):
-            # The kernel may drop pages at any time, and reads them again then.
+            # The kernel may drop pages at any time, and then reads them again.
             assert again.pop("READ", 0) <= len(contents) // 10
             assert again == opens
 
@@ -156,13 +157,13 @@ def test_creating(space: Space, where: str) -> None:
         _walk(mnt)
         for number in range(3):
             asked = _asked(mnt, _create, mnt / where / f"new{number}", b"x" * 100)
-            # The directory's attributes, which the one before has changed.
+            # The directory's attributes, which the request before has changed.
             assert asked.pop("GETATTR", 0) <= 1
             assert asked == {"LOOKUP": 1, "CREATE": 1, "GETXATTR": 1, "WRITE": 1}
 
 
 def test_writing_a_lot(space: Space) -> None:
-    """Only the first write asks for security.capability; without the extension each does."""
+    """Only the first write requests security.capability; without the extension each one does."""
     with space.mounted() as mnt:
         fd = os.open(mnt / "new", os.O_WRONLY | os.O_CREAT)
         os.write(fd, b"x" * 8)
@@ -182,7 +183,7 @@ def test_writing_a_lot(space: Space) -> None:
 
 @pytest.mark.skipif(not NATIVE, reason="a new mtime ends what the kernel has")
 def test_reading_what_was_written(space: Space) -> None:
-    """Whole pages: of a part of one the kernel does not know the rest."""
+    """Written in whole pages: of a partial one the kernel does not know the rest."""
     data = os.urandom(16 * PAGE)
     (space.lower / "old").write_bytes(bytes(16 * PAGE))
     with space.mounted(settle=False) as mnt:
@@ -226,7 +227,7 @@ def test_absent_names(space: Space, layers: int, read_only: bool) -> None:
 
 
 def _look_ups(space: Space, layers: int) -> Counter[str]:
-    """What it costs to find 60 names by their paths, which all layers share."""
+    """The requests that finding 60 names by their paths takes; all layers have them."""
     for _ in range(layers - 1):
         space.add_lower()
     for lower in space.lowers:
@@ -282,7 +283,7 @@ def test_timeout_0_asks_again(space: Space, read_only: bool) -> None:
 
 @writable
 def test_timeout_0_shows_changes(space: Space, read_only: bool) -> None:
-    """Of those that somebody makes to the files of a lower, under the mount."""
+    """Changes that somebody makes to files of a lower under the mount."""
     for name in ("grown", "rewritten", "chmodded"):
         (space.lower / name).write_bytes(b"old data")
         os.utime(space.lower / name, (1, 1))

@@ -1,7 +1,7 @@
-"""When setuid, setgid and capabilities end: the whole table beside kernel overlayfs.
+"""When setuid, setgid and capabilities are cleared: a table compared with kernel overlayfs.
 
-Modes x callers x operations, on a lower file and on one of the upper, without and with attributes
-that keep modes.
+Modes x callers x operations, on a file of the lower and one of the upper, with and without modes
+kept in attributes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _copy_range(path: Path) -> None:
 
 
 def _write_twice(path: Path) -> None:
-    """The second write comes when the file is in the upper and open."""
+    """At the second write the file is in the upper and open."""
     _write(path)
     _write(path)
 
@@ -134,7 +134,7 @@ def _populate(layer: Path, cells: dict[str, Cell]) -> None:
 
 
 def _keep_capabilities(layer: Path) -> None:
-    """Move them to where they count if owners are kept in a `user.` attribute."""
+    """Move capabilities to where they count if owners are kept in a `user.` attribute."""
     for path in layer.iterdir():
         if "security.capability" in os.listxattr(path):
             os.removexattr(path, "security.capability")
@@ -142,7 +142,7 @@ def _keep_capabilities(layer: Path) -> None:
 
 
 def _table(mnt: Path, cells: dict[str, Cell]) -> dict[str, tuple[object, ...]]:
-    """For each cell the errno, and what the file then is."""
+    """For each cell the errno, and the state of the file afterwards."""
     codes: dict[str, int] = {}
     for caller, who in CALLERS.items():
         names = [name for name, cell in cells.items() if cell.caller == caller]
@@ -170,7 +170,7 @@ CELLS = {
 
 
 def _made(impl: str, option: str) -> dict[str, tuple[object, ...]]:
-    """What an implementation makes of every cell of the table."""
+    """The result of an implementation for every cell of the table."""
     with scratch() as base:
         space = Space(base)
         for where, layer in (("lower", space.lower), ("upper", space.upper)):
@@ -203,7 +203,7 @@ def test_table(kernel: dict[str, tuple[object, ...]], option: str) -> None:
 
 
 def _is_design(name: str, kernel: tuple[object, ...], ours: tuple[object, ...]) -> bool:
-    """The kernel's FUSE does not ask who may chown(2) a file to nobody: nothing is changed then,
-    instead of EPERM."""
+    """Whether a difference is by design: the kernel's FUSE does not check permission for a chown(2)
+    that changes neither owner nor group, so nothing is changed instead of EPERM."""
     unchanged = kernel[0] == errno.EPERM and ours[:2] == (0, kernel[1])
     return name.endswith("chown to nobody") and unchanged

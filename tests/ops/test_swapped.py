@@ -1,7 +1,7 @@
 """Objects of a lower that somebody swaps for others while they are mounted.
 
-The kernel keeps what it was told of an object: owner, mode, capabilities, data. Whoever may write a
-lower directory must not get the content of one object under the attributes of another.
+The kernel caches what it was told of an object: owner, mode, capabilities, data. Somebody who may
+write to a lower directory must not get the content of one object with the attributes of another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ SIZES = {"small": 1, "large": 20_000}
 
 
 def _swap(path: Path, content: bytes) -> None:
-    """Put another file in the place of this one; that lives on, so that its number stays taken."""
+    """Put another file in the place of this one, which lives on, so that its number is not reused.
+    """
     os.link(path, f"{path}.kept")
     other = path.with_name("other")
     other.write_bytes(content)
@@ -33,7 +34,7 @@ def _swap(path: Path, content: bytes) -> None:
 
 
 def _lower(space: Space, form: str, content: bytes) -> Path:
-    """The file `d/f` of a lower that is to be mounted in this form."""
+    """The file `d/f` of a lower that will be mounted in this form."""
     lower = space.lower / "d" / "f"
     lower.parent.mkdir()
     lower.write_bytes(content)
@@ -62,7 +63,7 @@ def test_data(space: Space, form: str, known: str, size: str) -> None:
     with path.open("rb") as stream:
         _swap(lower, NEW * count)
         if form == "linked" and known == "listed":
-            # The name beside it was listed, too, and still leads to the file that is open.
+            # The name beside it was listed too, and still leads to the open file.
             assert stream.read() == OLD * count
             return
         with fails(errno.ESTALE):
@@ -80,7 +81,7 @@ def test_what_is_read_already_stays(space: Space) -> None:
 
 @pytest.mark.parametrize("form", ["plain", "linked", "alone", "attribute", "link"])
 def test_attributes(space: Space, form: str) -> None:
-    """Of what is open they are not told any more; by its name the new object is found."""
+    """Those of the open object are not returned any more; its name leads to the new object."""
     lower = space.lower / "f"
     lower.write_bytes(OLD)
     if form in ("linked", "alone"):
@@ -91,7 +92,7 @@ def test_attributes(space: Space, form: str) -> None:
     path = space.mount() / "f"
     before = path.stat()
     with path.open("rb") as stream:
-        # After that the kernel asks for the access time, and takes all that it is told.
+        # The kernel then requests the access time, and takes over all attributes it is told.
         assert stream.read() == OLD
         _swap(lower, NEW)
         with fails(errno.ESTALE):
@@ -132,7 +133,7 @@ def test_symbolic_links(space: Space) -> None:
 
 @pytest.mark.parametrize("inner", ["", "sub"])
 def test_directories(space: Space, inner: str) -> None:
-    """Who may enter the one that the kernel knows may not enter every other."""
+    """A user who may enter the directory known to the kernel may not enter any other."""
     lower, other = space.lower / "d", space.lower / "secret"
     for top, name in ((lower, "old"), (other, "new")):
         (top / "sub").mkdir(parents=True)
@@ -188,7 +189,7 @@ def test_copy_up_takes_nothing_else(space: Space) -> None:
 
 
 def test_layers_that_are_edited(space: Space) -> None:
-    """With `timeout=` that is what is to be seen."""
+    """With `timeout=` the new objects are to be seen."""
     (space.lower / "f").write_bytes(OLD)
     space.extra = ("timeout=0",)
     path = space.mount() / "f"
@@ -202,7 +203,7 @@ def test_layers_that_are_edited(space: Space) -> None:
 @pytest.mark.parametrize("known", KNOWN)
 @pytest.mark.parametrize("kind", ["link", "pipe", "file"])
 def test_another_type(space: Space, kind: str, known: str, features: tuple[str, ...]) -> None:
-    """The kernel gives an inode up for good whose type changes."""
+    """The kernel makes an inode unusable for good if its type changes."""
     lower = space.lower / "d" / "f"
     lower.parent.mkdir()
     if kind == "file":
@@ -255,7 +256,7 @@ def test_another_type_with_the_same_number(space: Space, kind: str, known: str) 
 
 
 def _reuse(path: Path, make: Callable[[Path], object]) -> Path:
-    """Remove this file; another object, beside it, that has got its number."""
+    """Remove this file; returns another object beside it that has got its number."""
     number = path.lstat().st_ino
     base = path.parent / "reused"
     base.mkdir()
@@ -269,7 +270,7 @@ def _reuse(path: Path, make: Callable[[Path], object]) -> Path:
 
 
 def _anothers(content: bytes) -> Callable[[Path], object]:
-    """Makes files that belong to another user."""
+    """A maker of files that belong to another user."""
 
     def make(path: Path) -> None:
         path.write_bytes(content)
@@ -305,7 +306,7 @@ def test_another_users_file_with_the_same_number(
 @root_only
 @pytest.mark.parametrize("names", [1, 2])
 def test_a_copy_is_not_found_by_a_number_that_was_given_out_again(space: Space, names: int) -> None:
-    """Or whoever may make files in a lower directory would get at what he cannot reach."""
+    """Otherwise a user who may make files in a lower directory could reach files of others."""
     lower = space.lower
     for name in ("private", "late", "hidden"):
         (lower / name).mkdir()
@@ -344,5 +345,5 @@ def test_read_ahead_gives_no_other_file(space: Space) -> None:
             assert (mnt / "d" / f"f{number}").read_bytes() == OLD
         assert cached_pages(mnt / "d" / "f6")
         with fails(errno.ESTALE):
-            # No more than there was: for that the kernel asks nobody.
+            # No more than before: for that much the kernel sends no request.
             os.pread(stream.fileno(), len(OLD), 0)

@@ -1,7 +1,7 @@
-"""Objects of the upper that somebody swaps for others by its own path while it is mounted.
+"""Objects of the upper that somebody swaps for others, by the upper's own path, under the mount.
 
-Nobody is meant to do that; but a directory of the upper that its owner can reach must not give him
-what the kernel would not.
+Nobody is meant to do that; but an owner who can reach a directory of the upper must not gain access
+that the kernel would deny.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SWAPS = ("link", "file", "pipe")
 
 
 def _known(space: Space) -> Path:
-    """The file `d/f`, which is in the upper and known, but not open there."""
+    """The file `d/f`, in the upper and known, but not open there."""
     (space.lower / "d").mkdir()
     mnt = space.mount()
     (mnt / "d" / "f").write_bytes(MINE)
@@ -47,7 +47,7 @@ def _known(space: Space) -> Path:
 
 
 def _swap(space: Space, swap: str) -> Path:
-    """What is then at the name of the upper, and where it leads."""
+    """Swap; returns what is then at the name in the upper, and where it leads."""
     upper, target = space.upper / "d" / "f", space.base / "target"
     target.write_bytes(OTHER)
     target.chmod(0o600)
@@ -65,7 +65,7 @@ def _swap(space: Space, swap: str) -> Path:
 
 @pytest.fixture(params=SWAPS)
 def swapped(request: pytest.FixtureRequest, space: Space) -> Iterator[tuple[int, Path]]:
-    """A descriptor of the file, whose name another object has."""
+    """A descriptor of the file, at whose name there is another object."""
     path = _known(space)
     fd = os.open(path, os.O_RDWR)
     try:
@@ -88,7 +88,7 @@ def test_nothing_is_told_or_changed(swapped: tuple[int, Path], operation: str) -
 
 
 def test_a_directory(space: Space) -> None:
-    """Who may enter the one that the kernel knows may not enter every other."""
+    """A user who may enter the directory known to the kernel may not enter any other."""
     for name in ("d", "secret"):
         (space.upper / "h" / name).mkdir(parents=True)
         (space.upper / "h" / name / f"in {name}").write_bytes(MINE)
@@ -112,7 +112,7 @@ def test_a_directory(space: Space) -> None:
 
 
 def test_a_number_that_was_given_out_again(space: Space) -> None:
-    """To a file that was made in this mount."""
+    """The number went to a file that was made in this mount."""
     (space.lower / "d").mkdir()
     mnt = space.mount()
     mine, his = mnt / "d" / "mine", mnt / "d" / "his"

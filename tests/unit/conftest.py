@@ -1,4 +1,4 @@
-"""What of the unit tests runs in which mode."""
+"""Which unit tests run in which mode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.repeated import skip_repeated
 
-#: They read the project, or functions that ask no file system.
+#: Tests that read the project's files, or test functions that use no filesystem.
 _ALL_THE_SAME = {
     *("test_benchmarks", "test_documents", "test_imports", "test_option_table", "test_parsers"),
     *("test_abi", "test_handlers", "test_scripts", "test_turns", "test_inodes"),

@@ -62,7 +62,7 @@ BOUND = {
 
 
 def said_by_c(header: str, expressions: list[str], where: Path) -> list[int]:
-    """What a C program that includes the header finds these to be."""
+    """The values that these have in a C program that includes the header."""
     prints = "".join(f'printf("%llu\\n", (unsigned long long)({e}));' for e in expressions)
     source = where / "say.c"
     source.write_text(f"{header}\n#include <stdio.h>\nint main(void) {{ {prints} return 0; }}\n")
@@ -82,7 +82,7 @@ def test_requests_and_structures_are_the_kernels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ino", "size", "blocks", "atime", "atimensec", "mode", "blksize"])
 def test_the_parts_of_a_status_are_where_the_kernel_has_them(name: str, tmp_path: Path) -> None:
-    """`wire.attr` takes them in the order of the structure, with seconds and parts apart."""
+    """`wire.attr` takes them in the order of the structure, with seconds and nanoseconds apart."""
     order = (
         "ino", "size", "blocks", "atime", "mtime", "ctime", "atimensec", "mtimensec", "ctimensec",
         "mode", "nlink", "uid", "gid", "rdev", "blksize",
@@ -93,7 +93,7 @@ def test_the_parts_of_a_status_are_where_the_kernel_has_them(name: str, tmp_path
 
 
 def enum_of(prefix: str) -> dict[str, int]:
-    """Names and numbers of the enum in native.h whose names begin so."""
+    """Names and numbers of the enum in native.h whose names have this prefix."""
     header = (CSRC / "native.h").read_text()
     (body,) = (b for b in re.findall(r"enum\s*\{([^}]*)\}", header) if prefix in b)
     found: dict[str, int] = {}

@@ -34,7 +34,7 @@ def _merge(lowers: tuple[Path, ...], target: Path) -> None:
 
 
 def test_forty_layers_show_the_same_tree_as_one() -> None:
-    """Contenders on one layer, on forty and on a plain directory do the same work."""
+    """So contenders on one layer, on forty and on a plain directory do the same work."""
     with scratch() as base:
         layers = Layers(base, QUICK)
         forty = layers.stack("tree40")
@@ -56,13 +56,13 @@ def _page(*events: bytes, missed: int = 0) -> bytes:
 
 
 def _event(opcode: int, *, long: bool = False) -> bytes:
-    """A fuse_request_send of 32 bytes, its length in the header or after it."""
+    """A fuse_request_send event of 32 bytes, with its length in the header or after it."""
     data = struct.pack("=QI4xQII", 0, 45, 7, opcode, 56)
     return struct.pack("=II", 5 << 5, 36) + data if long else struct.pack("=I", 8 | 5 << 5) + data
 
 
 def test_events_of_a_ring_buffer_page() -> None:
-    """Time stamps are passed over, and so is what the filter took out."""
+    """Time stamps are skipped, and so are events that the filter discarded."""
     time = struct.pack("=II", 30, 0)
     discarded = struct.pack("=II", 29 | 1 << 5, 32) + bytes(28)
     rest = struct.pack("=I", 29) + bytes(60)
@@ -71,13 +71,14 @@ def test_events_of_a_ring_buffer_page() -> None:
 
 
 def test_lost_events_are_no_count() -> None:
-    """The kernel says when the reader was too slow."""
+    """If the reader was too slow the kernel says so, and there is no count."""
     with pytest.raises(OverflowError):
         list(opcodes(_page(_event(1), missed=1 << 31)))
 
 
 def test_a_start_may_take_so_many_seconds_more() -> None:
-    """Of medians; whole commands have no CPU seconds and no requests, and no tables of them."""
+    """The medians are compared. Whole commands have no CPU seconds and no requests, and so no
+    tables of them."""
     outcome = Outcome()
     outcome.results["containers/start"] = {
         "fuseoverlay": Samples([0.5, 0.25, 9.0]),

@@ -1,4 +1,4 @@
-"""Copy-up while something else happens, at the very moment that matters."""
+"""Copy-up while something else happens at the critical moment."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ def _entries(reply: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def test_descriptors_that_are_closed_meanwhile(tmp_path: Path) -> None:
-    """To find the data of a metacopy takes other directories, which with few descriptors close
-    the one that the files around it are found by, and take its number: the next file must not be
-    looked for in there."""
+    """Finding the data of a metacopy opens other directories. If descriptors are scarce, that
+    closes the listed directory's, and another directory gets its number; the next file must not be
+    looked up there."""
     top, bottom = tmp_path / "top", tmp_path / "bottom"
     top.mkdir()
     (bottom / "elsewhere").mkdir(parents=True)
@@ -61,8 +61,8 @@ def test_descriptors_that_are_closed_meanwhile(tmp_path: Path) -> None:
 
 
 def test_looking_up_makes_no_inode(tmp_path: Path) -> None:
-    """A plain file of a lower is known like a listed one, however often it is looked up; one with
-    another name is an inode."""
+    """A plain lower file stays a listed one, however often it is looked up; one with several names
+    becomes an inode."""
     (tmp_path / "plain").write_bytes(b"data")
     (tmp_path / "linked").touch()
     os.link(tmp_path / "linked", tmp_path / "other")

@@ -1,4 +1,4 @@
-"""The documents and the manual pages: they name everything that the program takes."""
+"""The documents and the manual pages describe everything that the program accepts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHOICES = {option.names[0]: option for option in options.every() if option.choic
 
 
 def _helped(*command: str) -> str:
-    """What `--help` says of a command."""
+    """The output of `--help` for a command."""
     argv = [sys.executable, "-m", "fuseoverlay", *command, "--help"]
     env = {**BARE_ENV, "COLUMNS": "80"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=True)
@@ -70,7 +70,7 @@ def test_choices_are_documented(option: str) -> None:
 
 
 def _unmarked(line: str) -> str:
-    """A line of the manual page as it is read."""
+    """A line of the manual page without its markup."""
     text = re.sub(r"^\.[BIR]+ ", "", re.sub(r"\\f[BIRP]", "", line))
     return text.replace("\\-", "-")
 
@@ -83,7 +83,7 @@ def test_tables_are_not_stale() -> None:
 
 @pytest.mark.parametrize("command", ["", "mount", "unmount", "fsck"])
 def test_flag_is_documented(command: str) -> None:
-    """Each one that --help tells, in the flags of the manual page."""
+    """Each flag in `--help` is among the flags of the manual page."""
     told = _helped(*command.split()).partition("\noptions:")[2]
     flags = set(re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", told))
     assert "--help" in flags
@@ -143,8 +143,8 @@ def test_manual_pages_are_installed() -> None:
 
 
 def test_installed_as_readme_says_it_is_a_command(tmp_path: Path) -> None:
-    """Of the lines in Install those after the installation, which takes the network: here what they
-    would find is the installation that the tests have."""
+    """Runs the lines of Install after the installation itself, which needs the network; here they
+    find the tests' installation."""
     install = README[README.index("## Install") : README.index("## Mount directories")]
     block = install.split("```")[1]
     assert "pip install ." in block
@@ -163,7 +163,7 @@ def test_installed_as_readme_says_it_is_a_command(tmp_path: Path) -> None:
 
 
 def _links(document: Path) -> list[str]:
-    """Where its links and pictures lead, inside the project."""
+    """The targets of its links and pictures inside the project."""
     found = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
     return [link for link in found if not re.match(r"[a-z]+:", link)]
 
@@ -196,5 +196,5 @@ def test_every_decision_is_linked_from_the_architecture() -> None:
 
 
 def test_readme_is_short() -> None:
-    """What is longer has a page of its own."""
+    """Longer texts have pages of their own."""
     assert len(README.splitlines()) <= 150

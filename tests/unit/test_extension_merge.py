@@ -1,5 +1,5 @@
-"""The extension puts directories together as the Python code does: same names, same order, same
-directories behind them, whatever the layers hold."""
+"""The extension merges directories as the Python code does: the same names, order and directories
+behind them, whatever the layers hold."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _NAMES: Final = ("a", "ü", "x" * 200)
 _PLAIN: tuple[str, ...] = ("directory", "file", "char 0:0", "symlink", "fifo")
 if MODE == "root":
     _PLAIN += ("char 1:3",)
-#: What the extension does not look at.
+#: What the extension leaves to Python.
 _SPECIAL: Final = (".wh.", "xattr whiteout")
 _MARKS: Final = ("opaque=y", "opaque=x", ".wh..wh..opq", "redirect", "large")
 
-#: What one layer has of a directory: name -> kind, and a mark. Mostly much of it is plain: else
-#: the extension would hardly ever see two layers in a row.
+#: One layer's part of a directory: name -> kind, and a mark. Most are plain: otherwise the
+#: extension would hardly ever get two layers in a row.
 _entries = st.fixed_dictionaries(
     {},
     optional={name: st.sampled_from(_PLAIN * 3 + _SPECIAL) for name in _NAMES},
@@ -129,7 +129,7 @@ def test_same_index(layers: Layers) -> None:
 @_thorough
 @given(_layers)
 def test_at_once_needs_no_marks(layers: Layers) -> None:
-    """What is read at once is what the marks, and then a scan, lead to."""
+    """`at_once` gives the same result as reading the marks and then scanning."""
     with _stack(layers) as (stack, upper, lowers):
         if upper is None and not lowers:
             return
@@ -146,14 +146,14 @@ def test_at_once_needs_no_marks(layers: Layers) -> None:
 
 
 def test_a_path_that_is_too_long_is_pythons(tmp_path: Path) -> None:
-    """As are its errors."""
+    """Python handles it, errors included."""
     with LayerStack(None, [os.fsencode(tmp_path)]) as stack:
         real = stack.lowers[0].root
         for _ in range(20):
             fd = stack.fd(real)
             os.mkdir(b"d" * 255, dir_fd=fd)
             real = RealDir(real.layer, real, b"d" * 255)
-    # One that has none of them open.
+    # A stack that has none of them open.
     with LayerStack(None, [os.fsencode(tmp_path)]) as stack:
         real = stack.lowers[0].root
         for _ in range(20):
@@ -181,7 +181,7 @@ def test_no_link_leads_out(tmp_path: Path) -> None:
 
 
 def test_many_entries_are_read_in_steps(tmp_path: Path) -> None:
-    """So that nobody else waits for them."""
+    """Otherwise other requests would have to wait for them."""
     roots = [tmp_path / f"{number}" for number in range(30)]
     for root in roots:
         root.mkdir()

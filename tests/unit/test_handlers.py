@@ -17,14 +17,14 @@ from fuseoverlay.fuse.operations import Operations
 
 #: Handlers that touch nothing and so cannot fail.
 QUIET = {"release", "releasedir"}
-#: What the kernel is told not to ask again.
+#: Requests that the kernel is told not to send again.
 REFUSED = {"flush", "poll"}
-#: What pyfuse3 calls that is no request, and what serves the requests that it does not know.
+#: Methods that pyfuse3 calls for no request, and those for requests that it does not know.
 CALLBACKS = {"init", "stacktrace", "serve", "stop", "write_back"}
 
 
 def _own_handlers() -> dict[str, Any]:
-    """Public methods of our own, besides the callbacks."""
+    """Our own public methods, without the callbacks."""
     return {
         name: function
         for name, function in {**vars(Operations), **vars(ExtendedOperations)}.items()
@@ -33,7 +33,7 @@ def _own_handlers() -> dict[str, Any]:
 
 
 def _requests() -> set[str]:
-    """Everything that pyfuse3 may call with a request."""
+    """Everything that pyfuse3 may call for a request."""
     return {
         name
         for name, function in vars(pyfuse3.Operations).items()
@@ -128,7 +128,7 @@ async def test_unwanted_requests_are_declined(name: str) -> None:
 
 
 async def test_what_is_not_implemented_says_so() -> None:
-    """pyfuse3's own answer for what Operations does not define."""
+    """pyfuse3 itself answers requests that Operations does not define."""
     for name in sorted(_requests() - set(_own_handlers())):
         with pytest.raises(pyfuse3.FUSEError) as caught:
             await _call(_operations(RuntimeError()), name)

@@ -19,7 +19,7 @@ from tests.helpers.imports import (
     package,
 )
 
-#: What images share with the overlay of the package `layers`: modules that know nothing of layers.
+#: Modules of the package `layers` that images share with the overlay; they know nothing of layers.
 SHARED = {
     "layers.onename",
     "layers.overridestat",

@@ -11,7 +11,7 @@ from fuseoverlay.overlay.inodes import Directory, File, Inode
 from fuseoverlay.overlay.inodetable import InodeTable
 from fuseoverlay.overlay.prepared import Prepared
 
-#: Deeper than any stack.
+#: Deeper than any call stack.
 DEPTH = 200_000
 
 
@@ -38,7 +38,7 @@ def _file(table: InodeTable, parent: Directory, name: bytes) -> File:
 
 
 def test_a_deep_chain() -> None:
-    """It is whole as long as its end is known, and goes with it, however deep."""
+    """A chain of directories stays whole while its end is known, and goes with it, however deep."""
     table = _table()
     chain = [table.root]
     for _ in range(DEPTH):
@@ -65,7 +65,7 @@ def test_a_deep_chain() -> None:
 
 @pytest.mark.parametrize("is_listed", [False, True])
 def test_found_again(is_listed: bool) -> None:
-    """By name and, as long as nobody else has it, with the number it had."""
+    """It is found by name, with its old number unless another one has that."""
     table = _table()
     directory = _directory(table, table.root, b"d")
     number, other = directory.ino, File(directory.ino, stat.S_IFREG)
@@ -93,7 +93,7 @@ def test_found_again(is_listed: bool) -> None:
 
 
 def test_moved_and_replaced() -> None:
-    """What is below a directory that was replaced has no name any more."""
+    """Objects below a directory that was replaced have no name any more."""
     table = _table()
     old = _directory(table, table.root, b"d")
     below = _directory(table, old, b"sub")

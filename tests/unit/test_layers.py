@@ -1,4 +1,4 @@
-"""Descriptors of directories: few are kept, and those in use stay what they are."""
+"""Descriptors of directories: few are kept, and those in use stay open."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ MANY = 100_000
 
 
 class Counting(dict[bytes, int]):
-    """A dictionary that counts what is asked."""
+    """A dictionary that counts look-ups."""
 
     asked = 0
 
@@ -24,7 +24,7 @@ class Counting(dict[bytes, int]):
 
 
 def after(index: Index, cookie: int) -> tuple[bytes, int] | None:
-    """The entry that follows the cookie, with its own."""
+    """The entry that follows the cookie, with its own cookie."""
     return next(index.following(cookie), None)
 
 
@@ -66,7 +66,7 @@ def test_deleting_what_was_read() -> None:
 
 
 def test_deleting_the_first_and_starting_again() -> None:
-    """Each time from the start: what is gone is not met again and again."""
+    """Each pass starts from the beginning, and does not step over removed entries again."""
     index = _index(MANY)
     counting = _counted(index)
     while (found := after(index, 0)) is not None:
@@ -86,7 +86,7 @@ def test_creating_and_deleting_for_ever_keeps_it_small() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_stays_is_listed_once(seed: int) -> None:
-    """Several listings, each at its own place, while names come, go and come back."""
+    """Several listings, each at its own position, while names come, go and come back."""
     rng = random.Random(seed)
     index = _index(200)
     listings = [{"at": 0, "met": [], "before": set(index._position_of)} for _ in range(3)]
@@ -129,7 +129,7 @@ def test_a_pass_ends_though_each_name_read_is_renamed() -> None:
 
 
 def test_cookies_are_positive_numbers_of_64_bits_for_ever() -> None:
-    """Positions begin again before they are too large, and every name keeps its place."""
+    """Positions start again before they become too large, and every name keeps its order."""
     index = _index(5)
     index._next = (1 << 31) - 2
     for number in range(10):
@@ -145,7 +145,7 @@ def test_cookies_are_positive_numbers_of_64_bits_for_ever() -> None:
 
 
 def test_a_change_costs_the_same_in_a_large_directory() -> None:
-    """The directories are counted once, not after each change."""
+    """Subdirectories are counted once, not after each change."""
     index = _index(MANY)
     assert index.subdirectories() == 0
     index._position_of = counting = Counting(index._position_of)

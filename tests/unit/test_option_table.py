@@ -13,7 +13,7 @@ from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.overlay.options import Kind, Option
 
 ROWS = {option.names[0]: option for option in options.every()}
-#: What documents write for a value, as somebody would give it.
+#: A value that a user could give, for each form of value in the documents.
 VALUES = {
     "=A:B:...": "=/a:/b", "=DIR": "=/a", "=FILE": "=/a", "=SECONDS": "=1.5", "=BYTES": "=8192",
     "=C:H:N[:C:H:N...]": "=0:1000:10", "=ID": "=5", "=LABEL": "=a:b:c", "=NAME": "=a",
@@ -51,7 +51,7 @@ def test_what_is_not_in_the_table_is_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, option in ROWS.items() if option.sets])
 def test_the_field_is_set(name: str) -> None:
-    """By one of the values at least it becomes another one than without the option."""
+    """At least one of the values sets the field to another value than without the option."""
     option = ROWS[name]
     assert option.sets in {field.name for field in fields(MountConfig)}
     kept = getattr(MountConfig(lowerdirs=()), option.sets)

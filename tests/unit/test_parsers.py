@@ -1,6 +1,6 @@
-"""What layers hold as attributes anybody may have written: every parser bounds its input.
+"""Anybody may have written the attributes in layers: every parser limits what it accepts.
 
-A parser answers, or says "malformed" in its own way; no other exception, whatever the value.
+A parser returns a result or signals "malformed" in its own way; no value causes another exception.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _index_name(value: bytes) -> None:
     assert origin is None or hardlinks.index_name(origin) == value
 
 
-#: Each with the errors that mean "malformed".
+#: Each parser, with the errors by which it signals "malformed".
 PARSERS: dict[str, tuple[Callable[[bytes], object], tuple[type[Exception], ...]]] = {
     "override of a file": (lambda value: OverrideStat.parse(value, stat.S_IFREG), ()),
     "override of a directory": (lambda value: OverrideStat.parse(value, stat.S_IFDIR), ()),
@@ -94,7 +94,7 @@ def test_parsers(name: str, value: bytes) -> None:
 
 @pytest.mark.parametrize("field", range(5))
 def test_long_numbers(field: int) -> None:
-    """More digits than any id has, and than Python converts."""
+    """More digits than any id has, and than Python will convert."""
     fields = [b"0", b"0", b"0644", b"1", b"3"]
     fields[field] = LONG
     value = b"%b:%b:%b:char-%b-%b" % tuple(fields)
@@ -103,7 +103,7 @@ def test_long_numbers(field: int) -> None:
 
 @given(value=_OVERRIDES)
 def test_override_is_one_that_can_be(value: bytes) -> None:
-    """What is understood can be shown by stat(2), and written again."""
+    """A value that is accepted can be shown by stat(2) and written again."""
     found = OverrideStat.parse(value, stat.S_IFREG)
     if found is not None:
         assert 0 <= found.uid < 2**32 - 1 and 0 <= found.gid < 2**32 - 1

@@ -1,4 +1,4 @@
-"""The scripts: what they say while they prepare."""
+"""What the scripts print while they set up their environment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tests.helpers.mounts import PROJECT
 
-#: A new environment, for which nothing is to be had: what is said comes before that fails.
+#: A new environment for which nothing can be installed: the output in question comes before that
+#: fails.
 PREPARE = """
 . scripts/lib.sh
 fo_retry() { echo "now: $2" >&2; false; }

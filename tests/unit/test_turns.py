@@ -1,4 +1,4 @@
-"""Waiting for requests: nobody starves, nothing is missed."""
+"""Waiting for requests: no task starves, and no request is missed."""
 
 from __future__ import annotations
 
