@@ -199,7 +199,7 @@ def disk(space: Space) -> Iterator[Path]:
 @root_only
 @pytest.mark.parametrize("first", ["fuse", "kernel"])
 def test_hard_links_of_a_filesystem_with_uuid(space: Space, disk: Path, first: str) -> None:
-    """Whoever writes the index chooses the name of a lower file in it; the other one can read it."""
+    """The index writer chooses the name of a lower file in it; the other one can read it."""
     if IMPL == "kernel" and first == "fuse":
         pytest.skip("mounts both")
     second = "kernel" if first == "fuse" and IMPL == "fuse" else IMPL
