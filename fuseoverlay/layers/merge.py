@@ -128,8 +128,7 @@ class Merged:
 
     def __init__(self) -> None:
         self.names: dict[bytes, LowerEntry] = {}
-        #: Names for which directories further down do not count. A file hides what is below it
-        #: anyway.
+        #: Names for which nothing further down counts. A file hides what is below it anyway.
         self.closed: set[bytes] = set()
 
     def add(self, real: RealDir, listing: Listing) -> None:

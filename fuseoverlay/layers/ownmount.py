@@ -1,10 +1,10 @@
 """Open layers through mounts of our own, as kernel overlayfs does.
 
-So what is mounted below a lower does not show, above all the mount that is being made. And the
-filesystems that the layers lie on are not in use by us: umount(2) of the overlay returns before the
-daemon can close anything, and the user may go on to unmount them. Reading through our mounts moves
-access times as the overlay's own mount says, not as the mounts that others see; without such a
-mount `Layer.reading` does what it can.
+Then what is mounted below a lower does not show, above all the mount that is being made. Nor do we
+keep the filesystems of the layers busy: umount(2) of the overlay returns before the daemon can
+close anything, and the user may go on to unmount them. Reading through our mounts moves access
+times as the overlay's own mount says, not as the mounts that others see; without such a mount
+`Layer.reading` does what it can.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fuseoverlay.system.syscalls import DIR_FLAGS
 
 
 def enter(layer: Layer, clones: Clones, *, submounts: bool = False) -> None:
-    """Reopen a layer that is only read through a mount of our own. If we may not have such a mount,
-    nothing changes.
+    """Through a mount of our own, reopen a layer that is never written. If we may not have such a
+    mount, nothing changes.
 
     `submounts`: include what is mounted below the layer; `LayerError` if that is impossible. In a
     user namespace the kernel does not let us leave it out.

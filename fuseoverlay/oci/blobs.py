@@ -28,7 +28,7 @@ _MAX_JSON_TOTAL: Final = 32 << 20
 #: Depth of indexes inside indexes. Real images have one.
 _MAX_DEPTH: Final = 8
 
-#: Most names shown in one message.
+#: At most so many names in one message.
 _SHOWN: Final = 20
 
 _CONTAINERD_NAME: Final = "io.containerd.image.name"

@@ -1,7 +1,7 @@
 """Headers of a tar archive: V7, ustar, star, GNU, PAX, sparse files.
 
 Most tools read images with Go's archive/tar. Where the formats leave a choice, or writers have
-disagreed, this module decides as it does. But global PAX headers count, as POSIX says.
+disagreed, this module decides as Go does. But global PAX headers count, as POSIX says.
 
 Everything is bounded in memory and time: each header that extends an entry, the number of such
 headers before one entry, and the content of global headers, since each entry repeats it.

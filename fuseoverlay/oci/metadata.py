@@ -35,7 +35,7 @@ _NOT_SETTABLE: Final = (
 _LABEL: Final = b"security.selinux"
 #: Linux's XATTR_SIZE_MAX.
 _MAX_VALUE: Final = 64 << 10
-#: Most kinds of warnings for one layer: they name attributes, which a layer may make up.
+#: At most so many kinds of warnings for one layer: they name attributes, which a layer may make up.
 _MAX_KINDS: Final = 40
 
 

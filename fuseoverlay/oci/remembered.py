@@ -1,4 +1,4 @@
-"""Bounds for what is kept in memory of a layer until its end, and for the time to search it."""
+"""Bounds for the memory that a layer takes until its end, and for the time to search it."""
 
 from __future__ import annotations
 
