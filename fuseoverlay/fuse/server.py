@@ -80,7 +80,7 @@ class Server:
         self._waits.lowlevel.before_next(self._agreed)
 
     def _agreed(self) -> None:
-        log.info("%s", terms.terms())
+        log.info("%s", terms.terms(private=self._ov.config.private))
         _read_further_ahead(self.device)
 
     def wait_apart(self) -> None:

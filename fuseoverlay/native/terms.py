@@ -70,8 +70,9 @@ def refuse(opcodes: Iterable[int]) -> None:
             _extension.answer(opcode, errno.ENOSYS)
 
 
-def terms() -> str:
-    """What the kernel, libfuse and the extension have agreed on, for people. Only after INIT."""
+def terms(*, private: bool) -> str:
+    """What the kernel, libfuse and the extension have agreed on, for people. Only after INIT.
+    `private` as for `agree`."""
     reason = _absence or _detachment()
     protocol = ""
     if _extension is not None and _extension.attached():
@@ -79,7 +80,7 @@ def terms() -> str:
         protocol = f"FUSE {major}.{min(minor, agreed)} (kernel {major}.{minor}), "
         if offered & _HANDLE_KILLPRIV_V2:
             agreed_on = [text for flag, text in _TERMS if flags & flag]
-            requests = "no OPEN, OPENDIR, FLUSH, ACCESS"
+            requests = f"no OPEN, {'OPENDIR, ' if private else ''}FLUSH, ACCESS"
             return f"{protocol}extension in effect: {'; '.join([requests, *agreed_on])}"
         reason = "the kernel has no FUSE_HANDLE_KILLPRIV_V2"
     return f"{protocol}extension not in effect ({reason}): OPEN and the like come through"
