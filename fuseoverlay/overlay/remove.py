@@ -39,6 +39,8 @@ log = logging.getLogger("fuseoverlay")
 
 # So many whiteouts are a thread's work: fewer are gone before it is awake.
 _MANY: Final = 32
+# Of a directory: it is not empty, or moving it takes fewer permissions than to remove it.
+_TAKES_MOVING: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EPERM)
 
 
 async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
@@ -197,7 +199,7 @@ def _remove_directory(
         if place is None:
             whiteout_over(ov, change, parent, index, name)
         elif not index.covers(name):
-            old = _move_away(ov, place)
+            held, old = _remove_upper(ov, change, place, held)
             index.remove(name)
         elif dialect is Dialect.OCI or not workdir.can_exchange:
             make_oci_whiteout(ov, change, place)
@@ -231,6 +233,29 @@ def lose_directory(ov: Overlay, directory: Directory, held: Held | None, old: by
         ov.stack.forget(directory.upper)
     directory.removed = True
     ov.inodes.unname(directory)
+
+
+def _remove_upper(
+    ov: Overlay, change: Transaction, place: Place, held: Held | None
+) -> tuple[Held | None, bytes | None]:
+    """Remove a directory of the upper below which nothing shows. Returns how it is reached from
+    then on, and its name in the work directory, where it gets if there is something in it
+    (whiteouts), or if it is to be held by that; not if the filesystem moves nothing there."""
+    if held is None:
+        try:
+            return None, _move_away(ov, place)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+        held = _open_held(ov, place.real, place.name)
+        change.on_error(release, held)
+    try:
+        os.rmdir(place.name, dir_fd=ov.stack.fd(place.real))
+    except OSError as exc:
+        if exc.errno not in _TAKES_MOVING:
+            raise
+        return held, _move_away(ov, place)
+    return held, None
 
 
 def _move_away(ov: Overlay, place: Place) -> bytes:
