@@ -37,8 +37,7 @@ from fuseoverlay.system.transaction import Transaction
 
 log = logging.getLogger("fuseoverlay")
 
-#: Of what is made in place: it takes permissions, or a call, that making it in the work directory
-#: does not take.
+#: Making an object in its place took more than making it in the work directory does.
 _TAKES_STAGING: Final = (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP)
 
 
@@ -113,6 +112,7 @@ def _is_free(index: Index, name: bytes) -> bool:
 def _make_in_place(
     ov: Overlay, parent: Directory, index: Index, place: Place, new: New
 ) -> tuple[Inode, Real]:
+    """Make it where it is seen. `_TAKES_STAGING`: that cannot be done."""
     dir_fd, fd = ov.stack.fd(place.real), None
     with Transaction() as change:
         if new.born:
@@ -133,6 +133,8 @@ def _make_in_place(
 def _make_staged(
     ov: Overlay, parent: Directory, index: Index, place: Place, new: New
 ) -> tuple[Inode, Real]:
+    """Make it in the work directory and move it to where it is seen. EXDEV: nothing can be moved
+    there."""
     work, dir_fd, name = ov.writable().fd, ov.stack.fd(place.real), place.name
     with Transaction() as change:
         staged = staging.stage(ov, change)

@@ -39,7 +39,7 @@ log = logging.getLogger("fuseoverlay")
 
 # So many whiteouts are a thread's work: fewer are gone before it is awake.
 _MANY: Final = 32
-# Of a directory: it is not empty, or moving it takes fewer permissions than to remove it.
+# Of a directory: it is not empty, or we may not write above it; `staging.move` helps with that.
 _TAKES_MOVING: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EPERM)
 
 
@@ -238,9 +238,10 @@ def lose_directory(ov: Overlay, directory: Directory, held: Held | None, old: by
 def _remove_upper(
     ov: Overlay, change: Transaction, place: Place, held: Held | None
 ) -> tuple[Held | None, bytes | None]:
-    """Remove a directory of the upper below which nothing shows. Returns how it is reached from
-    then on, and its name in the work directory, where it gets if there is something in it
-    (whiteouts), or if it is to be held by that; not if the filesystem moves nothing there."""
+    """Remove a directory of the upper that hides nothing: in its place, or, with whiteouts in it or
+    if it is to be held by a name, by moving it to the work directory. Where the filesystem moves
+    nothing there it is held by a descriptor all the same. Returns how it is reached from then on,
+    and its name in the work directory, if it has one."""
     if held is None:
         try:
             return None, _move_away(ov, place)

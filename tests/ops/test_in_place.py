@@ -20,7 +20,7 @@ from fuseoverlay.system import syscalls
 from fuseoverlay.system.credentials import acting_as
 from tests.helpers import libc
 from tests.helpers.disks import disk
-from tests.helpers.mounts import NATIVE, Space, fuse_only, root_only
+from tests.helpers.mounts import NATIVE, Daemon, Space, command, fuse_only, root_only
 from tests.helpers.tree import Entry, record
 
 pytestmark = fuse_only
@@ -172,6 +172,49 @@ def _outcome(space: Space, impl: str, *, acls: bool) -> tuple[dict, dict]:
     space.unmount()
     assert os.listdir(space.work / "work") == []
     return seen, _flags(space.upper)
+
+
+def test_flags_are_handed_down(space: Space) -> None:
+    """As in any directory of the same filesystem, whoever mounts."""
+    plain = space.base / "plain"
+    for home in (plain, space.upper / "home"):
+        home.mkdir()
+        fd = os.open(home, os.O_RDONLY)
+        try:
+            syscalls.set_file_flags(fd, syscalls.file_flags(fd) | NODUMP | NOATIME)
+        except OSError as exc:
+            pytest.skip(f"no flags here: {exc}")
+        finally:
+            os.close(fd)
+    mnt = space.mount()
+    for home in (plain, mnt / "home"):
+        fd = os.open(home, os.O_RDONLY)
+        for name, make in MAKERS.items():
+            make(name, fd)
+        os.close(fd)
+    space.unmount()
+    assert _flags(space.upper / "home") == _flags(plain)
+
+
+@root_only
+@pytest.mark.parametrize("capability", ["setpcap", "setuid", "setgid"])
+def test_a_daemon_that_cannot_act_as_others(space: Space, capability: str) -> None:
+    """What they make belongs to them all the same."""
+    argv = ["setpriv", f"--bounding-set=-{capability}", f"--inh-caps=-{capability}"]
+    argv += command("mount", "-f", "-o", space.options(), space.mnt)
+    space.daemon = Daemon(argv, space.mnt, space.log)
+    space.daemon.wait_until_mounted(1)
+    os.chmod(space.mnt, 0o777)
+    fd = os.open(space.mnt, os.O_RDONLY)
+    for number in range(2):
+        with acting_as(SOMEBODY, SOMEBODY):
+            for name, make in MAKERS.items():
+                make(f"{name}{number}", fd)
+        for name in MAKERS:
+            st = os.stat(f"{name}{number}", dir_fd=fd, follow_symlinks=False)
+            assert (st.st_uid, st.st_gid) == (SOMEBODY, SOMEBODY), name
+    os.close(fd)
+    space.unmount()
 
 
 @root_only
