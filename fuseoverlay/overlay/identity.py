@@ -27,6 +27,7 @@ from fuseoverlay.system.userns import MappedIds
 
 _HOLDERS: Final = (stat.S_IFREG, stat.S_IFDIR)
 _OVERRIDES: Final = {1: xattrs.PRIVILEGED_OVERRIDE_STAT, 2: xattrs.OVERRIDE_STAT}
+_OURSELVES: Final = nullcontext()
 # What chown(2) says to who may not, or of an id that the user namespace does not map.
 _NOT_GIVABLE: Final = (errno.EPERM, errno.EINVAL)
 
@@ -166,7 +167,7 @@ class Identity:
         """What is made in the block belongs to these stored ids. EPERM where the process cannot
         do that."""
         if (uid, gid) == (self.users.own, self.groups.own):
-            return nullcontext()
+            return _OURSELVES
         if self._acts is None:
             self._acts = credentials.keep_capabilities()
         if not self._acts:
