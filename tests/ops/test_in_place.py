@@ -244,3 +244,28 @@ def test_where_an_attribute_keeps_owners(space: Space, name: str) -> None:
             assert {path: found[path] for path in inherited} == inherited
             assert _seen(record(str(ours.mount()))) == seen
             ours.unmount()
+
+
+@root_only
+def test_more_without_a_name_than_may_be_held(space: Space) -> None:
+    """What the work directory takes no name of is held by descriptors all the same."""
+    with disk(space.base, "btrfs") as base, _layers(base / "ours", KINDS["subvolume"]) as ours:
+        mnt = ours.mount(descriptors=96)
+        directories, files = [], []
+        for number in range(20):
+            path = mnt / "home" / f"d{number}"
+            path.mkdir()
+            directories.append(os.open(path, os.O_RDONLY))
+            path.rmdir()
+            if NATIVE:
+                files.append(os.open(mnt / "home", os.O_TMPFILE | os.O_RDWR, 0o600))
+        for fd in directories:
+            assert os.listdir(fd) == []
+            os.close(fd)
+        for number, fd in enumerate(files):
+            path = mnt / "home" / f"f{number}"
+            os.write(fd, b"%d" % number)
+            libc.linkat(f"/proc/self/fd/{fd}".encode(), path, libc.AT_SYMLINK_FOLLOW)
+            os.close(fd)
+            assert (path.read_bytes(), path.stat().st_nlink) == (b"%d" % number, 1)
+        ours.unmount()
