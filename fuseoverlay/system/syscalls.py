@@ -45,6 +45,9 @@ FS_SYNC_FL: Final = 0x08
 FS_IMMUTABLE_FL: Final = 0x10
 FS_APPEND_FL: Final = 0x20
 FS_NOATIME_FL: Final = 0x80
+#: Those that some filesystem hands down to what is made in a directory: s, u, c, S, d, A, no
+#: compression, j, t, D, C, x, P, F of chattr(1).
+FS_INHERITED_FL: Final = 0x6281_C4CF
 FS_XFLAG_IMMUTABLE: Final = 0x08
 FS_XFLAG_APPEND: Final = 0x10
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from fuseoverlay.system.credentials import acting_as
+from fuseoverlay.system.syscalls import (
+    AT_FDCWD,
+    FS_IOC_GETFLAGS,
+    FS_IOC_SETFLAGS,
+    FS_NOATIME_FL,
+    RENAME_EXCHANGE,
+    renameat2,
+)
 from tests.helpers import libc
 from tests.helpers.mounts import MODE, NATIVE, make_whiteout, set_overlay_xattr
 
@@ -103,6 +113,40 @@ def _scribble(path: Path) -> None:
 #: Another owner where he may be given.
 _SOMEBODY = (1, 1) if MODE != "user" else (os.getuid(), os.getgid())
 
+
+def _by_somebody(path: Path, make: Callable[..., object], *args: object) -> None:
+    """Make an object who does not own the layers."""
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        with acting_as(*_SOMEBODY):
+            make(path.name, *args, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _hand_down(path: Path) -> None:
+    """Have a directory hand a flag down."""
+    # Without the extension there is no chattr.
+    if NATIVE:
+        fd = os.open(path, os.O_RDONLY)
+        [flags] = struct.unpack("i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("i", flags | FS_NOATIME_FL))
+        os.close(fd)
+
+
+#: user::rwx user:1:rwx group::r-x mask::rwx other::r-x
+_ACL = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", tag, bits, number)
+    for tag, bits, number in (
+        (1, 7, 2**32 - 1), (2, 7, 1), (4, 5, 2**32 - 1), (16, 7, 2**32 - 1), (32, 5, 2**32 - 1),
+    )
+)  # fmt: skip
+
+
+def _set_default_acl(path: Path) -> None:
+    os.setxattr(path, "system.posix_acl_default", _ACL)
+
+
 Change = Callable[[Path], object]
 
 #: Copy-ups and what else is the same in every dialect of whiteouts.
@@ -122,6 +166,13 @@ CHANGES: dict[str, Change] = {
     "create deeper": lambda mnt: os.mknod(mnt / "dir" / "new", 0o640),
     "name a nameless file": lambda mnt: _name_nameless(mnt / "dir" / "new"),
     "symlink": lambda mnt: os.symlink("target", mnt / "new"),
+    "mkdir": lambda mnt: os.mkdir(mnt / "new", 0o750),
+    "create by somebody": lambda mnt: _by_somebody(mnt / "own" / "new", os.mknod, 0o640),
+    "mkdir by somebody": lambda mnt: _by_somebody(mnt / "own" / "new", os.mkdir, 0o750),
+    "create with an ACL": lambda mnt: os.mknod(mnt / "own" / "new", 0o640),
+    "mkdir with an ACL": lambda mnt: os.mkdir(mnt / "own" / "new", 0o750),
+    "link in upper": lambda mnt: os.link(mnt / "up", mnt / "new"),
+    "rmdir in upper": lambda mnt: os.rmdir(mnt / "own"),
     "create over whiteout": lambda mnt: os.mknod(mnt / "gone", 0o640),
     "mkdir over whiteout": lambda mnt: os.mkdir(mnt / "gone-dir"),
     "unlink in upper": lambda mnt: os.unlink(mnt / "up"),
@@ -159,6 +210,14 @@ FEATURES: dict[str, Change] = {
     "rename metadata": lambda mnt: os.rename(mnt / "big", mnt / "own" / "new"),
     "data after metadata": lambda mnt: _append(mnt / "big"),
 }
+#: Where an attribute keeps owners and modes.
+OVERRIDDEN: dict[str, Change] = {
+    "create with override": lambda mnt: os.mknod(mnt / "own" / "new", 0o640),
+    "mkdir with override": lambda mnt: os.mkdir(mnt / "own" / "new", 0o750),
+    "create with override and flags": lambda mnt: os.mknod(mnt / "own" / "new", 0o640),
+    "mkdir with override and flags": lambda mnt: os.mkdir(mnt / "own" / "new", 0o750),
+    "symlink with override and flags": lambda mnt: os.symlink("target", mnt / "own" / "new"),
+}
 #: More of all sorts.
 MORE: dict[str, Change] = {
     "append in upper": lambda mnt: _append(mnt / "up"),
@@ -182,13 +241,11 @@ MORE: dict[str, Change] = {
     "allocate": lambda mnt: _allocate(mnt / "file"),
     "copy a range": lambda mnt: _copy_range(mnt / "other", mnt / "file"),
     "sync": lambda mnt: _sync(mnt / "file"),
-    "mkdir": lambda mnt: os.mkdir(mnt / "new", 0o750),
     "mkdir deeper": lambda mnt: os.mkdir(mnt / "dir" / "new", 0o750),
     "make a fifo": lambda mnt: os.mkfifo(mnt / "new", 0o640),
+    "make a fifo over whiteout": lambda mnt: os.mkfifo(mnt / "gone", 0o640),
     "symlink over whiteout": lambda mnt: os.symlink("target", mnt / "gone"),
     "link over whiteout": lambda mnt: os.link(mnt / "file", mnt / "gone"),
-    "link in upper": lambda mnt: os.link(mnt / "up", mnt / "new"),
-    "rmdir in upper": lambda mnt: os.rmdir(mnt / "own"),
     "rename in upper over upper": lambda mnt: os.rename(mnt / "up", mnt / "copied"),
     "rename symlink": lambda mnt: os.rename(mnt / "symlink", mnt / "new"),
     "unlink second name": lambda mnt: os.unlink(mnt / "alias"),
@@ -204,6 +261,13 @@ BEFORE: dict[str, Change] = {
     "chown of an open file": lambda mnt: _append(mnt / "up"),
     "utime of an open file": lambda mnt: _append(mnt / "up"),
     "data after metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
+    "create by somebody": lambda mnt: os.chmod(mnt / "own", 0o777),
+    "mkdir by somebody": lambda mnt: os.chmod(mnt / "own", 0o777),
+    "create with an ACL": lambda mnt: _set_default_acl(mnt / "own"),
+    "mkdir with an ACL": lambda mnt: _set_default_acl(mnt / "own"),
+    "create with override and flags": lambda mnt: _hand_down(mnt / "own"),
+    "mkdir with override and flags": lambda mnt: _hand_down(mnt / "own"),
+    "symlink with override and flags": lambda mnt: _hand_down(mnt / "own"),
     "unlink second name": lambda mnt: os.unlink(mnt / "linked"),
     "unlink second name of a copy": lambda mnt: _append(mnt / "linked"),
     "unlink last name of a copy": _copy_and_leave_one_name,
