@@ -91,8 +91,8 @@ class Changes:
             self._fresh = self._is_fresh() or self._made
 
     def _is_fresh(self) -> bool:
-        """Whether the upper is empty and so may begin anew for this image. Raises `UpperError` if
-        it holds changes of another image.
+        """Whether the upper is to begin anew: it is empty, and not noted as this image's. Raises
+        `UpperError` if it holds changes of another image.
 
         An upper without a note, made by hand or by a version that wrote none, is accepted.
         """
