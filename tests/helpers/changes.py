@@ -1,4 +1,4 @@
-"""Changes to make through a mount, each alone, and layers on which all of them can be made."""
+"""Changes to make through a mount, one per mount, and layers on which each can be made."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.helpers.mounts import MODE, NATIVE, make_whiteout, set_overlay_xattr
 
 
 def make_layers(top: Path, bottom: Path, upper: Path) -> None:
-    """In two lower directories and an upper one: `lower` files and directories, `up` ones in the
-    upper, `gone` behind whiteouts."""
+    """Fill two lower directories and an upper one. `up` things are in the upper, `gone` ones are
+    hidden by whiteouts, `copied` is a copy of a lower file."""
     for layer, text in ((top, b"top"), (bottom, b"bottom")):
         for name in ("dir", "empty", "emptied"):
             (layer / name).mkdir()
@@ -69,7 +69,7 @@ def exchange(one: Path, two: Path) -> None:
 
 
 def _name_nameless(path: Path) -> None:
-    """Without the extension: a file with a name at once."""
+    """Give a name to a file that had none; without the extension, make one with a name."""
     fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o640) if NATIVE else -1
     if fd < 0:
         os.mknod(path, 0o640)
@@ -82,7 +82,8 @@ def _name_nameless(path: Path) -> None:
 
 
 def _allocate(path: Path) -> None:
-    """Without the extension there is no fallocate(2)."""
+    """Allocate 100 bytes; without the extension, which fallocate(2) needs, write the last of
+    them."""
     fd = os.open(path, os.O_RDWR)
     try:
         if NATIVE:
@@ -99,18 +100,18 @@ def _copy_range(source: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """What is on disk then is not seen here; that the error is told, is."""
+    """Sync a file. A test cannot see what is on disk then, but it can see an error."""
     with open(path, "r+b", buffering=0) as stream:
         os.fsync(stream.fileno())
 
 
 def _scribble(path: Path) -> None:
-    """A change of its own, which stays if the sync fails."""
+    """Change the file: this stays even if a sync fails."""
     with open(path, "r+b", buffering=0) as stream:
         stream.write(b"!")
 
 
-#: Another owner where he may be given.
+#: Another owner, if this mode may set one.
 _SOMEBODY = (1, 1) if MODE != "user" else (os.getuid(), os.getgid())
 
 
@@ -149,7 +150,7 @@ def _set_default_acl(path: Path) -> None:
 
 Change = Callable[[Path], object]
 
-#: Copy-ups and what else is the same in every dialect of whiteouts.
+#: Copy-ups and other changes that are the same in every dialect of whiteouts.
 CHANGES: dict[str, Change] = {
     "append": lambda mnt: _append(mnt / "file"),
     "append deeper": lambda mnt: _append(mnt / "dir" / "bottom"),
@@ -185,7 +186,7 @@ CHANGES: dict[str, Change] = {
     "exchange files": lambda mnt: exchange(mnt / "file", mnt / "up"),
     "exchange file and directory": lambda mnt: exchange(mnt / "file", mnt / "up-dir"),
 }  # fmt: skip
-#: What leaves whiteouts.
+#: Changes that leave whiteouts.
 REMOVALS: dict[str, Change] = {
     "unlink": lambda mnt: os.unlink(mnt / "file"),
     "unlink copied": lambda mnt: os.unlink(mnt / "copied"),
@@ -200,7 +201,7 @@ REMOVALS: dict[str, Change] = {
     "rename linked": lambda mnt: os.rename(mnt / "linked", mnt / "new"),
     "rename deeper": lambda mnt: os.rename(mnt / "file", mnt / "dir" / "new"),
 }
-#: With redirect_dir=on and metacopy=on.
+#: Changes that need redirect_dir=on or metacopy=on.
 FEATURES: dict[str, Change] = {
     "rename merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "new"),
     "move merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "own" / "new"),
@@ -218,7 +219,7 @@ OVERRIDDEN: dict[str, Change] = {
     "mkdir with override and flags": lambda mnt: os.mkdir(mnt / "own" / "new", 0o750),
     "symlink with override and flags": lambda mnt: os.symlink("target", mnt / "own" / "new"),
 }
-#: More of all sorts.
+#: More changes of all sorts.
 MORE: dict[str, Change] = {
     "append in upper": lambda mnt: _append(mnt / "up"),
     "truncate linked": lambda mnt: os.truncate(mnt / "linked", 0),
@@ -254,7 +255,7 @@ MORE: dict[str, Change] = {
     "append to what has lost a name": lambda mnt: _append(mnt / "linked"),
     "rename over last name of a copy": lambda mnt: os.rename(mnt / "up", mnt / "linked"),
 }
-#: What happens before that is safe.
+#: What has to be done before some changes, while no call is made to fail.
 BEFORE: dict[str, Change] = {
     "sync": lambda mnt: _scribble(mnt / "file"),
     "chmod of an open file": lambda mnt: _append(mnt / "up"),
