@@ -28,7 +28,7 @@ from fuseoverlay.overlay.workdir import keeps_order
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; what is asked for wrongly ends the process with 2."""
+    """The options; a wrong command line ends the process with 2."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     add = parser.add_argument
     # fmt: off
@@ -55,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     own = supervise.own_mode()
     options.mode = options.mode or own
-    # From root to the others, from a user into a namespace, never the other way round.
+    # Root can enter the other modes, and a user a namespace; never the other way round.
     order = ("root", "user", "userns")
     if order.index(options.mode) < order.index(own):
         parser.error(f"--mode {options.mode} is not to be had from here ({own})")
@@ -86,7 +86,7 @@ def chosen_workloads(names: list[str] | None) -> list[Workload]:
 def known(options: argparse.Namespace, base: Path) -> list[Contender]:
     """All contenders, ours first."""
     if options.containers:
-        # Takes the tests' store, and what that takes.
+        # Imports the tests' store and all that it needs.
         from benchmarks.containers import DRIVERS
 
         return list(DRIVERS)
@@ -94,7 +94,7 @@ def known(options: argparse.Namespace, base: Path) -> list[Contender]:
 
 
 def present(options: argparse.Namespace, base: Path) -> list[Contender]:
-    """The contenders that can take part, ours first; the others are named on stderr."""
+    """The contenders that can take part, ours first; those that cannot are named on stderr."""
     wanted = options.only.split(",") if options.only else None
     found = []
     for one in known(options, base):
@@ -109,7 +109,7 @@ def present(options: argparse.Namespace, base: Path) -> list[Contender]:
 
 
 def show_list(options: argparse.Namespace) -> None:
-    """Print what there is."""
+    """Print the workloads or steps, and the contenders."""
     does = {one.name: one.what for one in WORKLOADS}
     if options.containers:
         from benchmarks.containers import STEPS
@@ -123,7 +123,7 @@ def show_list(options: argparse.Namespace) -> None:
 
 
 def about(options: argparse.Namespace, base: Path, found: list[Contender]) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Everything that the numbers depend on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -145,7 +145,7 @@ def about(options: argparse.Namespace, base: Path, found: list[Contender]) -> di
 
 
 def _filesystem(base: Path) -> str:
-    """Its type, and what a copy-up waits for there."""
+    """The type of the filesystem, and what a copy-up waits for there."""
     fd = os.open(base, os.O_RDONLY)
     try:
         waits = "data" if keeps_order(fd) else "fsync"
@@ -166,7 +166,7 @@ def _version(package: str) -> str:
 
 @contextlib.contextmanager
 def reflink_bench(bench: Bench) -> Iterator[Bench]:
-    """The same on a btrfs image; needs root."""
+    """`bench` on a btrfs image; needs root."""
     image, mnt = bench.scratch.parent / "btrfs.img", bench.scratch.parent / "btrfs"
     mnt.mkdir()
     with image.open("wb") as stream:
@@ -182,7 +182,8 @@ def reflink_bench(bench: Bench) -> Iterator[Bench]:
 
 
 def able(options: argparse.Namespace) -> tuple[list[Workload], list[Workload]]:
-    """The workloads that can be run here: on the usual filesystem, on one with reflinks."""
+    """The workloads that can be run here: those on the usual filesystem, and those on one with
+    reflinks."""
     lacking = {"fio": not shutil.which("fio"), "git": not shutil.which("git")}
     for name in (one.name for one in options.chosen if lacking.get(one.name)):
         print(f"without {name}: the program is not installed", file=sys.stderr)
@@ -195,7 +196,7 @@ def able(options: argparse.Namespace) -> tuple[list[Workload], list[Workload]]:
 
 
 def sizes_of(options: argparse.Namespace) -> Sizes:
-    """How much of everything."""
+    """The sizes that the options ask for."""
     return QUICK if options.quick else FULL
 
 
@@ -222,7 +223,7 @@ def run_workloads(
     told: dict[str, Any],
     outcome: runner.Outcome,
 ) -> None:
-    """Mount layers and do things there."""
+    """Run the workloads on mounts of the layers."""
     bench = bench_below(options, base)
     usual, reflink = able(options)
     runner.run(bench, usual, found, options.rounds, outcome)
@@ -240,7 +241,7 @@ def run_containers(
     told: dict[str, Any],
     outcome: runner.Outcome,
 ) -> None:
-    """Have podman and buildah mount."""
+    """Run the steps with podman and buildah."""
     from benchmarks import containers
 
     told["podman"], told["buildah"] = _version("podman"), _version("buildah")
@@ -255,7 +256,7 @@ def run_containers(
 
 
 def work(options: argparse.Namespace, base: Path) -> int:
-    """Measure and report; also what was measured before an interruption."""
+    """Measure and report; after an interruption, report what was measured before it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.umask(0o022)
@@ -276,7 +277,7 @@ def work(options: argparse.Namespace, base: Path) -> int:
 
 
 def publish(options: argparse.Namespace, text: str) -> None:
-    """The tables to stdout; JSON and picture into the files asked for."""
+    """Print the tables; write JSON and picture into the files that were asked for."""
     told = json.loads(text)
     print(report.as_text(told))
     if options.json:
@@ -286,11 +287,11 @@ def publish(options: argparse.Namespace, text: str) -> None:
 
 
 def main() -> int:
-    """Supervise, or in the child measure."""
+    """Supervise; in the child, measure."""
     argv = sys.argv[1:]
     options = parse(argv)
     if options.list:
-        # Whoever reads the list may have read enough.
+        # The reader of the list may close the pipe early.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         show_list(options)
         return 0
@@ -299,7 +300,7 @@ def main() -> int:
         if options.containers:
             from benchmarks import containers
 
-            # Only root can make them, and the measuring process may not be.
+            # Made here, since only root can, and the measuring process may not be root.
             containers.files()
         if base:
             return work(options, Path(base))

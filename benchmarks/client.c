@@ -1,6 +1,7 @@
 /*
  * The clients of the benchmark: each does one thing to a mounted tree at the speed of C and
- * prints the seconds it took (CLOCK_MONOTONIC) and those that it used a CPU. Errors end it with 1 and a line on stderr.
+ * prints the seconds it took (CLOCK_MONOTONIC) and its CPU seconds. An error ends it with exit
+ * code 1 and a line on stderr.
  *
  * usage: client COMMAND ARGUMENT...
  */
@@ -40,7 +41,7 @@ static double seconds(struct timeval time)
     return time.tv_sec + time.tv_usec * 1e-6;
 }
 
-/* User and system time of this process and of the children that it has waited for. */
+/* User and system time of this process and of the children that it waited for. */
 static double cpu_time(void)
 {
     struct rusage self, children;
@@ -50,10 +51,10 @@ static double cpu_time(void)
            seconds(children.ru_stime);
 }
 
-/* What a walk does with regular files; the others are only looked at. */
+/* What a walk does with regular files. Other files only get a stat(2). */
 struct walk {
     int read;            /* read each file to its end */
-    int part, parts;     /* of the files, do every parts-th */
+    int part, parts;     /* take every parts-th file */
     long files, bytes;
 };
 
@@ -129,7 +130,7 @@ static void read_in_parallel(const char *root, int clients)
     reap(clients);
 }
 
-/* The lines of a file: names below the current directory. */
+/* The lines of a file: paths relative to the current directory. */
 static char **read_list(const char *list, long *count)
 {
     FILE *in = fopen(list, "r");
@@ -252,7 +253,7 @@ static pid_t start(char **argv)
 {
     pid_t pid = fork();
     if (pid == 0) {
-        /* The standard output is for the seconds. */
+        /* Standard output is for the seconds only. */
         dup2(open("/dev/null", O_WRONLY), 1);
         execvp(argv[0], argv);
         fail("exec", argv[0]);
@@ -271,7 +272,7 @@ static void run(char **argv)
 }
 
 /*
- * Start a command that mounts; done when another filesystem than before answers. A command
+ * Start a command that mounts; done when another filesystem answers there. A command
  * that goes on running in the foreground is left alone.
  */
 static void mount_and_wait(const char *mnt, char **argv)

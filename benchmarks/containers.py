@@ -1,7 +1,7 @@
-"""`scripts/bench --containers`: what podman and buildah take with each driver.
+"""`scripts/bench --containers`: the time that podman and buildah take with each driver.
 
-Each contender has a store of its own, whose clients run in namespaces of its own
-(tests/clients/store.py), and does all steps once in each round.
+Each contender has its own store, whose clients run in its own namespaces (tests/clients/store.py),
+and does all steps once in each round.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _WORK = "dpkg -i /extra.deb && useradd app && rm -rf /usr/share/doc && chown -R 
 
 @dataclass(frozen=True)
 class Step:
-    """A command whose time is taken; {debian}, {package} and {context} in it are paths."""
+    """A command that is timed; {debian}, {package} and {context} in it stand for paths."""
 
     name: str
     what: str
     argv: tuple[str, ...]
-    #: How often in each round.
+    #: How often it is run in each round.
     times: int = 1
 
 
@@ -67,7 +67,7 @@ class Driver(Contender):
 
     def __init__(self, name: str, driver: str, kind: str, *options: str) -> None:
         super().__init__(name)
-        #: One of the store's, the type of its mounts, more arguments of the program.
+        #: A driver that the store knows, the type of its mounts, more arguments for the program.
         self.driver, self.kind, self.options = driver, kind, options
 
     def missing(self, mode: str) -> str | None:
@@ -79,7 +79,7 @@ class Driver(Contender):
 
 DRIVERS = (
     Driver(OURS, OURS, "fuse.fuseoverlay"),
-    # The reference does not sync copies either.
+    # For comparison: the reference does not sync copies either.
     Driver("fsync=0", OURS, "fuse.fuseoverlay", "-o", "fsync=0"),
     Driver(REFERENCE, REFERENCE, "fuse.fuse-overlayfs"),
     Driver("kernel", "kernel", "overlay"),
@@ -88,15 +88,16 @@ DRIVERS = (
 
 @dataclass(frozen=True)
 class Files:
-    """What the steps need."""
+    """The files that the steps need."""
 
-    #: The archive of a debootstrap tree.
+    #: A tar archive of a debootstrap tree.
     debian: Path
     package: Path
 
 
 def files() -> Files:
-    """What is needed; the tests' real image is built if root finds none. Raises `Failure`."""
+    """The files that the steps need. Builds the tests' real image if there is none, which takes
+    root. Raises `Failure`."""
     lacking = clients.missing()
     if lacking is not None:
         raise Failure(f"missing: {lacking}")
@@ -110,7 +111,7 @@ def files() -> Files:
 def run(
     base: Path, drivers: list[Driver], rounds: int, *, limit: float, warm: bool, outcome: Outcome
 ) -> None:
-    """Fill `outcome`, in turn, after a round that is not measured if `warm`."""
+    """Fill `outcome`, with the drivers in turn; if `warm`, after a round that is not measured."""
     given = files()
     with contextlib.ExitStack() as undo:
         stores = [
@@ -137,7 +138,8 @@ def _store(base: Path, driver: Driver) -> Store:
 
 
 def _install(program: Path, options: tuple[str, ...]) -> None:
-    """The checkout in the state of an installed program: its Python is compiled."""
+    """Write a program that runs this checkout like an installed one, with compiled Python
+    modules."""
     settings = f"PYTHONPATH={PROJECT} PYTHONPYCACHEPREFIX={program.with_name('pycache')}"
     words = " ".join((sys.executable, "-P", "-m", "fuseoverlay", *options))
     program.write_text(f'#!/bin/sh\n{settings} exec {words} "$@"\n')
@@ -166,12 +168,13 @@ def _round(driver: Driver, store: Store, given: Files, limit: float, outcome: Ou
 
 
 def _ends(lines: list[str]) -> list[str]:
-    """The first line says what was run, the last what it said."""
+    """The first line, which says what was run, and the last one, which says what went wrong."""
     return lines[:1] + lines[1:][-1:]
 
 
 def _seconds(store: Store, step: Step, given: Files, limit: float) -> float:
-    """Of one command, from its start to its end. What the last left to be done is done before."""
+    """The seconds from start to end of one command. What the last one left to be done is finished
+    first."""
     store.wait_until_idle()
     subprocess.run(["sync", "-f", str(store.base)], check=True)
     paths = {**vars(given), "context": store.base / "context"}
@@ -182,7 +185,7 @@ def _seconds(store: Store, step: Step, given: Files, limit: float) -> float:
 
 
 def _check(driver: Driver, store: Store) -> None:
-    """Raises `Failure` if podman has taken another driver, which it sometimes does unasked."""
+    """Raise `Failure` if podman has taken another driver, which it sometimes does unasked."""
     kind = store.podman("run", "--rm", _BASE, "sed", "-n", r"s,^[^ ]* / \([^ ]*\) .*,\1,p",
                         "/proc/mounts")  # fmt: skip
     if kind.split()[-1:] != [driver.kind]:

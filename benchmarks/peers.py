@@ -1,4 +1,4 @@
-"""The contenders: how each one mounts a stack of layers, and what is left to unmount."""
+"""The contenders: how each mounts a stack of layers and unmounts it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.processes import Failure
 from benchmarks.trees import Stack
 
 PROJECT = Path(__file__).resolve().parents[1]
-#: The reference of the targets.
+#: The contender that the targets refer to.
 REFERENCE = "fuse-overlayfs"
 OURS = "fuseoverlay"
 WITHOUT_NATIVE = "without-native"
@@ -25,7 +25,7 @@ WITHOUT_NATIVE = "without-native"
 
 @dataclass(frozen=True)
 class Place:
-    """Directories of one mount, below `base`: fresh ones for every mount."""
+    """The directories of one mount, below `base`; every mount gets fresh ones."""
 
     base: Path
 
@@ -56,7 +56,7 @@ class Place:
 
 
 class Contender:
-    """Somebody who can show a stack of layers as one tree."""
+    """Something that can show a stack of layers as one tree."""
 
     #: Whether requests can be counted, and a daemon's memory measured.
     fuse = True
@@ -66,7 +66,7 @@ class Contender:
         self.name = name
 
     def missing(self, mode: str) -> str | None:
-        """Why this one cannot take part in this mode, if so."""
+        """Why this one cannot take part in this mode; None if it can."""
         return None
 
     def command(self, stack: Stack, place: Place, writable: bool, metacopy: bool) -> list[str]:
@@ -84,13 +84,13 @@ class Contender:
         metacopy: bool,
         limit: float,
     ) -> tuple[Path, float]:
-        """Mount; returns the tree and the seconds until it answered.
+        """Mount; returns the root of the tree and the seconds until it answered.
 
-        `changes` says whether a `writable` one will be changed.
+        `changes` says whether a `writable` mount will be changed.
         """
         command = self.command(stack, place, writable, metacopy)
         argv = [str(client), "mount", str(place.mnt), *command]
-        # Relative names: the kernel takes one page of options.
+        # From there relative names do: the kernel takes only one page of options.
         seconds = processes.run(argv, limit=limit, cwd=stack.lowers[0].parent, env=self.env)
         return place.mnt, float(seconds.split()[0])
 
@@ -103,7 +103,7 @@ class Contender:
         return seconds
 
     def drop(self, place: Place) -> None:
-        """Get rid of a mount in whatever state."""
+        """Get rid of a mount in any state."""
         tool = ["fusermount3", "-u", "-z"] if os.geteuid() else ["umount", "-l"]
         if processes.mounted_at(place.mnt):
             with contextlib.suppress(Failure):
@@ -113,7 +113,7 @@ class Contender:
 
 
 class Raw(Contender):
-    """The plain directory, without any overlay; where it would be changed, a copy of it."""
+    """The plain directory, without any overlay; a copy of it if the workload makes changes."""
 
     fuse = False
 
@@ -168,7 +168,7 @@ class Kernel(Contender):
         if writable:
             options += f",upperdir={place.upper},workdir={place.work}"
         elif len(stack.lowers) == 1:
-            # It wants two lower directories where there is no upper.
+            # Without an upper it wants two lower directories.
             options += f":{place.empty}"
         if self.mode == "userns":
             options += ",userxattr"
@@ -208,12 +208,12 @@ class WithoutNative(Overlay):
     """This checkout without its extension."""
 
     def missing(self, mode: str) -> str | None:
-        """Where there is none, this is the same as with it."""
+        """If the extension is not built, this contender would be the same as ours."""
         return None if has_native() else "the extension is not built"
 
 
 class Unionfs(Overlay):
-    """unionfs-fuse; it does not know the whiteouts of the others and shows them."""
+    """unionfs-fuse, which does not know the others' whiteouts and shows them as files."""
 
     def command(self, stack: Stack, place: Place, writable: bool, metacopy: bool) -> list[str]:
         """Its own syntax."""
@@ -228,7 +228,7 @@ def has_native() -> bool:
 
 
 def ours(kind: type[Overlay], name: str, base: Path, **env: str) -> Overlay:
-    """This checkout; its compiled Python code is kept below `base`, as an installation keeps it,
+    """This checkout. Its compiled Python code is kept, below `base`, as in an installation,
     whatever the caller's environment says."""
     compiled = {"PYTHONPYCACHEPREFIX": str(base / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
     environment = {"PYTHONPATH": str(PROJECT), **compiled, **env}
@@ -238,7 +238,7 @@ def ours(kind: type[Overlay], name: str, base: Path, **env: str) -> Overlay:
 
 
 def contenders(mode: str, base: Path, more: list[str]) -> list[Contender]:
-    """All of them, ours first; `more` are NAME=COMMAND."""
+    """All contenders, ours first; `more` are NAME=COMMAND."""
     found: list[Contender] = [
         ours(Overlay, OURS, base),
         ours(WithoutNative, WITHOUT_NATIVE, base, FUSEOVERLAY_NATIVE="0"),

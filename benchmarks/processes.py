@@ -1,4 +1,4 @@
-"""Running clients and daemons with time limits, and what /proc knows of daemons."""
+"""Run clients and daemons with time limits, and ask /proc about daemons."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     env: dict[str, str] | None = None,
     fatal: int | None = None,
 ) -> str:
-    """The output of a command; Failure if it fails or takes more than `limit` seconds.
+    """The output of a command. Raises `Failure` if it fails or takes more than `limit` seconds.
 
     The error output goes to a file: a daemon that keeps a pipe open would make us wait.
     """
@@ -63,7 +63,7 @@ def run(
 
 
 def users_of(path: Path) -> list[int]:
-    """Processes that have `path` in an argument: the daemons of what is mounted there."""
+    """Processes that have `path` in an argument: the daemons that are mounted there."""
     wanted = os.fsencode(path)
     found = []
     for entry in Path("/proc").iterdir():
@@ -76,7 +76,7 @@ def users_of(path: Path) -> list[int]:
 
 
 def kill_users_of(path: Path) -> None:
-    """End them at once, and wait until they are gone."""
+    """Kill them, and wait until they are gone, for 10 seconds at most."""
     end = time.monotonic() + 10
     while (pids := users_of(path)) and time.monotonic() < end:
         for pid in pids:
@@ -86,14 +86,14 @@ def kill_users_of(path: Path) -> None:
 
 
 def wait_for_users_of(path: Path, limit: float) -> None:
-    """Let them end by themselves, which an unmount has made them do."""
+    """Wait until they have ended by themselves, as they do after an unmount."""
     end = time.monotonic() + limit
     while users_of(path) and time.monotonic() < end:
         time.sleep(0.01)
 
 
 def cpu_times(pids: list[int]) -> dict[int, float]:
-    """User and system time of each process, in seconds, to some 10 ms; of those that are there."""
+    """User and system time of each process that still exists, in seconds, to some 10 ms."""
     times = {}
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def cpu_times(pids: list[int]) -> dict[int, float]:
 
 
 def memory(pids: list[int]) -> dict[str, float]:
-    """`rss` and `pss` of processes together, in MiB."""
+    """The sums of the processes' `rss` and `pss`, in MiB."""
     total = {"rss": 0.0, "pss": 0.0}
     for pid in pids:
         text = ""
@@ -116,7 +116,7 @@ def memory(pids: list[int]) -> dict[str, float]:
 
 
 def mounted_at(path: Path) -> bool:
-    """Whether something is mounted at `path`; asks no filesystem."""
+    """Whether something is mounted at `path`, without asking any filesystem."""
     name = os.fsencode(path)
     lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     return any(line.split(b" ", 5)[4] == name for line in lines)

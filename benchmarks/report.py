@@ -1,4 +1,4 @@
-"""What a run says: tables in Markdown, and the same and more as JSON."""
+"""The report of a run: tables in Markdown, and the same and more as JSON."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _targets(results: Results, sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The tables that people read."""
+    """The tables for people to read."""
     tables = (_seconds, _cpu, _requests, _targets_table)
     parts = [_about(report["about"]), *(table(report) for table in tables)]
     if report["failures"]:

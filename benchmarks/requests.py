@@ -1,7 +1,7 @@
-"""FUSE requests by opcode, as the kernel sends them: the tracepoint fuse:fuse_request_send.
+"""Counts FUSE requests by opcode as the kernel sends them: tracepoint fuse:fuse_request_send.
 
-It needs root and Linux 6.11 or later. The files are opened by root and read by whoever does
-the measuring, maybe in a user namespace. FORGETs have no tracepoint.
+That needs root and Linux 6.11 or later. Root opens the files; the measuring process reads them,
+perhaps in a user namespace. FORGETs have no tracepoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 TRACEFS = Path("/sys/kernel/tracing")
 #: Kibibytes per CPU: some 400,000 requests.
 BUFFER_KIB = 16 << 10
-#: The variable that hands the open files to the process that counts.
+#: The environment variable that hands the open files to the process that counts.
 VARIABLE = "FUSEOVERLAY_BENCH_TRACE"
 
 NAMES = {
@@ -31,9 +31,9 @@ NAMES = {
     51: "TMPFILE", 52: "STATX",
 }  # fmt: skip
 
-#: Nobody waits for the answer.
+#: Requests whose answer nobody waits for.
 ASYNCHRONOUS = {"RELEASE", "RELEASEDIR", "INTERRUPT"}
-#: What is asked once per directory, or per page of a listing.
+#: Requests that come once per directory, or per page of a listing.
 OF_DIRECTORIES = {"OPENDIR", "READDIR", "READDIRPLUS", "RELEASEDIR", "FSYNCDIR"}
 
 
@@ -59,8 +59,8 @@ def _mounted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def traced(name: str) -> Iterator[dict[str, str]]:
-    """A trace instance of our own; yields the environment for whoever counts, empty if
-    there is nothing to count with."""
+    """A trace instance of our own. Yields the environment for the process that counts, empty if
+    requests cannot be counted."""
     with _mounted(), _instance(TRACEFS / "instances" / name) as environment:
         yield environment
 
@@ -96,7 +96,7 @@ def _instance(instance: Path) -> Iterator[dict[str, str]]:
 
 
 class Requests:
-    """Counts the requests of one mount at a time, where that is possible."""
+    """Counts the requests of one mount at a time, if that is possible."""
 
     def __init__(self) -> None:
         handed = os.environ.get(VARIABLE)
@@ -105,11 +105,11 @@ class Requests:
 
     @property
     def possible(self) -> bool:
-        """Whether requests are counted."""
+        """Whether requests can be counted."""
         return bool(self._pipes)
 
     def begin(self, device: int) -> None:
-        """Count from now on what goes to the mount with this `st_dev`."""
+        """From now on, count the requests to the mount with this `st_dev`."""
         if self.possible:
             os.write(self._filter[0], b"connection == %d" % os.minor(device))
             for _ in self._events():
@@ -132,7 +132,7 @@ class Requests:
                     yield from opcodes(page)
 
 
-#: ring_buffer: a page begins with a time stamp and the number of bytes that follow.
+#: A page of the ring buffer begins with a time stamp and the number of bytes that follow.
 _PAGE = struct.Struct("=QQ")
 #: The fields of fuse_request_send up to the opcode: common, connection, unique, opcode.
 _EVENT = struct.Struct("=8xI4xQI")

@@ -1,4 +1,4 @@
-"""Runs the workloads: per round each contender once, in an order that rotates."""
+"""Runs the workloads: in each round each contender once, in an order that rotates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.workloads import Workload
 
 @dataclass
 class Outcome:
-    """What a run has measured so far."""
+    """Everything that a run has measured so far."""
 
     results: Results = field(default_factory=lambda: defaultdict(dict))
     #: (workload, contender, why)
@@ -45,13 +45,14 @@ def run(
     rounds: int,
     outcome: Outcome,
 ) -> None:
-    """Fill `outcome`, so that an interrupted run has something to show."""
+    """Run the workloads. Results go to `outcome` as they come, so that an interrupted run has
+    some."""
     for number, workload in enumerate(workloads, 1):
         _say(f"[{number}/{len(workloads)}] {workload.name}: ")
         able = [one for one in contenders if one.fuse or not workload.fuse_only]
         for turn in range(rounds):
             _warm(bench, workload)
-            # Nobody is always the first, not even where there is one round.
+            # No contender is always first, not even with a single round.
             start = (turn + number) % len(able)
             for contender in able[start:] + able[:start]:
                 if not outcome.failed(workload, contender):

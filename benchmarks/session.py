@@ -1,4 +1,4 @@
-"""One contender on one fresh mount: runs clients on it and collects what they cost."""
+"""One contender on one fresh mount: runs clients there and collects what they cost."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from benchmarks.trees import Layers, Sizes
 
 @dataclass
 class Samples:
-    """All that was measured of one contender in one phase of a workload."""
+    """All measurements of one contender in one phase of a workload."""
 
-    #: Seconds, or MiB where `unit` says so; one per repetition.
+    #: Seconds, or MiB if `unit` says so; one per repetition.
     values: list[float] = field(default_factory=list)
-    #: Requests by opcode, one per repetition; None where they are not counted.
+    #: Requests by opcode, one dictionary per repetition; None if they are not counted.
     requests: list[dict[str, int] | None] = field(default_factory=list)
-    #: CPU seconds of daemon and client, one per repetition.
+    #: CPU seconds of daemon and client together, one per repetition.
     cpu: list[float] = field(default_factory=list)
     unit: str = "s"
 
@@ -52,7 +52,7 @@ class Bench:
 
     mode: str
     client: Path
-    #: A directory for the mounts, and the layers; both on the filesystem that is measured.
+    #: A directory for the mounts; it and the layers are on the filesystem that is measured.
     scratch: Path
     layers: Layers
     sizes: Sizes
@@ -68,11 +68,11 @@ class Bench:
         return place
 
     def put_away(self, place: Place, *, changed: bool) -> None:
-        """Remove what is big in them, and write out what is dirty: the next contender starts
-        without it.
+        """Remove the big files in `place`, and write out dirty data if it was `changed`, so that
+        the next contender starts without them.
 
-        Small files stay until the end of the run: ext4 searches past inodes that were freed in
-        the last minutes, so that who makes files after others were removed would pay for it.
+        Small files stay until the end of the run. ext4 skips inodes that were freed in the last
+        minutes, so that the next contender to make files would pay for the search.
         """
         if os.geteuid():
             subprocess.run(
@@ -85,7 +85,7 @@ class Bench:
 
 
 class Session:
-    """A mounted stack. The methods that measure name a phase: `cold`, `warm` …"""
+    """A mounted stack. The methods that measure take the name of a phase: `cold`, `warm` ...…"""
 
     def __init__(self, bench: Bench, contender: Contender, place: Place, mnt: Path) -> None:
         self.bench, self.contender, self.place, self.mnt = bench, contender, place, mnt
@@ -96,11 +96,11 @@ class Session:
             self._device = int(self.run("stat", "-c", "%d", str(mnt)))
 
     def run(self, *argv: str) -> str:
-        """Do something that is not measured."""
+        """Run a command that is not measured."""
         return processes.run(list(argv), limit=self.bench.limit)
 
     def measure(self, phase: str, command: str, *args: object) -> float:
-        """Run the C client with this command, below the mount point; returns the seconds."""
+        """Run the C client with this command, in the mount point; returns the seconds."""
         argv = [str(self.bench.client), command, *map(str, args)]
         with self._counted(phase) as samples:
             before = self._cpu_times()
@@ -119,16 +119,17 @@ class Session:
             samples.values.append(job["job_runtime"] / 1000)
 
     def value(self, phase: str, value: float, unit: str) -> None:
-        """Record something that is no duration, or was measured elsewhere."""
+        """Record a value that is no duration, or that was measured elsewhere."""
         samples = self.phases.setdefault(phase, Samples(unit=unit))
         samples.values.append(value)
 
     def memory(self) -> dict[str, float]:
-        """The daemon's, in MiB."""
+        """The daemon's memory, in MiB."""
         return processes.memory(processes.users_of(self.place.mnt))
 
     def _cpu_times(self) -> dict[int, float]:
-        """The daemon's; for a moment after the mount also those of whoever started it."""
+        """The daemon's CPU times; for a moment after the mount also those of the process that
+        started it."""
         fuse = self.contender.fuse
         return processes.cpu_times(processes.users_of(self.place.mnt)) if fuse else {}
 

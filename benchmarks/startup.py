@@ -1,4 +1,4 @@
-"""Where the time goes until a mount answers: what Python needs for starting and importing."""
+"""Where the time goes until a mount answers: how long Python takes to start and to import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = {
 
 
 def measure(ours: Contender, repeat: int = 5) -> dict[str, float]:
-    """Seconds until each step was done and the interpreter had ended, medians."""
+    """Median seconds until each step was done and the interpreter had ended."""
     return {name: _median(ours, code, repeat) for name, code in STEPS.items()}
 
 

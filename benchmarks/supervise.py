@@ -1,7 +1,7 @@
-"""Around a run: the working directory, namespaces and the trace are made and removed here.
+"""The surroundings of a run: makes and removes its working directory, namespaces and trace.
 
-The measuring process, maybe another user's or in a user namespace, is our child; whatever
-becomes of it, nothing of it stays.
+The measuring process is our child, perhaps as another user or in a user namespace. However it ends,
+nothing of it stays.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from pathlib import Path
 from benchmarks import requests
 from benchmarks.peers import PROJECT
 
-#: Says to the measuring process that it is that, and where to work.
+#: Tells the measuring process that it is one, and where to work.
 VARIABLE = "FUSEOVERLAY_BENCH_DIR"
-#: Where in there it leaves what it found.
+#: The file in that directory where it leaves its results.
 REPORT = "report.json"
 TEST_USER = "FUSEOVERLAY_TEST_USER"
 
-# The init of the pid namespace: it has to live and reap until the measuring process has ended.
+# The init of the pid namespace, which has to live and to reap until the measuring process has
+# ended.
 _INIT = 'trap "" INT TERM; "$@" <&0 & wait $!'
 _NAMESPACES = ["unshare", "-pfm", "--mount-proc", "--kill-child", "--"]
-# Whatever ends us ends the namespaces.
+# The namespaces end with us, however we end.
 _WITH_US = ["setpriv", "--pdeathsig", "KILL", "--"]
 
 
 def own_mode() -> str:
-    """The mode in which we run: `root`, `user`, or `userns` where we are root only in there."""
+    """The mode in which we run: `root`, `user`, or `userns` if we are root of a user namespace
+    only."""
     if os.geteuid():
         return "user"
     # The first user namespace maps every id to itself.
@@ -45,7 +47,7 @@ def own_mode() -> str:
 def supervise(mode: str, parent: Path | None, argv: list[str]) -> tuple[int, str | None]:
     """Run `python -m benchmarks ARGV` in this mode below a new directory in `parent`.
 
-    Returns its exit code and the report (JSON) that it has left behind, if it has.
+    Returns its exit code, and the report (JSON) if it left one.
     """
     user = None
     if mode != "root" and own_mode() == "root":
@@ -61,7 +63,7 @@ def supervise(mode: str, parent: Path | None, argv: list[str]) -> tuple[int, str
 
 
 def _as(mode: str, user: pwd.struct_passwd | None) -> list[str]:
-    """The prefix with which a command runs as the user that the mode asks for."""
+    """The prefix that runs a command as the user that the mode asks for."""
     prefix = []
     if user is not None:
         ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
@@ -88,7 +90,8 @@ def _directory(parent: Path | None, user: pwd.struct_passwd | None) -> Iterator[
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code. It is told of a signal once, to show what it has, and ends soon after."""
+    """Wait for its exit code. Our first signal is passed on once, so that it reports what it has;
+    it gets 60 seconds to end."""
     told = False
 
     def tell(*_: object) -> None:

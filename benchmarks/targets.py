@@ -1,4 +1,4 @@
-"""What fuseoverlay is to reach, and whether a run did. All are medians of one run."""
+"""The targets of fuseoverlay, and whether a run reached them. All values are medians of one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.trees import Sizes, Tree
 
 #: measure -> contender -> samples; a measure is WORKLOAD or WORKLOAD/PHASE.
 Results = dict[str, dict[str, Samples]]
-#: The value reached, None where the run does not tell.
+#: Gives the value reached; None if the run did not measure it.
 Reached = Callable[[Results, Sizes], float | None]
 
 
@@ -43,7 +43,7 @@ def _requests(results: Results, measure: str) -> dict[str, int] | None:
 
 
 def ratio(what: str, measure: str, limit: float) -> Target:
-    """Seconds of ours, the reference's being 1."""
+    """Our seconds divided by the reference's."""
 
     def reached(results: Results, _: Sizes) -> float | None:
         mine, theirs = (_median(results, measure, name) for name in (OURS, REFERENCE))
@@ -53,7 +53,7 @@ def ratio(what: str, measure: str, limit: float) -> Target:
 
 
 def more_seconds(what: str, measure: str, limit: float) -> Target:
-    """Seconds that ours takes beyond the reference's."""
+    """Our seconds minus the reference's."""
 
     def reached(results: Results, _: Sizes) -> float | None:
         mine, theirs = (_median(results, measure, name) for name in (OURS, REFERENCE))
@@ -63,7 +63,7 @@ def more_seconds(what: str, measure: str, limit: float) -> Target:
 
 
 def against(what: str, measure: str, other: str, limit: float) -> Target:
-    """Seconds of one measure, another one's of ours being 1."""
+    """Our seconds in one measure divided by ours in another."""
 
     def reached(results: Results, _: Sizes) -> float | None:
         return _divided(_median(results, measure, OURS), _median(results, other, OURS))
@@ -72,7 +72,7 @@ def against(what: str, measure: str, other: str, limit: float) -> Target:
 
 
 def no_requests(what: str, measure: str) -> Target:
-    """The kernel does not ask."""
+    """The kernel sends no requests."""
 
     def reached(results: Results, _: Sizes) -> float | None:
         requests = _requests(results, measure)
@@ -82,7 +82,7 @@ def no_requests(what: str, measure: str) -> Target:
 
 
 def requests_per(what: str, measure: str, limit: float, units: Callable[[Sizes], int]) -> Target:
-    """Synchronous requests for each of so many files or calls."""
+    """Synchronous requests divided by the number of files or calls (`units`)."""
 
     def reached(results: Results, sizes: Sizes) -> float | None:
         requests = _requests(results, measure)
@@ -92,7 +92,7 @@ def requests_per(what: str, measure: str, limit: float, units: Callable[[Sizes],
 
 
 def requests_per_file_read(what: str, measure: str) -> Target:
-    """Synchronous requests per file, without those of listings and one more per directory."""
+    """Synchronous requests per file, not counting those of listings and one more per directory."""
 
     def reached(results: Results, sizes: Sizes) -> float | None:
         requests = _requests(results, measure)

@@ -1,7 +1,7 @@
-"""The layers that are measured: deterministic, made below one directory, each when first used.
+"""The layers for the benchmarks: deterministic, below one directory, each made when first used.
 
-A `Stack` is a list of lower directories and the plain directory that their merged view equals
-(what the contender `raw` works on). Its size is a number of files.
+A `Stack` is a list of lower directories and a plain directory that equals their merged view, which
+is what the contender `raw` works on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much there is to do; `quick` is for a first look and for tests."""
+    """How much there is to do; `QUICK` is for a first look and for tests."""
 
     files: int = 12_000
     absent_names: int = 5_000
@@ -65,10 +65,10 @@ QUICK = Sizes(
 
 
 class Tree:
-    """The plan of a tree like a root filesystem: what is where, how large, in which layers.
+    """The plan of a tree like a root filesystem: paths, sizes and layers.
 
-    Some 17 files per directory, which lies up to six deep; files of 0.5 to 20 kB, a few up
-    to 100 kB; one symbolic link for every 20 files.
+    Some 17 files per directory; directories up to six deep; files of 0.5 to 20 kB, a few up to 100
+    kB; one symbolic link for every 20 files.
     """
 
     def __init__(self, files: int) -> None:
@@ -76,7 +76,7 @@ class Tree:
         self.directories = self._directories(dice, max(4, files // 17))
         self.files: dict[str, int] = {}
         self.links: dict[str, str] = {}
-        #: The layers of 40 that have a part in a directory: few or many.
+        #: Which of the 40 layers have a part in each directory: between 1 and 30.
         self.homes = {
             name: dice.sample(range(LAYERS), dice.choice((1, 2, 4, 8, 16, 30)))
             for name in self.directories
@@ -123,7 +123,7 @@ class Layers:
                 "names": lambda: self._single("names", self._fill_names),
             }
             self._made[name] = makers[name]()
-            # What was just written must not be written to the disk while something is measured.
+            # No data that was just written may go to the disk while something is measured.
             subprocess.run(["sync", "-f", str(self.base)], check=True)
         return self._made[name]
 
@@ -182,7 +182,7 @@ class Layers:
             os.close(os.open(parent / f"{number}", os.O_CREAT | os.O_WRONLY, 0o644))
 
     def _fill_names(self, path: Path) -> None:
-        """Directories of many names, of few files: a file may have some 65,000."""
+        """Directories with many names of few files: ext4 allows a file some 65,000 names."""
         for power in NAMES_POWERS:
             parent = path / f"{power}"
             parent.mkdir()
@@ -209,7 +209,7 @@ class Layers:
         return path
 
     def names(self, kind: str) -> Path:
-        """A file with a name per line: all `files`, `absent` ones, or `some` to append to."""
+        """A file with one path per line: all `files`, `absent` ones, or `some` to append to."""
         path = self.base / f"names-{kind}"
         if not path.exists():
             path.write_text("".join(f"{name}\n" for name in self._names(kind)))
@@ -240,14 +240,14 @@ def _fill_file(path: Path, mib: int) -> None:
 
 
 def _fill_python(path: Path) -> None:
-    """Python's standard library as a git checkout: some 1,500 files that everybody has."""
+    """Python's standard library as a git checkout: some 1,500 files that every machine has."""
     source, skip = sysconfig.get_path("stdlib"), ("__pycache__", "site-packages", "test*", "*.so")
     tree = path / "lib"
     skipped = shutil.ignore_patterns(*skip, "dist-packages", "config-*", "idlelib", "lib2to3")
     shutil.copytree(source, tree, ignore=skipped, symlinks=True)
     for command in (
         ["init", "-q"],
-        # An overlay shows other times of change and numbers than the layer had.
+        # An overlay shows other change times and inode numbers than the layer has.
         ["config", "core.checkStat", "minimal"],
         ["config", "core.trustctime", "false"],
         ["add", "-A"],

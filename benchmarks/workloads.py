@@ -1,4 +1,4 @@
-"""What is measured. A workload is a function of a `Session`, on a stack of layers."""
+"""The workloads. Each is a function that takes a `Session`, for a stack of layers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from benchmarks.session import Session
 from benchmarks.trees import NAMES_POWERS
 
-#: A warm phase is repeated within a mount so often, but not after so many seconds.
+#: How often a warm phase is repeated within a mount, and after how many seconds it stops.
 WARM = 5
 WARM_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """`body` is run on a fresh mount of `stack` for each contender in each round."""
+    """In each round `body` runs once per contender, on a fresh mount of `stack`."""
 
     name: str
     what: str
     stack: str
     body: Callable[[Session], None]
     writable: bool = True
-    #: The body changes what it finds, or adds to it.
+    #: The body changes the tree.
     changes: bool = True
-    #: With metacopy=on, for those who know it.
+    #: Mount with metacopy=on where the contender knows it.
     metacopy: bool = False
-    #: On a filesystem that can share data between files.
+    #: Run it on a filesystem that can share data between files.
     reflink: bool = False
     #: Only contenders that have a daemon.
     fuse_only: bool = False
@@ -57,8 +57,8 @@ def stat_walk(session: Session) -> None:
 def read_all(session: Session) -> None:
     """Read every file.
 
-    After a read from a FUSE mount that is not read-only the kernel asks once more for the
-    file's attributes, since the access time may be another: what the second time costs.
+    After a read from a FUSE mount that is not read-only the kernel asks once more for the file's
+    attributes, because the access time may have changed. The phase `second` measures that.
     """
     session.measure("cold", "readall", session.mnt)
     session.measure("second", "readall", session.mnt)
@@ -71,18 +71,18 @@ def list_all(session: Session) -> None:
 
 
 def look_up(session: Session) -> None:
-    """stat every file by its path, in random order, with no listing before."""
+    """stat every file by its path, in random order, without a listing first."""
     session.measure("cold", "statlist", session.layers.names("files"))
 
 
 def look_up_absent(session: Session) -> None:
-    """stat names that are not there, each several times."""
+    """stat absent names, each several times."""
     names = session.layers.names("absent")
     session.measure("cold", "absent", names, session.sizes.absent_look_ups)
 
 
 def read_parallel(session: Session) -> None:
-    """Four clients read every file between them."""
+    """Four clients share the files and read them all."""
     _cold_and_warm(session, "readparallel", session.mnt, 4)
 
 
@@ -97,7 +97,7 @@ def remove_all(session: Session) -> None:
 
 
 def read_big(session: Session) -> None:
-    """Read a big lower file from begin to end."""
+    """Read a big lower file from beginning to end."""
     _cold_and_warm(session, "seqread", session.mnt / "big")
 
 
@@ -137,7 +137,7 @@ def create(session: Session) -> None:
 
 
 def change_names(session: Session) -> None:
-    """Make and remove a file in directories that have few names, many, and very many."""
+    """Make and remove files in directories with few, many and very many names."""
     for power in NAMES_POWERS:
         directory = session.mnt / f"{power}"
         # The first change copies the directory up and reads it.
@@ -176,7 +176,7 @@ def mounting(session: Session) -> None:
 
 def known_inodes(session: Session) -> None:
     """The daemon's memory for inodes that the kernel knows."""
-    # Until whoever has started the daemon is gone.
+    # By then the process that started the daemon is gone.
     time.sleep(1)
     before = session.memory()
     session.measure("walk", "statwalk", session.mnt)

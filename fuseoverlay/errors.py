@@ -1,10 +1,10 @@
-"""What goes wrong outside a mounted filesystem, and the exit code of each.
+"""Errors outside a mounted filesystem, each with its exit code.
 
 Inside the mount, `OSError` with the exact errno is the only language (see
-`fuseoverlay.fuse.boundary`). The classes here are for the command line and for
-images: one line that says what is wrong, where, and what to do next.
+`fuseoverlay.fuse.boundary`). The classes here are for the command line and for images: one line
+that says what is wrong, where, and what to do next.
 
-The documents and `--help` say of an exit code what the docstring of its class says.
+The documents and `--help` take the meaning of an exit code from the docstring of its class.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ class StoreError(FuseOverlayError):
     exit_code = 9
 
 
-#: Not an error but the answer of a check: problems are left.
+#: Not an error: a check has left problems unrepaired.
 PROBLEMS_LEFT: Final = 10
-#: By the user.
+#: Interrupted by the user.
 INTERRUPTED: Final = 130
 
 
-#: What mount(8) means by its exit codes, those that its helper uses.
+#: The exit codes of mount(8) that its helper uses.
 MOUNT_EXIT_CODES: Final = {0: "Done.", 1: "Usage.", 8: "Interrupted.", 32: "Failure."}
 
 
@@ -106,25 +106,26 @@ def exit_codes() -> dict[int, str]:
     kinds = FuseOverlayError.__subclasses__()
     while kinds:
         kind = kinds.pop()
-        # Without docstrings, `python -OO`, the codes alone are told.
+        # `python -OO` strips docstrings; then only the codes are shown.
         codes[kind.exit_code] = kind.__doc__ or ""
         kinds += kind.__subclasses__()
     return dict(sorted(codes.items()))
 
 
 def mount_exit_code(code: int) -> int:
-    """That of `MOUNT_EXIT_CODES` for one of ours."""
+    """The exit code of mount(8) that corresponds to one of ours."""
     return {0: 0, UsageError.exit_code: 1, INTERRUPTED: 8}.get(code, 32)
 
 
 def printable(where: object) -> str:
-    """Text of a path or other thing for a message; undecodable bytes are escaped."""
+    """Text of a path or other object for a message; undecodable bytes are escaped."""
     text = os.fsdecode(where) if isinstance(where, bytes) else str(where)
     return "".join(_escaped(char) if "\ud800" <= char <= "\udfff" else char for char in text)
 
 
 def visible(text: str) -> str:
-    """`text` as one line, with escapes for what a terminal would not show but obey."""
+    """`text` on one line, with characters escaped that a terminal would act on instead of
+    printing."""
     line = " ".join(text.splitlines())
     if line.isprintable():
         return line
@@ -132,20 +133,21 @@ def visible(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    """`char` as a shell's $'...' has it, also where it stands for a byte that is not UTF-8."""
+    """`char` as it is written in a shell's $'...', also if it stands for a byte that is not
+    UTF-8."""
     if "\udc80" <= char <= "\udcff":
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 
 
 def describe(exc: OSError) -> str:
-    """`exc`'s message in words, without path and errno number: "No such file or directory"."""
+    """The message of `exc`, without path and errno number: "No such file or directory"."""
     return exc.strerror or str(exc)
 
 
 def os_error(code: int, name: object = None) -> OSError:
-    """The `OSError`, of the class that belongs to the errno, with its message; `name`: what the
-    call was about."""
+    """An `OSError` of the subclass for this errno, with its message; `name`: what the call was
+    about."""
     return OSError(code, os.strerror(code), name)
 
 

@@ -1,25 +1,25 @@
 # Shared by the scripts: everything that a fresh Debian 12 needs. Source it, do not run it.
 #
 # Settings, all optional:
-#   FUSEOVERLAY_HOME        where the virtual environment goes (root: /opt/fuseoverlay,
+#   FUSEOVERLAY_HOME        the directory of the virtual environment (root: /opt/fuseoverlay,
 #                           others: ${XDG_CACHE_HOME:-~/.cache}/fuseoverlay)
 #   FUSEOVERLAY_NO_INSTALL  when not empty: install no Debian packages, only name them
 
 FO_CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# What running needs, what the tests use, what pytest skips without.
+# What running needs; what the tests use, of which some are skipped if it is missing.
 FO_PACKAGES_RUN=(fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-venv python3-dev)
 FO_PACKAGES_TEST=(acl attr btrfs-progs buildah ca-certificates crun debootstrap e2fsprogs fuse-overlayfs
   groff-base libcap2-bin podman skopeo strace uidmap umoci xfsprogs zstd)
-# Whom the benchmarks measure against, and with what.
+# Contenders and tools of the benchmarks.
 FO_PACKAGES_BENCH=(btrfs-progs fio fuse-overlayfs git unionfs-fuse)
 
-# The plain user that root runs things as.
+# The plain user as whom root runs tests and benchmarks.
 FO_TEST_USER=fuseoverlay-test
 
 if [ -z "${FUSEOVERLAY_HOME:-}" ]; then
   if [ "$(id -u)" = 0 ]; then
-    # Not root's home: a plain test user has to run the same interpreter.
+    # Not in root's home: a plain test user has to run the same interpreter.
     FUSEOVERLAY_HOME=/opt/fuseoverlay
   else
     FUSEOVERLAY_HOME=${XDG_CACHE_HOME:-$HOME/.cache}/fuseoverlay
@@ -34,7 +34,7 @@ die() {
   exit 1
 }
 
-# fo_retry COMMAND...: mirrors hiccup.
+# fo_retry COMMAND...: try up to three times, because mirrors fail now and then.
 fo_retry() {
   local try
   for try in 1 2 3; do
@@ -51,7 +51,7 @@ fo_missing_packages() {
   done
 }
 
-# The prefix with which this user may run a command as root; fails where he may not.
+# Set FO_SUDO, the prefix that runs a command as root; fails if this user may not.
 fo_as_root() {
   if [ "$(id -u)" = 0 ]; then
     FO_SUDO=()
@@ -62,7 +62,7 @@ fo_as_root() {
   fi
 }
 
-# fo_install NAME...: install Debian packages; fails, naming them, where that is not possible.
+# fo_install NAME...: install Debian packages; if that is not possible, name them and fail.
 fo_install() {
   local missing
   command -v dpkg-query >/dev/null || {
@@ -76,13 +76,13 @@ fo_install() {
     return 1
   fi
   say "installing the Debian packages ${missing[*]}: this may take a minute"
-  # Not fatal: one broken third-party source must not stop an install that would work.
+  # No failure: one broken third-party source must not stop an installation that would work.
   fo_retry "${FO_SUDO[@]}" apt-get update -qq >&2 || true
   fo_retry "${FO_SUDO[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
-# Debian's own interpreter; one that lives in a home directory is of no use to other users.
+# The system's interpreter: other users cannot run one in somebody's home directory.
 fo_system_python() {
   local candidate
   for candidate in /usr/bin/python3 /usr/local/bin/python3; do
@@ -101,15 +101,15 @@ fo_checkout_is_public() {
     test -r "$FO_CHECKOUT/pyproject.toml" -a -r "$FO_CHECKOUT/fuseoverlay/__init__.py" 2>/dev/null
 }
 
-# fo_copy FROM TO: the sources, without what was built or kept among them.
+# fo_copy FROM TO: copy the sources, without build products and caches.
 fo_copy() {
   tar -C "$1" --exclude=.git --exclude=__pycache__ --exclude='.*_cache' \
     --exclude='*.egg-info' --exclude=.hypothesis --exclude='*.so' --exclude=./build -cf - . |
     tar -C "$2" -xf - --no-same-owner
 }
 
-# Set FO_SRC: the checkout, or a fresh copy of it where the checkout will not do, either
-# because the plain test user cannot read it or because we cannot write beside it.
+# Set FO_SRC to the checkout, or to a fresh copy if the plain test user cannot read the checkout or
+# if we cannot write to it.
 fo_source() {
   FO_SRC=$FO_CHECKOUT
   if [ "$(id -u)" = 0 ]; then
@@ -121,14 +121,14 @@ fo_source() {
   local fresh=$FUSEOVERLAY_HOME/src.$$
   mkdir -p "$fresh"
   fo_copy "$FO_CHECKOUT" "$fresh"
-  # What was built in the last copy; fo_venv sees whether it still serves.
+  # Keep the extension built in the last copy; fo_venv finds out whether it is still good.
   cp -p "$FO_SRC"/fuseoverlay/native/*.so "$fresh/fuseoverlay/native/" 2>/dev/null || true
   chmod -R a+rX,go-w "$fresh"
   rm -rf "$FO_SRC"
   mv "$fresh" "$FO_SRC"
 }
 
-# What an installation depends on: the interpreter, the metadata, sources to compile, the place.
+# What an installation depends on: interpreter, metadata, sources to compile, paths.
 fo_stamp() {
   {
     echo "$FO_SRC" "$*"
@@ -139,12 +139,13 @@ fo_stamp() {
   } | sha256sum
 }
 
-# What the installation built inside the sources, where others may have built, or cleaned up, too.
+# A digest of the extension that the installation built in the sources, where others may build or
+# clean up, too.
 fo_built() {
   cat "$FO_SRC"/fuseoverlay/native/*.so 2>/dev/null | sha256sum
 }
 
-# fo_venv [EXTRA]...: the virtual environment with the project (as it stands, not a copy of it)
+# fo_venv [EXTRA]...: make the virtual environment, with the project installed in place (editable)
 # and its extras: `dev`, the tools of the tests; `bench`, of the benchmarks. Sets FO_SRC.
 fo_venv() {
   local extras had python stamp file
@@ -153,7 +154,7 @@ fo_venv() {
   fo_source
   file=$FUSEOVERLAY_HOME/venv/stamp
   stamp=$(fo_stamp "$python")
-  # What was there stays there: a demonstration does not take the tests' tools away.
+  # Extras that are installed stay: scripts/demo must not remove the tools of the tests.
   had=$(sed -n 's/^extras \([a-z ]*\)$/\1/p' "$file" 2>/dev/null || true)
   extras=$(printf '%s\n' $had "$@" | sort -u | paste -sd ' ')
   if [ -x "$FO_PYTHON" ] && [ "$(sed -n 1p "$file" 2>/dev/null)" = "$stamp" ] &&
@@ -165,11 +166,12 @@ fo_venv() {
     rm -rf "$FUSEOVERLAY_HOME/venv"
     "$python" -m venv "$FUSEOVERLAY_HOME/venv" || die "python3 -m venv failed"
   fi
-  # Python would take one that was built for it alone, and we build for the stable ABI.
+  # We build for the stable ABI, but Python would prefer a file built for its version alone.
   rm -f "$file" "$FO_SRC"/fuseoverlay/native/_native.cpython-*.so
   say "installing fuseoverlay${extras:+ ($extras)} in it, with the Python packages that it needs:" \
     "this may take a minute"
-  # By a path: a finder of modules, setuptools' way otherwise, costs each start of Python 15 ms.
+  # Editable by a path entry: setuptools' default, an import finder, costs each start of Python 15
+  # ms.
   fo_retry env PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
     "$FO_PYTHON" -m pip install -q --config-settings editable_mode=compat \
     --editable "$FO_SRC${extras:+[${extras// /,}]}" >&2 ||
@@ -177,14 +179,14 @@ fo_venv() {
   printf '%s\n%s\nextras %s\n' "$stamp" "$(fo_built)" "$extras" >"$file"
 }
 
-# fo_test_user NAME: make that user where there is none, with subordinate ids; for root.
+# fo_test_user NAME: as root, make that user, with subordinate ids, if it does not exist.
 fo_test_user() {
   id "$1" >/dev/null 2>&1 || useradd --create-home --shell /bin/sh "$1"
   grep -qs "^$1:" /etc/subuid || usermod --add-subuids 700000-765535 "$1"
   grep -qs "^$1:" /etc/subgid || usermod --add-subgids 700000-765535 "$1"
 }
 
-# Choose a TMPDIR with all that a layer can hold; tmpfs and overlayfs have not.
+# Choose a TMPDIR on a filesystem that can hold everything in a layer, unlike tmpfs and overlayfs.
 fo_tmpdir() {
   local dir
   for dir in ${TMPDIR:-} /tmp /var/tmp; do
@@ -198,8 +200,8 @@ fo_tmpdir() {
   say "warning: no ext4, xfs or btrfs at /tmp or /var/tmp (set TMPDIR): expect failures"
 }
 
-# /dev/fuse for everybody, as udev makes it where it runs, and the file without which
-# fusermount3 cannot unmount; systemd makes it, a bare debootstrap tree lacks it.
+# Open /dev/fuse to everybody, as udev does where it runs, and make /etc/mtab, without which
+# fusermount3 cannot unmount: systemd makes it, and a bare debootstrap tree lacks it.
 fo_fuse_device() {
   if [ "$(id -u)" = 0 ] && [ ! -e /etc/mtab ]; then
     ln -sf ../proc/self/mounts /etc/mtab

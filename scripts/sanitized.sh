@@ -1,10 +1,10 @@
 # The extension under AddressSanitizer and UndefinedBehaviorSanitizer. Sourced by scripts/test.
 
-# Both, for the compiler; what is found ends the process.
+# The compiler's flags for both; a finding ends the process.
 FO_SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1'
 
-# fo_sanitized SOURCES DIRECTORY: make in DIRECTORY a copy of the sources whose extension is watched
-# (src), a Python to run it with (venv/bin/python), and the directory of what that finds (findings).
+# fo_sanitized SOURCES DIRECTORY: make in DIRECTORY a copy of the sources with a sanitized extension
+# (src), a Python to run it with (venv/bin/python), and a directory for what it finds (findings).
 fo_sanitized() {
   local sources=$1 dir=$2 python=$2/venv/bin/python
   mkdir -p "$dir/src" "$dir/venv/bin"
@@ -24,7 +24,7 @@ print("-I" + get_paths()["include"], "-L" + v["LIBDIR"], "-lpython" + v["LDVERSI
   grep -q __asan_report "$dir"/src/fuseoverlay/native/*.so &&
     grep -q __ubsan_handle "$dir"/src/fuseoverlay/native/*.so ||
     die "the extension was built without sanitizers"
-  # What would a run be worth that cannot fail?
+  # Check that a fault is found: a run that cannot fail is worth nothing.
   if "$python" -c 'import ctypes
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

@@ -1,4 +1,4 @@
-"""The command line; nothing else prints.
+"""The command line; no other package prints.
 
 Imports everything. Read `dispatch` first. Mounting directories loads nothing that only images
 need.

@@ -1,4 +1,4 @@
-"""A command line that cannot be meant: the sentence that helps."""
+"""Checks of the command line that refuse what cannot be meant and say what to write instead."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _HOW = "fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
 
 
 def check_first(word: str) -> None:
-    """Refuse a first word that is a command but for a slip of the finger: it would be taken for a
-    SOURCE, which may be any word."""
+    """Refuse a first word that is a mistyped command: it would be taken for a SOURCE, which may be
+    any word."""
     if os.path.lexists(word):
         return
     meant = [command for command in COMMANDS if _is_slip(word, command)]
@@ -26,18 +26,18 @@ def check_first(word: str) -> None:
 
 
 def check_given(words: Mapping[str, str | None]) -> None:
-    """Refuse an empty word, by the name that the help has for it: the shell makes one of a variable
-    that is not set, and as a path it would be the current directory, or nowhere."""
+    """Refuse an empty word, and call it by its name in --help. The shell makes one from a variable
+    that is not set; as a path it would be the current directory, or nowhere."""
     for name, word in words.items():
         if word == "":
             raise UsageError(f"{name} is empty", hint="write it out; a variable may not be set")
 
 
 def check_paths(paths: Sequence[str], *, directories: bool, image: bool, command: bool) -> None:
-    """Refuse what is not `[SOURCE] MNT` with lower directories, nor `IMAGE MNT` without.
+    """Refuse all but `[SOURCE] MNT` with lower directories and `IMAGE MNT` without them.
 
-    `directories`: lowerdir= is given, `image`: an option that is for images,
-    `command`: `mount`.
+    `directories`: lowerdir= is given; `image`: an option for images is given; `command`: the word
+    `mount` is given.
     """
     check_given({"MNT": paths[-1] if paths else None})
     if len(paths) > 1 and not directories:
@@ -66,7 +66,7 @@ def check_paths(paths: Sequence[str], *, directories: bool, image: bool, command
 
 
 def check_fsck(what: str, *, directories: bool, kept: str | None) -> None:
-    """Refuse what is not an upper and its lower directories, nor an image and `--upper`."""
+    """Refuse all but an upper with its lower directories and an image with `--upper`."""
     if kept is not None and directories:
         raise UsageError(
             "--upper is for the changes of an image, lowerdir= for directories",
@@ -79,14 +79,15 @@ def check_fsck(what: str, *, directories: bool, kept: str | None) -> None:
 
 
 def _is_image(text: str) -> bool:
-    # Mounting directories alone imports nothing of images.
+    # Mounting directories must import nothing that only images need.
     from fuseoverlay.oci import names
 
     return names.is_image(text)
 
 
 def _is_slip(word: str, command: str) -> bool:
-    """Whether one letter is wrong, missing or too many, or two have changed places."""
+    """Whether `word` is `command` with one letter wrong, missing or too many, or two letters
+    swapped."""
     if word == command:
         return False
     shorter = min(len(word), len(command))

@@ -1,8 +1,8 @@
-"""A directory that keeps the changes of an image's mount: the upper is `diff` in it, the work
-directory `work`; `image` says whose changes they are.
+"""A directory that keeps the changes of an image's mount: `diff` is the upper, `work` the work
+directory, and `image` says which image the changes are of.
 
-In the mount of another image whiteouts and opaque directories would hide the wrong things, and
-notes on hard links lead to the wrong files.
+In a mount of another image, whiteouts and opaque directories would hide the wrong things, and notes
+on hard links would lead to the wrong files.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from fuseoverlay.system.syscalls import DIR_FLAGS
 _UPPER: Final = "diff"
 _WORK: Final = "work"
 _NOTE: Final = "image"
-#: Names in a directory that is an image.
+#: A directory with one of these names in it is an image.
 _IMAGES: Final = ("oci-layout", "index.json", "manifest.json")
-#: More than any note has.
+#: Bytes, more than any note has.
 _MAX_NOTE: Final = 1 << 20
 _PROBE: Final = b"user.fuseoverlay.probe"
 _HINTS: Final = {
@@ -43,38 +43,38 @@ _HINTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The image that changes belong to: what it was called, for messages, and its layers' digests,
-    bottom first."""
+    """The image that changes belong to: the name that it was given, for messages, and the digests
+    of its layers, bottom first."""
 
     name: str
     layers: tuple[str, ...]
 
 
 class Changes:
-    """One such directory, which need not exist yet. Unless it is said whom it belongs to it lasts
-    no longer than the mount."""
+    """One such directory, which need not exist yet. Without a call of `belong_to` it lasts only as
+    long as the mount."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = pathlib.Path(directory)
         self._upper, self._work = self.directory / _UPPER, self.directory / _WORK
         self._note = self.directory / _NOTE
         self._owner: Owner | None = None
-        #: Whether the upper does not show yet what the image's root directory is.
+        #: Whether the upper does not yet have the attributes of the image's root directory.
         self._fresh = False
         self._made = False
 
     def of(self, config: MountConfig) -> MountConfig:
-        """`config` with its changes in here."""
+        """`config` with this directory's upper and work directory."""
         upper, work = os.fsencode(self._upper), os.fsencode(self._work)
         return replace(config, upperdir=upper, workdir=work)
 
     def check(self, owner: Owner) -> None:
-        """Raise `UpperError` where there are no changes, or those of another image."""
+        """Raise `UpperError` if there are no changes, or if they are of another image."""
         self.refuse_none()
         self.belong_to(owner)
 
     def refuse_none(self) -> None:
-        """Raise `UpperError` where there are no changes."""
+        """Raise `UpperError` if there are no changes."""
         self._refuse_image()
         if not self._upper.is_dir():
             raise UpperError(
@@ -84,16 +84,17 @@ class Changes:
             )
 
     def belong_to(self, owner: Owner) -> None:
-        """Say whose the changes are. Raises `UpperError` where they are those of another image."""
+        """Set the image that the changes belong to. Raises `UpperError` if they are of another
+        one."""
         self._owner = owner
         with self._errors():
             self._fresh = self._is_fresh() or self._made
 
     def _is_fresh(self) -> bool:
-        """Whether the upper is to begin anew, as nobody's or empty. Raises `UpperError` where it
-        holds changes of another image.
+        """Whether the upper is to begin anew: it is empty, and not noted as this image's. Raises
+        `UpperError` if it holds changes of another image.
 
-        An upper of which nothing is noted, made by hand or before there were notes, is accepted.
+        An upper without a note, made by hand or by a version that wrote none, is accepted.
         """
         noted = self._noted()
         empty = not os.listdir(self._upper)
@@ -111,8 +112,8 @@ class Changes:
 
     @contextlib.contextmanager
     def claimed(self, *, attributes: bool) -> Iterator[None]:
-        """Make what is missing, and take it away again if the block fails. `attributes`: those
-        of users are needed. Raises `UpperError`."""
+        """Make the directories that are missing, and remove them again if the block fails.
+        `attributes`: the filesystem must keep user attributes. Raises `UpperError`."""
         self._refuse_image()
         made: list[pathlib.Path] = []
         try:
@@ -120,7 +121,7 @@ class Changes:
                 above = reversed(self.directory.parents)
                 for path in (*above, self.directory, self._work, self._upper):
                     if not path.is_dir():
-                        # What is another's in the upper he reaches through the mount alone.
+                        # Other users reach what is theirs in the upper only through the mount.
                         path.mkdir(0o700 if path == self.directory else 0o777)
                         made.append(path)
                 if attributes:
@@ -136,8 +137,8 @@ class Changes:
             raise
 
     def begin(self, top: pathlib.Path, *, keeps: bool) -> None:
-        """Let a new upper show the image's root as it is, which is the directory `top`, and note
-        whose it is. `keeps`: the attribute that keeps owners counts."""
+        """Copy the attributes of the image's root, the directory `top`, to a new upper, and write
+        the note. `keeps`: owners are kept in an attribute."""
         with self._errors():
             fd = os.open(self._upper, DIR_FLAGS)
             try:
@@ -151,7 +152,7 @@ class Changes:
                 os.close(fd)
 
     def _forget(self) -> None:
-        """The upper is empty: nothing of an earlier one may remain."""
+        """The upper is empty: remove what an earlier one has left."""
         self._upper.rmdir()
         self._upper.mkdir()
         work_fd = os.open(self._work, DIR_FLAGS)
@@ -176,7 +177,7 @@ class Changes:
 
     def _write_note(self, owner: Owner) -> None:
         made = self._note.with_suffix(".new")
-        # Whatever a crash, or somebody, has left there.
+        # A crash may have left one, or somebody may have put something there.
         made.unlink(missing_ok=True)
         with made.open("x", encoding="utf-8", errors="surrogateescape") as file:
             json.dump({"name": owner.name, "layers": owner.layers}, file, indent=1)
@@ -185,7 +186,8 @@ class Changes:
         made.replace(self._note)
 
     def _refuse_image(self) -> None:
-        """Changes in an image's directory would go with it, and the other way round."""
+        """Refuse an image's directory: whoever removed the image would remove the changes, and the
+        reverse."""
         if any((self.directory / name).exists() for name in _IMAGES):
             raise UpperError(
                 "this is an image, where no changes are kept",
@@ -207,8 +209,8 @@ class Changes:
 
 
 def _read_note(path: pathlib.Path) -> Owner:
-    """What it says, if it is a file: nobody waits for a FIFO. ValueError and others if it is no
-    note."""
+    """What the note says. Only a regular file is read, since opening a FIFO could wait for ever.
+    ValueError, TypeError, KeyError or RecursionError if it is no note."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("no file")
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -224,8 +226,8 @@ def _read_note(path: pathlib.Path) -> Owner:
 
 
 def _copy_root(source: bytes, target: bytes, *, keeps: bool) -> None:
-    """Let a new upper show the image's root as it is: owner, mode, attributes, times. `keeps`:
-    the attribute that keeps owners counts."""
+    """Copy owner, mode, attributes and times of the image's root to a new upper. `keeps`: owners
+    are kept in an attribute, which is copied too."""
     st = os.stat(source)
     with contextlib.suppress(PermissionError):
         os.chown(target, st.st_uid, st.st_gid)

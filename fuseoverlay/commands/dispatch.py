@@ -1,8 +1,8 @@
-"""The command line: which command is meant, and what becomes of its errors.
+"""The command line: finds the command that is meant, and reports its errors.
 
-Three spellings mount directories: `fuseoverlay mount -o OPTS MNT`, `fuseoverlay -o OPTS MNT`
-(mount programs) and `fuseoverlay SOURCE MNT -o OPTS` (mount.fuse). mount(8) runs its helper as
-`mount.fuseoverlay SOURCE MNT -o OPTS`.
+Three spellings mount directories: `fuseoverlay mount -o OPTS MNT`, `fuseoverlay -o OPTS MNT` (as
+container tools call a mount program) and `fuseoverlay SOURCE MNT -o OPTS` (as mount.fuse calls it).
+mount(8) runs its helper as `mount.fuseoverlay SOURCE MNT -o OPTS`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from fuseoverlay.errors import (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; the exit code. Errors become one line on stderr."""
+    """Run one command and return the exit code. An error becomes one line on stderr."""
     return _bounded(_run, argv)
 
 
 def main_of_helper(argv: Sequence[str]) -> int:
-    """The same for mount(8)'s helper, with mount(8)'s exit codes."""
+    """The same for the helper of mount(8), with the exit codes of mount(8)."""
     return mount_exit_code(_bounded(mount.helper, argv))
 
 
 def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     output.open_missing()
-    # Whoever started us may have had the kernel reap his children: we would not learn how ours end.
+    # Our parent may have ignored SIGCHLD, and the kernel would then reap our children too: we would
+    # not learn how they end.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return command(list(argv))

@@ -16,7 +16,7 @@ from fuseoverlay.overlay.config import MountConfig
 
 
 def command(argv: list[str]) -> int:
-    """Check what these arguments say; the exit code."""
+    """Check what the arguments name; return the exit code."""
     parser = Parser(
         prog="fuseoverlay fsck",
         description="Check an upper directory that is not mounted: whiteouts, redirects, the "
@@ -43,7 +43,7 @@ def command(argv: list[str]) -> int:
 
 
 def _of_directories(name: str, parsed: MountConfig) -> MountConfig:
-    """What a check of this upper directory looks at."""
+    """The mount options for a check of this upper directory."""
     upper = os.fsencode(name)
     if parsed.upperdir is not None and not _is_same(parsed.upperdir, upper):
         raise UsageError("upperdir= is not UPPER", hint="leave upperdir= out")
@@ -52,7 +52,7 @@ def _of_directories(name: str, parsed: MountConfig) -> MountConfig:
 
 
 def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
-    """What a check of the changes of this image looks at."""
+    """The mount options for a check of this image's changes."""
     from fuseoverlay.commands import images, progress
 
     with progress.shown("Unpacking") as report:
@@ -74,8 +74,8 @@ def _is_same(one: bytes, other: bytes) -> bool:
 
 
 def _check(config: MountConfig, *, repair: bool, force: bool) -> int:
-    """Print findings as they come and then their sum; the exit code."""
-    # What the look-up would warn of are findings here.
+    """Print findings as they come, then how many there were; return the exit code."""
+    # Warnings of the look-up would only repeat findings.
     logging.getLogger("fuseoverlay").addHandler(logging.NullHandler())
     found = repaired = 0
     with run.opened(config) as check:

@@ -1,4 +1,4 @@
-"""An image as a mount: its layers from the store, and a place for changes."""
+"""Mounting an image: its layers come from the store, and its changes get a place."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def prepared(
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
 ) -> Iterator[MountConfig]:
-    """The mount of an image, while the context lasts; its layers are unpacked where they were
-    missing.
+    """The options for the mount of an image, good while the context lasts. Layers that the store
+    lacks are unpacked.
 
-    Changes are kept in the directory `keep_in`, else they go when the context ends. What can be
-    told without the image comes first, `check` of the mount, which has no layers yet, included:
-    to read a compressed archive takes as long as to unpack it. Raises `ImageError`, `DigestError`,
-    `StoreError`, `UpperError`, and what `check` does.
+    Changes are kept in the directory `keep_in`; if that is None, they go when the context ends.
+    Everything that can be checked without the image comes first, including `check`, whose argument
+    has no layers yet: reading a compressed archive takes as long as unpacking it. Raises
+    `ImageError`, `DigestError`, `StoreError`, `UpperError`, and what `check` raises.
     """
     names.find(image)
     store = Store(default_root())
@@ -64,7 +64,7 @@ def to_check(
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
 ) -> MountConfig:
-    """The same mount for a check of the changes in `keep_in`; nothing is made there.
+    """The same options for a check of the changes in `keep_in`; makes nothing there.
 
     Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
     """
@@ -78,7 +78,7 @@ def to_check(
 
 @contextlib.contextmanager
 def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[Changes | None]:
-    """Where changes go; None: `config` says it, or there are none."""
+    """Where changes go; None if `config` says where, or if the mount is read-only."""
     if config.upperdir is not None:
         if keep_in is not None:
             raise UsageError("--upper and upperdir= exclude each other", hint="leave one out")
@@ -105,7 +105,7 @@ def _with_layers(lowers: Sequence[pathlib.Path], config: MountConfig) -> MountCo
 
 
 def _keeps_owners(layer: pathlib.Path, config: MountConfig) -> bool:
-    """Whether the layer keeps owners in an attribute, and that counts."""
+    """Whether the layer keeps owners in an attribute that counts."""
     root_fd = os.open(layer, DIR_FLAGS)
     try:
         counted = trust.namespaces(root_fd, asked=config.user_attributes)
@@ -115,7 +115,7 @@ def _keeps_owners(layer: pathlib.Path, config: MountConfig) -> bool:
 
 
 def _listed_root(lowers: Sequence[pathlib.Path]) -> pathlib.Path:
-    """The topmost layer whose archive says something about the root directory."""
+    """The topmost layer whose archive lists the root directory."""
     for lower in lowers:
         if xattrs.get(os.fsencode(lower / "."), xattrs.IMPLIED) != xattrs.IMPLIED_SELF:
             return lower

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def command(argv: list[str]) -> int:
-    """Mount what these arguments say; the exit code."""
+    """Mount what the arguments name; return the exit code."""
     parser = parser_of("fuseoverlay mount")
     parser.description = (
         "Mount layer directories (-o lowerdir=...) or an image: an OCI layout directory, an "
@@ -35,7 +35,7 @@ def command(argv: list[str]) -> int:
 
 
 def helper(argv: list[str]) -> int:
-    """What mount(8) runs. Its -f is not ours: all but the mount is to be done."""
+    """The helper that mount(8) runs. Its -f is not ours: it means a dry run."""
     parser = Parser(
         prog="mount.fuseoverlay",
         lists_options=True,
@@ -62,7 +62,7 @@ def helper(argv: list[str]) -> int:
 
 
 def parser_of(prog: str) -> Parser:
-    """The parser of what `mount` takes."""
+    """The parser for the arguments of `mount`."""
     parser = Parser(prog=prog, lists_options=True)
     parser.add_argument("paths", nargs="*", metavar="[IMAGE] MNT", help="what and where to mount")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
@@ -115,13 +115,13 @@ def _serve(
     logs: DaemonLog,
     at_exit: Callable[[], None] | None = None,
 ) -> None:
-    # What is imported stays to the end: no collection need look at it, not the last one either.
+    # What is imported stays to the end: no collection, not even the last, needs to look at it.
     gc.disable()
     from fuseoverlay.fuse import mount
 
     gc.freeze()
-    # Inodes live long and make few cycles: looking at each of them again and again takes as
-    # long as serving them, and a look at all of them at once would be felt.
+    # Inodes live long and make few cycles. To look at each of them again and again takes as long as
+    # serving them, and a look at all of them at once would be a noticeable pause.
     gc.set_threshold(20_000, 5, 1_000)
     gc.enable()
     mount.run(

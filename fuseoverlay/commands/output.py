@@ -1,5 +1,5 @@
-"""Standard output and standard error, whatever the caller has made of them: closed, full, a pipe
-that nobody reads."""
+"""Standard output and standard error, which the caller may have closed, or connected to a full disk
+or to a pipe that nobody reads."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final, TextIO
 
 from fuseoverlay.errors import FuseOverlayError, describe, visible
 
-#: The streams of `sys` by descriptor: how each is used, and how it is not, so that what is lost
-#: there is noticed.
+#: The streams of `sys` by descriptor: its mode, and the opposite access mode for /dev/null in its
+#: place, so that using it fails and the loss is noticed.
 _STREAMS: Final = (
     ("stdin", "r", os.O_WRONLY),
     ("stdout", "w", os.O_RDONLY),
@@ -19,23 +19,23 @@ _STREAMS: Final = (
 
 
 def open_missing() -> None:
-    """Open something on what is missing of 0 to 2: else a layer's directory would get the number,
-    and lose it to /dev/null when the daemon goes to the background. The interpreter, which found
-    nothing there, has no stream either."""
+    """Open /dev/null on those of the descriptors 0 to 2 that are closed. Otherwise a layer's
+    directory would get the number, and lose it to /dev/null when the daemon goes to the background.
+    Make the stream, too, which the interpreter does not have then."""
     for fd, (name, mode, contrary) in enumerate(_STREAMS):
         try:
             os.fstat(fd)
         except OSError:
-            # The lowest number that is free.
+            # Gets the lowest free number, which is `fd`.
             os.open(os.devnull, contrary)
         if getattr(sys, name) is None:
-            # By lines, as the interpreter's stderr is.
+            # Line-buffered, like the interpreter's stderr.
             stream = os.fdopen(fd, mode, buffering=1, closefd=False, errors="backslashreplace")
             setattr(sys, name, stream)
 
 
 def say(text: object) -> None:
-    """A line of what was asked for, at once. Raises `FuseOverlayError`."""
+    """Print a line of the output that was asked for, and flush it. Raises `FuseOverlayError`."""
     try:
         print(text, flush=True)
     except OSError as exc:
@@ -43,8 +43,8 @@ def say(text: object) -> None:
 
 
 def complain(level: str, text: str) -> None:
-    """A line on stderr. Where nobody can see it the exit code has to do."""
-    # Names from layers and images may hold what moves the cursor, or begins a line.
+    """Print a line on stderr. If that fails, the exit code has to do."""
+    # Names from layers and images may hold control characters that move the cursor or begin a line.
     try:
         print(f"fuseoverlay: {level}: {visible(text)}", file=sys.stderr)
     except OSError:
@@ -52,13 +52,13 @@ def complain(level: str, text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A warning on stderr."""
+    """Print a warning on stderr."""
     complain("warning", text)
 
 
 def settle() -> None:
-    """Nothing is left for the interpreter to write when it ends: it would exit with a code of its
-    own where that fails."""
+    """Flush stderr, so that the interpreter has nothing left to write when it ends: if that failed,
+    it would exit with a code of its own."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -73,7 +73,7 @@ def _lost(exc: OSError) -> FuseOverlayError:
 
 
 def _drop(stream: TextIO) -> None:
-    """Let what the stream holds, and what will be written to it, go nowhere."""
+    """Send to /dev/null what the stream holds and what will be written to it."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)

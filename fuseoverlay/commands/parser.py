@@ -13,8 +13,8 @@ from fuseoverlay.overlay.config import MountConfig
 
 
 class Parser(argparse.ArgumentParser):
-    """One line instead of the usage text; the text is for --help, which ends with the exit codes
-    and, if asked for, the mount options."""
+    """Reports an error in one line, without the usage text. --help ends with the exit codes and,
+    with `lists_options`, the mount options before them."""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, hint="see fuseoverlay --help")
 
     def print_help(self, file: object = None) -> None:
-        """On stdout, whatever that is."""
-        # Nobody mounts who asks.
+        """Print it on stdout, even if that is closed or full; `file` is ignored."""
+        # Imported here, because mounting does not need it.
         from fuseoverlay.commands import tables
 
         parts = [self.format_help().removesuffix("\n")]
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parsed_options(options: Sequence[str]) -> MountConfig:
-    """What the arguments of `-o`, and the environment, ask for. Warns of what is unknown."""
+    """What the arguments of `-o` and the environment ask for. Warns of unknown options."""
     parsed = mountoptions.parse(os.fsencode(",".join(options)))
     parsed = mountoptions.with_environment(parsed, os.environ)
     for option in parsed.ignored:

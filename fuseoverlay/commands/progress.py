@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, and nothing elsewhere."""
+"""A progress bar on a terminal; elsewhere nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Report(Protocol):
-    """What a report of progress has: bytes done and in all, layers counted from 1."""
+    """A report of progress: bytes done and in all; layers are counted from 1."""
 
     @property
     def done(self) -> int: ...
@@ -23,7 +23,7 @@ class Report(Protocol):
 
 @contextlib.contextmanager
 def shown(what: str) -> Iterator[Callable[[Report], None] | None]:
-    """Yields a function that takes reports; None where nobody would see them."""
+    """Yields a function that takes reports; None if stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,4 +1,4 @@
-"""What ends --help: the mount options and the exit codes, as wide as the terminal."""
+"""The end of --help: the mount options and the exit codes, as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final
 from fuseoverlay.overlay import options
 from fuseoverlay.overlay.options import Option
 
-#: Where the explanations begin, columns, as in argparse.
+#: The column where explanations begin, as in argparse.
 _INDENT: Final = 24
 
 
 def mount_options() -> str:
-    """All mount options, each with one line."""
+    """All mount options, each with its summary."""
     lines = ["mount options, which -o takes separated by commas:"]
     for group, rows in options.TABLE.items():
         lines += ["", f" {group}"]
@@ -25,7 +25,7 @@ def mount_options() -> str:
 
 
 def exit_codes(codes: Mapping[int, str]) -> str:
-    """What each means."""
+    """The exit codes, each with its meaning."""
     return "\n".join(["exit codes:", *(f"  {code:3}  {_plain(codes[code])}" for code in codes)])
 
 

@@ -10,7 +10,7 @@ from fuseoverlay.fuse import unmount
 
 
 def command(argv: list[str]) -> int:
-    """Unmount what these arguments say; the exit code."""
+    """Unmount what the arguments name; return the exit code."""
     parser = Parser(prog="fuseoverlay unmount", description="Unmount; waits for the daemon.")
     parser.add_argument("mountpoint", metavar="MNT")
     args = parser.parse_args(argv)

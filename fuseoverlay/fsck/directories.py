@@ -1,4 +1,4 @@
-"""The marks of an upper's directories: opaque values, redirects, and what these lead to."""
+"""The marks of an upper's directories: opaque values, redirects, and where redirects lead."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _OPAQUE_VALUES: Final = (whiteout.OPAQUE_YES, whiteout.OPAQUE_XATTR_WHITEOUTS)
 
 
 class Directories:
-    """Checks them one by one, and remembers which lower directory each goes on in."""
+    """Checks directories one by one, and remembers the lower directory that each merges with."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        # Lower directories that ones of the upper go on in, with the first of those.
+        # Lower directories that upper ones merge with, each with the first upper one that does.
         self._claims: dict[tuple[int, int], bytes] = {}
 
     def opaque_value(self, upper: RealDir, own: Sequence[bytes]) -> Iterator[Problem]:
-        """Whether its opaque attributes, of all that are its `own`, have a meaning."""
+        """Whether the directory's opaque attributes, among its `own` attributes, have a valid
+        value."""
         names = [name for name in own if name.endswith(b"." + xattrs.OPAQUE)]
         for name in names:
             value = self._objects.value(upper, b"", name)
@@ -41,7 +42,8 @@ class Directories:
             )  # fmt: skip
 
     def refused_redirect(self, upper: RealDir) -> Problem | None:
-        """Whether it has a redirect that a mount refuses."""
+        """The problem that the directory has a redirect which a mount refuses; None if it has
+        not."""
         try:
             redirect.marks_of(self._objects.stack, upper)
         except OSError as exc:
@@ -55,7 +57,8 @@ class Directories:
         return None
 
     def claim(self, upper: RealDir, lower: RealDir) -> Iterator[Problem]:
-        """Two directories cannot both be what one of the lowers went on as."""
+        """Report a second upper directory that merges with the same lower one: only one can be its
+        copy."""
         path = self._objects.path(upper)
         first = self._claims.setdefault(stat_key(os.stat(self._objects.stack.fd(lower))), path)
         if first != path:
@@ -65,7 +68,8 @@ class Directories:
             )  # fmt: skip
 
     def dead_redirect(self, upper: RealDir, target: bytes, own: Sequence[bytes]) -> Problem:
-        """Of a redirect to a `target` that no lower has; `own` are the directory's attributes."""
+        """The problem of a redirect to a `target` that no lower has; `own` are the directory's
+        attributes."""
         return Problem(
             Kind.REDIRECT, self._objects.path(upper),
             f"redirect to {shown(target)}, which is no directory of the lowers",
@@ -73,8 +77,8 @@ class Directories:
         )  # fmt: skip
 
     def _closing(self, upper: RealDir, own: Sequence[bytes]) -> Callable[[], None]:
-        """Replace a redirect to nothing by an opaque mark: without any mark the directory
-        would merge with what has its name in the lowers."""
+        """Replace a redirect to nothing by an opaque mark: without any mark the directory would
+        merge with lower directories of its own name."""
         names = [name for name in own if name.endswith(b"." + xattrs.REDIRECT)]
 
         def close() -> None:

@@ -1,10 +1,10 @@
-"""Whether the lowers that were named are those that the upper belongs to.
+"""Whether the upper belongs to the lowers that were named.
 
-With a layer missing, wrong or not mounted whiteouts seem to hide nothing, and removing them
-brings back what was deleted. A whiteout too many harms nobody, so the check gives in early: where
-the last mount was over other layers, where more whiteouts miss than meet something, be it only one
-of one, and where a lower directory is empty on the way to any that misses: something may not be
-mounted on it.
+If a layer is missing, wrong or not mounted, whiteouts seem to hide nothing, and removing them would
+bring back what was deleted. A whiteout too many harms nobody, so fsck doubts the lowers early: if
+the last mount was over other lowers; if more whiteouts miss than hide something, be it only one of
+one; or if a whiteout misses and a lower directory on the way to it is empty, because something may
+not be mounted there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HINT = (
 
 
 def about(stack: LayerStack, origins: Origins, work_fd: int | None) -> str | None:
-    """Why the lowers may be the wrong ones, as one line; None: nothing speaks for that."""
+    """Why the lowers may be the wrong ones, as one line; None if nothing suggests it."""
     upper = UpperCheck(stack, origins, indexed=None)
     missing = sum(problem.by_lowers and problem.kind in _BY_NAME for problem in upper.problems())
     if upper.objects.uncounted is not None:

@@ -1,7 +1,8 @@
-"""Lower directories that are empty, as those are on which something is not mounted.
+"""Empty lower directories: something that should be mounted there may not be.
 
-What was mounted there may have had what the upper hides or goes on in. Whether a mount shows
-that depends on its options and on who mounts, so it is asked for whatever these are now.
+The missing filesystem may have held what the upper hides or merges with. Whether a mount shows
+filesystems below a layer depends on its options and on who mounts, so the check does not depend on
+the options given now.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from fuseoverlay.layers.stack import LayerStack
 
 
 def first(stack: LayerStack, reals: Iterable[RealDir]) -> RealDir | None:
-    """The first of the directories that is empty."""
+    """The first of the directories that is empty; None if none is."""
     for real in reals:
         with stack.listing_fd(real) as fd, os.scandir(fd) as entries:
             if next(entries, None) is None:
@@ -23,8 +24,9 @@ def first(stack: LayerStack, reals: Iterable[RealDir]) -> RealDir | None:
 
 
 def on_the_way(stack: LayerStack, path: bytes) -> RealDir | None:
-    """A directory that is empty and the last on the way that an absolute redirect goes in a
-    lower. A relative one leads to what is beside its own directory."""
+    """Follow an absolute redirect in each lower as far as its path exists; the first directory so
+    reached that is empty, None if none is. A relative redirect is not followed: it leads to a
+    sibling of its own directory."""
     if not path.startswith(b"/"):
         return None
     return first(stack, (_end(stack, layer.root, path) for layer in stack.lowers))

@@ -1,4 +1,4 @@
-"""The files of an upper: the origins of copies, and data that is elsewhere."""
+"""The files of an upper: the origins of copies, and metacopies, whose data is elsewhere."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from fuseoverlay.system.syscalls import at
 
 
 class Files:
-    """Checks them one by one, and counts the names of those that have several."""
+    """Checks files one by one, and counts the names of those with several links."""
 
     def __init__(self, objects: Objects, indexed: Set[tuple[int, int]] | None) -> None:
-        """`indexed`: the files of the index, which is checked later; None: nobody knows."""
+        """`indexed`: the files of the index, which is checked later; None: the index is not
+        known."""
         self._objects = objects
         self._indexed = indexed
-        #: How many names in the upper each real file with several links has.
+        #: How many names each real file with several links has in the upper.
         self.names: Counter[tuple[int, int]] = Counter()
 
     def problems(self, place: Place, lowers: Sequence[RealDir]) -> Iterator[Problem]:
-        """What is wrong with one; `lowers` are those of its directory."""
+        """What is wrong with one file; `lowers` are the lower directories of its directory."""
         st = self._objects.stat(place)
         if st.st_nlink > 1:
             self.names[stat_key(st)] += 1

@@ -1,4 +1,4 @@
-"""Whiteouts and `.wh.` names of an upper: what hides something, and what only looks so."""
+"""Whiteouts and `.wh.` names of an upper: those that hide something and those that do not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fuseoverlay.overlay.copymetadata import times_kept
 
 
 class Hiding:
-    """Checks them one by one, and remembers those that hide something."""
+    """Checks whiteouts one by one, and remembers those that hide something."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -31,14 +31,14 @@ class Hiding:
         return sum(map(len, self.whiteouts.values())) + len(self.opaque_files)
 
     def opaque_file(self, place: Place, *, hides: bool) -> Iterator[Problem]:
-        """A `.wh..wh..opq`."""
+        """Check a `.wh..wh..opq`."""
         if hides:
             self.opaque_files.append(place.real)
         else:
             yield self._dangling(place)
 
     def wh_name(self, place: Place, index: Index, *, assume_hiding: bool) -> Iterator[Problem]:
-        """A name that begins with `.wh.`, but for `.wh..wh..opq`."""
+        """Check a name that begins with `.wh.`, other than `.wh..wh..opq`."""
         target = whiteout.oci_target(place.name)
         if target is None:
             if place.name not in whiteout.WH_HOUSEKEEPING:
@@ -53,13 +53,13 @@ class Hiding:
             yield self._dangling(place)
 
     def mask(self, place: Place, *, hides: bool) -> Iterator[Problem]:
-        """A whiteout in the place of what it hides."""
+        """Check a whiteout that has the name of what it hides."""
         if not hides:
             yield self._dangling(place)
             return
         is_char = whiteout.is_char_whiteout(self._objects.stat(place))
         dialect = Dialect.CHAR if is_char else Dialect.XATTR
-        # An OCI whiteout of a very long name does not exist.
+        # Names too long for an OCI whiteout get another dialect, so they do not count as mixed.
         if whiteout.dialect_for(place.name, Dialect.OCI) is Dialect.OCI:
             self.whiteouts.setdefault(dialect, []).append(place)
 
@@ -73,7 +73,7 @@ class Hiding:
             with times_kept(fd):
                 os.unlink(place.name, dir_fd=fd)
 
-        # In a directory that is marked it hides nothing, whatever the lowers have.
+        # In an opaque directory a whiteout hides nothing, whatever the lowers have.
         return Problem(
             Kind.DANGLING, self._objects.path(*place), "whiteout that hides nothing", repair=remove,
             by_lowers=not self._objects.is_opaque(place.real),

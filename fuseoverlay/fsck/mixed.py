@@ -1,4 +1,4 @@
-"""Whether one upper holds two dialects: whoever reads only one sees something else."""
+"""Whether one upper holds two dialects: a reader of only one of them sees another tree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fuseoverlay.system.syscalls import fd_path
 def problems(
     objects: Objects, hiding: Hiding, *, preferred: Dialect | None, userxattr: bool
 ) -> Iterator[Problem]:
-    """What the walk of the upper, done before, has met in several dialects.
+    """What the walk of the upper has met in several dialects; the walk has to be over.
 
     `preferred` and `userxattr` are the mount options.
     """
@@ -42,7 +42,7 @@ def problems(
         met.setdefault(Dialect.OCI, objects.path(hiding.opaque_files[0], whiteout.WH_OPAQUE))
     if len(met) > 1:
         convertible = set(met) == {Dialect.CHAR, Dialect.OCI} and preferred is not Dialect.OCI
-        # Marks that we make would not count for whoever made the others.
+        # Marks that we make would not count for the program that made the others.
         convertible = convertible and objects.uncounted is None
         yield Problem(
             Kind.MIXED, objects.path(objects.root),
@@ -59,7 +59,8 @@ def _listed(first: Iterable[tuple[str, bytes]]) -> str:
 
 
 def _convert(objects: Objects, hiding: Hiding, userxattr: bool) -> None:
-    """Write OCI whiteouts and opaque marks the kernel's way. `Kept` where one has to stay."""
+    """Convert OCI whiteouts and opaque marks to the kernel's dialect. Raises `Kept` if one cannot
+    be."""
     stack = objects.stack
     kernels = (xattrs.TRUSTED, xattrs.USER)
     namespace = next((name for name in kernels if name in objects.namespaces), None)
@@ -78,7 +79,7 @@ def _convert(objects: Objects, hiding: Hiding, userxattr: bool) -> None:
 
 
 def _to_char(stack: LayerStack, place: Place) -> bool:
-    """The new one is there before the old one goes. False: another object has the name."""
+    """Make the new whiteout, then remove the old one. False: another object has the name."""
     target = whiteout.oci_target(place.name)
     if target is None:
         return False
@@ -94,7 +95,8 @@ def _to_char(stack: LayerStack, place: Place) -> bool:
 
 
 def _to_mark(stack: LayerStack, real: RealDir, namespace: bytes) -> bool:
-    """False: the directory has another mark in the same place."""
+    """Mark the directory, then remove `.wh..wh..opq`. False: it has an opaque mark of another
+    value."""
     fd = stack.fd(real)
     if whiteout.opaque_value(fd, real.layer.namespaces) not in (None, whiteout.OPAQUE_YES):
         return False

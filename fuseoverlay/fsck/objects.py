@@ -1,4 +1,4 @@
-"""The objects of an upper as a check sees them: where they are, and their overlay attributes."""
+"""The objects of an upper as the check sees them: their paths and their overlay attributes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.system import handles
 from fuseoverlay.system.syscalls import at, fd_path
 
-#: Attributes that say what a mount shows; of the others it loses numbers at most.
+#: Attributes that decide what a mount shows; without the others it loses numbers at most.
 _SHOWN: Final = (xattrs.OPAQUE, xattrs.WHITEOUT, xattrs.REDIRECT, xattrs.METACOPY)
 
 
 class Objects:
-    """Reads them, and remembers in which namespaces attributes were met."""
+    """Reads objects, and remembers in which namespaces it met attributes."""
 
     def __init__(self, stack: LayerStack, origins: Origins) -> None:
         if stack.upper is None:
@@ -28,38 +28,40 @@ class Objects:
         self.stack = stack
         self.root = stack.upper.root
         self._origins = origins
-        #: Namespaces of attributes that a view depends on, each with the first path.
+        #: Namespaces of attributes that a mount's view depends on, each with the first path.
         self.namespaces: dict[bytes, bytes] = {}
-        # Whether any attribute counts, and the root with one that does not: see `uncounted`.
+        # Whether any attribute counts, and the root with one of its attributes that do not: see
+        # `uncounted`.
         self._counted = False
         self._uncounted: tuple[bytes, bytes] | None = None
 
     def path(self, real: RealDir, name: bytes = b"") -> bytes:
-        """Path for messages."""
+        """The path for messages."""
         return os.path.join(*filter(None, (real.layer.path, real.path(), name)))
 
     @property
     def uncounted(self) -> tuple[bytes, bytes] | None:
-        """The root and an attribute of it that does not count, where no other in the upper does
-        either: somebody whose attributes are others wrote it."""
+        """The root and one of its attributes that do not count, if no attribute in the upper
+        counts: then its writer used a namespace that this check does not read."""
         return None if self._counted else self._uncounted
 
     def stat(self, place: Place) -> os.stat_result:
-        """Status of what is at the place, never of what a link leads to."""
+        """lstat(2) of the place: symbolic links are not followed."""
         return os.stat(place.name, dir_fd=self.stack.fd(place.real), follow_symlinks=False)
 
     def is_opaque(self, real: RealDir) -> bool:
-        """Whether it is marked so by attribute."""
+        """Whether an attribute marks the directory as opaque."""
         value = whiteout.opaque_value(self.stack.fd(real), real.layer.namespaces)
         return whiteout.is_opaque_value(value)
 
     def unreadable(self, real: RealDir, name: bytes, exc: OSError) -> Problem:
-        """The problem that `name` in the directory (empty: the directory itself) cannot be read."""
+        """The problem that `name` in the directory cannot be read; an empty name is the directory
+        itself."""
         what = f"cannot be checked: {describe(exc)}"
         return Problem(Kind.UNREADABLE, self.path(real, name), what, why="it was not looked at")
 
     def own(self, real: RealDir, name: bytes) -> list[bytes]:
-        """Attributes of the overlay; those of a nested one are none."""
+        """The overlay's attributes that count; those of a nested overlay are left out."""
         every = [
             attribute
             for attribute in xattrs.names(self._target(real, name))
@@ -67,7 +69,8 @@ class Objects:
         ]
         own = [attribute for attribute in every if attribute.startswith(real.layer.namespaces)]
         self._counted = self._counted or bool(own)
-        # Below the root whoever may write there may have set them; a copy-up marks the root, too.
+        # Below the root anybody with write access may have set them. The root is a good enough
+        # sample: a copy-up marks it, too.
         if every and not own and real is self.root and not name:
             self._uncounted = self.path(real), every[0]
         for namespace in xattrs.NAMESPACES:
@@ -76,18 +79,19 @@ class Objects:
         return own
 
     def value(self, real: RealDir, name: bytes, attribute: bytes) -> bytes | None:
-        """Value of one of its attributes; None: it has none such."""
+        """The value of one attribute; None if the object does not have it."""
         return xattrs.get(self._target(real, name), attribute)
 
     def _target(self, real: RealDir, name: bytes) -> bytes | int:
-        """For `xattrs`: `name` in the directory, or the directory itself. Valid at once only."""
+        """What `xattrs` takes for `name` in the directory, or for the directory itself. Use it at
+        once."""
         fd = self.stack.fd(real)
         return at(fd, name) if name else fd
 
     def removal(
         self, real: RealDir, name: bytes, attributes: Sequence[bytes]
     ) -> Callable[[], None]:
-        """A repair: remove these attributes."""
+        """A repair that removes these attributes."""
 
         def remove() -> None:
             target = self._target(real, name)
@@ -102,13 +106,14 @@ class Objects:
     def origin(
         self, real: RealDir, name: bytes, own: Sequence[bytes], *, repairable: bool = True
     ) -> Iterator[Problem]:
-        """Whether what it was copied from still exists, if one of its `own` attributes tells."""
+        """Whether the lower file that it was copied from still exists, if one of its `own`
+        attributes tells."""
         for attribute in own:
-            # That of fuse-overlayfs is a path.
+            # The origin attribute of fuse-overlayfs holds a path.
             if attribute not in (xattrs.TRUSTED + xattrs.ORIGIN, xattrs.USER + xattrs.ORIGIN):
                 continue
             value = self.value(real, name, attribute)
-            # Empty: a copy of something that had no handle.
+            # Empty: the copy of something that has no file handle.
             if not value:
                 continue
             origin = handles.decode(value)
@@ -120,7 +125,7 @@ class Objects:
                 by_lowers = True
             else:
                 continue
-            # Only numbers depend on it, and this one gives none.
+            # Only inode numbers depend on the origin, and this one gives none.
             yield Problem(
                 Kind.ORIGIN, self.path(real, name), what,
                 repair=self.removal(real, name, [attribute]) if repairable else None,

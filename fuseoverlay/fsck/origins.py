@@ -1,4 +1,4 @@
-"""Whether the lower file that an `overlay.origin` tells of still exists."""
+"""Whether the lower file that an `overlay.origin` names still exists."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fuseoverlay.system import handles
 from fuseoverlay.system.handles import Handle
 
 _NO_UUID: Final = bytes(16)
-# EINVAL, ENOENT: no handle of this filesystem's.
+# EINVAL, ENOENT: the handle is not from this filesystem.
 _NONE_SUCH: Final = (errno.ESTALE, errno.EINVAL, errno.ENOENT)
 
 
 class Origins:
-    """The filesystems of the lower layers, asked by file handle; that takes a superuser."""
+    """Looks for file handles on the filesystems of the lower layers, which takes a superuser."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        # One layer of each filesystem speaks for all. What is mounted below one is not asked.
+        # One layer of each filesystem is enough. Filesystems mounted below a layer are not asked.
         self._layers = list({os.fstat(layer.root_fd).st_dev: layer for layer in layers}.values())
-        #: Why file handles cannot be followed on all of them; None: they can.
+        #: Why file handles cannot be followed on one of the filesystems; None if they can on all.
         self.unknown = next(filter(None, map(_obstacle, self._layers)), None)
 
     def gone(self, origin: Handle) -> bool:
-        """Whether certainly no file of the lowers is meant."""
+        """Whether the origin is certainly no file of the lowers."""
         return self.unknown is None and not any(_has(layer, origin) for layer in self._layers)
 
 
@@ -43,7 +43,7 @@ def _has(layer: Layer, origin: Handle) -> bool:
 
 
 def _obstacle(layer: Layer) -> str | None:
-    """Why file handles of the layer cannot be followed; None: they can."""
+    """Why file handles of the layer cannot be followed; None if they can."""
     path = shown(layer.path)
     own = handles.encode(layer.root_fd, b"", layer.uuid or _NO_UUID)
     handle = handles.decode(own) if own is not None else None

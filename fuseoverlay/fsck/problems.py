@@ -1,4 +1,4 @@
-"""What a check finds, and what it says about it."""
+"""The problems that a check finds, and what became of them."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ class Kind(enum.Enum):
 
 
 class Kept(Exception):
-    """A repair left something as it was; the text says why."""
+    """Raised by a repair that left something as it was; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong, and how to repair it: a call, or the reason why there is none.
+    """One thing that is wrong, and its repair: a call, or in `why` the reason why there is none.
 
-    The call is to be made before the check goes on; it raises `OSError` or `Kept`. `by_lowers`:
-    it is wrong because the lowers lack something, if they are the right ones.
+    The repair has to be called before the check goes on; it raises `OSError` or `Kept`.
+    `by_lowers`: it is a problem only because the lowers lack something, so only if they are the
+    right lowers.
     """
 
     kind: Kind
@@ -54,7 +55,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem and what became of it; `repaired` is None where no repair was asked for."""
+    """A problem and what became of it; `repaired` is None if no repair was asked for."""
 
     kind: Kind
     path: bytes
@@ -71,7 +72,7 @@ class Finding:
 
 
 def shown(name: bytes) -> str:
-    """A name from a layer as text of one line."""
+    """A name from a layer as one line of text."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in printable(name)
@@ -81,9 +82,10 @@ def shown(name: bytes) -> str:
 def settle(
     problems: Iterator[Problem], *, repair: bool, doubt: str | None = None
 ) -> Iterator[Finding]:
-    """Turn problems into findings as they come, with `repair` after trying to repair each.
+    """Turn problems into findings as they come; with `repair`, try to repair each first.
 
-    `doubt`: the lowers may be the wrong ones, so what is wrong by them is left, saying that."""
+    `doubt` says that the lowers may be the wrong ones: then problems `by_lowers` are not repaired,
+    and `doubt` is the reason that their findings give."""
     for problem in problems:
         repaired, why = None, ""
         if repair and doubt is not None and problem.by_lowers:

@@ -23,7 +23,7 @@ _IN_DOUBT: Final = "the lower directories may not be the right ones, or the opti
 
 
 class Check:
-    """One check; the layers stay open and locked while `opened` lasts."""
+    """One check. The layers stay open and locked while the context `opened` lasts."""
 
     def __init__(
         self, config: MountConfig, stack: LayerStack, work_fd: int | None, origins: Origins
@@ -33,9 +33,9 @@ class Check:
         self._origins = origins
         self._work = None
         self._work_fd = work_fd
-        #: What is not looked at, and why.
+        #: What is not checked, and why.
         self.skipped: list[str] = []
-        #: Why repairs were not made that only the right lowers make safe.
+        #: Why repairs that are safe only with the right lowers were not made.
         self.doubt: str | None = None
         if work_fd is not None and config.workdir is not None:
             self._work = WorkCheck(work_fd, config.workdir, origins)
@@ -45,9 +45,10 @@ class Check:
             self.skipped.append(f"whether the lower files of copies exist ({origins.unknown})")
 
     def findings(self, *, repair: bool, force: bool = False) -> Iterator[Finding]:
-        """What is wrong; with `repair` after repairing what is safe. Nothing else writes.
+        """What is wrong; with `repair`, each after its repair if that is safe. Nothing else writes.
 
-        `force`: also what is safe only if the lowers are the right ones, though they may not be.
+        `force`: make also the repairs that are safe only with the right lowers, even if these may
+        be the wrong ones.
         """
         if repair and not force:
             self.doubt = doubt.about(self._stack, self._origins, self._work_fd)
@@ -69,9 +70,9 @@ class Check:
 
 @contextlib.contextmanager
 def opened(config: MountConfig) -> Iterator[Check]:
-    """Open the layers of `config`, which has an upper, and keep mounts off it.
+    """Open the layers of `config`, which has an upper, and lock the upper against mounts.
 
-    Raises `UpperError` where one of them is mounted, and what a mount would raise.
+    Raises `UpperError` if the upper or the work directory is in use, and what a mount would raise.
     """
     with contextlib.ExitStack() as undo:
         clones = undo.enter_context(Clones())

@@ -1,6 +1,6 @@
-"""The check of the upper directory: the walk over what it shows, merged with the lowers.
+"""The check of the upper directory: a walk over the upper, merged with the lowers.
 
-What is checked of each thing that is met: `hiding`, `directories`, `files`.
+`hiding`, `directories` and `files` check what the walk meets.
 
 Sources: kernel Documentation/filesystems/overlayfs.rst and, for what is worth checking,
 fsck.overlay of overlayfs-progs.
@@ -29,7 +29,7 @@ from fuseoverlay.system import handles
 
 
 class _Node(NamedTuple):
-    """A merged directory; `lowers` as for `inodes.Directory`."""
+    """A merged directory; `lowers` as in `inodes.Directory`."""
 
     upper: RealDir | None
     lowers: tuple[RealDir, ...]
@@ -37,14 +37,15 @@ class _Node(NamedTuple):
 
 
 class UpperCheck:
-    """Walks the merged tree where the upper has part in it, and remembers what the checks
-    of the work directory and of the whole ask for."""
+    """Walks the merged tree wherever the upper is part of it, and remembers what the checks of the
+    work directory and of mixed dialects ask for."""
 
     def __init__(
         self, stack: LayerStack, origins: Origins, *, indexed: Set[tuple[int, int]] | None
     ) -> None:
-        """`indexed`: the files of the index, which is checked later; None: nobody knows. With
-        such also what is in the lowers only is walked, to fill `lower_names`."""
+        """`indexed`: the files of the index, which is checked later; None: the index is not known.
+        If there are any, the walk also goes through directories that only lowers have, to fill
+        `lower_names`."""
         self.stack = stack
         self.objects = Objects(stack, origins)
         self.root = self.objects.root
@@ -52,11 +53,11 @@ class UpperCheck:
         self.files = Files(self.objects, indexed)
         self._directories = Directories(self.objects)
         self._everywhere = bool(indexed)
-        #: How many visible names in the lowers would lead to an entry of the index.
+        #: For each name in the index: how many visible names in the lowers would lead to it.
         self.lower_names: Counter[bytes] = Counter()
-        #: Directories whose redirect leads to one of the lowers.
+        #: How many directories have a redirect that leads to a lower directory.
         self.redirected = 0
-        #: A lower directory that is empty where the lowers lack something: see `empty`.
+        #: An empty lower directory where the lowers lack something: see the module `empty`.
         self.empty: RealDir | None = None
 
     def problems(self) -> Iterator[Problem]:
@@ -76,7 +77,7 @@ class UpperCheck:
             pending += reversed(inside)
 
     def _empty_above(self, node: _Node | None) -> RealDir | None:
-        """A lower directory that is empty and that the node, or one that it is in, goes on in."""
+        """An empty lower directory that the node, or a directory above it, merges with."""
         while node is not None:
             if node.upper is not None and self.objects.is_opaque(node.upper):
                 return None
@@ -94,7 +95,8 @@ class UpperCheck:
             yield self.objects.unreadable(self.root, b"", exc)
 
     def _directory(self, node: _Node, inside: list[_Node]) -> Iterator[Problem]:
-        """Check the entries of one directory; the directories to go on with go to `inside`."""
+        """Check the entries of one directory; its subdirectories to be walked are added to
+        `inside`."""
         index, used = merge.scan_nowait(self.stack, node.upper, node.lowers)
         if self._everywhere:
             self._count_lower_names(index)
@@ -124,10 +126,10 @@ class UpperCheck:
     def _entries(
         self, node: _Node, upper: RealDir, index: Index, *, is_opaque: bool
     ) -> Iterator[Problem]:
-        """Everything in a directory of the upper but its directories."""
+        """Check everything in a directory of the upper except its subdirectories."""
         with self.stack.listing_fd(upper) as fd:
             names = sorted(map(os.fsencode, os.listdir(fd)))
-        # The kernel does not look at an opaque mark of the root.
+        # The kernel ignores an opaque mark of the root.
         root_marked = upper is self.root and is_opaque
         for name in names:
             place = Place(upper, name)

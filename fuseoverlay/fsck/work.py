@@ -1,7 +1,7 @@
 """The check of the work directory: staging, the index of hard links, notes on hidden names.
 
-Source: kernel Documentation/filesystems/overlayfs.rst, "index"; what the kernel removes
-from an index when it mounts is of no use to us either.
+Source: kernel Documentation/filesystems/overlayfs.rst, "index". What the kernel removes from an
+index when it mounts is of no use to us either.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from fuseoverlay.system import handles, removal
 from fuseoverlay.system.handles import Handle
 from fuseoverlay.system.syscalls import DIR_FLAGS, at
 
-#: Names of temporary objects, the kernel's and ours.
+#: Begins the names of temporary objects, the kernel's and ours.
 _TEMPORARY = b"#"
 
 
 class WorkCheck:
-    """Reads the work directory behind `root_fd`. `path` is for messages."""
+    """Checks the work directory that `root_fd` is open on. `path` is for messages."""
 
     def __init__(self, root_fd: int, path: bytes, origins: Origins) -> None:
         self._root_fd = root_fd
         self._path = path
         self._origins = origins
-        # What a crash left in the staging directory; the index may have it already.
+        # What a crash left in the staging directory; some of it may be in the index already.
         self._left: set[tuple[int, int]] = set()
         #: Whether the index was used with nfs_export=on.
         self._exported = False
 
     def indexed(self) -> set[tuple[int, int]]:
-        """The files in the index, as `layers.stat_key`."""
+        """The files in the index, each as its `stat_key`."""
         return {stat_key(st) for st in self._entries() if _is_copy(st)}
 
     def _entries(self) -> list[os.stat_result]:
-        """Status of every entry of the index; none where it cannot be read."""
+        """The status of every entry of the index; empty if it cannot be read."""
         try:
             fd = os.open(claim.INDEX, DIR_FLAGS, dir_fd=self._root_fd)
         except OSError:
@@ -56,7 +56,7 @@ class WorkCheck:
             os.close(fd)
 
     def problems(self, upper: UpperCheck) -> Iterator[Problem]:
-        """Everything that is wrong; `upper` has been walked before."""
+        """Everything that is wrong. `upper` must have been walked before."""
         yield from self._each(claim.STAGING, self._staged)
         self._exported = not all(map(_is_copy, self._entries()))
         yield from self._each(claim.INDEX, lambda fd, name: self._entry(fd, name, upper))
@@ -70,7 +70,7 @@ class WorkCheck:
     def _each(
         self, directory: bytes, check: Callable[[int, bytes], Iterator[Problem]]
     ) -> Iterator[Problem]:
-        """Check every entry of one of the directories, if it exists."""
+        """Check every entry of a directory in the work directory, if that exists."""
         try:
             fd = os.open(directory, DIR_FLAGS, dir_fd=self._root_fd)
         except FileNotFoundError:
@@ -91,7 +91,8 @@ class WorkCheck:
         return Problem(Kind.UNREADABLE, self._join(directory), what, why="it was not looked at")
 
     def _owner(self, directory: bytes, upper: UpperCheck) -> Iterator[Problem]:
-        """Whether a directory about one upper is about this one; after its entries."""
+        """Whether a directory that is about one upper is about this one. Call it after its entries
+        were checked."""
         mine = claim.mark_of(upper.root.layer)
         try:
             fd = os.open(directory, DIR_FLAGS, dir_fd=self._root_fd)
@@ -154,14 +155,14 @@ class WorkCheck:
         return Problem(kind, self._join(claim.INDEX, name), what, repair, why, by_lowers)
 
     def _copy(self, copy: _Copy, upper: UpperCheck) -> Iterator[Problem]:
-        """A file of the index: the copy of a lower file with several names."""
+        """Check a file of the index: the copy of a lower file with several names."""
         if self._origins.gone(copy.origin):
             yield self._problem(
                 copy.name, "the lower file is no more",
                 "the link count of the copy would change", copy.release(), by_lowers=True,
             )  # fmt: skip
             return
-        # A file handle that was exported may still lead to it.
+        # With nfs_export=on, an exported file handle may still lead to it.
         if copy.st.st_nlink == 1 and not copy.lower_names and not self._exported:
             yield self._problem(
                 copy.name, "a copy that no name leads to",
@@ -221,18 +222,18 @@ class WorkCheck:
 
 
 class _Copy:
-    """An entry of the index with what there is to know about it."""
+    """An entry of the index, with all that is known about it."""
 
     def __init__(
         self, fd: int, name: bytes, stored: bytes, origin: Handle, st: os.stat_result,
         upper: UpperCheck,
     ) -> None:  # fmt: skip
         self.name = name
-        #: Its name as an `overlay.origin`, and the parts of that.
+        #: Its name as the value of an `overlay.origin`, and that value decoded.
         self.stored = stored
         self.origin = origin
         self.st = st
-        #: Names that lead to it: in the upper, and in the lowers by the index.
+        #: How many names lead to it: in the upper, and through the index in the lowers.
         self.upper_names = upper.files.names[stat_key(st)]
         self.lower_names = upper.lower_names[name]
         self.path = at(fd, name)
@@ -242,8 +243,8 @@ class _Copy:
 
     @property
     def nlink(self) -> tuple[bytes | None, int | None]:
-        """A malformed `overlay.nlink`, if there is one; the count that another tells, if it is
-        of the usual form `U`."""
+        """A malformed `overlay.nlink`, if there is one, and the count that a valid one states, if
+        it has the usual form `U`."""
         malformed = None
         for namespace in self._counted:
             value = xattrs.get(self.path, namespace + xattrs.NLINK)
@@ -256,18 +257,19 @@ class _Copy:
 
     @property
     def has_no_names(self) -> bool:
-        """Whether its own count says so too."""
+        """Whether its own `overlay.nlink` says that no name leads to it."""
         count = self.nlink[1]
         return count is not None and count < 1
 
     def release(self) -> Callable[[], None] | None:
-        """Removes it from the index; None where a link count that is shown would change."""
+        """A repair that removes it from the index; None if a link count that a mount shows would
+        change."""
         counts = self.origin_attribute == self.stored
         if self.st.st_nlink > 1 and not (counts and self.nlink[1] == self.st.st_nlink - 1):
             return None
 
         def remove() -> None:
-            # Without the index the real count is right, and the origin leads nowhere.
+            # Without the index entry the real link count is right, and the origin leads nowhere.
             self._forget(xattrs.NLINK)
             self._forget(xattrs.ORIGIN)
             os.unlink(self.name, dir_fd=self._fd)
@@ -275,7 +277,7 @@ class _Copy:
         return remove
 
     def forget_nlink(self) -> None:
-        """Remove malformed counts; none is shown for them."""
+        """Remove malformed counts; a mount shows none of them."""
         for namespace in self._counted:
             value = xattrs.get(self.path, namespace + xattrs.NLINK)
             if value is not None and hardlinks.parse_nlink(value) is None:
@@ -292,7 +294,8 @@ def _is_name(name: bytes) -> bool:
 
 
 def _is_copy(st: os.stat_result) -> bool:
-    """Directories and whiteouts are in an index for nfs_export=on."""
+    """Whether an index entry is the copy of a file: nfs_export=on adds directories and
+    whiteouts."""
     return not stat.S_ISDIR(st.st_mode) and not whiteout.is_char_whiteout(st)
 
 
@@ -303,6 +306,7 @@ def _stamp(fd: int, mine: bytes) -> None:
 
 
 def _shared_whiteout(fd: int, name: bytes) -> bool:
-    """The kernel keeps one whiteout to link others to, until its next mount."""
+    """Whether it is the kernel's whiteout, kept until its next mount, that others are hard links
+    to."""
     st = os.stat(name, dir_fd=fd, follow_symlinks=False)
     return name.startswith(_TEMPORARY) and whiteout.is_char_whiteout(st)

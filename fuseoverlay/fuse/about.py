@@ -1,4 +1,4 @@
-"""What this fuseoverlay runs on, for reports of bugs."""
+"""The versions of what this fuseoverlay runs on, for bug reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fuseoverlay.native import extension
 
 
 def lines() -> Iterator[str]:
-    """Versions of what we are made of, one a line, and whether the extension can be loaded."""
+    """One version per line, then whether the extension can be loaded."""
     yield _libfuse()
     yield f"trio {trio.__version__}"
     yield f"Python {platform.python_version()}"
@@ -30,7 +30,7 @@ def _libfuse() -> str:
         import pyfuse3
     except ImportError as exc:
         return f"pyfuse3: {exc}"
-    # Asked of pyfuse3, the linker looks in the libraries that it has brought.
+    # Looked up through pyfuse3, so that the linker searches the libraries that pyfuse3 loaded.
     version = ctypes.CDLL(pyfuse3.__file__).fuse_pkgversion
     version.restype = ctypes.c_char_p
     return f"pyfuse3 {pyfuse3.__version__}, libfuse {version().decode()}"

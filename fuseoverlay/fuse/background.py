@@ -15,10 +15,10 @@ log = logging.getLogger("fuseoverlay")
 
 
 def inherited() -> list[int]:
-    """Descriptors of the caller's beside the first three: ours are all closed on exec."""
+    """The caller's descriptors besides 0 to 2: all of ours are close-on-exec."""
     found = []
     for fd in map(int, os.listdir("/proc/self/fd")):
-        # That of the listing is gone.
+        # The listing's own descriptor is closed by now.
         with contextlib.suppress(OSError):
             if fd > 2 and os.get_inheritable(fd):
                 found.append(fd)
@@ -26,8 +26,8 @@ def inherited() -> list[int]:
 
 
 def leave_when_ready(ready: int, mountpoint: bytes, device: str | None) -> NoReturn:
-    """In the parent: end when the child serves, or with an error when it died before, or answers
-    what anybody asks first with an error: then the mount goes again."""
+    """In the parent: exit once the child serves. Exit with an error if the child died first, or if
+    stat(2) of the mount point fails; in that case take the mount away."""
     problem = None if os.read(ready, 1) else "the daemon ended before the mount answered"
     if problem is None:
         try:
@@ -38,12 +38,13 @@ def leave_when_ready(ready: int, mountpoint: bytes, device: str | None) -> NoRet
     if problem is not None:
         with contextlib.suppress(OSError):
             os.write(2, f"fuseoverlay: error: {problem}\n".encode())
-    # Not a normal exit: what the owners hold belongs to the child now.
+    # No normal exit, which would clean up: what the owners hold belongs to the child now.
     os._exit(0 if problem is None else FuseError.exit_code)
 
 
 def detach(inherited: Iterable[int]) -> None:
-    """In the child: keep nothing of the caller's; whoever reads its stderr sees the end."""
+    """In the child: keep nothing of the caller's, so that whoever reads its stderr sees end of
+    file."""
     for fd in inherited:
         os.close(fd)
     os.setsid()
@@ -57,7 +58,7 @@ def detach(inherited: Iterable[int]) -> None:
 
 @contextlib.contextmanager
 def last_words() -> Iterator[None]:
-    """In the background: log what ends the daemon, since nobody sees what else is said of it."""
+    """In the background: log the exception that ends the daemon; nobody would see it on stderr."""
     try:
         yield
     except Exception:

@@ -1,4 +1,4 @@
-"""The error boundary of the handlers, and what is logged of their requests."""
+"""The error boundary of the handlers, and the log of their requests."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger("fuseoverlay")
 
 
 class Counting(Protocol):
-    """What handlers are methods of."""
+    """A class that handlers are methods of."""
 
-    #: Requests that somebody waits for.
+    #: How many handlers are at work.
     under_way: int
 
 
@@ -34,7 +34,7 @@ Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, R]]
 
 
 def handler(function: Handler[S, P, R]) -> Handler[S, P, R]:
-    """The error boundary: let nothing but FUSEError out, and log requests on demand."""
+    """The error boundary: let out nothing but FUSEError, and log requests at level DEBUG."""
     name = function.__name__
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Where a daemon's log goes: to stderr while that is the caller's, else to a file or to syslog."""
+"""Where a daemon's log goes: to stderr while that is still the caller's, to a file, to syslog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fuseoverlay.errors import UsageError, describe, visible
 
 log = logging.getLogger("fuseoverlay")
 
-#: Instead of a file's name; a file that is called so is `./syslog`.
+#: Stands for syslog in place of a file name; a file of this name is `./syslog`.
 SYSLOG: Final = b"syslog"
 #: syslog(3)
 _DAEMON: Final = 3 << 3
@@ -23,11 +23,11 @@ _FILE_FORMAT: Final = "%(asctime)s fuseoverlay[%(process)d] %(levelname)s: %(mes
 
 
 class DaemonLog:
-    """Takes what is logged from now on, on stderr and where `target` says: a file, `SYSLOG`, or
-    None, where only a daemon in the background uses syslog, and for warnings alone: nobody has
+    """Sends what is logged from now on to stderr and to `target`, which is a file, `SYSLOG` or
+    None. With None only a daemon in the background uses syslog, and only for warnings: nobody has
     asked for more.
 
-    With `debug` every request and its answer. Raises `UsageError` where the file cannot be opened.
+    `debug` adds every request and its answer. Raises `UsageError` if the file cannot be opened.
     """
 
     def __init__(self, target: bytes | None, *, debug: bool) -> None:
@@ -51,8 +51,8 @@ class DaemonLog:
         logging.getLogger("pyfuse3").setLevel(logging.WARNING)
 
     def detach(self) -> None:
-        """Stderr is nobody's any more; what libraries and the interpreter write to it goes to the
-        file, if there is one."""
+        """Stop using stderr, which nobody reads any more. What libraries and the interpreter write
+        to it goes to the log file, if there is one."""
         root = logging.getLogger()
         root.removeHandler(self._stderr)
         if self._fd is not None:
@@ -65,8 +65,8 @@ class DaemonLog:
 
 
 class _Lines(logging.Formatter):
-    """One line for a message, whatever the names in it hold: they come from the layers. Below it a
-    traceback, set in so that none of its lines can be taken for another message."""
+    """Formats a message as one line, whatever the names in it hold: they come from the layers. A
+    traceback follows, indented, so that none of its lines can be taken for another message."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return visible(super().formatMessage(record))
@@ -77,13 +77,13 @@ class _Lines(logging.Formatter):
 
 
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
-    """A bug in a function that C code called: the interpreter would tell stderr alone."""
+    """Log a bug in a function that C code called; the interpreter would only write it to stderr."""
     error = what.exc_value
     log.error("bug in %r", what.object, exc_info=error if error is not None else False)
 
 
 def _opened(path: bytes) -> int:
-    """To be appended to. Not waited for, if it is a fifo."""
+    """Open for appending. Does not wait for a reader if `path` is a FIFO."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         return os.open(path, flags, 0o600)
@@ -96,7 +96,7 @@ def _opened(path: bytes) -> int:
 
 
 class _Syslog(logging.Handler):
-    """What listens at /dev/log, if anything does. Never waits: what does not go out is lost."""
+    """Sends to whatever listens at /dev/log. Never waits: what cannot be sent at once is lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,13 +104,13 @@ class _Syslog(logging.Handler):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         place, self._name = os.path.split(os.path.realpath("/dev/log"))
         try:
-            # Whatever is mounted later: the path could lead to ourselves.
+            # Opened now, because after the mount the path could lead into it.
             self._place = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             self._place = -1
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send it in one piece, as syslog(3) does: who listens takes few pieces at a time."""
+        """Send the record as one datagram, as syslog(3) does: the listener queues only a few."""
         severity = _SEVERITIES.get(record.levelno, _DEBUG)
         text = f"<{_DAEMON | severity}>fuseoverlay[{os.getpid()}]: {self.format(record)}"
         with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
-"""Requests that are answered at once, without pyfuse3 and a task of their own.
+"""Requests that are answered at once, without pyfuse3 and without a task of their own.
 
-Where nothing has to be waited for, the extension calls these functions with the body of a
-request; they return the payload of the reply, an error number, or NotImplemented: then
-pyfuse3 serves the request. They must not suspend, and change nothing before they are
-sure. Structures: <linux/fuse.h>.
+The extension calls these functions with the body of a request. They return the payload of the
+reply, an errno, or NotImplemented if they would have to wait: then pyfuse3 serves the request. They
+must not suspend, and must change nothing before they know that they can answer. Structures:
+<linux/fuse.h>.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("fuseoverlay")
 _FORGET_IN: Final = struct.Struct("=Q")
 _FORGET_ONE: Final = struct.Struct("=QQ")
 _READ_IN: Final = struct.Struct("=QQI")
-# Also the reply to who asks with no room: size
+# Also the reply to a request with room for 0 bytes: size
 _XATTR_SIZE: Final = struct.Struct("=I4x")
 # attr_valid, attr_valid_nsec, dummy
 _ATTR_OUT: Final = struct.Struct("=QI4x")
@@ -42,16 +42,16 @@ _ATTR_OUT: Final = struct.Struct("=QI4x")
 # Room for an entry of a listing with the longest name.
 _ONE_ENTRY: Final = 512
 
-#: Seconds and nanoseconds for which the kernel may keep what has no name.
+#: How long the kernel may cache an inode without a name: seconds and nanoseconds.
 _NEVER: Final = (0, 0)
 
 Answer = bytes | int | None | Any
-#: Takes the node id, uid and gid of who asks, and the body.
+#: Takes the node id, the caller's uid and gid, and the body.
 Function = Callable[["Direct", int, tuple[int, int], bytes], Answer]
 
 
 def _bounded(function: Function) -> Callable[..., Answer]:
-    """The error boundary: errors become numbers, anything else is a bug."""
+    """The error boundary: an OSError becomes its errno; any other exception is a bug."""
 
     @functools.wraps(function)
     def bounded(self: Direct, ino: int, uid: int, gid: int, pid: int, body: bytes) -> Answer:
@@ -69,7 +69,7 @@ def _bounded(function: Function) -> Callable[..., Answer]:
 
 
 def hand_over(ov: Overlay, *, read_listed: bool, acls: bool) -> None:
-    """Let the extension answer from what the overlay has prepared; `extension.prepare`."""
+    """Give the extension the overlay's prepared answers: see `extension.prepare`."""
     extension.prepare(
         ov.prepared.bound,
         ov.prepared.names,
@@ -85,8 +85,7 @@ class Direct:
     """Answers for one overlay. Owns nothing."""
 
     def __init__(self, ov: Overlay, forget: Callable[[int, int], None], *, acls: bool) -> None:
-        """`forget` takes (number, count); `acls`:
-        whether the mount has ACLs."""
+        """`forget` takes an inode number and a count; `acls`: whether the mount has ACLs."""
         self._ov = ov
         self._acls = acls
         self._forget = forget
@@ -108,7 +107,7 @@ class Direct:
 
     @_bounded
     def lookup(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
-        """The entry of a name; absent ones the extension answers itself."""
+        """The entry of a name. The extension itself answers for most absent names."""
         parent = self._ov.inodes.directory(ino)
         name = body[:-1]
         lookup.check_name(name)
@@ -122,7 +121,8 @@ class Direct:
         return self._entry(attr)
 
     def _listed(self, parent: Directory, index: Index, name: bytes) -> bytes | None:
-        """The entry of a plain file of a lower, as a listing would have it; None: it is none."""
+        """The entry of a plain file of a lower layer, as in a listing; None if it is something
+        else."""
         lower = index.plain_lower(name)
         base = self._base(lower)
         if base is None:
@@ -162,8 +162,8 @@ class Direct:
         return _ATTR_OUT.pack(*(self._valid if attr.nlink else _NEVER)) + _packed(attr)
 
     def _note_plain(self, directory: Directory) -> None:
-        """From now on the extension answers for a directory that only the upper has: making
-        something in it has the kernel ask again."""
+        """Let the extension answer from now on for a directory that only the upper has: after a
+        change in it the kernel asks again."""
         real = directory.upper
         if real is None or directory.lowers or directory.held is not None:
             return
@@ -179,7 +179,7 @@ class Direct:
 
     @_bounded
     def listxattr(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
-        """The names of all attributes, each with a zero behind it."""
+        """The names of all attributes, each ended by a zero byte."""
         inode = self._ov.inodes.get(ino)
         names = attributes.listxattr(self._ov, inode, uid=who[0], acls=self._acls)
         return _fitting(b"".join(name + b"\0" for name in names), body)
@@ -192,20 +192,21 @@ class Direct:
 
     @_bounded
     def batch_forget(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
-        """The same of many: a count, 4 bytes of nothing, and pairs."""
+        """The same for many inodes: the body is a count, 4 bytes of padding, and pairs."""
         for number, count in _FORGET_ONE.iter_unpack(body[8:]):
             self._forget(number, count)
         return None
 
     @_bounded
     def readdirplus(self, ino: int, who: tuple[int, int], body: bytes) -> Answer:
-        """Entries with their attributes. Every one that is not a dot adds to the look-up count
-        of its inode."""
+        """Entries with their attributes. Each one but `.` and `..` adds 1 to its inode's look-up
+        count."""
         directory = self._ov.inodes.directory(ino)
         index = lookup.index_now(self._ov, directory)
         _, cookie, size = _READ_IN.unpack_from(body)
         listing = extension.listing(size)
-        # Names of one real directory mostly follow each other: it is found once for all of them.
+        # Names from one real directory mostly come in a row, so it is looked up once for all of
+        # them.
         known: RealDir | None = None
         base: tuple[int, int, int] | None = None
 
@@ -222,7 +223,7 @@ class Direct:
             if base is not None:
                 added = listing.add_lower(name, cookie, directory, real, *base)
             if added is None:
-                # To look it up may close the descriptor.
+                # The look-up that now follows may close the descriptor.
                 known = base = None
             return added
 
@@ -231,20 +232,20 @@ class Direct:
         return payload
 
     def _base(self, real: RealDir | None) -> tuple[int, int, int] | None:
-        """What the extension needs to look at files of a real directory: its descriptor, what is
-        added to their numbers, and their device; None: they have to be looked up."""
+        """What the extension needs to stat the files of a real directory: its descriptor, the base
+        that is added to their inode numbers, and their device. None: they have to be looked up."""
         if real is None or self._ov.identity.translates(real.layer):
             return None
         fd = self._ov.stack.fd(real)
-        # Something may be mounted below the layer.
+        # The directory may be on another filesystem that is mounted below the layer.
         device = os.fstat(fd).st_dev if real.layer.crosses else real.layer.device
         base = self._ov.inodes.base(device)
         return None if base is None else (fd, base, device)
 
 
 def _fitting(value: bytes, body: bytes) -> Answer:
-    """What answers a request for an attribute, whose body begins with the room that there is;
-    none asks for the size. ERANGE."""
+    """The answer to a request for an attribute. The body begins with the room that the caller has;
+    0 asks for the size. ERANGE if the value does not fit."""
     (room,) = _XATTR_SIZE.unpack_from(body)
     if not room:
         return _XATTR_SIZE.pack(len(value))

@@ -1,7 +1,7 @@
-"""The end of a mount: the layers are let go of as soon as the kernel says so.
+"""The end of a mount: the daemon lets go of the layers as soon as the kernel ends the connection.
 
-umount(2) returns while the daemon still runs, and who has unmounted may want to unmount what the
-layers lie on, too.
+umount(2) returns while the daemon still runs, and the next thing to be unmounted may be the
+filesystem that the layers are on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fuseoverlay.system import syscalls
 
 
 class Ending:
-    """What is left to do once the mount is gone, in the process that served it."""
+    """The work that is left once the mount is gone, in the process that served it."""
 
     def __init__(
         self, owners: contextlib.ExitStack, ov: Overlay, at_exit: Callable[[], None] | None
@@ -28,7 +28,7 @@ class Ending:
             self._disk = os.dup(ov.workdir.fd)
 
     def finish(self) -> None:
-        """Do it; a second time nothing is left. Locks go first: who mounts again at once need not
+        """Do that work; a second call does nothing. Locks go first, so that a new mount need not
         wait for the disk."""
         self._owners.close()
         at_exit, self._at_exit = self._at_exit, None

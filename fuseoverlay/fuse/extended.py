@@ -1,7 +1,7 @@
-"""Handlers of the requests that pyfuse3 does not know: the extension keeps them for us.
+"""Handlers for requests that pyfuse3 does not know: the extension passes those on to us.
 
-Same error boundary, same overlay; `fuse.wire` says what the bytes mean. An ioctl or a
-request for a handler that is not here is none that the kernel would need.
+Same error boundary, same overlay; `fuse.wire` says what the bytes mean. The kernel does without any
+ioctl or request that has no handler here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fuseoverlay.overlay.inodes import File
 from fuseoverlay.overlay.make import Caller
 from fuseoverlay.overlay.owners import Overlay
 
-# What the kernel may copy by one call.
+# The most bytes that the kernel may copy by one call.
 _MOST: Final = 0x7FFFF000
 
 
@@ -48,8 +48,8 @@ def _may_keep(request: Request) -> bool:
 
 
 class _Served(NamedTuple):
-    """How a request is served: `function` takes it with what its body says, decoded; its answer
-    is to be encoded."""
+    """How a request is served: `function` takes the request and what `decode` made of its body;
+    `encode` turns the answer into bytes."""
 
     function: Callable[..., Awaitable[Any]]
     decode: Callable[[bytes], tuple[Any, ...]]
@@ -63,26 +63,27 @@ class ExtendedOperations(Operations):
         self, ov: Overlay, ahead: ReadAhead, *, acls: bool, ready: Callable[[], None]
     ) -> None:
         super().__init__(ov, ahead, acls=acls, ready=ready)
-        # Held while the kernel is told something that it may not answer without us.
+        # Held during a call into the kernel that may not return before we have answered a request.
         self._telling = trio.Lock()
         self._ending = False
 
     async def stop(self) -> None:
-        """Tell the kernel nothing any more; what is under way is done afterwards, if WRITEs are
-        answered until then."""
+        """Start no more calls that flush mappings, and return when the one under way is done, for
+        which WRITEs must still be answered."""
         self._ending = True
         async with self._telling:
             pass
 
     async def write_back(self, seconds: float) -> bool:
-        """Have the kernel send us what was written to shared mappings of any file, while it is
-        still served; False: that takes longer. A file without changes costs a system call."""
+        """Have the kernel send us what was written to shared mappings of any file, while requests
+        are still served. False: it took more than `seconds`. A file without changes costs a system
+        call."""
         if self._ov.workdir is None:
             return True
         files = iter(self._ov.inodes.regular())
         with trio.move_on_after(seconds) as limit:
             await trio.to_thread.run_sync(_write_back, files, abandon_on_cancel=True)
-        # The thread ends with the file that it has got to.
+        # Use up the iterator, so that the thread ends after the file that it is working on.
         for _ in files if limit.cancelled_caught else ():
             pass
         return not limit.cancelled_caught
@@ -120,10 +121,10 @@ class ExtendedOperations(Operations):
         return files.seek(self._ov, file, offset, whence)
 
     async def _write_mappings_back(self, file: File) -> None:
-        """Have the kernel send us what was written to shared mappings of the file: it asks
-        for holes without doing so first, and whoever copies the file would miss data.
+        """Have the kernel send us what was written to shared mappings of the file. It does not do
+        so before it asks for holes, and whoever copies the file would miss data.
 
-        In a thread that is none of the overlay's: those writes may need them."""
+        This runs in a thread that is none of the overlay's, which those writes may need."""
         async with self._telling:
             if self._ending:
                 raise os_error(errno.ENOTCONN)
@@ -145,14 +146,14 @@ class ExtendedOperations(Operations):
 
     @handler
     async def ioctl(self, request: Request, command: int, argument: bytes) -> bytes:
-        """Only chattr(1) and lsattr(1); the kernel itself asks on their behalf."""
+        """The flags of chattr(1) and lsattr(1) only; the kernel itself asks, on their behalf."""
         inode = self._ov.inodes.get(request.ino)
         for form in (flags.FLAGS, flags.FSXATTR):
             if command == form.get:
                 return flags.get(self._ov, inode, form)
             if command == form.set and len(argument) == form.size:
                 await flags.put(self._ov, inode, form, argument)
-                # The change time has moved, and after a copy-up more than that.
+                # The change time has moved; a copy-up changes more than that.
                 self._changed(inode.ino)
                 return b""
         raise os_error(errno.ENOTTY)
@@ -179,7 +180,7 @@ class ExtendedOperations(Operations):
             copy_file_range, wire.copy_file_range, wire.number_reply
         ),
         opcodes.IOCTL: _Served(ioctl, wire.ioctl, wire.ioctl_reply),
-        # What is asked for makes no difference.
+        # The answer is the same whatever fields are asked for.
         opcodes.STATX: _Served(statx, lambda _: (), lambda answer: wire.statx_reply(*answer)),
         opcodes.TMPFILE: _Served(tmpfile, wire.tmpfile, wire.create_reply),
     }

@@ -1,4 +1,4 @@
-"""What libfuse, fusermount3 and mount(2) are told of a mount."""
+"""The options of a mount for libfuse, fusermount3 and mount(2)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ log = logging.getLogger("fuseoverlay")
 
 
 def of(ov: Overlay) -> tuple[set[str], bool]:
-    """Options for libfuse, and whether the kernel shall know ACLs.
+    """The options for libfuse, and whether the kernel is to handle ACLs.
 
-    The kernel checks permissions by what is shown, as on any filesystem. The exception: a
-    plain user who mounted with fusermount3 where owners are kept in
-    `user.containers.override_stat`. Nothing shown belongs to him, yet all of it is his: unless
-    others can get in, every access is granted.
+    The kernel checks permissions against the owners and modes that are shown, as on any filesystem.
+    The exception is a plain user's mount by fusermount3 of layers that keep owners in
+    `user.containers.override_stat`. Nothing that is shown belongs to that user, yet all of it is
+    really theirs: every access is granted, unless others can get in.
 
-    `allow_root` the kernel does not know: it would let everybody in, and give them what it has
-    been told before libfuse could refuse them. Who is root need only keep the others out.
+    The kernel does not know `allow_root`: libfuse implements it by letting everybody in, and the
+    kernel would answer others from its cache before libfuse could refuse them. If root mounts, it
+    is enough to keep everybody else out.
 
-    ACLs are off wherever modes are kept in such an attribute, and with `noacl`: see
+    ACLs are off with `noacl` and wherever modes are kept in such an attribute: see
     `fuseoverlay.overlay`.
     """
     root = os.geteuid() == 0
@@ -37,7 +38,8 @@ def of(ov: Overlay) -> tuple[set[str], bool]:
     options.update(_labels(ov.config, initial=initial))
     if initial:
         for name in ("suid", "dev"):
-            # Users may have mounted what is below, and claim anything there.
+            # Users may have mounted what is below the layers, and such a filesystem may claim
+            # anything.
             if f"no{name}" not in options and not ov.config.submounts:
                 options.add(name)
     if "allow_root" in options:
@@ -47,16 +49,16 @@ def of(ov: Overlay) -> tuple[set[str], bool]:
     override = any(layer.override is not None for layer in ov.stack.all())
     if root or not override or "allow_other" in options:
         options.add("default_permissions")
-    # libfuse takes an unescaped comma for the end of the option.
+    # To libfuse an unescaped comma ends the option.
     escaped = {option.replace("\\", "\\\\").replace(",", "\\,") for option in options}
     return escaped, ov.identity.acls
 
 
 def _labels(config: MountConfig, *, initial: bool) -> tuple[str, ...]:
-    """SELinux labels for mount(2); none, and a warning, where they would fail the mount.
+    """SELinux labels for mount(2). Where they would make the mount fail: none, and a warning.
 
-    `initial`: we are root of the first user namespace. In others the kernel refuses labels of
-    a FUSE mount, security/selinux/hooks.c."""
+    `initial`: we are root of the first user namespace. In other namespaces the kernel refuses
+    labels for a FUSE mount: security/selinux/hooks.c."""
     if not config.contexts:
         return ()
     reason = "only root may give a FUSE mount labels"

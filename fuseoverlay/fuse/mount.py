@@ -1,9 +1,9 @@
 """Mounting, in the foreground or in the background.
 
-One mount per process (pyfuse3). Order: open and check every directory, mount, fork,
-serve in the child; the parent leaves once the kernel and the child have agreed on the
-protocol, and the root directory has been asked for. So every error is still the caller's to
-see, on a stderr that then closes.
+pyfuse3 allows one mount per process. The order: open and check every directory, mount, fork, serve
+in the child. The parent exits once the kernel and the child have agreed on the protocol and stat(2)
+of the root directory has been answered. So the caller still sees every error on stderr, which the
+daemon then closes.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def run(
 
 
 def check(config: MountConfig, where: bytes) -> None:
-    """Raise what `run` would, as far as that can be told without the lowers: for who has to make
-    them first."""
+    """Raise what `run` would raise, as far as that is known without the lowers; for callers that
+    have to make the lowers first."""
     _check_allowed(config)
     mountpoint.check(where)
     server.check_device()
@@ -83,7 +83,8 @@ def _check_allowed(config: MountConfig) -> None:
 
 
 def _warn_of_access_times(ov: Overlay) -> None:
-    """Where we may not choose, they move as the mount that the upper lies on says."""
+    """Warn where `strictatime` has no effect: without root, access times move as the mount options
+    of the upper's filesystem say."""
     upper = ov.stack.upper
     if upper is None or not upper.access_times & syscalls.MOUNT_ATTR_STRICTATIME:
         return

@@ -14,7 +14,7 @@ from fuseoverlay.overlay.owners import Overlay
 
 
 def check(mountpoint: bytes) -> bytes:
-    """Its absolute path. It must be a directory on which no FUSE filesystem is mounted."""
+    """Return the absolute path. It must be a directory on which no FUSE filesystem is mounted."""
     try:
         st = os.stat(mountpoint)
     except FileNotFoundError:
@@ -53,8 +53,8 @@ def _is_in_proc(st: os.stat_result) -> bool:
 
 
 def check_outside(mountpoint: bytes, ov: Overlay) -> None:
-    """The daemon would wait for itself if a layer contained the mount point, unless it reaches
-    that through a mount of its own."""
+    """Refuse a mount point inside a layer: the daemon would wait for itself. That cannot happen in
+    a layer that it reaches through a mount of its own."""
     roots = owners.roots_of(ov.stack, ov.workdir)
     for layer in ov.stack.all():
         if layer.detached:

@@ -1,8 +1,9 @@
-"""The pyfuse3 adapter, and the only error boundary.
+"""The pyfuse3 adapter.
 
-Every handler turns the kernel's numbers into inodes, calls one function of the overlay
-and turns its answer into pyfuse3's types. `OSError` becomes the errno; anything else is
-a bug, logged and answered EIO: an exception that pyfuse3 does not know ends the mount.
+Every handler turns the kernel's numbers into inodes, calls one function of the overlay and turns
+its answer into pyfuse3's types. `boundary.handler` is the error boundary: `OSError` becomes the
+errno; anything else is a bug, logged and answered EIO, because an exception that pyfuse3 does not
+know ends the mount.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ log = logging.getLogger("fuseoverlay")
 
 T = TypeVar("T")
 
-# Taken over from the real filesystem as they are.
+# Copied from the real filesystem as they are.
 _STATFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree")
 
 _XATTR_REQUESTS: Final = (
@@ -61,7 +62,7 @@ _ALL_GROUPS: Final = range(2**32)
 
 
 class Asker(Protocol):
-    """Whoever a request is from."""
+    """The process that a request is from."""
 
     @property
     def uid(self) -> int: ...
@@ -84,7 +85,7 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self, ov: Overlay, ahead: ReadAhead, *, acls: bool, ready: Callable[[], None]
     ) -> None:
-        """`acls`: whether the kernel shall know ACLs. `ready` is called once the kernel has
+        """`acls`: whether the kernel is to handle ACLs. `ready` is called once the kernel has
         agreed on the protocol."""
         super().__init__()
         self.enable_acl = acls
@@ -92,11 +93,11 @@ class Operations(pyfuse3.Operations):
         self._ahead = ahead
         self._ready = ready
         self._timeout = ov.config.timeout
-        # Whether the kernel opens and closes without asking us, see `extension.agree`.
+        # Whether the kernel opens and closes without asking us, see `terms.agree`.
         self._handleless = False
 
     def init(self) -> None:
-        """First word of the kernel."""
+        """Called at the kernel's first request, INIT."""
         self._handleless = terms.agree(self.taken, private=self._ov.config.private)
         self._ov.data.may_bind_writers = self._handleless
         if log.isEnabledFor(logging.DEBUG):
@@ -107,7 +108,7 @@ class Operations(pyfuse3.Operations):
         )
         hand_over(
             self._ov,
-            # What is in memory the extension reads sooner than it could be given.
+            # The extension reads data in the page cache sooner than read-ahead could give it.
             read_listed=not self._ahead.wanted or self._ov.config.readahead != "on",
             acls=self.enable_acl,
         )
@@ -139,20 +140,22 @@ class Operations(pyfuse3.Operations):
         return entry
 
     def _changer(self, ino: int, asker: Asker, *, privileged: bool | None = None) -> Changer:
-        """Who asks for a change; `privileged`: what the kernel says about him, if it does."""
+        """Who asks for a change. `privileged`: what the kernel says of the caller's privileges,
+        None if it says nothing."""
         if privileged is None:
             privileged = asker.uid == 0
         return Changer(asker.uid, lambda: _groups(asker), privileged, lambda: self._changed(ino))
 
     def _changed(self, ino: int) -> None:
-        """The kernel must not go on with what it knows of mode, links, times ... It takes that
-        without asking us: no data is concerned."""
+        """Have the kernel drop its cached mode, link count, times ... It does so without asking us
+        anything, because no data is involved."""
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
     async def _merging(self, function: Callable[[], T]) -> T:
-        """What the function answers, once what it needs is merged."""
-        # The kernel may not know it yet: else nobody keeps it until it is asked for again.
+        """The function's answer. Directories that it needs are merged first."""
+        # Keeps a reference: the kernel may not know the directory yet, and nobody else would keep
+        # it until the next call.
         merged: Directory | None = None
         while True:
             try:
@@ -174,7 +177,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Negative answers are entries too, so that the kernel keeps them."""
+        """A negative answer is an entry too, so that the kernel caches it."""
         parent = self._ov.inodes.directory(parent_inode)
         lookup.check_name(name)
         index = await lookup.index_of(self._ov, parent)
@@ -337,7 +340,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def flush(self, fh: int) -> None:
-        """Every write has been answered already; ENOSYS: the kernel need not ask again."""
+        """Every write has been answered already. ENOSYS: the kernel does not ask again."""
         raise os_error(errno.ENOSYS)
 
     @handler
@@ -378,7 +381,7 @@ class Operations(pyfuse3.Operations):
             touch=terms.is_touch(),
         )
         target = self._ov.inodes.get(inode)
-        # What the kernel says about chown(2) is the same for all callers.
+        # For chown(2) the kernel says the same whoever the caller is.
         is_told = self._handleless and fields.update_size
         privileged = not terms.kills_privileges() if is_told else None
         who = self._changer(inode, ctx, privileged=privileged)
@@ -386,12 +389,13 @@ class Operations(pyfuse3.Operations):
         try:
             return await self._status(target)
         except OSError:
-            # To answer that would say that nothing was changed.
+            # An error would tell the caller that nothing was changed.
             return await self._status(target)
 
     @handler
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        """Only asked where the mounting user may do everything (see `fuse.fuseoptions`)."""
+        """The kernel asks only where the mounting user may do everything (see
+        `fuse.fuseoptions`)."""
         self._ov.inodes.get(inode)
         return True
 
@@ -433,8 +437,8 @@ class Operations(pyfuse3.Operations):
 
 
 def _groups(ctx: Asker) -> Collection[int]:
-    """The caller's groups; where it cannot be asked for more, the primary one. Root of a user
-    namespace may do what members of all its groups may."""
+    """The caller's groups; only the primary one if /proc does not tell the others. Root of a user
+    namespace may do what a member of any of its groups may."""
     if ctx.uid == 0 and not trust.is_superuser():
         return _ALL_GROUPS
     try:
@@ -444,5 +448,5 @@ def _groups(ctx: Asker) -> Collection[int]:
 
 
 def _handle(ino: int) -> pyfuse3.FileInfo:
-    """I/O is by inode; what the kernel has cached of the file stays right."""
+    """I/O is by inode. The kernel keeps its cached data of the file, which stays right."""
     return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(ino), keep_cache=True)

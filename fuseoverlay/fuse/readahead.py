@@ -1,18 +1,18 @@
-"""Small-file read-ahead: who reads a directory's files finds the next ones in the page cache.
+"""Small-file read-ahead: a reader of a directory's files finds the next ones in the page cache.
 
-Reading a small file costs one READ, and waiting for the answer costs more than all else.
-So when the files of a directory are read one after the other, the kernel is given the data
-of the next ones unasked (FUSE_NOTIFY_STORE), before the answer that the reader waits for:
-meanwhile he asks for none of them. It begins with the second file, or with the first one in
-the order of the listing.
+Reading a small file costs one READ, and waiting for the answer costs more than all else. So when
+the files of a directory are read one after the other, we give the kernel the data of the next ones
+unasked (FUSE_NOTIFY_STORE). We do so before we answer the READ: while the reader waits, it asks for
+none of them. Read-ahead begins with the second file that is read, or with the first one if that is
+also the first in the order of the listing.
 
-Only where nobody can write, for what is given replaces what is in the page cache, even if
-that was just written; and only while the kernel may keep what it knows for ever.
+It is only for mounts where nobody can write, because the data that we give replaces what is in the
+page cache, even if that was just written; and only for mounts whose kernel caches never expire.
 
-Giving takes the locks of the pages, which the kernel holds while it waits for a READ of the
-same file. Three rules keep that from becoming a circle: it happens in a thread, never on
-the loop that answers READs; one batch at a time, and a READ that arrives meanwhile is
-answered without one; a batch never holds the file whose answer waits for it.
+Giving data takes the locks of the pages, which the kernel holds while it waits for a READ of the
+same file. Three rules prevent a deadlock: data is given in a thread, never on the loop that answers
+READs; one batch is given at a time, and a READ that arrives meanwhile is answered without a batch;
+a batch never contains the file whose READ waits for it.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from fuseoverlay.system.threads import Wait, Worker
 
 log = logging.getLogger("fuseoverlay")
 
-#: Larger files take several READs anyway.
+#: Bytes. Larger files take several READs anyway.
 LARGEST: Final = 128 << 10
-#: Files of a batch: of the first one of a directory, and at most.
+#: Files in the first batch of a directory, and in any batch at most.
 FIRST: Final = 16
 MOST: Final = 64
-# Bytes of a batch.
+# Bytes in a batch.
 _BYTES: Final = 1 << 20
-# With so few entries any order of reading will do: they are soon all given.
+# In directories of up to so many entries any order of reading will do: all are soon given.
 _SMALL_DIRECTORY: Final = 1024
-# Files looked at between two checkpoints: a fraction of a millisecond.
+# Files looked at between two checkpoints; that takes a fraction of a millisecond.
 _STEP: Final = 16
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-#: Gives the kernel data of an inode from an offset on; waits for a READ of the same pages.
-#: ENOENT where it does not know the inode.
+#: Gives the kernel data of an inode from an offset on. Waits while a READ of the same pages is
+#: under way. ENOENT: the kernel does not know the inode.
 Store = Callable[[int, int, memoryview], None]
 
 
 class Window:
-    """What was read and given of one directory. Positions are those of its index."""
+    """What was read and given of one directory. A position is an index into `names`."""
 
     __slots__ = ("done", "end", "names", "reads", "size")
 
@@ -64,17 +64,17 @@ class Window:
         self.begin()
 
     def begin(self) -> None:
-        """Nothing is done yet."""
-        #: 1 for every entry that was read or given, or never will be given.
+        """Begin again, with nothing read or given."""
+        #: 1 for every entry that was read or given, or that cannot be given.
         self.done = bytearray(len(self.names))
         self.reads = 0
-        #: Files of the next batch, and where the last one ended.
+        #: How many files the next batch has, and the position where the last one ended.
         self.size = FIRST
         self.end = 0
 
     def read(self, position: int) -> None:
-        """The kernel asked for a file. It does so once as long as it keeps the data: the
-        second time the others may be gone, too."""
+        """The kernel has asked for a file. It asks once while it keeps the data; if it asks again,
+        the others may be gone from the page cache, too."""
         if self.done[position]:
             self.begin()
         self.done[position] = 1
@@ -87,7 +87,7 @@ class Window:
                 self.size = max(1, self.size // 2)
 
     def following(self, position: int) -> Iterator[int]:
-        """Positions not done, from `position` on and then from the start."""
+        """The positions that are not done, from `position` on, then those before it."""
         for begin, end in ((position, len(self.names)), (0, position)):
             found = self.done.find(0, begin, end)
             while found >= 0:
@@ -108,7 +108,7 @@ class _Giver:
         self._worker = Worker(wait)
 
     async def give(self, gifts: Sequence[_Gift]) -> None:
-        """Return when the kernel has them. Errors of the store but ENOENT."""
+        """Return when the kernel has them. Raises the errors of the store except ENOENT."""
         await self._worker.run(self._give_all, gifts)
 
     def _give_all(self, gifts: Sequence[_Gift]) -> None:
@@ -124,7 +124,7 @@ class _Giver:
 
 
 class ReadAhead:
-    """Owns what is known of reading in each directory of a read-only overlay."""
+    """Owns the `Window` of each directory of a read-only overlay."""
 
     def __init__(self, ov: Overlay, store: Store, wait: Wait) -> None:
         self._ov = ov
@@ -135,7 +135,8 @@ class ReadAhead:
         self._busy = trio.Lock()
 
     async def read(self, file: File) -> None:
-        """The kernel has asked for the start of `file` and waits for the answer. Never fails."""
+        """Called when the kernel has asked for the start of `file` and waits for the answer. Never
+        fails."""
         if not self._wanted or not file.names:
             return
         try:
@@ -149,16 +150,16 @@ class ReadAhead:
 
     @property
     def wanted(self) -> bool:
-        """Whether reads are to be told to `read`."""
+        """Whether `read` is to learn of the kernel's reads."""
         return self._wanted
 
     def forget(self, ino: int) -> None:
-        """The kernel has forgotten an inode, maybe a directory."""
+        """Called when the kernel has forgotten an inode, which may be a directory."""
         self._windows.pop(ino, None)
 
     async def stop(self) -> None:
-        """Give nothing any more; what is under way is done afterwards, if READs are answered
-        until then."""
+        """Start no more batches, and return when the one under way is done, for which READs must
+        still be answered."""
         self._wanted = False
         async with self._busy:
             pass
@@ -171,7 +172,7 @@ class ReadAhead:
             return
         window = self._windows.get(directory.ino)
         if window is None:
-            # Without an upper the lowers' names are all there are.
+            # Without an upper, the lowers' names are all the names.
             window = self._windows[directory.ino] = Window(list(index.lower))
         position = found - FIRST_POSITION
         if not window.reads and _is_first(index, window, position):
@@ -186,7 +187,8 @@ class ReadAhead:
                 log.debug("read-ahead of %d files after %d", len(gifts), file.ino)
 
     async def _collect(self, index: Index, window: Window, position: int) -> list[_Gift]:
-        """The next files after `position` that the kernel knows and that are in memory."""
+        """The next files after `position` that the kernel knows and whose data is in the page
+        cache."""
         gifts: list[_Gift] = []
         size = 0
         for looked, at in enumerate(islice(window.following(position), 2 * window.size), 1):
@@ -211,7 +213,7 @@ class ReadAhead:
         try:
             dir_fd = self._ov.stack.fd(real)
             st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            # A file with several names may be the one that waits.
+            # A file with several names may be the very file whose READ waits.
             if not (stat.S_ISREG(st.st_mode) and 0 < st.st_size <= LARGEST and st.st_nlink == 1):
                 return None
             ino = self._ov.inodes.known_regular(st)
@@ -225,14 +227,14 @@ class ReadAhead:
 
 
 def _is_first(index: Index, window: Window, position: int) -> bool:
-    """Whether only directories come before: so begins who reads all in the order of the
-    listing, and hardly anybody else."""
+    """Whether only directories come before it. A program that reads all files in the order of the
+    listing begins here, and hardly any other does."""
     before = islice(window.names, position)
     return all(isinstance(index.lower[name], tuple) for name in before)
 
 
 def _read(name: bytes, dir_fd: int, st: os.stat_result) -> memoryview | None:
-    """The whole file, if it is in the page cache, and of this size. ESTALE."""
+    """The whole file, if it is in the page cache and of this size. ESTALE."""
     fd, size = open_known(name, _FLAGS, dir_fd, sighting(st)), st.st_size
     try:
         buffer = bytearray(size + 1)

@@ -1,5 +1,5 @@
-"""Lines of the log, with `-d`, for requests that are answered without pyfuse3. Numbers and
-structures: <linux/fuse.h>."""
+"""What `-d` logs of requests that are answered without pyfuse3. Numbers and structures:
+<linux/fuse.h>."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fuseoverlay.native import opcodes
 
 log = logging.getLogger("fuseoverlay")
 
-#: Where the name is in the body.
+#: The offset of the name in the body.
 _NAMED: Final = {opcodes.LOOKUP: 0, opcodes.GETXATTR: 8, opcodes.CREATE: 16}
-#: Those whose body begins with a handle, an offset and a size.
+#: Requests whose body begins with a handle, an offset and a size.
 _RANGES: Final = (opcodes.READ, opcodes.WRITE, opcodes.READDIRPLUS)
 _RANGE: Final = struct.Struct("=8xQI")
 
 
-#: What a look-up answers that says that there is no such name, for the kernel to keep.
+#: How the log shows a negative look-up, whose answer the kernel caches.
 ABSENT: Final = "ok, no such name"
 
 
 def answered(
     opcode: int, ino: int, uid: int, gid: int, pid: int, body: bytes, error: int, absent: int
 ) -> None:
-    """A request was answered by the extension, or by a function that it called."""
+    """Log a request that the extension answered, or a function that it called."""
     said = [str(ino)]
     if opcode in _NAMED:
         said.append(repr(body[_NAMED[opcode] :].partition(b"\0")[0]))

@@ -26,14 +26,14 @@ from fuseoverlay.overlay.owners import Overlay
 
 log = logging.getLogger("fuseoverlay")
 
-# Less than what service managers wait before they kill.
+# Less than service managers wait before they kill.
 _WRITE_BACK_SECONDS = 30
-# Four times what the kernel reads ahead by itself: more gains nothing.
+# Four times the kernel's default; more gains nothing.
 _READ_AHEAD_KIB = 512
 
 
 class Server:
-    """Serves one overlay at one mount point; pyfuse3 can have one in a process."""
+    """Serves one overlay at one mount point; pyfuse3 allows one per process."""
 
     def __init__(self, ov: Overlay, waits: turns.Trio, mountpoint: bytes) -> None:
         """`waits` is how pyfuse3 waits for requests; `mountpoint` an absolute path."""
@@ -42,9 +42,9 @@ class Server:
         self._mountpoint = mountpoint
         #: The device number of the mount, `unmount.fuse_mount`.
         self.device: str | None = None
-        #: A pipe: a byte comes once the kernel has agreed on the protocol.
+        #: The reading end of a pipe; a byte arrives once the kernel has agreed on the protocol.
         self.ready, self._told = os.pipe()
-        # What `ExtendedOperations.serve` waits for, if it has to.
+        # The eventfd that `ExtendedOperations.serve` waits for; None without the extension.
         self._requests: int | None = None
         pyfuse3.trio = waits  # type: ignore[attr-defined]
         store: Any = pyfuse3.notify_store  # takes any buffer
@@ -76,24 +76,24 @@ class Server:
     def _note_ready(self) -> None:
         with contextlib.suppress(OSError):
             os.write(self._told, b"1")
-        # The kernel has no reply yet.
+        # The kernel does not have the reply to INIT yet.
         self._waits.lowlevel.before_next(self._agreed)
 
     def _agreed(self) -> None:
-        log.info("%s", terms.terms())
+        log.info("%s", terms.terms(private=self._ov.config.private))
         _read_further_ahead(self.device)
 
     def wait_apart(self) -> None:
-        """In the parent, which waits on `ready` while the child serves."""
+        """Call in the parent, which waits on `ready` while the child serves."""
         os.close(self._told)
 
     def serve(self, gone: Callable[[], None]) -> None:
         """Serve until unmounted, or until a signal. `gone` is called as soon as the mount is gone
-        and no request is under way, and perhaps not at all."""
+        and no request is under way; it may never be called."""
         os.close(self.ready)
 
         def ended() -> None:
-            # Else what is under way needs the layers until its end.
+            # A request that is under way needs the layers until its end.
             if not self._operations.under_way:
                 gone()
 
@@ -105,15 +105,15 @@ class Server:
 
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
-            # First of all: a signal that nobody receives would leave the mount behind.
+            # This has to come first: a signal that is not caught would leave the mount behind.
             await nursery.start(self._end_on_signal)
             if self._requests is not None:
                 nursery.start_soon(self._operations.serve, self._requests)
             try:
                 await pyfuse3.main()
             except* ConnectionAbortedError:
-                # The kernel ends the connection while it still has news (RELEASE, FORGET) for
-                # us: so it goes when a busy mount is unmounted.
+                # When a busy mount is unmounted, the kernel may end the connection while RELEASEs
+                # and FORGETs are still queued for us.
                 log.debug("connection ended")
             nursery.cancel_scope.cancel()
 
@@ -127,7 +127,7 @@ class Server:
                 await self._stop()
 
     async def _stop(self) -> None:
-        # They may wait for a READ or WRITE, which nobody answers after the end.
+        # Both may wait for a READ or WRITE, which nobody answers after the end.
         await self._ahead.stop()
         await self._operations.stop()
         if not await self._operations.write_back(_WRITE_BACK_SECONDS):
@@ -137,7 +137,7 @@ class Server:
 
 
 def _who_may_mount() -> str:
-    """What to do about a mount that was refused."""
+    """A hint for a mount that was refused."""
     if not trust.is_first_namespace():
         return (
             "in a user namespace it takes root there and a mount namespace of its own: use "
@@ -149,7 +149,8 @@ def _who_may_mount() -> str:
 
 
 def check_device() -> None:
-    """Raises `FuseError` where /dev/fuse cannot be opened; access(2) knows no device policies."""
+    """Raise `FuseError` if /dev/fuse cannot be opened. Opens it, because access(2) ignores the
+    device policy of a cgroup."""
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
@@ -167,7 +168,8 @@ def check_device() -> None:
 
 @contextlib.contextmanager
 def _stderr_kept() -> Iterator[Callable[[], str]]:
-    """Catch what C code writes to stderr; yields a function that tells it."""
+    """Catch what C code writes to stderr; yields a function that returns the text after the
+    block."""
     with contextlib.ExitStack() as undo:
         caught = undo.enter_context(open(os.memfd_create("stderr"), "r+b", buffering=0))
         saved = os.dup(2)
@@ -183,8 +185,8 @@ def _stderr_kept() -> Iterator[Callable[[], str]]:
 
 
 def _read_further_ahead(device: str | None) -> None:
-    """Have the kernel, once it has the reply to INIT, ask for more at a time of a file that is read
-    in order. The protocol cannot say so, and here only root may;
+    """Have the kernel ask for more at a time when a file is read in order. This takes effect only
+    after the reply to INIT. The protocol has no field for it, and this setting is root's alone;
     Documentation/ABI/testing/sysfs-class-bdi."""
     setting = f"/sys/class/bdi/{device}/read_ahead_kb"
     with contextlib.suppress(OSError), open(setting, "w", encoding="ascii") as kib:

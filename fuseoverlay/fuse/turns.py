@@ -1,9 +1,9 @@
-"""How pyfuse3 waits for requests: without a turn of trio's loop where the next one is there.
+"""How pyfuse3 waits for requests: without a turn of trio's loop if the next one is already there.
 
-pyfuse3 takes a lock and waits for its descriptor before every request. With trio's own
-lock and wait that is two turns of the loop and two system calls more, which cost as much
-as all that most requests need. `Trio` stands in for the module, as pyfuse3 lets its own
-`pyfuse3.asyncio` do.
+pyfuse3 takes a lock and waits for its descriptor before every request. With trio's own lock and
+wait that takes two turns of the loop and two more system calls, which cost as much as everything
+else that most requests need. `Trio` stands in for the module, as pyfuse3's own `pyfuse3.asyncio`
+does.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _ROW_SECONDS: Final = 0.002
 
 
 class Lock:
-    """A lock that takes no turn where it is free, and that is not fair: who has just served a
-    request may serve the next, others only need to come in when he is suspended."""
+    """A lock that takes no turn of the loop if it is free. It is not fair: the task that has just
+    served a request may serve the next; others need to get in only while it is suspended."""
 
     def __init__(self) -> None:
         self._held = False
@@ -53,7 +53,7 @@ class LowLevel:
         self._row_ends = 0.0
         self._before: Callable[[], None] | None = None
         self._at_end: Callable[[], None] | None = None
-        # Without the extension, which sees the end itself.
+        # Set only without the extension, which sees the end by itself.
         self._poll: select.poll | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -91,8 +91,8 @@ class LowLevel:
         return lambda: bool(poll.poll(0))
 
     async def wait_for_thread(self, event_fd: int) -> None:
-        """Return once `event_fd`, which a thread writes to soon, is readable; suspends only if
-        a request comes before that, or after a millisecond."""
+        """Return once `event_fd` is readable, which a thread is about to write to. Suspends only if
+        a request comes first, or after a millisecond."""
         poll = select.poll()
         poll.register(event_fd, select.POLLIN)
         poll.register(self._fd, select.POLLIN)

@@ -14,16 +14,17 @@ from fuseoverlay.layers import xattrs
 from fuseoverlay.system import syscalls
 
 _FUSERMOUNT: Final = "fusermount3"
-#: Seconds that a daemon gets to say who it is: it may be stopped.
+#: Seconds to wait for a daemon to say who it is; it may be stopped.
 _PATIENCE: Final = 1.0
-#: Seconds that it gets to end: the disk may take some.
+#: Seconds to wait for it to end; the disk may take some.
 _END_PATIENCE: Final = 10.0
 
 
 def unmount(mountpoint: bytes) -> bool:
-    """Unmount, and wait for the daemon to end, unless that is in another pid namespace: once it has
-    the layers are free and on disk. False: it goes on, since another mount namespace has a copy of
-    the mount, or the disk takes long. Raises `MountpointError`, `FuseError`."""
+    """Unmount, and wait for the daemon to end, unless it is in another pid namespace. Once it has
+    ended, the layers are free and the changes on disk. False: it goes on, because another mount
+    namespace has a copy of the mount or because the disk is slow. Raises `MountpointError`,
+    `FuseError`."""
     path = _resolved(mountpoint)
     if fuse_mount(path) is None:
         raise MountpointError("no FUSE filesystem is mounted here", where=mountpoint)
@@ -42,7 +43,7 @@ def unmount(mountpoint: bytes) -> bool:
 
 
 def _umount(path: bytes) -> str | None:
-    """What went wrong."""
+    """Unmount; what went wrong, None if nothing did."""
     try:
         syscalls.umount(path)
     except OSError as exc:
@@ -57,9 +58,9 @@ def _fusermount_u(path: bytes) -> str | None:
 
 
 def _daemon(path: bytes) -> int | None:
-    """A pidfd of who serves the mount; None where nobody says so, or not in time: a daemon that is
-    stopped answers nothing, and its mount goes all the same, unless somebody waits for an answer.
-    That is a process of its own, therefore, which can be ended."""
+    """A pidfd of the daemon that serves the mount; None if it does not say who it is, or not in
+    time. A daemon that is stopped answers nothing; its mount can still be unmounted, but not while
+    somebody waits for an answer. So a child process asks, which can be killed."""
     answer, told = os.pipe()
     child = os.fork()
     if not child:
@@ -79,7 +80,7 @@ def _daemon(path: bytes) -> int | None:
 
 
 def _resolved(path: bytes) -> bytes:
-    """Its absolute path, without asking who serves it."""
+    """The absolute path, found without asking the daemon."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as exc:
@@ -119,8 +120,9 @@ def fuse_mount(path: bytes) -> str | None:
 
 
 def give_up(path: bytes, device: str | None) -> None:
-    """Take the mount with this `fuse_mount` away, whoever waits for an answer: they get an error.
-    Where it was detached before, that takes the kernel's control filesystem."""
+    """Take away the mount with this device number (`fuse_mount`). Whoever waits for an answer gets
+    an error. A mount that is already detached is reached only by the kernel's control
+    filesystem."""
     number = (device or "").partition(":")[2]
     control = f"/sys/fs/fuse/connections/{number}/abort"
     with contextlib.suppress(OSError), open(control, "w", encoding="ascii") as switch:

@@ -1,4 +1,4 @@
-"""FUSE requests as bytes: those that pyfuse3 has no handler for, and the replies that we make.
+"""FUSE messages as bytes: requests that pyfuse3 has no handler for, and the replies that we make.
 
 Structures and numbers: <linux/fuse.h>, the kernel's ABI.
 """
@@ -26,7 +26,7 @@ _NUMBER_OUT: Final = struct.Struct("=Q")
 _ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")
 _ENTRY_OUT: Final = struct.Struct("=QQQQII")
 ATTR_SIZE: Final = _ATTR.size
-#: Of a struct fuse_entry_out, bytes.
+#: The size of a struct fuse_entry_out in bytes.
 ENTRY_SIZE: Final = _ENTRY_OUT.size + ATTR_SIZE
 _OPEN_OUT: Final = struct.Struct("=QI4x")
 _ATTR_VALID: Final = struct.Struct("=QI20x")
@@ -36,7 +36,7 @@ _STATX_DEVICES: Final = struct.Struct("=IIII112x")
 
 
 class Request(NamedTuple):
-    """What every request begins with: who asks for what, about which inode."""
+    """The header of every request: who asks for what, about which inode."""
 
     opcode: int
     unique: int
@@ -70,7 +70,7 @@ class Status(Protocol):
 
 
 def parse(request: bytes) -> tuple[Request, bytes]:
-    """The header, and the body behind it."""
+    """The header, and the body that follows it."""
     _, opcode, unique, ino, uid, gid, pid, _, _ = _IN_HEADER.unpack_from(request)
     return Request(opcode, unique, ino, uid, gid, pid), request[_IN_HEADER.size :]
 
@@ -88,7 +88,7 @@ def lseek(body: bytes) -> tuple[int, int]:
 
 
 def copy_file_range(body: bytes) -> tuple[int, int, int, int]:
-    """offset in the source, inode of the target, offset in that, length."""
+    """offset in the source, inode of the target, offset in the target, length."""
     _, offset_in, target, _, offset_out, length, _ = _COPY_FILE_RANGE_IN.unpack_from(body)
     return offset_in, target, offset_out, length
 
@@ -148,7 +148,7 @@ def create_reply(status: Status) -> bytes:
 
 
 def statx_reply(status: Status, birth_ns: int | None) -> bytes:
-    """To STATX; None: the filesystem does not know when."""
+    """To STATX; `birth_ns` is None if the filesystem does not record it."""
     mask = STATX_BASIC_STATS | (STATX_BTIME if birth_ns is not None else 0)
     times = (status.st_atime_ns, birth_ns or 0, status.st_ctime_ns, status.st_mtime_ns)
     return b"".join(
@@ -172,7 +172,7 @@ def opened(ino: int) -> bytes:
 def entry(
     ino: int, generation: int, entry_valid: tuple[int, int], attr_valid: tuple[int, int]
 ) -> bytes:
-    """struct fuse_entry_out up to its attributes; how long both are valid, as of `split`."""
+    """struct fuse_entry_out up to its attributes; `split` makes the two validity times."""
     return _ENTRY_OUT.pack(
         ino, generation, entry_valid[0], attr_valid[0], entry_valid[1], attr_valid[1]
     )
@@ -192,7 +192,7 @@ def attr(
     rdev: int,
     blksize: int,
 ) -> bytes:
-    """struct fuse_attr. Times in ns, before 1970 too; blocks of 512 bytes."""
+    """struct fuse_attr. Times in ns, negative before 1970; blocks of 512 bytes."""
     (atime, atime_rest), (mtime, mtime_rest), (ctime, ctime_rest) = (
         divmod(atime_ns, 10**9),
         divmod(mtime_ns, 10**9),

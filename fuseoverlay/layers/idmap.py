@@ -1,7 +1,7 @@
-"""User or group ids as the layers store them against those that the mount shows.
+"""Translate user or group ids between what the layers store and what the mount shows.
 
 Options `uidmapping`, `gidmapping`, `squash_to_root`, `squash_to_uid`, `squash_to_gid` of
-fuse-overlayfs; what no range covers is treated as in idmapped mounts, mount_setattr(2).
+fuse-overlayfs. Ids outside all ranges are treated as in idmapped mounts, mount_setattr(2).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Final, NamedTuple
 from fuseoverlay.errors import os_error
 from fuseoverlay.system import userns
 
-#: The greatest id; one more means "none" in chown(2).
+#: The greatest id. One more means "none" in chown(2).
 MOST: Final = 2**32 - 2
 _DIGITS: Final = 10
 
 
 class IdRange(NamedTuple):
-    """`length` ids from `stored` on in the layers, shown from `shown` on."""
+    """`length` ids from `stored` on in the layers are shown as ids from `shown` on."""
 
     stored: int
     shown: int
@@ -30,22 +30,22 @@ class IdRange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class IdMap:
-    """One direction and the other. Without ranges every id is shown as it is stored."""
+    """A mapping in both directions. Without ranges every id is shown as it is stored."""
 
     ranges: tuple[IdRange, ...] = ()
-    #: Every object shows this owner, whoever it belongs to.
+    #: If not None, every object shows this owner, whoever owns it.
     squash: int | None = None
 
     def __bool__(self) -> bool:
-        """Whether anything is shown in another way than it is stored."""
+        """Whether any id is shown differently from how it is stored."""
         return bool(self.ranges) or self.squash is not None
 
     def owner(self, stored: int) -> int:
-        """What stat(2) shows for the owner of an object."""
+        """The id that stat(2) shows for an object's stored owner."""
         return self.shown(stored) if self.squash is None else self.squash
 
     def shown(self, stored: int) -> int:
-        """The same where nothing is squashed, as in ACLs."""
+        """The shown id regardless of squashing, as in ACLs."""
         if not self.ranges:
             return stored
         for first, shown, length in self.ranges:
@@ -54,24 +54,24 @@ class IdMap:
         return _nobody()
 
     def stands_for(self, stored: int) -> bool:
-        """Whether the owner that is shown is the stored one, perhaps by another number."""
+        """Whether the owner that is shown means the stored one, perhaps by another number."""
         return self.covers(stored) if self.squash is None else self.squash == self.shown(stored)
 
     def covers(self, stored: int) -> bool:
-        """Whether a stored id has one to be shown by."""
+        """Whether a stored id is mapped to a shown one."""
         return not self.ranges or any(
             first <= stored < first + length for first, _, length in self.ranges
         )
 
     def shows(self, shown: int) -> bool:
-        """Whether there is an id that is shown so."""
+        """Whether some stored id is shown as this one."""
         return not self.ranges or any(
             first <= shown < first + length for _, first, length in self.ranges
         )
 
     def stored(self, shown: int) -> int:
-        """What to store for an id that a process gives. EOVERFLOW: nothing is shown so; where
-        all is squashed, and nobody sees it, it is stored as it is."""
+        """The id to store for one that a process gives. EOVERFLOW if no stored id is shown so; but
+        if ids are squashed, it is stored as given, since nobody sees it."""
         if not self.ranges:
             return shown
         for stored, first, length in self.ranges:
@@ -82,18 +82,18 @@ class IdMap:
         raise os_error(errno.EOVERFLOW)
 
     def maker(self, shown: int) -> int:
-        """The same for who makes something. What root makes from outside, who has no id in
-        there, belongs to root of the layers: so whoever sets up a container prepares it."""
+        """The id to store for the creator of an object. Root outside the mapping is stored as root
+        of the layers: whoever sets up a container prepares its files this way."""
         return 0 if not shown and self.covers(0) and not self.shows(0) else self.stored(shown)
 
 
-#: Everything is shown as it is stored.
+#: Shows every id as it is stored.
 NOTHING: Final = IdMap()
 
 
 def parse_ranges(value: str) -> tuple[IdRange, ...]:
-    """Read `container:host:length` triples, several in a row, perhaps after a colon: the
-    container's ids are stored and the host's shown. Raises `ValueError`."""
+    """Parse `container:host:length` triples, several in a row, perhaps after a colon. The
+    container's ids are stored, the host's are shown. Raises `ValueError`."""
     fields = value.removeprefix(":").split(":")
     if len(fields) % 3:
         raise ValueError("is not made of container:host:length triples")
@@ -118,7 +118,7 @@ def _refuse_overlap(ranges: Sequence[tuple[int, int]], where: str) -> None:
 
 
 def parse_id(text: str) -> int:
-    """Read a user or group id. Raises `ValueError`."""
+    """Parse a user or group id. Raises `ValueError`."""
     number = _number(text)
     if number > MOST:
         raise ValueError(f"is above {MOST}")

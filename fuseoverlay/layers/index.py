@@ -1,4 +1,4 @@
-"""The merged index of one directory: which layers hold each name, and where it is in a listing."""
+"""The merged index of one directory: which layers hold each name, and its position in a listing."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from fuseoverlay.layers.layer import RealDir
 
 #: Positions 1 and 2 belong to "." and "..".
 FIRST_POSITION: Final = 3
-# A cookie is a position and, in the bits above, the end of the pass that it was given in.
+# A cookie is a position and, in the bits above, the end of the pass for which it was given.
 _POSITION_BITS: Final = 32
 _POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
-# Cookies are positive numbers of 64 bits.
+# Cookies are positive 64-bit numbers.
 _MOST_POSITIONS: Final = (1 << 31) - 1
 
 
-#: A name in the lowers: the directory that holds a non-directory, or every
-#: directory that holds a directory of this name, top first.
 @dataclass(slots=True)
 class Listing:
-    """What one layer's directory holds. `masks` are whiteouts that stand at the name
-    itself, `wh` are names with a `.wh.NAME` beside them."""
+    """What one layer's directory holds. `masks`: names at which the whiteout itself stands; `wh`:
+    names that a `.wh.NAME` beside them hides."""
 
     entries: dict[bytes, bool] = field(default_factory=dict)  # name -> is a directory
     masks: set[bytes] = field(default_factory=set)
@@ -31,28 +29,30 @@ class Listing:
     opaque: bool = False
 
 
+#: A name in the lowers: the directory that holds a non-directory of this name, or all directories
+#: that hold a directory of this name, top first.
 LowerEntry = RealDir | tuple[RealDir, ...]
 
 
 class Found(NamedTuple):
-    """Where a visible name is: in the upper or not, and in which lower directories."""
+    """Where a visible name is: whether in the upper, and in which lower directories."""
 
     is_dir: bool
     in_upper: bool
-    #: Lower directories holding a directory of this name; empty for non-directories.
+    #: The lower directories that hold a directory of this name; empty for non-directories.
     lower_dirs: tuple[RealDir, ...] = ()
-    #: The lower directory holding a non-directory of this name.
+    #: The lower directory that holds a non-directory of this name.
     lower_file: RealDir | None = None
 
 
 class Index:
-    """Names of one merged directory, each at a position in its listing: a name keeps its
+    """The names of one merged directory, each at a position in its listing. A name keeps its
     position while it exists, and positions only grow.
 
-    A pass through the listing ends where the positions ended when it began: names that are
-    made meanwhile, or renamed to, come too late for it, and so it ends. Nobody tells when a
-    pass is over, so nothing is kept of it here: `begun` puts its end into the first cookie, and
-    every cookie that follows has it, too.
+    A pass through the listing ends at the last position that existed when it began. Names created
+    or renamed meanwhile come after that, so every pass ends. Nobody tells us when a pass is over,
+    so the index keeps nothing about it: `begun` puts the end of the pass into the first cookie, and
+    all cookies that follow carry it.
     """
 
     __slots__ = (
@@ -82,13 +82,13 @@ class Index:
         self._positions = list(range(FIRST_POSITION, FIRST_POSITION + len(names)))
         self._position_of = dict(zip(names, self._positions, strict=True))
         self._next = FIRST_POSITION + len(names)
-        # Positions in the lists from which everything is gone up to another position: who
-        # deletes and starts again meets what is gone once.
+        # Offset in the lists -> next offset with an entry: everything between is gone. A program
+        # that deletes and lists again passes the gap only once.
         self._skip: dict[int, int] = {}
-        # How many visible names are directories; None: nobody has asked yet.
+        # The number of visible directories; None: not counted yet.
         self._subdirectories: int | None = None
-        #: Until when it is good, by time.monotonic(), and of which state of the lowers it tells,
-        #: see `renewal`; None: for ever.
+        #: `expires`: until when the index is valid, by time.monotonic(); `stamp`: which state of
+        #: the lowers it reflects, see `renewal`. None: valid for ever.
         self.expires: float | None = None
         self.stamp: tuple[tuple[int, int], ...] | None = None
 
@@ -103,7 +103,7 @@ class Index:
         return self._position_of.get(name)
 
     def find(self, name: bytes) -> Found | None:
-        """Where the visible name is; None: there is no such name."""
+        """Where the visible name is; None if there is no such name."""
         if name not in self._position_of:
             return None
         below = self.lower.get(name) if name not in self.wh else None
@@ -117,7 +117,7 @@ class Index:
         return Found(False, True, lower_file=below if isinstance(below, RealDir) else None)
 
     def plain_lower(self, name: bytes) -> RealDir | None:
-        """The lower directory of a visible name that only lowers have, and that is no directory
+        """The lower directory of a visible name that only lowers have and that is not a directory
         there."""
         if name in self.upper:
             return None
@@ -125,11 +125,11 @@ class Index:
         return None if isinstance(below, tuple) else below
 
     def covers(self, name: bytes) -> bool:
-        """Whether a lower layer would show through if the upper had nothing at `name`."""
+        """Whether a lower would show through if the upper had nothing at `name`."""
         return name in self.lower
 
     def subdirectories(self) -> int:
-        """Number of visible directories: counted once, then kept true by every change."""
+        """The number of visible directories: counted once, then updated by every change."""
         if self._subdirectories is None:
             self._subdirectories = sum(map(self._is_directory, self._position_of))
         return self._subdirectories
@@ -139,13 +139,13 @@ class Index:
         return isinstance(self.lower[name], tuple) if is_dir is None else is_dir
 
     def _recount(self, name: bytes, is_dir: bool) -> None:
-        """Before a change: `name` will be a directory, or not, or be gone."""
+        """Call before a change; `is_dir`: whether `name` will be a directory afterwards."""
         if self._subdirectories is not None:
             was_dir = name in self._position_of and self._is_directory(name)
             self._subdirectories += is_dir - was_dir
 
     def put(self, name: bytes, is_dir: bool) -> None:
-        """The upper now holds `name`, and no whiteout of it."""
+        """The upper now holds `name` and no whiteout of it."""
         self._recount(name, is_dir)
         self.upper[name] = is_dir
         self.masks.discard(name)
@@ -162,7 +162,7 @@ class Index:
         self._next += 1
 
     def relower(self, lower: dict[bytes, LowerEntry]) -> None:
-        """The lowers now hold this. Names that stay keep their positions."""
+        """The lowers now hold `lower`. Names that stay keep their positions."""
         self.lower = lower
         self._subdirectories = None
         for name in [n for n in self._position_of if n not in self.upper and n not in lower]:
@@ -180,13 +180,14 @@ class Index:
             self._compact()
 
     def hide(self, name: bytes, *, oci: bool) -> None:
-        """The upper now holds a whiteout of `name`: a `.wh.NAME` if `oci`, else in its place."""
+        """The upper now holds a whiteout of `name`: a `.wh.NAME` if `oci`, else at the name
+        itself."""
         self.remove(name)
         (self.wh if oci else self.masks).add(name)
 
     def conceal(self, name: bytes) -> None:
-        """A visible file has turned out to be a whiteout, in a directory that is not marked for
-        such. No position moves: somebody may just be listing."""
+        """A visible file has turned out to be a whiteout in a directory without the mark for such.
+        No position moves, since a listing may be under way."""
         if self.upper.pop(name, None) is None:
             del self.lower[name]
         else:
@@ -205,25 +206,25 @@ class Index:
 
     @property
     def visible(self) -> dict[bytes, int]:
-        """The visible names; the dictionary itself, which every change keeps true."""
+        """The visible names. This is the index's own dictionary, which every change updates."""
         return self._position_of
 
     def _renumber(self) -> None:
-        """Begin with small positions again, two thousand million names after the scan. The
-        passes that are under way right now end early."""
+        """Start again with small positions, two billion names after the scan. Passes under way end
+        early."""
         self._compact()
         self._next = FIRST_POSITION + len(self._names)
         self._positions = list(range(FIRST_POSITION, self._next))
         self._position_of.update(zip(self._names, self._positions, strict=True))
 
     def begun(self, cookie: int) -> int:
-        """The cookie itself, or what stands for 0, with which a pass begins: "list what there is
+        """The cookie itself; for 0, which begins a pass, the cookie that means "list what there is
         now"."""
         return cookie or self._next << _POSITION_BITS
 
     def following(self, cookie: int) -> Iterator[tuple[bytes, int]]:
-        """The entries that follow `cookie` in the listing, each with its own cookie; while nothing
-        changes."""
+        """The entries that follow `cookie` in the listing, each with its own cookie. The index must
+        not change meanwhile."""
         start, end, its_pass = self._rest(cookie)
         at, passed = start, True
         while at < end:
@@ -240,12 +241,13 @@ class Index:
             self._note_skip(start, at)
 
     def _note_skip(self, start: int, end: int) -> None:
-        """Between these nothing is left."""
+        """Nothing is left between these offsets."""
         if end != start:
             self._skip[start] = end
 
     def _rest(self, cookie: int) -> tuple[int, int, int]:
-        """Where in the lists the rest of a pass begins and ends, and the bits of its cookies."""
+        """The offsets in the lists at which the rest of a pass begins and ends, and the pass bits
+        of its cookies."""
         cookie = self.begun(cookie)
         start = bisect_right(self._positions, cookie & _POSITION_MASK)
         end = bisect_left(self._positions, cookie >> _POSITION_BITS)
@@ -253,5 +255,5 @@ class Index:
 
 
 def dots_seen(cookie: int) -> int:
-    """How many of "." and ".." are before a cookie that is not 0, see `Index.begun`."""
+    """How many of "." and ".." come at or before a cookie, which is not 0; see `Index.begun`."""
     return min(cookie & _POSITION_MASK, FIRST_POSITION - 1)

@@ -1,4 +1,4 @@
-"""Mounts of kernel overlayfs, which takes no locks that others can see."""
+"""Find mounts of kernel overlayfs, which takes no locks that others can see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BACKSLASH: Final = re.compile(rb"\\(.)", re.DOTALL)
 
 
 def refuse_upper(upper: Layer) -> None:
-    """`UpperError` where a kernel overlay has this upper."""
+    """`UpperError` if a mounted kernel overlay has this upper."""
     with open("/proc/self/mountinfo", "rb") as lines:
         mountinfo = lines.read()
     for mount in _all(mountinfo):
@@ -29,7 +29,7 @@ def refuse_upper(upper: Layer) -> None:
 
 
 class _Mount(NamedTuple):
-    """A kernel overlay; `upper` is the path as it was given."""
+    """A kernel overlay. `upper` is the path as given at the mount."""
 
     device: str
     point: bytes
@@ -43,7 +43,8 @@ def _is_upper_of(upper: Layer, mount: _Mount) -> bool:
             return stat_key(os.stat(mount.upper)) == stat_key(st)
         except OSError:
             return False
-    # Relative to a directory that nobody remembers. The root of the mount has the upper's times.
+    # The path is relative to a directory that is not recorded. The root of an overlay mount shows
+    # the upper's times.
     real = os.path.realpath(upper.path)
     if not (b"/" + real).endswith(b"/" + os.path.normpath(mount.upper)):
         return False
@@ -56,7 +57,7 @@ def _is_upper_of(upper: Layer, mount: _Mount) -> bool:
 
 
 def _all(mountinfo: bytes) -> Iterator[_Mount]:
-    """Every kernel overlay with an upper; proc_pid_mountinfo(5)."""
+    """All kernel overlays with an upper; proc_pid_mountinfo(5)."""
     for line in mountinfo.splitlines():
         left, _, right = line.partition(b" - ")
         kind, _, rest = right.partition(b" ")
@@ -67,6 +68,6 @@ def _all(mountinfo: bytes) -> Iterator[_Mount]:
             name, _, value = option.partition(b"=")
             if name == b"upperdir":
                 given = unescaped(value)
-                # It may hold the escapes of the mount option, or be the path itself.
+                # The value may have the escapes of the mount option, or be the path itself.
                 yield _Mount(device, point, given)
                 yield _Mount(device, point, _BACKSLASH.sub(rb"\1", given))

@@ -1,4 +1,4 @@
-"""One layer, and what lies in it: real directories, places, and objects reached by a descriptor."""
+"""One layer, and what lies in it: real directories, places, and objects held by a descriptor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fuseoverlay.system.syscalls import MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODIRATIM
 
 log = logging.getLogger("fuseoverlay")
 
-#: Access times that reading does not move.
+#: Reading moves no access times.
 NEVER_MOVE: Final = MOUNT_ATTR_NOATIME | MOUNT_ATTR_NODIRATIME
 
 
@@ -47,36 +47,41 @@ class Layer:
         self.number = number
         self.path = path
         self.root_fd = root_fd
-        #: MOUNT_ATTR_*: whether reading moves access times. Of a lower it never does.
+        #: MOUNT_ATTR_*: how reading moves access times. In a lower it never does.
         self.access_times = NEVER_MOVE
         self.root = RealDir(self, None, b"")
-        #: Whether it is reached through a mount of our own, see `ownmount`.
+        #: Whether it is opened through a mount of our own, see `ownmount`.
         self.detached = False
-        #: Whether what is mounted below it shows.
+        #: Whether it shows what is mounted below it.
         self.crosses = True
-        #: Names that do not show, by the path of their directory.
+        #: Hidden names, by the path of their directory.
         self.hidden: dict[bytes, set[bytes]] = {}
-        #: Whether its files may have ACLs and the mount shows modes without them.
+        #: Whether its files may have ACLs that the mount does not show; modes are then limited.
         self.hides_acls = False
         #: `st_dev` of the root.
         self.device = os.stat(root_fd).st_dev
-        #: Whether its filesystem answers questions about extended attributes as it should.
+        #: Whether its filesystem answers listxattr(2) as it should.
         self.lists_attributes = True
-        #: UUID of the filesystem, 16 bytes; None: another one of the lowers has the same.
+        #: UUID of the filesystem, 16 bytes; None if several filesystems of the lowers have the
+        #: same.
         self.uuid: bytes | None = syscalls.filesystem_uuid(root_fd)
         #: The namespaces of overlay attributes that count, see `trust`.
         self.namespaces: tuple[bytes, ...] = (xattrs.TRUSTED,)
-        #: The attribute that owners, modes and types are kept in; None: where they belong.
+        #: The attribute that stores owners, modes and types; None: they are the files' real ones.
         self.override: bytes | None = None
-        #: Whether that attribute counts only of objects that root alone can have given it.
+        #: Whether that attribute counts only on objects where only root can have set it.
         self.only_of_root = False
-        #: Whether some directories only exist because something inside them does. Whoever owns
-        #: the layer gains nothing by saying so: what is below counts then.
+        #: Whether the layer has implied directories, which exist only because something inside them
+        #: does. An owner of the layer gains nothing by claiming so: the metadata of the directory
+        #: below counts then.
         self.implied = False
 
     def settle(self, *, user_attributes: bool) -> None:
-        """Decide which of its attributes count, once its root is the one to stay;
-        `user_attributes`: the mount asks for `user.` ones. Errors of getxattr(2), listxattr(2)."""
+        """Decide which of the layer's attributes count. Call once `root_fd` is final.
+
+        `user_attributes`: the mount asks for `user.` attributes. Errors of getxattr(2),
+        listxattr(2).
+        """
         self.implied = xattrs.get(syscalls.at(self.root_fd, b"."), xattrs.IMPLIED) is not None
         self.namespaces = trust.namespaces(self.root_fd, asked=user_attributes)
         self.override = trust.override(self.root_fd, self.namespaces)
@@ -94,13 +99,13 @@ class Layer:
             )
 
     def uuid_of(self, st: os.stat_result) -> bytes | None:
-        """UUID of the filesystem that a file with this status is on; None: it does not tell that
-        from all others. What is mounted below the layer never has one here: in the next mount
-        there may be something else with the same."""
+        """UUID of the filesystem of a file with this status; None if it does not identify the
+        filesystem. For what is mounted below the layer it is always None: the next mount may find
+        another filesystem there with the same UUID."""
         return None if self.crosses and st.st_dev != self.device else self.uuid
 
     def may_have_acls(self) -> bool:
-        """Whether there may be ACLs in it."""
+        """Whether the layer may hold ACLs."""
         if self.crosses:
             return True
         try:
@@ -111,23 +116,23 @@ class Layer:
 
     @property
     def reading(self) -> int:
-        """The flag with which files are opened to be read."""
+        """The open flag for reading files."""
         return os.O_NOATIME if self.access_times & MOUNT_ATTR_NOATIME else 0
 
     @property
     def keeps_capabilities(self) -> bool:
-        """Whether file capabilities are kept in an attribute that a plain user can set."""
+        """Whether file capabilities are stored in an attribute that a plain user can set."""
         kept = self.override is not None and self.override.startswith(b"user.")
         return kept and not self.only_of_root
 
     def stored_name(self, name: bytes) -> bytes:
-        """The name under which an attribute of a user's is stored; errors of `xattrs.to_real`."""
+        """The name under which a user's attribute is stored; errors of `xattrs.to_real`."""
         if name == xattrs.CAPABILITY and self.keeps_capabilities:
             return xattrs.OVERRIDE_CAPABILITY
         return xattrs.to_real(name)
 
     def shown_name(self, name: bytes) -> bytes | None:
-        """The name that a user sees for a stored attribute; None: it is private."""
+        """The name that users see for a stored attribute; None if it is private."""
         if self.keeps_capabilities and name in (xattrs.CAPABILITY, xattrs.OVERRIDE_CAPABILITY):
             return xattrs.CAPABILITY if name == xattrs.OVERRIDE_CAPABILITY else None
         return xattrs.to_user(name)
@@ -142,11 +147,11 @@ class RealDir:
         self.layer = layer
         self.parent = parent
         self.name = name
-        #: Which one of a lower was opened; None: not opened yet, or any will do.
+        #: The directory that was opened, in a lower; None: not opened yet, or not checked.
         self.seen: Sighting | None = None
 
     def path(self) -> bytes:
-        """Path in the layer, for messages."""
+        """The path in the layer, for messages."""
         names = []
         real = self
         while real.parent is not None:
@@ -163,14 +168,14 @@ class Place(NamedTuple):
 
 
 class Lower:
-    """An object of a lower, or of the upper where both are served alike, that all its facts are
-    taken from by one descriptor: whoever owns its directory may exchange it for another between
-    two calls that name it. Closed at the end of its `with` block."""
+    """An object of a lower, held by one descriptor from which all facts about it are taken: the
+    owner of its directory may exchange it between two calls that use its name. Also used for an
+    object of the upper where the same code serves both. Closed at the end of its `with` block."""
 
     __slots__ = ("fd", "layer", "st")
 
     def __init__(self, layer: Layer, fd: int, st: os.stat_result) -> None:
-        """`fd`: O_PATH."""
+        """`fd` is an O_PATH descriptor, from now on owned by this object."""
         self.layer = layer
         self.fd = fd
         self.st = st
@@ -185,14 +190,14 @@ class Lower:
 
     @property
     def path(self) -> bytes:
-        """For calls that take no descriptor; to be followed."""
+        """For calls that take no descriptor; has to be followed."""
         return syscalls.fd_path(self.fd)
 
 
 def pinned(
     layer: Layer, name: bytes, dir_fd: int | None, seen: Sighting | None, *, lasting: bool = True
 ) -> Lower:
-    """Such an object; `check_sighting`."""
+    """Open an object as a `Lower`; errors of open(2) and `check_sighting`."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = open_file(name, flags, dir_fd=dir_fd)
     try:

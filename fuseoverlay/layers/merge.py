@@ -1,9 +1,8 @@
-"""The merged index of one directory: which names there are, and in which layers.
+"""Build the merged index of one directory: which names there are, and in which layers.
 
-A directory is scanned once, on first use. From then on a look-up costs no
-directory search, and every change that we make updates the index in place.
-Source of the merge rules: kernel Documentation/filesystems/overlayfs.rst,
-"Directories" and "whiteouts and opaque directories".
+A directory is scanned once, on first use. From then on a look-up searches no directory, and every
+change that we make updates the index in place. Source of the merge rules: kernel
+Documentation/filesystems/overlayfs.rst, "Directories" and "whiteouts and opaque directories".
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.native import extension
 
-# Directory entries looked at between two checkpoints: about a millisecond.
+# Directory entries read between two checkpoints: about a millisecond.
 _BATCH: Final = 500
-# Batches that are looked at without a checkpoint.
+# Batches that may be read without a checkpoint.
 _SOON: Final = 4
 _ENCODING: Final = sys.getfilesystemencoding()
 
@@ -33,9 +32,9 @@ _ENCODING: Final = sys.getfilesystemencoding()
 async def scan(
     stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
 ) -> tuple[Index, int]:
-    """Read the directory in every layer; (index, number of `lowers` that count).
+    """Read the directory in every layer; returns (index, number of `lowers` that count).
 
-    Suspends between batches. Raises `OSError` of opening or reading a directory.
+    Suspends between batches. `OSError` of opening or reading a directory.
     """
     with contextlib.closing(_scan(stack, upper, lowers)) as steps:
         for found in steps:
@@ -48,14 +47,14 @@ async def scan(
 def scan_nowait(
     stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
 ) -> tuple[Index, int]:
-    """The same without suspending, for where nobody waits."""
+    """The same without suspending, for callers that nobody waits for."""
     return next(filter(None, _scan(stack, upper, lowers)))
 
 
 def scan_soon(
     stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
 ) -> tuple[Index, int] | None:
-    """The same where it takes no longer than some batches; None: it would."""
+    """The same within a few batches; None if the directory is too large for that."""
     with contextlib.closing(_scan(stack, upper, lowers)) as steps:
         for found in islice(steps, _SOON):
             if found is not None:
@@ -64,8 +63,8 @@ def scan_soon(
 
 
 def at_once(stack: LayerStack, upper: RealDir | None, lowers: tuple[RealDir, ...]) -> Index | None:
-    """The index of directories that have no marks, so that all of them count, if the extension
-    can read them in a few batches; None: they take a closer look."""
+    """The index of directories without marks, all of which count, if the extension can read them in
+    a few batches; None if they need a closer look."""
     if _plain_until(stack, lowers, 0) < len(lowers):
         return None
     top = Listing()
@@ -83,7 +82,7 @@ def at_once(stack: LayerStack, upper: RealDir | None, lowers: tuple[RealDir, ...
 def _scan(
     stack: LayerStack, upper: RealDir | None, lowers: Sequence[RealDir]
 ) -> Generator[tuple[Index, int] | None, None, None]:
-    """Steps of a scan: None between batches of entries, at last the result."""
+    """Steps of a scan: None between batches of entries, and the result at the end."""
     top = Listing()
     if upper is not None:
         found = _list_at_once(stack, upper)
@@ -114,7 +113,7 @@ def _scan(
 
 
 def _plain_until(stack: LayerStack, reals: Sequence[RealDir], start: int) -> int:
-    """The position from `start` on of the first directory of which not all names show."""
+    """The position, from `start` on, of the first directory with hidden names."""
     for position in range(start, len(reals)):
         if reals[position].layer.hidden and stack.hides(reals[position]):
             return position
@@ -122,18 +121,18 @@ def _plain_until(stack: LayerStack, reals: Sequence[RealDir], start: int) -> int
 
 
 class Merged:
-    """The names that lower directories show together. They are added from the top on, here or
-    by the extension."""
+    """The names that lower directories show together. Directories are added from the top down, here
+    or by the extension."""
 
     __slots__ = ("closed", "names")
 
     def __init__(self) -> None:
         self.names: dict[bytes, LowerEntry] = {}
-        #: Names at which nothing further down counts; files hide what is below them anyway.
+        #: Names for which nothing further down counts. A file hides what is below it anyway.
         self.closed: set[bytes] = set()
 
     def add(self, real: RealDir, listing: Listing) -> None:
-        """Add what the next directory holds."""
+        """Add the names of the next directory."""
         names, closed = self.names, self.closed
         for name, is_dir in listing.entries.items():
             if name in closed:
@@ -152,17 +151,17 @@ class Merged:
 
 
 def _list_at_once(stack: LayerStack, real: RealDir) -> Listing | None:
-    """The same as `_list_directory`, by the extension."""
+    """The result of `_list_directory`, by the extension; None if it cannot read the directory."""
     alone = Merged()
     end, _ = extension.merge(alone.names, alone.closed, (real,), 0, stack.descriptors, _BATCH)
     if not end:
         return None
-    # Of one directory alone only whiteouts are closed.
+    # With one directory alone only whiteouts close a name.
     return Listing({n: isinstance(found, tuple) for n, found in alone.names.items()}, alone.closed)
 
 
 def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Iterator[None]:
-    """Read one layer's directory and sort out its whiteouts; stops between batches."""
+    """Read one layer's directory and separate its whiteouts; pauses between batches."""
     special: list[bytes] = []
     files: list[bytes] = []
     with stack.listing_fd(real) as fd:

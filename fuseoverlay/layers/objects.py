@@ -1,7 +1,7 @@
-"""Real objects, seen and opened again: what tells that one is still the one that was looked up.
+"""Open real objects, and check that an object is still the one that was looked up.
 
-Whoever owns a directory of a layer may put another object in a name's place between any two
-calls, so what is taken of an object is taken through a descriptor that was compared.
+The owner of a layer's directory may put another object at a name between any two calls. So
+everything about an object is read through one descriptor that was compared.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fuseoverlay.system.transaction import tidy
 def open_own(path: bytes, flags: int, dir_fd: int | None = None) -> int:
     """Open an object of the upper, whatever its permissions: the kernel has checked the caller.
 
-    A file created 0444 stays writable for its creator: where its mode forbids us, the
-    owner, to open it, the mode is widened for the moment of the call. O_NOATIME is the owner's,
-    too: others do without.
+    A file created with mode 0444 stays writable for its creator: if the mode forbids us, the owner,
+    to open it, the mode is widened for the moment of the call. O_NOATIME is dropped where we are
+    not the owner.
     """
     try:
         return open_file(path, flags, dir_fd=dir_fd)
@@ -39,24 +39,25 @@ def open_own(path: bytes, flags: int, dir_fd: int | None = None) -> int:
 
 
 def stat_key(st: os.stat_result) -> tuple[int, int]:
-    """What identifies a real file on this machine."""
+    """Identifies a real file on this machine."""
     return st.st_dev, st.st_ino
 
 
-#: `stat_key`, owner and type (S_IFREG and so on).
+#: Device, inode number, user, group, and type (S_IFREG and so on).
 Sighting = tuple[int, int, int, int, int]
 
 
 def sighting(st: os.stat_result) -> Sighting:
-    """What tells whether an object of a lower is the one that was looked up. A filesystem gives the
-    number of a removed file to the next one; but whoever puts that in its place cannot make it
-    anybody else's, and in a file of his own he may write anyway."""
+    """What identifies an object of a lower as the one that was looked up. A filesystem may give the
+    inode number of a removed file to the next one. But whoever puts that in its place cannot give
+    it to another owner, and can write to files of their own anyway."""
     return st.st_dev, st.st_ino, st.st_uid, st.st_gid, stat.S_IFMT(st.st_mode)
 
 
 def check_sighting(st: os.stat_result, seen: Sighting | None, *, lasting: bool = True) -> None:
-    """ESTALE where that is not the object that was seen; None: any will do. Where others may
-    change the lower, so not `lasting`, any of its type will do: a type the kernel keeps."""
+    """ESTALE if the status is not that of the object `seen`; None: any object will do. Without
+    `lasting` others may change the lower: then any object of the same type will do, since the
+    kernel keeps the type of an inode."""
     now = sighting(st)
     if seen is not None and (now != seen if lasting else now[-1] != seen[-1]):
         raise os_error(errno.ESTALE)
@@ -65,8 +66,9 @@ def check_sighting(st: os.stat_result, seen: Sighting | None, *, lasting: bool =
 def open_known(
     name: bytes, flags: int, dir_fd: int | None, seen: Sighting | None, *, lasting: bool = True
 ) -> int:
-    """Open an object of a lower for reading, again: who owns the directory may have put another
-    one there, which the attributes that the kernel keeps are not true of. `check_sighting`."""
+    """Open an object of a lower again, for reading; errors of `check_sighting`. The owner of the
+    directory may have put another object there, for which the attributes that the kernel keeps are
+    not true."""
     return open_checked(
         lambda: open_noatime(name, flags, dir_fd),
         name,
@@ -81,8 +83,9 @@ def open_checked(
     dir_fd: int | None,
     check: Callable[[os.stat_result], None],
 ) -> int:
-    """The descriptor that `opening` gives of the object at `name` in `dir_fd`, if `check` lets its
-    status pass. Another object there may be none to open, a link or a socket: `check` says so."""
+    """The descriptor that `opening` returns for the object at `name` in `dir_fd`, if `check`
+    accepts its status. If opening fails, `check` is asked first: another object there may be one
+    that cannot be opened, such as a symbolic link or a socket."""
     try:
         fd = opening()
     except OSError:

@@ -1,6 +1,6 @@
-"""What the directory of one layer says about one name, without listing it.
+"""What one layer's directory says about one name, without listing it.
 
-`merge` reads whole directories; whoever looks for a path step by step asks here.
+`merge` reads whole directories; code that follows a path step by step asks here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ WHITEOUT: Final = -1
 
 
 def kind_of(dir_fd: int, name: bytes, counted: Sequence[bytes]) -> tuple[int | None, bool]:
-    """File type (S_IFDIR and so on) of `name`, WHITEOUT, or None where there is nothing; and
-    whether a `.wh.NAME` beside it hides it in the layers below. `counted` as for
+    """(type, hides). The file type (S_IFDIR and so on) of `name`, WHITEOUT, or None if there is
+    nothing; and whether a `.wh.NAME` beside it hides it in the layers below. `counted` as for
     `xattrs.get_overlay`."""
     st = _status(dir_fd, name)
     hides = _status(dir_fd, whiteout.WH_PREFIX + name) is not None
@@ -31,19 +31,20 @@ def kind_of(dir_fd: int, name: bytes, counted: Sequence[bytes]) -> tuple[int | N
 
 
 def is_opaque(dir_fd: int, counted: Sequence[bytes]) -> bool:
-    """Whether the directory hides those of the layers below, in whatever dialect."""
+    """Whether the directory hides those of the layers below, in any dialect."""
     marked = whiteout.is_opaque_value(whiteout.opaque_value(dir_fd, counted))
     return marked or is_oci_opaque(dir_fd)
 
 
 def is_oci_opaque(dir_fd: int) -> bool:
-    """The same for `.wh..wh..opq` alone."""
+    """Whether it does so by `.wh..wh..opq`."""
     return _status(dir_fd, whiteout.WH_OPAQUE) is not None
 
 
 def _status(dir_fd: int, name: bytes) -> os.stat_result | None:
-    """None where there is nothing; any other error is not absence: what a layer does not tell
-    today may be there tomorrow, and must not be removed as empty meanwhile."""
+    """The status of `name`; None if there is nothing. Any other error is raised, because it does
+    not mean absence: what a layer does not show today may be there tomorrow, and must not be
+    removed as empty meanwhile."""
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except OSError as exc:

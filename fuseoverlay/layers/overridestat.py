@@ -1,11 +1,10 @@
-"""`user.containers.override_stat`: owner, mode and type that could not be set.
+"""`user.containers.override_stat`: an owner, mode and type that could not be set.
 
-A plain user can neither give files away nor make device nodes. The real file then
-is a regular file (or a directory) with this attribute, in the text form of
-containers-storage: `uid:gid:0mode:type`, type one of `file`, `dir`, `symlink`,
-`pipe`, `socket`, `block-MAJ-MIN`, `char-MAJ-MIN`. A symbolic link's placeholder
-holds the target as its content. A real symbolic link, in a layer that others made,
-cannot carry the attribute and belongs to 0:0.
+A plain user can neither give files away nor make device nodes. So the real file is a regular file
+(or a directory) with this attribute, in the text format of containers-storage:
+`uid:gid:0mode:type`, where type is one of `file`, `dir`, `symlink`, `pipe`, `socket`,
+`block-MAJ-MIN`, `char-MAJ-MIN`. The placeholder of a symbolic link holds the target as its content.
+A real symbolic link, in a layer that others made, cannot carry the attribute and belongs to 0:0.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ _TYPES: Final = {
     "char": stat.S_IFCHR,
 }
 _NAMES: Final = {kind: name for name, kind in _TYPES.items()}
-# As many digits as what fits can have, with a zero before an octal number: Python refuses to
-# convert very long ones.
+# At most as many digits as the greatest valid value has, with a zero before the octal number:
+# Python refuses to convert very long numbers.
 _FORM: Final = re.compile(
     rb"(\d{1,10}):(\d{1,10}):([0-7]{1,7})(?::([a-z]{1,9})(?:-(\d{1,7})-(\d{1,7}))?)?\Z"
 )
-# The kernel's: 32 bits, the last of which means "none", and 12 and 20 bits.
+# The kernel's limits: ids have 32 bits, of which the greatest value means "none"; majors 12 bits,
+# minors 20.
 _MOST_ID: Final = 2**32 - 2
 _MOST_MAJOR: Final = 2**12 - 1
 _MOST_MINOR: Final = 2**20 - 1
@@ -48,8 +48,8 @@ class OverrideStat:
 
     @classmethod
     def parse(cls, value: bytes, real_mode: int) -> OverrideStat | None:
-        """Read the attribute; None where it is malformed, or tells a directory from what is
-        none, or the other way round. No type: that of `real_mode`."""
+        """Parse the attribute. None if it is malformed, or if only one of its type and `real_mode`
+        is a directory. Without a type, that of `real_mode` counts."""
         match = _FORM.match(value)
         if match is None:
             return None
@@ -67,7 +67,7 @@ class OverrideStat:
             or stat.S_ISDIR(file_type) != stat.S_ISDIR(real_mode)
         ):
             return None
-        # Layers have what an archive says of a symbolic link. Linux has only one mode for all.
+        # The mode is what an archive said of the symbolic link; on Linux all have the same.
         mode = 0o777 if stat.S_ISLNK(file_type) else mode
         return cls(uid, gid, file_type | mode, os.makedev(major, minor))
 
@@ -80,7 +80,7 @@ class OverrideStat:
 
 
 def accessible(mode: int) -> int:
-    """Permission bits of the real file, so that its owner can always work on it."""
+    """Permission bits for the real file, with which its owner can always use it."""
     if stat.S_ISDIR(mode):
         return 0o700
     return 0o600 | (0o100 if mode & 0o111 else 0)

@@ -1,9 +1,9 @@
-"""Layers through mounts of our own, as kernel overlayfs has them.
+"""Open layers through mounts of our own, as kernel overlayfs does.
 
-What is mounted below a lower is not seen, above all not the mount that is being made. And umount(2)
-of the overlay returns before the daemon can let go of anything: who has unmounted may go on to
-unmount what the layers lie on, which must not be in use then. Reading through them moves access
-times as the overlay's own mount says, not as those do that others see; where that cannot be,
+Then what is mounted below a lower does not show, above all the mount that is being made. Nor do we
+keep the filesystems of the layers busy: umount(2) of the overlay returns before the daemon can
+close anything, and the user may go on to unmount them. Reading through our mounts moves access
+times as the overlay's own mount says, not as the mounts that others see; without such a mount
 `Layer.reading` does what it can.
 """
 
@@ -21,11 +21,11 @@ from fuseoverlay.system.syscalls import DIR_FLAGS
 
 
 def enter(layer: Layer, clones: Clones, *, submounts: bool = False) -> None:
-    """Have a layer that is only read opened through a mount of our own. Where we may not have
-    such a mount, nothing changes.
+    """Through a mount of our own, reopen a layer that is never written. If we may not have such a
+    mount, nothing changes.
 
-    `submounts`: with what is mounted below it; `LayerError` where that cannot be had. In a user
-    namespace the kernel does not let us leave it out.
+    `submounts`: include what is mounted below the layer; `LayerError` if that is impossible. In a
+    user namespace the kernel does not let us leave it out.
     """
     try:
         clone, recursive = _entered(layer, clones, submounts)
@@ -44,7 +44,7 @@ def enter(layer: Layer, clones: Clones, *, submounts: bool = False) -> None:
 
 
 def _entered(layer: Layer, clones: Clones, submounts: bool) -> tuple[int, bool]:
-    """A copy of the layer's mount, and whether what is mounted below is in it."""
+    """A copy of the layer's mount, and whether it includes what is mounted below."""
     try:
         return clones.of(layer.root_fd, layer.access_times, recursive=submounts), submounts
     except OSError as exc:
@@ -54,9 +54,9 @@ def _entered(layer: Layer, clones: Clones, submounts: bool) -> tuple[int, bool]:
 
 
 def moved(work: bytes, work_fd: int, upper: Layer, clones: Clones) -> int:
-    """Have `upper` opened through a mount of our own, and the work directory, too, as renames
-    between them take: returns a descriptor of that, and closes `work_fd`. Where we may not have
-    such a mount that stays, and nothing changes."""
+    """Reopen `upper` and the work directory through one mount of our own, since renames between
+    them need the same mount. Returns a descriptor of the work directory and closes `work_fd`. If we
+    may not have such a mount, returns `work_fd`, and nothing changes."""
     paths = os.path.realpath(work), os.path.realpath(upper.path)
     opened: list[int] = []
     try:

@@ -1,9 +1,8 @@
-"""Redirects: a directory that goes on, in the layers below, under another path.
+"""Redirects: a directory that continues under another path in the layers below.
 
-`overlay.redirect` on a directory is an absolute path from the layer's root, or the name
-of a sibling. Source: kernel Documentation/filesystems/overlayfs.rst, "Renaming
-directories"; fs/overlayfs/namei.c for the order in which it meets opaque directories
-and whiteouts.
+`overlay.redirect` on a directory is an absolute path from the layer's root, or the name of a
+sibling. Source: kernel Documentation/filesystems/overlayfs.rst, "Renaming directories";
+fs/overlayfs/namei.c for its order relative to opaque directories and whiteouts.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from fuseoverlay.layers.stack import LayerStack
 
 log = logging.getLogger("fuseoverlay")
 
-#: A longer absolute redirect is not written, as by the kernel.
+#: Longer absolute redirects are not written; the kernel has the same limit.
 MAX_LENGTH: Final = 256
 # struct ovl_metacopy: version, length, flags, digest algorithm; then the digest.
 _METACOPY_HEADER: Final = 4
@@ -38,12 +37,12 @@ class Marks(NamedTuple):
 
 
 NONE: Final = Marks(False, None)
-#: Where data is, and the status of what was seen there.
+#: Where data is, and the status of the file that was found there.
 Found = tuple[Place, os.stat_result]
 
 
 def marks_of(stack: LayerStack, real: RealDir) -> Marks:
-    """Read a directory's marks, if there are layers below it. Errors of `_checked`."""
+    """Read a directory's marks if there are layers below it. Errors of `_checked`."""
     if real.layer.number >= len(stack.lowers):
         return NONE
     fd = stack.fd(real)
@@ -59,8 +58,8 @@ def marks_of(stack: LayerStack, real: RealDir) -> Marks:
 
 def _checked(stack: LayerStack, real: RealDir, name: bytes, value: bytes) -> bytes:
     """The redirect of `real`, or of the file `name` in it, up to a NUL: an absolute path or the
-    name of a sibling. As by the kernel EINVAL; EACCES for "." and "..", which could lead out;
-    EPERM where no redirect may count."""
+    name of a sibling. EINVAL if it is malformed, as in the kernel; EACCES for "." and "..", which
+    could lead out of the layer; EPERM if redirects are not followed."""
     redirect = value.partition(b"\0")[0]
     names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
     why = f"its redirect {value!r} is invalid"
@@ -74,15 +73,15 @@ def _checked(stack: LayerStack, real: RealDir, name: bytes, value: bytes) -> byt
 
 
 def refused(real: RealDir, name: bytes, code: int, why: str) -> OSError:
-    """The error to raise for what a layer holds at `name` in `real` (empty: for `real` itself),
-    after a warning."""
+    """Warn of what a layer holds at `name` in `real` (empty: `real` itself), and return the error
+    to raise."""
     _warn(os.fsdecode(os.path.join(real.layer.path, real.path(), name)), why)
     return os_error(code, name)
 
 
 @functools.lru_cache(1024)
 def _warn(path: str, why: str) -> None:
-    """Say it once, not at every look-up."""
+    """Warn once per path, not at every look-up."""
     log.warning("%s: refused, %s", path, why)
 
 
@@ -90,9 +89,9 @@ def merged(
     stack: LayerStack, parent_lowers: Sequence[RealDir], upper: RealDir | None,
     same_name: Sequence[RealDir],
 ) -> tuple[Marks, tuple[RealDir, ...]]:  # fmt: skip
-    """Marks of the topmost real directory of a merged one, and its directories in the lowers.
+    """The marks of a merged directory's topmost real directory, and its directories in the lowers.
 
-    `same_name` are those that the directories of the parent hold, as for `below`.
+    `same_name`: the directories of this name that those of the parent hold, as for `below`.
     """
     reals = list(same_name)
     top = upper or reals.pop(0)
@@ -107,8 +106,9 @@ def below(
 ) -> tuple[RealDir, ...]:  # fmt: skip
     """The directories that continue `above` in the layers below it, top first.
 
-    `same_name` are those of its own name: what counts unless it or one of them is opaque or
-    has a redirect. `parent_lowers` are those of its parent, for redirects to a sibling.
+    `same_name`: the directories of the same name there. They count up to the first that is opaque
+    or has a redirect, `above` included. `parent_lowers`: the lower directories of the parent, for
+    redirects to a sibling.
     """
     found: list[RealDir] = []
     queue = list(same_name)
@@ -125,32 +125,33 @@ def below(
 
 
 class _Trail:
-    """The way of a search down through the layers, from the first redirect on.
+    """A search down through the layers, from the first redirect on.
 
-    `bases` are the directories to search next, one for each layer, top first, and `path` is
-    what to look for there. Each redirect on the way changes what holds below its own layer: a
-    relative one the component it is on, an absolute one the whole way, which then starts at the
-    roots and is no longer bound by what was opaque above.
+    `bases` are the directories to search next, one per layer, top first; `path` is what to look for
+    there. Each redirect on the way changes the path for the layers below its own: a relative one
+    changes its own component; an absolute one replaces the whole path. The search then restarts at
+    the roots, and opaque directories above no longer end it.
     """
 
     def __init__(
         self, stack: LayerStack, parent_lowers: Sequence[RealDir], layer: Layer, redirect: bytes,
         fits: Callable[[Lower], bool] | None = None,
     ) -> None:  # fmt: skip
-        """Start below `layer`, where something has a redirect whose parent continues in
-        `parent_lowers`. `fits`: asked of the first file that is found for its data."""
+        """Start below `layer`, in which something has this redirect. `parent_lowers`: the lower
+        directories of its parent. `fits`: asked about the first file found when searching data."""
         self._stack = stack
         self._fits = fits
         self.bases = [real for real in parent_lowers if real.layer.number > layer.number]
         self.path = [b""]
         self.ended = False
-        #: Whether it has started at the roots.
+        #: Whether it has restarted at the roots.
         self.absolute = False
         self.turn(layer, 0, redirect)
 
     def turn(self, layer: Layer, left: int, redirect: bytes) -> None:
-        """Below `layer`, follow the redirect of the component with `left` more behind it."""
-        # Counted from the end: another redirect may have changed what is before.
+        """Below `layer`, follow the redirect of the path component that has `left` components after
+        it."""
+        # Count from the end: another redirect may have changed the path before.
         end = len(self.path) - left
         rest = self.path[end:]
         if redirect.startswith(b"/"):
@@ -162,15 +163,15 @@ class _Trail:
             self.path = [*self.path[: end - 1], redirect, *rest]
 
     def directories(self) -> Iterator[RealDir]:
-        """What the path leads to, layer by layer."""
+        """The directories that the path leads to, layer by layer."""
         while self.bases and not self.ended:
             real = self.walk(self.bases.pop(0), self.path)
             if real is not None:
                 yield real
 
     def walk(self, base: RealDir, names: Sequence[bytes]) -> RealDir | None:
-        """Follow the path in one layer as far as `names`, with which it begins; None: there is
-        no such directory."""
+        """Follow `names`, with which the path begins, in one layer; None if there is no such
+        directory."""
         real = base
         self.ended = self.ended or onename.is_opaque(self._stack.fd(base), base.layer.namespaces)
         left = len(self.path)
@@ -192,8 +193,8 @@ class _Trail:
 
     @contextlib.contextmanager
     def _regular(self, place: Place) -> Iterator[Lower]:
-        """The regular file at the place; ESTALE where that is another object by now, or the first
-        one found and not what is looked for."""
+        """The regular file at the place. ESTALE if another object is there by now, or if it is the
+        first file found and does not fit."""
         with pinned(place.real.layer, place.name, self._stack.fd(place.real), None) as lower:
             if not stat.S_ISREG(lower.st.st_mode):
                 raise os_error(errno.ESTALE, place.name)
@@ -204,7 +205,7 @@ class _Trail:
             yield lower
 
     def data(self) -> Found | None:
-        """The first file with data of its own, past those that are metadata only."""
+        """The first file that has data of its own, past metacopy files."""
         while self.bases and not self.ended:
             real = self.walk(self.bases.pop(0), self.path[:-1])
             if real is None:
@@ -223,7 +224,7 @@ class _Trail:
         return None
 
     def data_only(self) -> Found | None:
-        """The same in the layers that hold nothing but data, if nothing hides them."""
+        """The same in the data-only layers, unless something hides them."""
         for layer in self._stack.data_only if self.absolute and not self.ended else ():
             real = self.walk(layer.root, self.path[:-1])
             if real is not None and _kind(self._stack, real, self.path[-1])[0] == stat.S_IFREG:
@@ -237,12 +238,12 @@ def data_of(
     stack: LayerStack, parent_lowers: Sequence[RealDir], place: Place, path: bytes, *,
     follow: bool = False, fits: Callable[[Lower], bool] | None = None,
 ) -> Found:  # fmt: skip
-    """Where the data of the metacopy file at `place` is, and what was seen there. EIO where it is
-    nowhere; ESTALE where the first file that is found does not fit. `path` and `follow` lead to
-    the metacopy file.
+    """Where the data of the metacopy file at `place` is, and the status found there. EIO if no
+    layer has it; ESTALE if the first file found does not fit. `path` and `follow` lead to the
+    metacopy file.
 
-    Source: kernel Documentation/filesystems/overlayfs.rst, "Metadata only copy up" and
-    "Data-only lower layers".
+    Source: kernel Documentation/filesystems/overlayfs.rst, "Metadata only copy up" and "Data-only
+    lower layers".
     """
     redirect = _redirect_at(stack, place, path, follow=follow) or place.name
     trail = _Trail(stack, parent_lowers, place.real.layer, redirect, fits)
@@ -254,7 +255,7 @@ def data_of(
 
 def is_metacopy(place: Place, path: bytes, *, follow: bool = False) -> bool:
     """Whether the regular file at `place`, to which `path` leads, has its data in a layer below.
-    EIO for a mark that is neither empty nor as long as the kernel's."""
+    EIO for a mark that is neither empty nor as long as the kernel's header."""
     layer = place.real.layer
     mark = xattrs.get_overlay(
         path, xattrs.METACOPY, layer.namespaces, follow=follow, upper=layer.number == 0

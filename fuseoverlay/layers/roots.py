@@ -1,4 +1,4 @@
-"""Opening the roots of layers, and what is wrong with them for whoever named them."""
+"""Open the roots of layers, and tell the user what is wrong with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("fuseoverlay")
 
 
 def open_root(path: bytes, error: type[LayerError | UpperError], option: str) -> int:
-    """A descriptor of a layer's root; `error` where there is none, with what to do about it."""
+    """A descriptor of a layer's root. Raises `error`, with what to do about it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -43,7 +43,7 @@ def open_root(path: bytes, error: type[LayerError | UpperError], option: str) ->
 
 
 def absence(path: bytes) -> str:
-    """What is to be said of a path that leads nowhere."""
+    """Describes a path that leads nowhere."""
     try:
         target = os.readlink(path)
     except OSError:
@@ -52,8 +52,8 @@ def absence(path: bytes) -> str:
 
 
 def refuse_twice(layer: Layer, seen: dict[tuple[int, int], Layer]) -> None:
-    """Refuse a root that is one of those `seen`, by `stat_key`; another one is added. `LayerError`;
-    `UpperError` where that is the upper's."""
+    """Refuse a root that is among those `seen` (by `stat_key`); add a new one. `LayerError`;
+    `UpperError` if the other is the upper's."""
     st = os.fstat(layer.root_fd)
     other = seen.setdefault((st.st_dev, st.st_ino), layer)
     if other is layer:
@@ -71,8 +71,8 @@ def refuse_twice(layer: Layer, seen: dict[tuple[int, int], Layer]) -> None:
 
 
 def distrust_copies(lowers: Sequence[Layer]) -> None:
-    """Forget UUIDs that several filesystems have, such as a disk and its snapshot: file handles
-    would lead to the wrong one. The kernel does so, too, ovl_lower_uuid_ok()."""
+    """Forget UUIDs that several filesystems share, such as a disk and its snapshot: file handles
+    would lead to the wrong one. The kernel does so too, ovl_lower_uuid_ok()."""
     devices: dict[bytes | None, set[int]] = {}
     for layer in lowers:
         devices.setdefault(layer.uuid, set()).add(layer.device)
@@ -82,8 +82,8 @@ def distrust_copies(lowers: Sequence[Layer]) -> None:
 
 
 def ask_for_attributes(layer: Layer) -> None:
-    """Say so where a lower's filesystem, which seems to have no attributes, will not tell whether
-    an overlay has marked anything."""
+    """Warn if a lower's filesystem seems to have attributes but does not list them: whether an
+    overlay has marked anything is then unknown."""
     try:
         os.listxattr(layer.root_fd)
     except OSError as exc:
@@ -97,8 +97,8 @@ def ask_for_attributes(layer: Layer) -> None:
 
 
 def settle(layer: Layer, *, user_attributes: bool) -> None:
-    """`Layer.settle`. `LayerError` or `UpperError` where there are attributes, as it seems, that
-    cannot be read: what they hide or forbid would be open to all."""
+    """Call `Layer.settle`. `LayerError` or `UpperError` if there seem to be attributes that cannot
+    be read: what they hide or forbid would be open to all."""
     try:
         layer.settle(user_attributes=user_attributes)
     except OSError as exc:
@@ -112,9 +112,9 @@ def settle(layer: Layer, *, user_attributes: bool) -> None:
 
 
 def see_stored_ids(layer: Layer, upper: Layer | None) -> None:
-    """Go around an idmapped mount that the lower was named by, through the mount of the upper or
-    of the working directory. podman maps the lowers so and asks us to map them, too; once is
-    meant. `LayerError` where there is no way around it."""
+    """Reopen a lower that was named through an idmapped mount, by way of the mount of the upper or
+    of the current directory. podman maps the lowers so and asks us to map them as well, but means
+    one mapping. `LayerError` if there is no other way to the lower."""
     if not syscalls.is_idmapped(layer.root_fd):
         return
     with contextlib.ExitStack() as undo:
@@ -140,9 +140,9 @@ def see_stored_ids(layer: Layer, upper: Layer | None) -> None:
 def enclosing(
     path: bytes, roots: Mapping[tuple[int, int], bytes], *, crossing: bool = True
 ) -> bytes | None:
-    """The directory of `roots` (by `stat_key`) that `path` is inside of; its own name does
-    not count. Bind mounts do not hide what a directory really is. Without `crossing` what is on
-    another filesystem is not around it."""
+    """The directory among `roots` (by `stat_key`) that contains `path`; None if there is none.
+    `path` itself does not count. Compares real directories, so bind mounts hide nothing. Without
+    `crossing` only directories on the filesystem of `path` count."""
     path = os.path.realpath(path)
     device = os.stat(path).st_dev
     while path != b"/":

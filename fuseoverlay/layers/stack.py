@@ -1,9 +1,8 @@
 """The stack of layers, and descriptors of the real directories in them.
 
-`LayerStack` owns every descriptor of a real directory. A directory is always
-opened from its parent's descriptor, one name at a time and never through a
-symbolic link, so no layer content can lead outside its root, and no depth
-meets PATH_MAX.
+`LayerStack` owns every descriptor of a real directory. A directory is always opened from an open
+directory above it and never through a symbolic link. So no layer's content can lead outside its
+root, and a deep directory does not meet PATH_MAX.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from fuseoverlay.system import syscalls
 from fuseoverlay.system.descriptors import open_file
 from fuseoverlay.system.syscalls import DIR_FLAGS, open_noatime
 
-#: Directories kept open at the end of a path that had to be walked.
+#: How many directories at the end of a walked path are kept open.
 _KEPT_STEPS: Final = 4
-#: More than any function asks for before it suspends, with the ends of their paths.
+#: More than any function needs before it suspends, including the ends of their paths.
 _IN_USE: Final = 16
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -56,25 +55,26 @@ class LayerStack:
         as_stored: bool = False,
         user_attributes: bool = False,
     ) -> None:
-        """Open every root; with `as_stored` none through a mount that maps ids. `user_attributes`
-        is for `Layer.settle`. Raises `UpperError` or `LayerError`; then nothing stays open."""
+        """Open every root, with `as_stored` none through an idmapped mount. `user_attributes` is
+        for `Layer.settle`. Raises `UpperError` or `LayerError`; then nothing stays open."""
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._open: OrderedDict[RealDir, int] = OrderedDict()
-            # Every file below an upper directory must see its renames: one object for each.
+            # One object per upper directory, so that everything below it sees its renames.
             self._upper_dirs: WeakValueDictionary[tuple[RealDir, bytes], RealDir]
             self._upper_dirs = WeakValueDictionary()
             self.limit = 64
-            #: Whether nobody else changes the lowers: what is opened again must be the same.
+            #: Whether nobody else changes the lowers: what is opened again must then be the same.
             self.lasting = False
-            #: `stat_key` of upper and work directory, in no lower; of the lowers, not in the upper.
+            #: `written`: `stat_key` of the upper and the work directory, which no lower may
+            #: contain. `read`: of the lowers, which the upper may not contain.
             self.written: frozenset[tuple[int, int]] = frozenset()
             self.read: frozenset[tuple[int, int]] = frozenset()
             #: Whether `overlay.redirect` counts.
             self.follow_redirects = True
             self.upper: Layer | None = None
             self.lowers: list[Layer] = []
-            #: Layers that only hold data for metacopy files of the others.
+            #: Layers that only hold data for metacopy files of the other layers.
             self.data_only: list[Layer] = []
             self._open_layers(upper, lowers, data_only)
             if as_stored:
@@ -123,16 +123,16 @@ class LayerStack:
         self.data_only.clear()
 
     def all(self) -> list[Layer]:
-        """Upper, if there is one, then the lowers, then the data-only lowers."""
+        """The upper, if there is one, then the lowers, then the data-only lowers."""
         return ([self.upper] if self.upper else []) + self.below
 
     @property
     def below(self) -> list[Layer]:
-        """What is never written: the lowers, then the data-only lowers."""
+        """The layers that are never written: the lowers, then the data-only lowers."""
         return self.lowers + self.data_only
 
     def _missing(self, real: RealDir) -> tuple[int, list[RealDir]]:
-        """The descriptor to start from, and the steps to `real` from there, last one first."""
+        """The descriptor to start from, and the steps from there to `real`, last one first."""
         missing = []
         step = real
         while step not in self._open and step.parent is not None:
@@ -143,8 +143,8 @@ class LayerStack:
     def fd(self, real: RealDir) -> int:
         """An O_PATH descriptor of the directory, valid until the next await.
 
-        Of a path only the end is kept, so that a deep one does not close what the caller
-        has just got for another directory.
+        Only the end of a path is kept open, so that a deep path does not close the directory that
+        the caller has just asked for.
         """
         fd = self._open.get(real)
         if fd is not None:
@@ -160,7 +160,7 @@ class LayerStack:
         return fd
 
     def _open_known_above(self, real: RealDir) -> None:
-        """Pass through no directory that was looked at before without seeing that it is still
+        """Open the directories above that were opened before, so that each is checked to be still
         the same."""
         known = []
         step = real.parent
@@ -168,12 +168,12 @@ class LayerStack:
             if step.seen is not None:
                 known.append(step)
             step = step.parent
-        # From the top down: each finds the one above it open.
+        # From the top down, so that each finds the one above it open.
         for step in reversed(known):
             self.fd(step)
 
     def _keep(self, real: RealDir, fd: int) -> None:
-        """A directory is open; `_check`."""
+        """Check a newly opened directory, and keep its descriptor; errors of `_check`."""
         try:
             self._check(real, sighting(os.fstat(fd)))
         except OSError:
@@ -182,22 +182,22 @@ class LayerStack:
         self._open[real] = fd
 
     def _check(self, real: RealDir, now: Sighting) -> None:
-        """ELOOP where a lower leads into what we write, or the upper into a lower, by whatever bind
-        mount; the kernel's ovl_lookup_trap_inode(). ESTALE where there is another directory by
+        """ELOOP if a lower leads into what we write, or the upper into a lower, through a bind
+        mount; like the kernel's ovl_lookup_trap_inode(). ESTALE if another directory is there by
         now: the kernel was told who may enter the one that was looked up, not this one."""
         lower = bool(real.layer.number)
         if now[:2] in (self.written if lower else self.read):
             raise os_error(errno.ELOOP)
         if lower and not self.lasting:
             return
-        # Of the upper it is we who change owners.
+        # In the upper, owners differ because we change them.
         if real.seen is not None and (now != real.seen if lower else now[:2] != real.seen[:2]):
             raise os_error(errno.ESTALE)
         real.seen = now
 
     def _open_lower(self, real: RealDir) -> int:
-        """A lower's directories are mostly wanted for themselves: one call, one descriptor; -1:
-        they have to be walked to."""
+        """Open a directory of a lower with one call; -1: walk to it. Lower directories are mostly
+        needed for themselves, so none on the way is kept."""
         fd = extension.open_real(real, self._open, _DIR_FLAGS)
         if fd < 0:
             base, missing = self._missing(real)
@@ -207,7 +207,7 @@ class LayerStack:
         return fd
 
     def _walk(self, real: RealDir) -> int:
-        """Open one directory after the other, and keep the last ones."""
+        """Open one directory after the other, and keep the last ones open."""
         fd, missing = self._missing(real)
         passing = -1
         for left in range(len(missing) - 1, -1, -1):
@@ -224,8 +224,8 @@ class LayerStack:
         return fd
 
     def shrink(self) -> None:
-        """Close all directories but those that a caller may just have asked for: their
-        descriptors are needed for something else."""
+        """Close all directories but those that a caller may just have asked for, to free
+        descriptors."""
         self._close_oldest(_IN_USE)
 
     def _close_oldest(self, keep: int) -> None:
@@ -234,7 +234,7 @@ class LayerStack:
             os.close(oldest)
 
     def upper_dir(self, parent: RealDir, name: bytes) -> RealDir:
-        """The one `RealDir` of a directory in the upper."""
+        """The only `RealDir` of a directory in the upper."""
         real = self._upper_dirs.get((parent, name))
         if real is None:
             real = self._upper_dirs[parent, name] = RealDir(parent.layer, parent, name)
@@ -251,25 +251,26 @@ class LayerStack:
             del self._upper_dirs[real.parent, real.name]
 
     def forget(self, real: RealDir) -> None:
-        """A directory of the upper is gone: its name may come back for another."""
+        """A directory of the upper is gone: another one may get its name."""
         self._unlist(real)
         fd = self._open.pop(real, None)
         if fd is not None:
             os.close(fd)
 
     def hides(self, real: RealDir) -> set[bytes]:
-        """Names in the directory that do not show."""
+        """The names in the directory that are hidden."""
         hidden = real.layer.hidden
         return hidden.get(real.path(), set()) if hidden else set()
 
     @contextlib.contextmanager
     def listing_fd(self, real: RealDir) -> Iterator[int]:
-        """A readable descriptor, the caller's own; no access time moves, see `note_listing`."""
+        """A readable descriptor of the directory, closed at the end of the block. Reading moves no
+        access time if we can prevent it, see `note_listing`."""
         base = self.fd(real)
         try:
             fd = open_noatime(b".", DIR_FLAGS, base)
         except PermissionError:
-            # Without search permission the link in /proc leads there all the same.
+            # The link in /proc works even without search permission.
             path, flags = syscalls.fd_path(base), DIR_FLAGS & ~os.O_NOFOLLOW
             fd = open_noatime(path, flags) if real.layer.number else open_own(path, flags)
         try:
@@ -278,8 +279,8 @@ class LayerStack:
             os.close(fd)
 
     def note_listing(self, real: RealDir) -> None:
-        """A program lists the directory: its access time moves if the mount wants that. We read
-        it when we please, or have done so before."""
+        """Move the directory's access time, if the mount wants that, because a program lists it. We
+        read directories at other times than programs do."""
         if real.layer.access_times & NEVER_MOVE:
             return
         try:

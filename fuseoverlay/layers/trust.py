@@ -1,10 +1,11 @@
-"""Whose extended attributes count: what a layer's owner may say to whom.
+"""Which extended attributes count: what a layer's owner can tell whom.
 
-`user.` attributes can be set by whoever owns a file, `trusted.` and `security.` ones only by root.
-To root of the first user namespace, whose mounts honour setuid and show everybody's files, `user.`
-attributes are the overlay's only where he asks for it, or where a layer that is his alone says that
-it keeps owners in them. Everybody else can read no other ones, and loses nothing by them: he gets
-at what is his, and his mounts give nobody root's rights. docs/security.md has the whole.
+The owner of a file can set `user.` attributes; `trusted.` and `security.` ones only root can set.
+The mounts of root of the first user namespace honour setuid and show everybody's files. So for root
+`user.` attributes of the overlay count only if root asks for it, or if a layer that only root can
+have written says that it stores owners in them. Other users cannot read the other namespaces, and
+lose nothing by trusting `user.` attributes: they reach only what is theirs, and their mounts give
+nobody root's rights. docs/security.md has the whole reasoning.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ _WRITABLE_FOR_OTHERS: Final = 0o022
 
 @functools.cache
 def is_superuser() -> bool:
-    """Whether this process is root of the first user namespace, or of one as good as that."""
+    """Whether this process is root of the first user namespace, or of an equivalent one."""
     return os.geteuid() == 0 and is_first_namespace()
 
 
 def is_first_namespace() -> bool:
-    """Whether the user namespace of this process is the first, or one as good as that."""
+    """Whether the user namespace of this process is the first, or equivalent: it maps every id to
+    itself."""
     return all(map(_has_every_id, ("uid_map", "gid_map")))
 
 
@@ -47,7 +49,7 @@ def is_roots_alone(st: os.stat_result) -> bool:
 
 
 def override(root_fd: int, counted: tuple[bytes, ...]) -> bytes | None:
-    """The attribute that owners, modes and types of the layer are kept in; None: where they
-    belong. `counted`: see `namespaces`."""
+    """The attribute in which the layer stores owners, modes and types; None: they are the files'
+    real ones. `counted`: see `namespaces`."""
     wanted = xattrs.OVERRIDES if xattrs.USER in counted else (xattrs.PRIVILEGED_OVERRIDE_STAT,)
     return next(iter(xattrs.present(root_fd, wanted)), None)

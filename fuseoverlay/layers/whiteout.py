@@ -1,16 +1,15 @@
 """Whiteouts and opaque marks: recognise and make them, in every dialect.
 
-A whiteout hides one name of the layers below; an opaque directory hides all of
-them. Dialects:
+A whiteout hides one name of the layers below; an opaque directory hides all of them. Dialects:
 
 - `char`: a character device 0:0 (kernel overlayfs; needs no privilege since Linux 5.8);
 - `xattr`: an empty regular file with the attribute `overlay.whiteout`, in a directory
   whose `overlay.opaque` is `x` (kernel overlayfs since 6.8);
-- `oci`: a file `.wh.NAME` beside where NAME would be (AUFS, OCI image layers).
+- `oci`: a file `.wh.NAME` in the directory that would hold NAME (AUFS, OCI image layers).
 
-Opaque: `overlay.opaque=y` on the directory, or a file `.wh..wh..opq` in it.
-Sources: kernel Documentation/filesystems/overlayfs.rst, "whiteouts and opaque
-directories"; OCI image-spec layer.md, "Whiteouts".
+Opaque: `overlay.opaque=y` on the directory, or a file `.wh..wh..opq` in it. Sources: kernel
+Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"; OCI image-spec
+layer.md, "Whiteouts".
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from fuseoverlay.system.removal import names_in, remove_tree
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 WH_PREFIX: Final = b".wh."
-#: AUFS housekeeping: never an entry of the merged tree.
+#: Prefix of AUFS housekeeping: never an entry of the merged tree.
 WH_META_PREFIX: Final = b".wh..wh."
 WH_OPAQUE: Final = b".wh..wh..opq"
-#: Names that AUFS puts into the root of a layer for itself.
+#: Names that AUFS creates in the root of a layer for itself.
 WH_HOUSEKEEPING: Final = frozenset((b".wh..wh.aufs", b".wh..wh.orph", b".wh..wh.plnk"))
 
 OPAQUE_YES: Final = b"y"
@@ -41,9 +40,10 @@ OPAQUE_XATTR_WHITEOUTS: Final = b"x"
 
 NAME_MAX: Final = 255
 
-#: A directory that is there while a filesystem is tried.
+#: A directory that exists while a filesystem is probed.
 PROBE: Final = b".fuseoverlay-probe"
-# What filesystems say to a whiteout that they do not take; ENOENT: it is one to them, too.
+# Errors of filesystems that do not accept a whiteout. ENOENT: the filesystem takes it for a
+# whiteout itself.
 _NOT_TAKEN: Final = (
     errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOENT, errno.ENODATA,
 )  # fmt: skip
@@ -58,22 +58,22 @@ class Dialect(enum.Enum):
 
 
 def oci_target(name: bytes) -> bytes | None:
-    """The name that `.wh.NAME` hides; None where `name` is no OCI whiteout."""
+    """The name that `.wh.NAME` hides; None if `name` is not an OCI whiteout."""
     if name.startswith(WH_PREFIX) and not name.startswith(WH_META_PREFIX):
         return name[len(WH_PREFIX) :] or None
     return None
 
 
 def is_char_whiteout(st: os.stat_result) -> bool:
-    """Whether this is a character device 0:0."""
+    """Whether the status is of a character device 0:0."""
     return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
 def is_xattr_whiteout(
     dir_fd: int, name: bytes, counted: Sequence[bytes], st: os.stat_result | None = None
 ) -> bool:
-    """Whether `name` is an empty regular file with an `overlay.whiteout` attribute; `counted`
-    as for `xattrs.get_overlay`, `st`: its status, if that is known."""
+    """Whether `name` is an empty regular file with an `overlay.whiteout` attribute. `counted` as
+    for `xattrs.get_overlay`; `st`: its status, if known."""
     if st is None:
         st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     if not stat.S_ISREG(st.st_mode) or st.st_size:
@@ -84,9 +84,8 @@ def is_xattr_whiteout(
 def make(dialect: Dialect, dir_fd: int, name: bytes, namespace: bytes) -> None:
     """Make a whiteout object called `name` in the directory `dir_fd`.
 
-    For `OCI` the caller passes the full `.wh.NAME`. An `XATTR` whiteout counts
-    only once `mark_xattr_whiteouts` was called on its final directory.
-    `namespace` is `xattrs.TRUSTED` or `xattrs.USER`.
+    For `OCI` the caller passes the full `.wh.NAME`. An `XATTR` whiteout counts only after
+    `mark_xattr_whiteouts` on its final directory. `namespace` is `xattrs.TRUSTED` or `xattrs.USER`.
     """
     if dialect is Dialect.CHAR:
         os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=dir_fd)
@@ -104,7 +103,7 @@ def make(dialect: Dialect, dir_fd: int, name: bytes, namespace: bytes) -> None:
 
 
 def dialect_for(name: bytes, preferred: Dialect) -> Dialect:
-    """The dialect for a whiteout of `name`: `.wh.` does not fit before very long names."""
+    """The dialect for a whiteout of `name`: names that leave no room for `.wh.` take `XATTR`."""
     if preferred is Dialect.OCI and len(name) + len(WH_PREFIX) > NAME_MAX:
         return Dialect.XATTR
     return preferred
@@ -126,16 +125,17 @@ def set_opaque(dir_fd: int, name: bytes, namespace: bytes) -> None:
 
 
 def mark_xattr_whiteouts(dir_fd: int, namespace: bytes, counted: Sequence[bytes]) -> None:
-    """Note on the directory that xattr whiteouts are inside; leaves an opaque one opaque."""
+    """Mark the directory as one that holds xattr whiteouts. An opaque one stays opaque."""
     if is_opaque_value(opaque_value(dir_fd, counted)):
         return
     xattrs.put(dir_fd, namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)
 
 
 def opaque_value(path: bytes | int, counted: Sequence[bytes]) -> bytes | None:
-    """Value of the directory's `overlay.opaque`, as `xattrs.get_overlay`; None: not set.
+    """The value of the directory's `overlay.opaque`, as by `xattrs.get_overlay`; None if not set.
 
-    `path` must not end in a symbolic link that may be followed, or is a descriptor.
+    `path` is a descriptor, or a path whose last component is not a symbolic link that may be
+    followed.
     """
     return xattrs.get_overlay(path, xattrs.OPAQUE, counted)
 
@@ -146,16 +146,16 @@ def is_opaque_value(value: bytes | None) -> bool:
 
 
 def probe(dir_fd: int, namespace: bytes) -> Dialect | None:
-    """The best dialect that the filesystem of `dir_fd` keeps; None: it keeps no whiteouts. Errors
-    as of `keeps`."""
+    """The best dialect that the filesystem of `dir_fd` keeps; None if it keeps no whiteouts. Errors
+    of `keeps`."""
     return next((dialect for dialect in Dialect if keeps(dialect, dir_fd, namespace)), None)
 
 
 def keeps(dialect: Dialect, dir_fd: int, namespace: bytes) -> bool:
-    """Whether a whiteout of this dialect that is made in a directory there is found again: an
-    overlay, for one, may take it and keep it to itself.
+    """Whether a whiteout of this dialect is found again after it was made in a directory there. An
+    overlay, for one, may accept it and hide it.
 
-    Makes and removes a directory called `PROBE`; raises `OSError` where none can be made.
+    Makes and removes a directory called `PROBE`; `OSError` if none can be made.
     """
     os.mkdir(PROBE, 0o700, dir_fd=dir_fd)
     try:
@@ -186,12 +186,12 @@ def _is_kept(dialect: Dialect, fd: int, namespace: bytes) -> bool:
 
 
 def best_namespace(dir_fd: int) -> bytes:
-    """`trusted.overlay.` where this process may set it on the directory, else `user.overlay.`."""
+    """`trusted.overlay.` if this process may set it on the directory, else `user.overlay.`."""
     return xattrs.TRUSTED if takes_attributes(dir_fd, xattrs.TRUSTED) else xattrs.USER
 
 
 def takes_attributes(dir_fd: int, namespace: bytes) -> bool:
-    """Whether this process may set attributes of the namespace on the directory, and finds them
+    """Whether this process may set attributes of the namespace on the directory and finds them
     again."""
     path, name = syscalls.fd_path(dir_fd), namespace + b"probe"
     try:

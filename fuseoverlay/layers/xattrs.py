@@ -1,10 +1,8 @@
 """Names of the extended attributes that an overlay keeps for itself.
 
-Source: kernel Documentation/filesystems/overlayfs.rst ("trusted.overlay.",
-"user.overlay.", "Nesting overlayfs mounts"); containers-storage for
-`user.containers.override_stat`; fuse-overlayfs for `user.fuseoverlayfs.` and
-`security.fuseoverlayfs.`.
-Names are `bytes` everywhere.
+Source: kernel Documentation/filesystems/overlayfs.rst ("trusted.overlay.", "user.overlay.",
+"Nesting overlayfs mounts"); containers-storage for `user.containers.override_stat`; fuse-overlayfs
+for `user.fuseoverlayfs.` and `security.fuseoverlayfs.`. Names are `bytes` everywhere.
 """
 
 from __future__ import annotations
@@ -26,14 +24,15 @@ TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
 FUSE_OVERLAYFS: Final = b"user.fuseoverlayfs."
 
-#: Namespaces that can be read, in order of precedence; which count, `trust` says.
+#: Namespaces that can be read, in order of precedence. `trust` says which count.
 NAMESPACES: Final = (TRUSTED, USER, FUSE_OVERLAYFS)
 
 #: Owner, mode and type that a plain user could not set: `uid:gid:0mode:type`.
 OVERRIDE_STAT: Final = b"user.containers.override_stat"
-#: The same that only root can write, and as older versions of fuse-overlayfs write it.
+#: The same, in a name that only root can write.
 PRIVILEGED_OVERRIDE_STAT: Final = b"security.fuseoverlayfs.override_stat"
-#: Names of it, in order of precedence. A layer's objects have the same as its root.
+#: All names of it, in order of precedence; the last as older versions of fuse-overlayfs wrote it.
+#: All objects of a layer use the same name as its root.
 OVERRIDES: Final = (
     PRIVILEGED_OVERRIDE_STAT,
     OVERRIDE_STAT,
@@ -41,17 +40,17 @@ OVERRIDES: Final = (
 )
 
 CAPABILITY: Final = b"security.capability"
-#: File capabilities, where owners are kept in a `user.` attribute.
+#: File capabilities, if owners are stored in a `user.` attribute.
 OVERRIDE_CAPABILITY: Final = b"user.containers.override_security.capability"
 
-#: On a directory that a layer archive needed but did not list: its own metadata
-#: mean nothing, those of the directory below count. Also on the root of every
-#: layer that holds such directories, so that others need not be asked.
+#: On a directory that a layer archive needed but did not list: its own metadata mean nothing, those
+#: of the directory below count. Also on the root of every layer with such directories, so that
+#: other layers need not be searched for them.
 IMPLIED: Final = b"user.fuseoverlay.implied"
-#: Value of `IMPLIED` on such a directory itself; a root that was listed has another.
+#: The value of `IMPLIED` on such a directory itself. A root that was listed has another.
 IMPLIED_SELF: Final = b"y"
 
-#: Prefixes that no layer of an image may bring, and no user may set.
+#: Prefixes that no layer of an image may contain and no user may set.
 RESERVED: Final = (
     TRUSTED,
     USER,
@@ -61,7 +60,7 @@ RESERVED: Final = (
     b"user.fuseoverlay.",
 )
 
-#: Asked of a mount's top directory: which process serves it. Not listed.
+#: Read on a mount's root directory, tells which process serves it. Not listed.
 DAEMON: Final = b"user.fuseoverlay.daemon"
 
 OPAQUE: Final = b"opaque"
@@ -75,16 +74,15 @@ UPPER: Final = b"upper"
 PROTATTR: Final = b"protattr"
 
 _ESCAPED: Final = b"overlay."
-#: What filesystems answer that have no attributes: not all say so in the proper way.
+#: Errors of filesystems without attributes: not all report it properly.
 NONE: Final = (errno.EOPNOTSUPP, errno.ENODATA, errno.EINVAL, errno.EPERM, errno.ENOSYS)
 
 
 def to_real(name: bytes) -> bytes:
     """The name under which a user's attribute is stored in a layer.
 
-    `trusted.overlay.x` of a nested overlay is stored as
-    `trusted.overlay.overlay.x`. EPERM: the name is ours and cannot be escaped; EINVAL: it is
-    only a prefix.
+    `trusted.overlay.x` of a nested overlay is stored as `trusted.overlay.overlay.x`. EPERM: the
+    name is ours and cannot be escaped; EINVAL: it is only a prefix.
     """
     if name == TRUSTED:
         raise os_error(errno.EINVAL)
@@ -97,7 +95,7 @@ def to_real(name: bytes) -> bytes:
 
 
 def to_user(name: bytes) -> bytes | None:
-    """The name a user sees for a stored attribute; None: it is private."""
+    """The name that users see for a stored attribute; None if it is private."""
     for prefix in (TRUSTED, USER):
         if name.startswith(prefix + _ESCAPED):
             return prefix + name[len(prefix + _ESCAPED) :]
@@ -105,10 +103,10 @@ def to_user(name: bytes) -> bytes | None:
 
 
 def get(path: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None:
-    """Value of one attribute; None where there is none or it may not be read.
+    """The value of one attribute; None if it does not exist, or for any error in `NONE`.
 
-    `path` is a path whose last component is not followed unless `follow`, or any
-    descriptor, O_PATH too.
+    `path` is a descriptor, O_PATH or not, or a path whose last component is followed only with
+    `follow`.
     """
     path, follow = _target(path, follow)
     try:
@@ -122,8 +120,8 @@ def get(path: bytes | int, name: bytes, *, follow: bool = False) -> bytes | None
 def put(path: bytes | int, name: bytes, value: bytes, *, follow: bool = False) -> None:
     """Set an attribute of an object of the upper, whatever its mode; errors of setxattr(2).
 
-    `path` as in `get`. `user.` names take write permission: where a plain user has none on
-    his own, he gets it for the moment of the call.
+    `path` as in `get`. `user.` attributes require write permission: where a plain user lacks it on
+    a file of their own, it is granted for the moment of the call.
     """
     target, follow = _target(path, follow)
     _whatever_mode(target, lambda: os.setxattr(target, name, value, follow_symlinks=follow))
@@ -136,7 +134,7 @@ def drop(path: bytes | int, name: bytes, *, follow: bool = False) -> None:
 
 
 def drop_any(path: bytes | int, name: bytes) -> None:
-    """The same where there may be none."""
+    """Remove an attribute that may not exist, in the same way."""
     try:
         drop(path, name)
     except OSError as exc:
@@ -150,7 +148,7 @@ def _whatever_mode(path: bytes, call: Callable[[], T]) -> T:
     except PermissionError as exc:
         if exc.errno != errno.EACCES:
             raise
-        # No symbolic link: those take no `user.` attributes and answer EPERM.
+        # Not a symbolic link: those take no `user.` attributes and answer EPERM.
         mode = stat.S_IMODE(os.stat(path).st_mode)
         os.chmod(path, mode | stat.S_IRUSR | stat.S_IWUSR)
         try:
@@ -160,7 +158,7 @@ def _whatever_mode(path: bytes, call: Callable[[], T]) -> T:
 
 
 def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:
-    """Names of all attributes; none where the filesystem has no attributes."""
+    """The names of all attributes; none if the filesystem has no attributes."""
     path, follow = _target(path, follow)
     try:
         found = os.listxattr(path, follow_symlinks=follow)
@@ -172,8 +170,8 @@ def names(path: bytes | int, *, follow: bool = False) -> list[bytes]:
 
 
 def present(path: bytes | int, wanted: Sequence[bytes], *, follow: bool = False) -> list[bytes]:
-    """Those of the `wanted` attributes that are there, also where all names are too many to be
-    listed (E2BIG): whoever fills a file so must not keep others from its directory."""
+    """Those of the `wanted` attributes that exist. Works also if there are too many names to list
+    (E2BIG): whoever fills a file so must not lock others out of its directory."""
     try:
         found: Container[bytes] = names(path, follow=follow)
     except OSError as exc:
@@ -184,8 +182,8 @@ def present(path: bytes | int, wanted: Sequence[bytes], *, follow: bool = False)
 
 
 def is_marked(path: bytes | int, counted: Sequence[bytes], *, follow: bool = False) -> bool:
-    """Whether any overlay attribute of these namespaces may be there: one question in place of one
-    for each of them."""
+    """Whether any overlay attribute of these namespaces may exist: one call instead of one for
+    each."""
     try:
         return any(name.startswith(tuple(counted)) for name in names(path, follow=follow))
     except OSError as exc:
@@ -206,10 +204,10 @@ def get_overlay(
     follow: bool = False,
     upper: bool = False,
 ) -> bytes | None:
-    """Value of the overlay attribute `what` (`OPAQUE` ...) in the first namespace that has it.
+    """The value of the overlay attribute `what` (`OPAQUE` ...) in the first namespace that has it.
 
-    `counted` are the layer's, see `trust`. `upper`: the object is of the upper and
-    read whatever its mode, as with `put`.
+    `counted`: the namespaces that count in the layer, see `trust`. `upper`: the object is of the
+    upper, and is read whatever its mode, as with `put`.
     """
     for name in present(path, [namespace + what for namespace in counted], follow=follow):
         read = functools.partial(get, path, name, follow=follow)

@@ -1,4 +1,4 @@
-"""The optional C extension: `loader` loads it, `extension` calls it, `terms` talks to the kernel.
+"""The optional C extension: `loader` loads it, `extension` calls it, `terms` handles INIT.
 
 Imports no other package. The sources are in `csrc`; docs/native.md says what it does and why.
 """

@@ -1,4 +1,4 @@
-"""What the extension can be asked: the filter between /dev/fuse and libfuse, and its functions.
+"""What the extension offers Python: the filter between /dev/fuse and libfuse, and its functions.
 
 Without it (not built, turned off by FUSEOVERLAY_NATIVE=0, or not in effect) everything works,
 slower. docs/native.md explains how and why.
@@ -14,10 +14,10 @@ from fuseoverlay.native.loader import module as _extension
 
 
 def setup(timeout: float, max_write: int | None) -> int | None:
-    """Have the filter attach to the next mount, whose kernel may keep what it is told for
-    `timeout` seconds, and may write no more than `max_write` bytes at once.
+    """Have the filter attach to the next mount. The kernel may then keep what it is told for
+    `timeout` seconds, and write at most `max_write` bytes at once (None: what libfuse allows).
 
-    Returns an eventfd(2) that counts requests for `take_all`.
+    Returns an eventfd(2) that counts requests for `take_all`; None without the extension.
     """
     if _extension is None:
         return None
@@ -26,8 +26,8 @@ def setup(timeout: float, max_write: int | None) -> int | None:
 
 
 def name_strangers(strangers: tuple[int, int], shown: tuple[int, int]) -> None:
-    """Tell the extension what user and group a status has of whom the user namespace does not
-    map, and what to show instead."""
+    """Tell the extension which user and group id a status has for owners that the user namespace
+    does not map, and which ids to show instead."""
     if _extension is not None:
         _extension.name_strangers(*strangers, *shown)
 
@@ -42,42 +42,47 @@ def prepare(
     read_listed: bool,
     acls: bool,
 ) -> None:
-    """Have the extension answer requests from the overlay's `Prepared` and of listed
-    files, which it enters in `entries` and finds by open real directories.
-    `read_listed`: they are read without asking the overlay; `acls`: the mount has ACLs."""
+    """Have the extension answer requests from the overlay's `Prepared` tables and about listed
+    files. It enters listed files in `entries` and finds them through `descriptors` of real
+    directories.
+
+    `read_listed`: it may read listed files without asking the overlay. `acls`: the mount has ACLs.
+    """
     if _extension is not None:
         _extension.prepare(bound, names, plain, entries, descriptors, read_listed, acls)
 
 
 def call(opcode: int, function: Callable[..., Any]) -> None:
-    """Have such requests answered by `function(nodeid, uid, gid, pid, body)`, at once."""
+    """Have requests with this opcode answered by `function(nodeid, uid, gid, pid, body)`, at
+    once."""
     if _extension is not None:
         _extension.call(opcode, function)
 
 
 def log(function: Callable[[int, int, int, int, int, bytes, int, int], None]) -> None:
     """Have `function(opcode, nodeid, uid, gid, pid, body, error, absent)` called for each request
-    that was answered without pyfuse3; `absent`: by an entry that says that there is none."""
+    that was answered without pyfuse3. `absent`: the answer to LOOKUP was a negative entry, not an
+    error."""
     if _extension is not None:
         _extension.log(function)
 
 
 def at_end(function: Callable[[], None]) -> None:
-    """Have the extension call this at once when the kernel has ended the connection."""
+    """Have the extension call `function` as soon as the kernel has ended the connection."""
     if _extension is not None:
         _extension.at_end(function)
 
 
 def listing(size: int) -> Any:
-    """An empty reply to READDIRPLUS. Only where the extension is in effect."""
+    """An empty reply to READDIRPLUS of at most `size` bytes. Only if the extension is loaded."""
     if _extension is None:
         raise RuntimeError("no extension")
     return _extension.Listing(size)
 
 
 def open_real(real: Any, descriptors: dict[Any, int], flags: int) -> int:
-    """Open a real directory from the nearest one of those that are open; -1: that has to be done
-    otherwise, because of an error, or there is no extension."""
+    """Open a real directory, starting from its nearest ancestor in `descriptors`. Returns -1 if the
+    caller has to open it otherwise: there was an error, or there is no extension."""
     return _extension.open_real(real, descriptors, flags) if _extension is not None else -1
 
 
@@ -87,9 +92,9 @@ def merge(
 ) -> tuple[int, bool]:  # fmt: skip
     """Add the directories from `position` on to `names` and `closed`, as `merge.Merged.add` does.
 
-    Returns the position of the first that was not added, and whether only because there were
-    more than `limit` entries: else that one has to be looked at otherwise, since it holds
-    something special, or is large, or there is no extension.
+    Returns (position, full): the position of the first directory that was not added, and whether
+    the only reason is that there were more than `limit` entries. Otherwise that directory has to be
+    read by Python: it is special or large or cannot be read, or there is no extension.
     """
     if _extension is None:
         return position, False
@@ -98,8 +103,8 @@ def merge(
 
 
 def waiter() -> Callable[[], bool] | None:
-    """A function that waits for a request for a millisecond at most, and says whether one is
-    there; None where the filter is not in effect."""
+    """A function that waits at most a millisecond for a request and says whether one has come; None
+    if the filter is not in effect."""
     if _extension is None or not _extension.attached():
         return None
     wait: Callable[[], bool] = _extension.another_request
@@ -107,7 +112,7 @@ def waiter() -> Callable[[], bool] | None:
 
 
 def take_all() -> list[bytes]:
-    """Requests that have arrived, whole; each wants a `reply`."""
+    """The requests that have arrived since the last call, each whole. Each needs a `reply`."""
     if _extension is None:
         return []
     requests: list[bytes] = _extension.taken[:]
@@ -116,7 +121,7 @@ def take_all() -> list[bytes]:
 
 
 def reply(unique: int, error: int, payload: bytes = b"") -> None:
-    """Answer a request that was taken; `error` is an errno, 0: success."""
+    """Answer a request from `take_all`; `error` is an errno, 0 for success."""
     if _extension is not None:
         _extension.reply(unique, error, payload)
 

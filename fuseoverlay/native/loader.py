@@ -1,6 +1,6 @@
-"""Loads the extension; to be imported before pyfuse3.
+"""Loads the extension. Import this before pyfuse3.
 
-It puts a filter between /dev/fuse and libfuse (docs/native.md).
+The extension puts a filter between /dev/fuse and libfuse (docs/native.md).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The extension, or why there is none."""
+    """The extension or None, and why there is none."""
     if os.environ.get("FUSEOVERLAY_NATIVE") == "0":
         return None, "turned off by FUSEOVERLAY_NATIVE=0"
     flags = sys.getdlopenflags()
-    # Its `fuse_session_mount` must be found before libfuse's.
+    # The dynamic linker must find its `fuse_session_mount` before libfuse's.
     sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
     try:
         import fuseoverlay.native._native as extension
@@ -29,7 +29,7 @@ def _load() -> tuple[ModuleType | None, str]:
     return extension, ""
 
 
-#: Whether pyfuse3 came first, which then found libfuse's own `fuse_session_mount`.
+#: Whether pyfuse3 was imported first, and so has found libfuse's own `fuse_session_mount`.
 is_late: Final = "pyfuse3" in sys.modules
-#: The extension, and why there is none, for people.
+#: The extension or None, and why there is none, for people.
 module, absence = _load()

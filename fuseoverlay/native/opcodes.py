@@ -1,4 +1,4 @@
-"""Numbers of requests: enum fuse_opcode of <linux/fuse.h>, without its `FUSE_`."""
+"""Opcodes of requests: enum fuse_opcode of <linux/fuse.h>, without the `FUSE_` prefix."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TMPFILE: Final = 51
 STATX: Final = 52
 COPY_FILE_RANGE_64: Final = 53
 
-#: What the log calls them.
+#: Their names in the log.
 NAMES: Final = {
     number: name.lower() for name, number in list(globals().items()) if isinstance(number, int)
 }

@@ -1,4 +1,4 @@
-"""What the kernel and the extension agree on at INIT, and what the requests that follow say.
+"""What the kernel and the extension agree on at INIT, and the flags of the requests that follow.
 
 Numbers: <linux/fuse.h>.
 """
@@ -24,7 +24,7 @@ _WRITE_KILL_SUIDGID: Final = 1 << 2
 _SETATTR_KILL_SUIDGID: Final = 1 << 11
 _SETATTR_NOW: Final = 1 << 7 | 1 << 8
 _KILL_SUIDGID: Final = _WRITE_KILL_SUIDGID | _SETATTR_KILL_SUIDGID
-# What the answer to INIT can have agreed on, for people.
+# Flags that the answer to INIT may have set, in words for people.
 _TERMS: Final = (
     (_DONT_MASK, "umask left to us"),
     (_HANDLE_KILLPRIV_V2, "setuid left to us"),
@@ -33,12 +33,14 @@ _TERMS: Final = (
 
 
 def agree(taken: Iterable[int], *, private: bool) -> bool:
-    """When the kernel's INIT has come: do without handles, if that is possible, and keep
-    requests with the opcodes `taken` for `take_all`.
+    """Called when the kernel's INIT has arrived: do without file handles if the kernel can, and
+    keep requests with the opcodes `taken` for `take_all`. Returns whether the kernel can.
 
-    `private`: nobody else changes the layers, so data that the kernel has stays good when it
-    learns of a new mtime. Then nobody opens or closes any more, O_TRUNC arrives as a setattr,
-    the umask is not yet applied, and `kills_privileges` says which changes end setuid.
+    If so, it makes no OPEN, FLUSH and ACCESS, O_TRUNC arrives as a SETATTR, the umask is not yet
+    applied, and `kills_privileges` says which changes end setuid.
+
+    `private`: nobody else changes the layers, so the data in the page cache stays valid when the
+    kernel learns of a new mtime, and it needs no OPENDIR either.
     """
     if _extension is None or not _extension.attached():
         return False
@@ -50,9 +52,9 @@ def agree(taken: Iterable[int], *, private: bool) -> bool:
     _extension.init_flags(_DONT_MASK | _CACHE_SYMLINKS | _HANDLE_KILLPRIV_V2, refused)
     refuse((opcodes.OPEN, opcodes.FLUSH, opcodes.ACCESS))
     if private:
-        # The kernel then keeps listings, too, until it changes the directory itself.
+        # The kernel then also caches listings, until it changes the directory itself.
         refuse([opcodes.OPENDIR])
-    # Asked only of files that were created.
+    # The kernel still sends these for what CREATE or OPENDIR has opened.
     for opcode in (opcodes.RELEASE, opcodes.RELEASEDIR):
         _extension.answer(opcode, 0)
     for opcode in taken:
@@ -61,14 +63,16 @@ def agree(taken: Iterable[int], *, private: bool) -> bool:
 
 
 def refuse(opcodes: Iterable[int]) -> None:
-    """Tell the kernel not to make such requests, ENOSYS, without asking the overlay."""
+    """Answer such requests with ENOSYS, so that the kernel makes no more; the overlay is not
+    asked."""
     if _extension is not None:
         for opcode in opcodes:
             _extension.answer(opcode, errno.ENOSYS)
 
 
-def terms() -> str:
-    """What the kernel, libfuse and the extension have agreed on, for people; after INIT."""
+def terms(*, private: bool) -> str:
+    """What the kernel, libfuse and the extension have agreed on, for people. Only after INIT.
+    `private` as for `agree`."""
     reason = _absence or _detachment()
     protocol = ""
     if _extension is not None and _extension.attached():
@@ -76,7 +80,7 @@ def terms() -> str:
         protocol = f"FUSE {major}.{min(minor, agreed)} (kernel {major}.{minor}), "
         if offered & _HANDLE_KILLPRIV_V2:
             agreed_on = [text for flag, text in _TERMS if flags & flag]
-            requests = "no OPEN, OPENDIR, FLUSH, ACCESS"
+            requests = f"no OPEN, {'OPENDIR, ' if private else ''}FLUSH, ACCESS"
             return f"{protocol}extension in effect: {'; '.join([requests, *agreed_on])}"
         reason = "the kernel has no FUSE_HANDLE_KILLPRIV_V2"
     return f"{protocol}extension not in effect ({reason}): OPEN and the like come through"
@@ -89,13 +93,13 @@ def _detachment() -> str:
 
 
 def kills_privileges() -> bool:
-    """Whether the write or truncation that has just arrived ends setuid, setgid and
-    capabilities. To be asked before anything suspends."""
+    """Whether the write or truncation that has just arrived ends setuid, setgid and capabilities.
+    Ask before anything suspends."""
     return _extension is not None and bool(_extension.last_flags() & _KILL_SUIDGID)
 
 
 class Caller(NamedTuple):
-    """Filesystem ids and process of who asks."""
+    """Filesystem uid and gid, and pid, of the process that made a request."""
 
     uid: int
     gid: int
@@ -103,12 +107,11 @@ class Caller(NamedTuple):
 
 
 def caller() -> Caller:
-    """Whose the write or truncation is that has just arrived. To be asked before anything
-    suspends."""
+    """Who made the write or truncation that has just arrived. Ask before anything suspends."""
     return Caller(*_extension.last_caller()) if _extension is not None else Caller(0, 0, 0)
 
 
 def is_touch() -> bool:
-    """Whether the setattr that has just arrived sets both times to the current one and says
-    so. To be asked before anything suspends."""
+    """Whether the SETATTR that has just arrived asks for the current time for both times, as
+    touch(1) does. Ask before anything suspends."""
     return _extension is not None and _extension.last_flags() & _SETATTR_NOW == _SETATTR_NOW

@@ -1,4 +1,4 @@
-"""What the layers below a layer in the making have."""
+"""What the layers below the one being unpacked hold."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from fuseoverlay.oci.tree import find_below
 
 
 class Below:
-    """The layers below, top first; remembers whether they were asked."""
+    """The layers below, top first. Records whether they were asked."""
 
     def __init__(self, lowers: Sequence[str | os.PathLike[str]]) -> None:
         self._lowers = lowers
-        #: Whether they gave data or decided about something.
+        #: Whether they supplied data or influenced a decision.
         self.used = False
 
     def is_directory(self, path: Path) -> bool:
-        """Whether they show a directory there."""
+        """Whether they show a directory at `path`."""
         with self.at(path) as (_, kind):
             return stat.S_ISDIR(kind)
 
     @contextlib.contextmanager
     def at(self, path: Path) -> Iterator[tuple[int, int]]:
-        """What the layers below have at `path`, as `find_below` has it; type 0: nothing."""
+        """What the layers below show at `path`, as returned by `find_below`; type 0 if nothing. The
+        descriptor is closed at the end of the block."""
         self.used = True
         source, kind = find_below(self._lowers, path) or (-1, 0)
         try:

@@ -1,8 +1,8 @@
 """Open an image by name and find its layers.
 
-Forms: OCI layout directory or archive (image-spec image-layout.md); `docker save`
-archive, whose `manifest.json` names the config and the layers, in the old form
-`ID/layer.tar` or in the new one, which is an OCI layout at the same time.
+Formats: an OCI layout directory or archive (image-spec image-layout.md); a `docker save` archive,
+whose `manifest.json` names the config and the layers, in the old form `ID/layer.tar` or in the new
+one, which is an OCI layout at the same time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _T = TypeVar("_T")
 
 #: Manifests and configs are read into memory; real ones stay below 1 MiB.
 _MAX_JSON: Final = 16 << 20
-#: All of them together: an index may name others, and those the same ones, again and again.
+#: For all of them together: an index may name other indexes, and the same ones again and again.
 _MAX_JSON_TOTAL: Final = 32 << 20
-#: Indexes inside indexes. Real images have one.
+#: Depth of indexes inside indexes. Real images have one.
 _MAX_DEPTH: Final = 8
 
-#: Names in one message.
+#: At most so many names in one message.
 _SHOWN: Final = 20
 
 _CONTAINERD_NAME: Final = "io.containerd.image.name"
@@ -39,7 +39,7 @@ _HEX_NAME: Final = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?\Z")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of an image: `name` of the file inside, its size and digest if known.
+    """One layer of an image: `name` of the file in the image, its size, and its digest if known.
 
     `diff_id` is the digest of the plain tar stream.
     """
@@ -62,8 +62,8 @@ class Image:
 def open_image(path: str, *, scratch: str | None = None) -> Iterator[ImageSource]:
     """Open the image file or directory `path`.
 
-    `scratch` is a directory for the plain copy of a compressed archive (default: that
-    of `tempfile`). ImageError where `path` is missing or no image.
+    A compressed archive is decompressed into the directory `scratch` (default: that of `tempfile`).
+    ImageError if `path` is missing or not an image.
     """
     with open_files(path, scratch) as files:
         yield ImageSource(files, path)
@@ -93,9 +93,9 @@ class ImageSource:
         return sorted(found)
 
     def resolve(self, ref: str | None = None, platform: Platform | None = None) -> Image:
-        """Find one image, its manifest and config checked.
+        """Find one image, and check its manifest and config.
 
-        `platform` None: the only one there is, else this machine's.
+        Without `platform`, the only image there is, else the one for this machine.
         """
         if self._index is not None and self._index.manifests:
             chosen = self._by_ref(self._index.manifests, ref)
@@ -104,7 +104,7 @@ class ImageSource:
         return self._load_saved(self._saved_by_ref(ref), platform)
 
     def open_layer(self, layer: Layer, progress: Callable[[int], None] | None = None) -> BlobReader:
-        """The bytes of a layer as they are in the image, checked while they are read."""
+        """The bytes of a layer as stored in the image, checked while they are read."""
         return self._open(layer.name, layer.size, layer.digest, progress)
 
     # OCI
@@ -120,8 +120,8 @@ class ImageSource:
             if not found and not self._saved:
                 raise self._no_ref(f"there is no image {ref!r}")
             return found
-        # One image under several names is still one; several without a name are
-        # one image for several platforms.
+        # One image under several names is still one; several without a name are one image for
+        # several platforms.
         named = {entry.digest for entry in images if _names(entry)}
         if len(named) > 1 or (named and {entry.digest for entry in images} != named):
             raise self._no_ref("there are several images")
@@ -150,7 +150,7 @@ class ImageSource:
     def _manifests(
         self, entries: list[Descriptor], depth: int, seen: set[Digest]
     ) -> Iterator[Descriptor]:
-        """The manifests that `entries` lead to; an index that was `seen` has no more of them."""
+        """The manifests that `entries` lead to. An index that was `seen` yields no more of them."""
         if depth > _MAX_DEPTH:
             raise ImageError("too many indexes inside indexes", where=self.path)
         for entry in entries:
@@ -199,7 +199,7 @@ class ImageSource:
         return self._image(config, layers)
 
     def _saved_json(self, name: str) -> Any:
-        """A config: its name is its digest, in both forms of the archive."""
+        """Read a config, whose name is its digest in both forms of the archive."""
         data = self._read(name, None, _digest_in(name))
         return model.decode_json(data, f"{self.path}: {name}")
 
@@ -238,7 +238,7 @@ class ImageSource:
     def _read(self, name: str, size: int | None, digest: Digest | None) -> bytes:
         with self._open(name, size, digest) as blob:
             text = bytearray()
-            # As much as there is, whatever it claims to be.
+            # Read what is there, whatever size is claimed.
             while data := blob.read(CHUNK):
                 text += data
                 if len(text) > _MAX_JSON:
@@ -290,7 +290,7 @@ class _Saved:
 
 
 def _is_image(entry: Descriptor) -> bool:
-    """Whether an index entry may be meant; provenance attestations never are."""
+    """Whether an index entry can be an image; provenance attestations never are."""
     if _REFERENCE_TYPE in entry.annotations:
         return False
     return entry.media_type in model.MANIFEST_TYPES | model.INDEX_TYPES
@@ -302,7 +302,8 @@ def _names(entry: Descriptor) -> list[str]:
 
 
 def _matching(items: list[tuple[_T, list[str]]], ref: str) -> list[_T]:
-    """Items called `ref`; else those whose full name ends in `:ref` or begins with the hub's."""
+    """Items named exactly `ref`; else those whose full name ends in `:ref`, or is `ref` after the
+    prefix of Docker Hub."""
     exact = [item for item, names in items if ref in names]
     if exact:
         return exact
@@ -315,7 +316,7 @@ def _matching(items: list[tuple[_T, list[str]]], ref: str) -> list[_T]:
 
 
 def _some(names: list[str]) -> str:
-    """`names` for a message, which stays a line that can be read."""
+    """`names` for a message, shortened so that it stays readable."""
     more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
     return ", ".join([name[:120] for name in names[:_SHOWN]] + more)
 
@@ -325,6 +326,6 @@ def _blob_name(entry: Descriptor) -> str:
 
 
 def _digest_in(name: str) -> Digest | None:
-    """The sha256 digest that a file in an archive is named by (`HEX.json`, `blobs/sha256/HEX`)."""
+    """The sha256 digest in the name of a file in an archive (`HEX.json`, `blobs/sha256/HEX`)."""
     match = _HEX_NAME.search(name)
     return Digest("sha256", match[1]) if match else None

@@ -13,7 +13,8 @@ _HOLE: Final = 4096
 
 
 def write_data(stream: ForwardStream, entry: Entry, fd: int) -> bool:
-    """Write what `stream` has next of the regular file `entry`; False where it ends before."""
+    """Write the next data of `stream` as the content of the regular file `entry`; False if it ends
+    too early."""
     pieces = ((0, entry.size),) if entry.segments is None else entry.segments
     for offset, length in pieces:
         end = offset
@@ -21,7 +22,7 @@ def write_data(stream: ForwardStream, entry: Entry, fd: int) -> bool:
             data = stream.read_some(min(offset + length - end, CHUNK))
             if not data:
                 return False
-            # Few archives keep holes: long runs of zeros are made holes again.
+            # Few archives keep holes, so long runs of zeros become holes again.
             if len(data) < _HOLE or data != _ZEROS[: len(data)]:
                 write_all(fd, data, end)
             end += len(data)

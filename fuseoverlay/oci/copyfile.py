@@ -1,4 +1,4 @@
-"""Copy one file of an unpacked layer into another layer, as it is."""
+"""Copy one file of an unpacked layer into another layer, unchanged."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _OVERLAY: Final = (xattrs.TRUSTED, xattrs.USER, xattrs.FUSE_OVERLAYFS)
 
 
 def copy_file(src_dir: int, src: bytes, dst_dir: int, dst: bytes) -> None:
-    """Copy data, type, owner, mode, attributes and times of `src`, which is no directory.
+    """Copy data, type, owner, mode, attributes and times of `src`, which is not a directory.
 
-    Holes stay holes. The source's access time stays where the kernel lets us keep it.
+    Keeps holes. The source's access time does not move if the kernel lets us prevent it.
     """
     st = os.stat(src, dir_fd=src_dir, follow_symlinks=False)
     if stat.S_ISREG(st.st_mode):
@@ -30,7 +30,7 @@ def copy_file(src_dir: int, src: bytes, dst_dir: int, dst: bytes) -> None:
     if os.geteuid() == 0:
         os.chown(dst, st.st_uid, st.st_gid, dir_fd=dst_dir, follow_symlinks=False)
     if not stat.S_ISLNK(st.st_mode):
-        # Made above under a name that was free: no link that could be followed.
+        # Created above under a name that was free, so no link that could be followed.
         os.chmod(dst, stat.S_IMODE(st.st_mode), dir_fd=dst_dir)
     source, target = syscalls.at(src_dir, src), syscalls.at(dst_dir, dst)
     for name in xattrs.names(source):

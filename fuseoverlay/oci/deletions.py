@@ -1,4 +1,5 @@
-"""The deletions of a layer: whiteouts and opaque directories, which wait for its end."""
+"""The deletions of a layer: whiteouts and opaque directories, made when the rest of it is
+unpacked."""
 
 from __future__ import annotations
 
@@ -10,25 +11,25 @@ from fuseoverlay.oci.made import Made
 
 
 class Deletions:
-    """Notes them, and makes them at last."""
+    """Notes deletions while a layer is unpacked, and makes them at the end."""
 
     def __init__(self, made: Made, below: Below) -> None:
         self._made = made
         self._below = below
-        # Asked while the directory is empty: the layer may hold the name of the probe.
+        # Probe while the directory is empty: the layer may contain the name of the probe.
         with made.errors():
             self._namespace = whiteout.best_namespace(made.cache.root_fd)
             self._dialect = whiteout.probe(made.cache.root_fd, self._namespace) or Dialect.OCI
 
     def add_opaque(self, path: Path) -> None:
-        """Nothing from below is to show in the directory `path`."""
-        # As with whiteouts: what is no directory hides all that was below it already.
+        """Note that the directory `path` hides everything below it."""
+        # As with whiteouts: anything but a directory already hides everything that was below.
         if not self._made.is_replaced(path):
             self._made.remembered.path(path)
             self._made.opaque.add(path)
 
     def add_whiteout(self, parent: Path, name: bytes) -> None:
-        """What the `.wh.` file `name` in `parent` hides is to be gone."""
+        """Note the deletion of what the `.wh.` file `name` in `parent` hides."""
         target = whiteout.oci_target(name)
         if target in (None, b".", b".."):
             raise self._made.bad("a whiteout of nothing, '.' or '..'")
@@ -37,15 +38,16 @@ class Deletions:
             # `umoci repack` deletes the children of a directory that it replaces by a file.
             return
         if place != parent and place not in self._made.dirs and not self._below.is_directory(place):
-            # A link of this layer to nowhere: there is nothing to delete, and nothing to make.
+            # A link of this layer leads nowhere: there is nothing to delete, so nothing is made.
             return
         self._made.remembered.path((*place, name))
         self._made.whiteouts.setdefault(place, set()).add(target or b"")
 
     def finish(self) -> None:
-        """Make them, once everything else is there."""
+        """Make the deletions, once everything else is there."""
         self._need_places_of_whiteouts()
-        # The layer's own `a` stays under a whiteout of `a`, with nothing from below in it.
+        # A directory `a` of the layer stays although there is a whiteout of `a`, but shows nothing
+        # from below.
         for parent, names in self._made.whiteouts.items():
             own = {(*parent, name) for name in names}
             self._made.opaque |= own & self._made.dirs.keys()
@@ -59,8 +61,8 @@ class Deletions:
             whiteout.set_opaque(parent_fd, path[-1] if path else b".", self._namespace)
 
     def _need_places_of_whiteouts(self) -> None:
-        """Make the directories in which something is deleted; those that are deleted themselves
-        hide it, and some builders list all that was in them."""
+        """Make the directories that contain deletions, unless they are deleted themselves: that
+        hides their content already, and some builders list all of it."""
         for place in sorted(self._made.whiteouts.keys() | self._made.opaque, key=len):
             self._made.current = show(place)
             if self._is_deleted(place) or self._made.is_replaced(place):
@@ -70,7 +72,7 @@ class Deletions:
                 self._made.need_directory(place)
 
     def _is_deleted(self, path: Path) -> bool:
-        """Whether this layer does not have `path` and deletes it, or a directory above it."""
+        """Whether this layer lacks `path` and deletes it or a directory above it."""
         while path not in self._made.dirs:
             self._made.remembered.steps(len(path))
             if path[-1] in self._made.whiteouts.get(path[:-1], ()):

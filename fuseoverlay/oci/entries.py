@@ -1,7 +1,7 @@
 """Entries of a layer archive, read from a tar stream and checked.
 
-Names come out as tuples of components from the layer's root, which is `/`: `.`, `..` and
-empty ones are gone, as in what Go's path.Clean leaves. What leads out of the root is refused.
+Names become tuples of components from the layer's root, which is `/`: without `.`, `..` and empty
+components, as after Go's path.Clean. Names that lead out of the root are refused.
 
 Sources: OCI image-spec layer.md; tar(5) of libarchive; pax in POSIX.1-2017.
 """
@@ -20,7 +20,7 @@ from fuseoverlay.oci import headers
 from fuseoverlay.oci.headers import Header, read_headers
 from fuseoverlay.oci.streams import ForwardStream
 
-#: PATH_MAX: no program could name the file.
+#: PATH_MAX: no program could name a file with a longer path.
 MAX_PATH: Final = 4096
 #: Linux device numbers: 12 bits major, 20 bits minor.
 _MAX_MAJOR: Final = 0xFFF
@@ -49,10 +49,10 @@ Path = tuple[bytes, ...]
 class Entry:
     """One entry. `mode` holds type and permission bits; `mtime` is in ns.
 
-    `path` is empty for the root. `link` is a symbolic link's text; `hardlink`, where it
-    is not None, the path of the file that this is another name of (the rest then
-    means nothing). `segments`: offset and length of the pieces of a sparse file, None
-    for a whole one. `size` is the size of the file in bytes, holes included.
+    `path` is empty for the root. `link` is the target of a symbolic link. `hardlink`, if not None,
+    is the path of the file of which this is another name; the other fields then mean nothing.
+    `segments`: offset and length of each piece of a sparse file; None if it is not sparse. `size`
+    is the size of the file in bytes, holes included.
     """
 
     path: Path
@@ -79,9 +79,9 @@ def show(path: Path) -> str:
 
 
 def read_entries(stream: ForwardStream, where: str) -> Iterator[Entry]:
-    """Entries in the order of the archive; the caller reads an entry's data from `stream`.
+    """Entries in the order of the archive. The caller reads an entry's data from `stream`.
 
-    ImageError, naming the entry where there is one, for all that is not fit to unpack.
+    ImageError for anything that cannot be unpacked, naming the entry if there is one.
     """
     for header in read_headers(stream, where, hint="the image is damaged"):
         yield _entry(header, where)
@@ -134,8 +134,8 @@ def _quote(name: bytes) -> str:
 
 
 def _id(number: int, where: str) -> int:
-    """A user or group number as chown(2) gets it from Go: its lower 32 bits, and not the highest
-    number, which leaves the file root's. On macOS nobody is -2."""
+    """A user or group id as Go passes it to chown(2): the lower 32 bits. 0 for the greatest number,
+    which leaves the file root's. On macOS nobody is -2."""
     if not -_MAX_NUMBER <= number < _MAX_NUMBER:
         raise ImageError(f"{str(number)[:40]} is no user or group number", where=where)
     number &= _NO_ID
@@ -143,7 +143,7 @@ def _id(number: int, where: str) -> int:
 
 
 def _mtime(header: Header, where: str) -> int:
-    """The modification time in ns; 0 for what is before 1677, as by Go, whose zero is among it."""
+    """The modification time in ns; as in Go, 0 for times before 1677, among them Go's zero time."""
     ns = _mtime_said(header, where)
     return ns if ns >= -(1 << 63) else 0
 
@@ -155,7 +155,7 @@ def _mtime_said(header: Header, where: str) -> int:
     if match is None:
         raise ImageError(f"not a time: {printable(header.mtime[:40])!r}", where=where)
     sign, seconds, fraction = match.groups()
-    # Digits beyond ns are cut; int() of thousands of digits would be refused by Python.
+    # Digits beyond ns are cut off. Python refuses int() of thousands of digits.
     ns = _clamp(int(seconds[:20])) * 10**9 + int((fraction or b"")[:9].ljust(9, b"0"))
     return -ns if sign == b"-" else ns
 
@@ -165,7 +165,7 @@ def _clamp(seconds: int) -> int:
 
 
 def _rdev(header: Header, where: str) -> int:
-    """The device as mknod(2) gets it from Go: the bits that Linux has."""
+    """The device number as Go passes it to mknod(2): cut to the bits that Linux has."""
     major, minor = header.major & _MAX_MAJOR, header.minor & _MAX_MINOR
     if header.type == headers.CHARACTER and not major and not minor:
         raise ImageError(

@@ -1,8 +1,8 @@
-"""The files of an image, by name: in a directory or in a tar archive.
+"""The files of an image, by name, in a directory or in a tar archive.
 
-Names are those inside the image, like `blobs/sha256/HEX`; its root is `/`. In an archive,
-links (docker writes them between equal layers) are followed among the archive's own
-members only, by name and never through the filesystem.
+Names are relative to the image, like `blobs/sha256/HEX`; its root is `/`. In an archive, links
+(docker writes them between equal layers) are followed only among the archive's own members, by name
+and never through the filesystem.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ from fuseoverlay.oci.streams import (
 )
 
 _MAX_LINKS: Final = 40
-#: Beyond that a name is no path of any file.
+#: A longer name cannot be the path of a file.
 _MAX_PATH: Final = 4096
-#: Members are kept in memory: about so many bytes each besides their names, so many in all.
+#: Members are kept in memory: about so many bytes for each besides its names, for each piece of it,
+#: and for all together.
 _MEMBER: Final = 400
 _PIECE: Final = 130
 _MAX_NAMES: Final = 64 << 20
-#: Zeros that are nowhere take time all the same.
+#: Zeros in holes take up no space, but take time.
 _MAX_HOLES: Final = 16 << 30
 
 
 class Files(Protocol):
-    """Files of one image. `open` raises ImageError for a name that is not there."""
+    """The files of one image. `open` raises ImageError if there is no such name."""
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
 
     def open(self, name: str) -> tuple[IO[bytes], int]:
-        """The content from its beginning and its size in bytes."""
+        """The content, positioned at its beginning, and its size in bytes."""
 
 
 class DirectoryFiles:
@@ -64,7 +65,7 @@ class DirectoryFiles:
         return inner is not None and os.path.exists(os.path.join(self._root, inner))
 
     def open(self, name: str) -> tuple[IO[bytes], int]:
-        """Open a regular file; a fifo or device under its name is refused, not waited for."""
+        """Open a regular file. A fifo or device of that name is refused, not waited for."""
         inner = _inner(name)
         if inner is None:
             raise ImageError("not a name inside the image", where=name)
@@ -83,9 +84,9 @@ class DirectoryFiles:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Where a file lies in an archive, or which other name it is a link to.
+    """Where a file lies in an archive, or which other name it links to.
 
-    `pieces`: offset and length of what is stored; None: this is no file that could be read.
+    `pieces`: offset and length of the stored pieces; None if this is not a readable file.
     """
 
     offset: int = 0
@@ -95,7 +96,7 @@ class _Member:
 
 
 class ArchiveFiles:
-    """A tar archive that can be read at any place; its members are listed once."""
+    """A seekable tar archive, whose members are listed once."""
 
     def __init__(self, file: IO[bytes], path: str) -> None:
         self._file = file
@@ -129,8 +130,8 @@ class ArchiveFiles:
 class _Window(io.RawIOBase):
     """A file of `size` bytes in an archive, with a position of its own.
 
-    `pieces` of it, in their order, lie one after the other from `offset` on; between them are
-    zeros.
+    The data of its `pieces` lie in the archive one after the other, from `offset` on. Between
+    pieces the file has zeros.
     """
 
     def __init__(
@@ -144,11 +145,11 @@ class _Window(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read at the own position."""
+        """Read at the position of this file."""
         view = memoryview(buffer).cast("B")
         begin, length = self._left[-1] if self._left else (self._size, 0)
         if self._position < begin:
@@ -164,7 +165,7 @@ class _Window(io.RawIOBase):
 
 
 def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
-    """List the members: regular files, symbolic and hard links. The last of a name wins."""
+    """List the members: regular files, symbolic and hard links. The last one of a name counts."""
     members: dict[str, _Member] = {}
     room = _MAX_NAMES
     hint = "it is cut short or damaged, or no image at all"
@@ -173,7 +174,7 @@ def _scan(file: IO[bytes], path: str) -> dict[str, _Member]:
         for header in read_headers(stream, path, kind="image archive", hint=hint):
             name = _inner(_text(header.name))
             if name is None or header.type == headers.DIRECTORY or len(name) > _MAX_PATH:
-                # Nothing that could be asked for.
+                # Nothing that anybody can ask for.
                 continue
             members[name] = _member(header, name, f"{path}: {name}")
             pieces = len(members[name].pieces or ())
@@ -192,7 +193,7 @@ def _member(header: Header, name: str, where: str) -> _Member:
     if header.type == headers.HARD_LINK:
         return _Member(link=_text(header.linkname))
     if header.type not in (headers.REGULAR, headers.CONTIGUOUS, headers.OLD_SPARSE):
-        # Builders' archives have all kinds of things beside the image.
+        # Builders' archives hold all kinds of things beside the image.
         return _Member()
     pieces = header.pieces
     if pieces is None:
@@ -207,13 +208,13 @@ def _text(name: bytes) -> str:
 
 
 def _inner(name: str) -> str | None:
-    """`name` from the root on, without `.` and `..`; None where it would lead out of the image."""
+    """`name` relative to the root, without `.` and `..`; None if it leads out of the image."""
     if "\0" in name:
         return None
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        # JSON may hold halves of surrogate pairs.
+        # JSON may contain single halves of surrogate pairs.
         return None
     clean = posixpath.normpath(name.lstrip("/"))
     return None if clean == ".." or clean.startswith("../") else clean
@@ -223,8 +224,8 @@ def _inner(name: str) -> str | None:
 def open_files(path: str, scratch: str | None) -> Iterator[Files]:
     """The files of the image at `path`.
 
-    A compressed archive is first decompressed into an unnamed file in the directory
-    `scratch`, as its members are needed in an order of their own.
+    A compressed archive is first decompressed into an unnamed file in the directory `scratch`,
+    since its members are not read in the order of the archive.
     """
     if os.path.isdir(path):
         yield DirectoryFiles(path)
@@ -265,7 +266,7 @@ def _copy(source: Readable, target: IO[bytes], path: str, scratch: str | None) -
         try:
             target.write(chunk)
             if not chunk:
-                # What is still in the buffer goes out, and may find the disk full.
+                # Seeking flushes the buffer, which may find the disk full.
                 target.seek(0)
                 return
         except OSError as exc:

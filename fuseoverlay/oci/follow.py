@@ -1,9 +1,9 @@
-"""Where a path of a layer leads when the layer's own symbolic links are followed.
+"""Find where a path of a layer leads when the layer's own symbolic links are followed.
 
 Images name members below a link (`bin/sh` after `bin -> usr/bin`), and mean what is below its
-target. Nothing here or later lets the kernel follow a link: a path without links comes out, of
-which `unpack` opens one component after the other. As in a container the layer's root is `/`
-and its own parent.
+target. Neither this code nor what uses it lets the kernel follow a link: the result is a path
+without links, and `unpack` opens one component of it after the other. As in a container, the
+layer's root is `/` and its own parent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fuseoverlay.errors import ImageError
 from fuseoverlay.layers import whiteout
 from fuseoverlay.oci.entries import MAX_PATH, Path, show
 
-#: As many as the kernel follows (ELOOP).
+#: The kernel's limit (ELOOP).
 _MAX_LINKS: Final = 40
 
 
@@ -26,12 +26,12 @@ def follow(
     link_text: Callable[[Path, bytes], bytes | None],
     passed: Callable[[int], None],
 ) -> Path:
-    """`path`, its last component too, without symbolic links of the layer.
+    """`path` with all symbolic links of the layer resolved, its last component too.
 
-    `is_directory`: whether the layer has a directory of that path; `link_text`: the text of a
-    symbolic link of that name in such a directory, None where it has none. What the layer does
-    not have is taken for a directory that may come; `passed` is told how many names are passed at
-    each step. ImageError, with `where`, for what leads nowhere.
+    `is_directory`: whether the layer has a directory of that path; `link_text`: the target of the
+    symbolic link of that name in such a directory, None if there is none. What the layer does not
+    have is taken for a directory that may still come. `passed` is told at each step how many names
+    it passes. ImageError, with `where`, if the path leads nowhere.
     """
     way = _Way(path, where)
     while way.left:
@@ -55,20 +55,20 @@ def follow(
 
 
 class _Way:
-    """Where a search has come to, and what is left of it."""
+    """Where a search has arrived, and what is left of the path."""
 
     def __init__(self, path: Path, where: str) -> None:
         self._path, self._where = path, where
         self._links = 0
-        #: Names to go on with, the next one last.
+        #: Components still to follow, the next one last.
         self.left = list(reversed(path))
         self.at: list[bytes] = []
-        #: So many names of `at` are directories of the layer.
+        #: How many components of `at`, from the first on, are directories of the layer.
         self.known = 0
 
     @property
     def is_known(self) -> bool:
-        """Whether the layer has a directory there."""
+        """Whether the layer has a directory at the path reached."""
         return len(self.at) == self.known
 
     def go_up(self) -> None:
@@ -81,7 +81,7 @@ class _Way:
         self.known = len(self.at)
 
     def turn(self, text: bytes) -> None:
-        """Follow a symbolic link with this text."""
+        """Follow a symbolic link with this target."""
         self._links += 1
         if self._links > _MAX_LINKS:
             what = f"too many symbolic links on the way to {show(self._path)}"
@@ -93,7 +93,7 @@ class _Way:
             raise self._too_long()
 
     def end(self) -> Path:
-        """Where it has come to, at last."""
+        """The path reached in the end."""
         if any(part.startswith(whiteout.WH_PREFIX) for part in self.at):
             what = f"a link leads to a whiteout, {show(tuple(self.at))}"
             raise ImageError(what, where=self._where)

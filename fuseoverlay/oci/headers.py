@@ -1,10 +1,10 @@
 """Headers of a tar archive: V7, ustar, star, GNU, PAX, sparse files.
 
-Images are read everywhere with Go's archive/tar: where the forms leave a choice, or writers
-have disagreed, what that decides is decided here. Global PAX headers count, as POSIX says.
+Most tools read images with Go's archive/tar. Where the formats leave a choice, or writers have
+disagreed, this module decides as Go does. But global PAX headers count, as POSIX says.
 
-Everything has a bound, memory and time: a header that extends an entry, their number before one
-entry, and what global headers say, since each entry repeats it.
+Everything is bounded in memory and time: each header that extends an entry, the number of such
+headers before one entry, and the content of global headers, since each entry repeats it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fuseoverlay.oci.records import SPARSE, XATTR, DamagedError, number, parse_r
 
 REGULAR, OLD_REGULAR, CONTIGUOUS, OLD_SPARSE = b"0", b"\0", b"7", b"S"
 HARD_LINK, SYMBOLIC_LINK, CHARACTER, BLOCK, DIRECTORY, FIFO = b"1", b"2", b"3", b"4", b"5", b"6"
-#: No data follow these, whatever their size says.
+#: No data follows these, whatever their size field says.
 _WITHOUT_DATA: Final = (HARD_LINK, SYMBOLIC_LINK, CHARACTER, BLOCK, DIRECTORY, FIFO)
-#: Headers that extend the next entry. The second of the PAX ones is Solaris's.
+#: Headers that extend the next entry. The second of the PAX types is Solaris's.
 _PAX: Final = (b"x", b"X")
 _GLOBAL, _LONG_NAME, _LONG_LINK = b"g", b"L", b"K"
 
@@ -30,27 +30,29 @@ _SIZE: Final = 512
 _ZEROS: Final = bytes(_SIZE)
 _OCTAL: Final = re.compile(rb"[0-7]+")
 
-#: One header that extends an entry. Go has the same bound.
+#: The size of one header that extends an entry. Go has the same bound.
 _MAX_EXTENSION: Final = 1 << 20
-#: All headers of one entry together.
+#: The size of all headers of one entry together.
 _MAX_HEADER: Final = 4 << 20
-#: Headers before one entry that extend it: real ones have up to four.
+#: The number of headers that extend one entry; real entries have up to four.
 _MAX_CHAIN: Final = 64
-#: What global headers say in all, and how many attributes.
+#: The total size of what global headers say, and their number of attributes.
 _MAX_SHARED: Final = 64 << 10
 _MAX_SHARED_XATTRS: Final = 64
 
 
 class HeaderStream(Protocol):
-    """What headers are read from. `budget`: the bytes that `read` may still take, None: any."""
+    """A stream to read headers from. `budget`: how many bytes `read` may still take; None: any
+    number."""
 
     budget: int | None
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes, fewer only at the end; ImageError beyond the budget."""
+        """Read exactly `size` bytes, fewer only at the end; ImageError beyond the budget."""
 
     def seek(self, position: int) -> int:
-        """Go on to `position`, or the end; ImageError where it lies behind."""
+        """Skip to `position` or to the end, and return the new position. ImageError if it lies
+        behind."""
 
     def tell(self) -> int:
         """The position."""
@@ -60,10 +62,10 @@ class HeaderStream(Protocol):
 class Header:
     """What the headers of one entry say.
 
-    `seconds` is the modification time of the header itself, `mtime` that of a record, "" where
-    there is none. `size` is that of the file, holes included; `stored` bytes from `offset` on are
-    in the archive, those of `pieces` (offset and length), in this order; None: it is no sparse
-    file.
+    `seconds` is the modification time of the header itself, `mtime` that of a record, empty if
+    there is none. `size` is the size of the file, holes included. `stored` bytes from `offset` on
+    are in the archive: the data of the `pieces` (offset and length in the file), in this order.
+    `pieces` is None if the file is not sparse.
     """
 
     type: bytes
@@ -86,9 +88,9 @@ class Header:
 def read_headers(
     stream: HeaderStream, where: str, *, kind: str = "tar archive", hint: str
 ) -> Iterator[Header]:
-    """Headers in the order of the archive; while one is looked at `stream` has no budget.
+    """Headers in the order of the archive. While the caller has one, `stream` has no budget.
 
-    ImageError that says `where` and `hint` when `stream` is no readable `kind`.
+    ImageError with `where` and `hint` if `stream` is not a readable `kind`.
     """
     reader = _Reader(stream)
     try:
@@ -121,10 +123,10 @@ class _Reader:
         for _ in range(_MAX_CHAIN):
             block = self._block()
             if block is None:
-                # Whatever was to extend an entry.
+                # Headers that were to extend an entry are dropped.
                 return None
             header = _parse(block)
-            # Of several headers of one kind the last one counts.
+            # Among several headers of one kind the last one counts.
             if header.type in _PAX:
                 records = parse_records(self._extension(header))
             elif header.type == _GLOBAL:
@@ -142,8 +144,8 @@ class _Reader:
         raise DamagedError(f"more than {_MAX_CHAIN} headers for one entry")
 
     def _skip_data(self) -> None:
-        """Go on behind the data of the last entry. Many writers leave out the padding of the last
-        file, and the blocks of zeros: a digest vouches for the end."""
+        """Skip the data of the last entry. Many writers leave out the padding of the last file and
+        the final blocks of zeros; a truncated archive is found by its digest."""
         if self._stream.seek(self._data_end) < self._data_end:
             raise DamagedError("unexpected end of data")
         self._stream.seek(_padded(self._data_end))
@@ -187,7 +189,7 @@ class _Reader:
             raise DamagedError("the global headers are too large")
 
     def _apply(self, header: Header, own: Mapping[bytes, bytes]) -> None:
-        """What records say; an empty one deletes what a global header said."""
+        """Apply PAX records. An empty one deletes what a global header said."""
         records = {**self._shared, **own} if self._shared else own
         header.name = records.get(b"path") or header.name
         header.linkname = records.get(b"linkpath") or header.linkname
@@ -204,7 +206,7 @@ class _Reader:
         header.xattrs = {key: value for key, value in xattrs.items() if value}
 
     def _find_data(self, header: Header, block: bytes, records: Mapping[bytes, bytes]) -> None:
-        """Decide on the type of old headers, and find out where the data are."""
+        """Set the type of old headers, and find where the data is."""
         if header.type == OLD_REGULAR:
             header.type = DIRECTORY if header.name.endswith(b"/") else REGULAR
         if header.type in _WITHOUT_DATA:
@@ -233,7 +235,8 @@ class _Reader:
 
     @staticmethod
     def _sparse_name(name: bytes, records: Mapping[bytes, bytes]) -> bytes:
-        """What counts most: the others are made up for those who know no sparse files."""
+        """The name in the sparse file's own record counts most: the others are made up for programs
+        that do not know sparse files."""
         return (sparse.is_sparse(records) and records.get(b"GNU.sparse.name")) or name
 
 
@@ -250,7 +253,7 @@ def _is_gnu(block: bytes) -> bool:
 
 
 def _parse(block: bytes) -> Header:
-    """One header block."""
+    """Parse one header block."""
     if not _sum_is_right(block):
         raise DamagedError("damaged header, bad checksum")
     header = Header(
@@ -273,7 +276,8 @@ def _parse(block: bytes) -> Header:
 
 
 def _sum_is_right(block: bytes) -> bool:
-    """The sum of the bytes as if that of the sum itself were spaces; some took them for signed."""
+    """Whether the checksum is right: the sum of all bytes, with spaces in place of the checksum.
+    Some writers took the bytes for signed."""
     said = _number(block[148:156])
     found = sum(block) - sum(block[148:156]) + 8 * 0x20
     if said == found:
@@ -282,13 +286,13 @@ def _sum_is_right(block: bytes) -> bool:
 
 
 def _ustar_prefix(block: bytes) -> bytes:
-    """star has times in the last 24 bytes of it."""
+    """The ustar prefix; star has times in the last 24 bytes of it."""
     is_star = block[508:] == b"tar\0"
     return _text(block[345 : 345 + 131] if is_star else block[345:500])
 
 
 def _gnu_prefix(block: bytes) -> bytes:
-    """GNU has times there, Go once wrote a prefix."""
+    """The prefix that Go once wrote where GNU tar has times."""
     try:
         for field_ in (block[345:357], block[357:369]):
             if field_[0]:
@@ -300,7 +304,7 @@ def _gnu_prefix(block: bytes) -> bytes:
 
 
 def _number(data: bytes) -> int:
-    """A number in octal digits, or in binary where the first bit is set."""
+    """A number in octal digits, or in binary if the first bit is set."""
     if data[0] & 0x80:
         negative = data[0] & 0x40
         value = int.from_bytes(data, "big", signed=True)

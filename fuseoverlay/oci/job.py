@@ -1,4 +1,4 @@
-"""How a layer is to be unpacked, and what is said where that fails."""
+"""How to unpack a layer, and the errors of the store."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _HINTS: Final = {
 class Job:
     """How to unpack a layer.
 
-    `override`: note owners and modes instead of setting them. `lowers`: the unpacked
-    layers below, top first, for hard links into them. `where` names the layer, `place`
-    the directory, both for messages.
+    `override`: record owners and modes instead of setting them. `lowers`: the unpacked layers
+    below, top first, for hard links into them. `where` names the layer and `place` the directory,
+    both for messages.
     """
 
     override: bool
@@ -39,5 +39,5 @@ class Job:
 
 
 def store_error(exc: OSError, what: str, place: object) -> StoreError:
-    """`exc` as an error of the store, with a hint."""
+    """`exc` as a StoreError, with a hint."""
     return StoreError(f"{what}: {describe(exc)}", where=place, hint=_HINTS.get(exc.errno or 0))

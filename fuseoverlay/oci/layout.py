@@ -1,7 +1,7 @@
 """Write small OCI images: layer archives, layouts, archives of layouts.
 
-For demonstrations and tests. Layers are archives of `Node`s, or any tar stream.
-Source: OCI image-spec image-layout.md.
+For demonstrations and tests. A layer is made from `Node`s or from any tar stream. Source: OCI
+image-spec image-layout.md.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _CHUNK: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One entry of a layer archive. `mode` without a type is that of a regular file.
+    """One entry of a layer archive. A `mode` without a type means a regular file.
 
-    `mtime` is text as PAX has it (`12.5`), or whole seconds. `hardlink` makes it another
-    name of that path. Deletions are nodes called `.wh.NAME`.
+    `mtime` is text as in PAX (`12.5`), or whole seconds. `hardlink` makes the entry another name of
+    that path. Deletions are nodes called `.wh.NAME`.
     """
 
     name: str | bytes
@@ -108,14 +108,15 @@ def _text(name: str | bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LayerHandle:
-    """A layer that was written: its blob, and the digest of its plain tar stream."""
+    """A layer that was written: the descriptor of its blob, and the digest of its plain tar
+    stream."""
 
     descriptor: Descriptor
     diff_id: Digest
 
 
 class LayoutWriter:
-    """Writes an OCI layout into the directory `path`, which is made or added to."""
+    """Writes an OCI layout into the directory `path`, which is created or added to."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
@@ -126,7 +127,7 @@ class LayoutWriter:
             self._write_index([])
 
     def add_layer(self, tar: bytes | IO[bytes], compression: str | None = None) -> LayerHandle:
-        """Store a layer; `tar` is the plain archive, `compression` None, "gzip" or "zstd"."""
+        """Store a layer. `tar` is the plain archive; `compression` is None, "gzip" or "zstd"."""
         source = io.BytesIO(tar) if isinstance(tar, bytes) else tar
         temporary = self.path / f".layer-{os.getpid()}"
         plain = hashlib.sha256()
@@ -148,7 +149,8 @@ class LayoutWriter:
         ref: str | None = None,
         platform: Platform | str | None = None,
     ) -> Descriptor:
-        """Store an image of `layers`, bottom first, and list it. Default platform: ours."""
+        """Store an image of `layers`, bottom first, and list it in the index. The default platform
+        is this machine's."""
         if isinstance(platform, str):
             platform = Platform.parse(platform)
         platform = platform or Platform.host()
@@ -197,7 +199,7 @@ class LayoutWriter:
 
 def _compressor(raw: IO[bytes], compression: str | None) -> Any:
     if compression == "gzip":
-        # No time in the header: the same layer has the same digest.
+        # No time in the header, so that equal layers have equal digests.
         return gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="")
     if compression == "zstd":
         return zstd_module().ZstdFile(raw, "wb")
@@ -207,7 +209,7 @@ def _compressor(raw: IO[bytes], compression: str | None) -> Any:
 
 
 def pack(layout: str | os.PathLike[str], archive: str | os.PathLike[str]) -> None:
-    """Make an OCI archive, a tar file, of the layout directory `layout`."""
+    """Pack the layout directory `layout` into an OCI archive, a tar file."""
     with tarfile.open(archive, "w") as target:
         for path in sorted(pathlib.Path(layout).rglob("*")):
             target.add(path, str(path.relative_to(layout)), recursive=False)

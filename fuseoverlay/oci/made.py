@@ -1,6 +1,7 @@
-"""What a layer in the making has so far: its directories, and names in them.
+"""What the layer that is being unpacked has so far: its directories, and names in them.
 
-Made in the layer's directory step by step; no call follows a symbolic link of the layer.
+Everything is made in the layer's directory one component at a time; no call follows a symbolic link
+of the layer.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from fuseoverlay.oci.remembered import Remembered
 from fuseoverlay.oci.tree import DirCache
 from fuseoverlay.system.removal import remove_tree
 
-#: What it takes to look whether something remembered lies below a path, in `Remembered.steps`.
+#: The cost, in `Remembered.steps`, of checking whether one remembered path lies below another.
 _PER_ITEM: Final = 4
-#: The filesystem cannot hold what the layer asks for, whatever room there is.
+#: Errors if the filesystem cannot hold what the layer contains, however much room it has.
 _IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EFBIG, errno.EINVAL, errno.EMLINK)
 
 
 class Made:
-    """What is there, and what waits for the end in its place."""
+    """What was made so far, and what is noted for the end."""
 
     def __init__(self, cache: DirCache, job: Job, writer: Writer) -> None:
         self._job = job
@@ -36,17 +37,17 @@ class Made:
         self.remembered = Remembered(job.where)
         #: The entry that is being unpacked, for messages.
         self.current = "."
-        #: Every directory made; None: not listed so far, only needed.
+        #: Every directory made; None if it was needed but not listed so far.
         self.dirs: dict[Path, Entry | None] = {(): None}
-        #: Hard links whose target was not there yet.
+        #: Hard links whose target did not exist yet -> target.
         self.links: dict[Path, Path] = {}
-        #: Deletions; the directories that they are in may not be there.
+        #: Deletions. Their directories may not exist yet.
         self.whiteouts: dict[Path, set[bytes]] = {}
         self.opaque: set[Path] = set()
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn OSError into the error of the image or of the store."""
+        """Turn OSError into an ImageError or a StoreError."""
         try:
             yield
         except OSError as exc:
@@ -56,15 +57,16 @@ class Made:
             raise store_error(exc, what, self._job.place) from exc
 
     def bad(self, what: str) -> ImageError:
-        """The error to raise for the entry that is being unpacked."""
+        """The error to raise about the entry that is being unpacked."""
         return ImageError(what, where=f"{self._job.where}: {self.current}")
 
     def place(self, path: Path) -> Path:
-        """Where the layer has what it calls `path`; what that is plays no part."""
+        """The real place of `path`: links above its last component are followed, and what it is
+        itself does not matter."""
         return (*self.follow(path[:-1]), path[-1]) if path else path
 
     def follow(self, path: Path) -> Path:
-        """`path` as `follow` has it."""
+        """`path` with all symbolic links of the layer resolved; see `follow.follow`."""
         if path in self.dirs:
             return path
         where = f"{self._job.where}: {self.current}"
@@ -74,7 +76,7 @@ class Made:
         return self._writer.link_text(self.cache.fd(parent), name)
 
     def make(self, path: Path, make: Callable[[int, bytes], None]) -> None:
-        """Make something under a new name; what has the name already goes."""
+        """Make something at `path`, and remove what has the name already."""
         if not path:
             raise self.bad("the root of a layer must be a directory")
         self.need_directory(path[:-1])
@@ -95,7 +97,7 @@ class Made:
         self.make(path, link)
 
     def clear(self, path: Path) -> None:
-        """Remove what this layer has made of `path` so far, and all that waits below it."""
+        """Remove what this layer has made at `path` so far, and everything noted below it."""
         self.links.pop(path, None)
         if path not in self.dirs:
             with contextlib.suppress(FileNotFoundError):
@@ -111,7 +113,7 @@ class Made:
         self.opaque = {item for item in self.opaque if item[:depth] != path}
 
     def need_directory(self, path: Path) -> None:
-        """Make `path` and what lies above where they are missing."""
+        """Make the directory `path` and those above it, where they are missing."""
         if path in self.dirs:
             return
         depth = len(path)
@@ -129,7 +131,7 @@ class Made:
             self.dirs[path[:end]] = None
 
     def is_replaced(self, path: Path) -> bool:
-        """Whether this layer has something that is no directory at `path` or above."""
+        """Whether this layer has anything but a directory at `path` or above."""
         while path not in self.dirs:
             self.remembered.steps(len(path))
             if path in self.links or self.exists(path):
@@ -141,7 +143,7 @@ class Made:
         return self.bad(f"{show(path)} is no directory in this layer")
 
     def exists(self, path: Path) -> bool:
-        """Whether this layer has something there."""
+        """Whether this layer has anything at `path`."""
         if path[:-1] not in self.dirs:
             return False
         try:

@@ -1,8 +1,8 @@
-"""The one place where whatever a malformed image leads to becomes an ImageError.
+"""The one place where any exception caused by a malformed image becomes an ImageError.
 
-What is known to go wrong in images is checked where it is read, and said in its own words.
-This is for the rest, of which there is always some: libraries that read what strangers
-wrote raise whatever they like.
+Known faults of images are checked where they are read and reported in words of their own. This is
+for the rest, of which there is always some: libraries that parse untrusted data raise all kinds of
+exceptions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from fuseoverlay.errors import FuseOverlayError, ImageError
 
-#: These say nothing about the image: the store, the machine, the installation.
+#: These do not blame the image, but the store, the machine or the installation.
 _NOT_THE_IMAGE: Final = (FuseOverlayError, OSError, ImportError)
 _ADVICE: Final = (
     "the image is damaged, or made in a way that is not supported: get it again, or have skopeo or "
@@ -23,9 +23,9 @@ _ADVICE: Final = (
 
 @contextlib.contextmanager
 def malformed(where: object) -> Iterator[None]:
-    """Turn what the content of the image at `where` has led to into ImageError.
+    """Turn exceptions caused by the content of the image at `where` into ImageError.
 
-    An ImageError that names no place gets this one, and one without advice the likeliest.
+    An ImageError without a place gets this one; one without a hint gets the likeliest.
     """
     try:
         yield
@@ -38,7 +38,8 @@ def malformed(where: object) -> Iterator[None]:
     except _NOT_THE_IMAGE:
         raise
     except MemoryError as exc:
-        # All that is read has a bound: what exceeds the memory that there is, is odd enough.
+        # Everything that is read is bounded, so what exceeds the memory is unusual enough to
+        # report.
         raise ImageError(
             "there is not enough memory to read this image",
             where=where,

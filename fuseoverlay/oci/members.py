@@ -1,7 +1,7 @@
-"""Compressed streams that are read one after the other: xz and bzip2 files may hold several.
+"""Read compressed streams one after the other: xz and bzip2 files may hold several.
 
-`lzma.LZMAFile` and `bz2.BZ2File` let pass what comes after the last one, and have no bound for the
-memory that an xz header asks for.
+`lzma.LZMAFile` and `bz2.BZ2File` ignore what comes after the last one, and do not bound the memory
+that an xz header asks for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import IO, Final, Protocol
 from fuseoverlay.errors import ImageError
 
 _PIECE: Final = 256 * 1024
-#: For a dictionary of 128 MiB: `xz -9` takes half of that, and zstd has the same bound.
+#: Enough for a dictionary of 128 MiB: `xz -9` uses half of that, and zstd has the same bound.
 _MEMORY: Final = 130 << 20
 
 
@@ -56,10 +56,10 @@ def _missing(what: str, module: str) -> ImageError:
 
 
 class Members:
-    """The plain bytes of the streams in `raw`, each undone by one of `new`.
+    """The plain bytes of the streams in `raw`, each decompressed by an object that `new` makes.
 
-    Zeros between them and at the end are padding. Any other rubbish is what `new` makes of it;
-    EOFError where the last one is cut short.
+    Zeros between streams and at the end are padding. Other data there goes to a new decompressor,
+    which raises its own error. EOFError if the last stream is cut short.
     """
 
     def __init__(self, raw: IO[bytes], new: Callable[[], _Decompressor]) -> None:
@@ -68,7 +68,7 @@ class Members:
         self._inner = new()
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes, none only at the end."""
+        """Read at most `size` bytes; none only at the end."""
         while True:
             ahead = b""
             if self._inner.eof:

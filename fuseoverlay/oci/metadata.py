@@ -1,8 +1,8 @@
 """Owner, mode, type, attributes and times of an unpacked file.
 
-Two ways. Root of the first user namespace sets the real ones. Everybody else notes
-owner, mode and type in `user.containers.override_stat`, on every regular file and
-directory; what is neither becomes a regular placeholder file with that attribute.
+Root of the first user namespace sets the real ones. Other users record owner, mode and type in
+`user.containers.override_stat` on every regular file and directory; other types become a regular
+placeholder file with that attribute.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fuseoverlay.system import acl, syscalls
 
 _PROBE: Final = b".fuseoverlay-owner"
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: The filesystem or our rights do not allow this attribute here.
+#: Errors if the filesystem, or our privileges, do not allow an attribute here.
 _NOT_SETTABLE: Final = (
     errno.EPERM,
     errno.EACCES,
@@ -30,18 +30,19 @@ _NOT_SETTABLE: Final = (
     errno.E2BIG,
     errno.ERANGE,
 )
-#: What a file may do here is not for an image to say, nor for umoci and podman to believe.
+#: Never taken from an image: it decides what a file may do on this machine. umoci and podman ignore
+#: it, too.
 _LABEL: Final = b"security.selinux"
-#: XATTR_SIZE_MAX of Linux.
+#: Linux's XATTR_SIZE_MAX.
 _MAX_VALUE: Final = 64 << 10
-#: Kinds of warnings of one layer: they name attributes, which a layer may make up.
+#: At most so many kinds of warnings for one layer: they name attributes, which a layer may make up.
 _MAX_KINDS: Final = 40
 
 
 def can_own(dir_fd: int) -> bool:
-    """Whether this process may give files to anybody and make devices in `dir_fd`.
+    """Whether this process may give files to any owner and make devices in `dir_fd`.
 
-    Only as root of the first user namespace, and where both work.
+    True only for root of the first user namespace, if both work.
     """
     if not trust.is_superuser():
         return False
@@ -59,36 +60,37 @@ def can_own(dir_fd: int) -> bool:
 
 
 class Warnings:
-    """Collects what is worth one line per layer, whatever the number of files."""
+    """Collects warnings, to report one line per kind and layer, whatever the number of files."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, str]] = {}
 
     def add(self, what: str, name: str) -> None:
-        """Note `what` about the entry `name`."""
+        """Add the warning `what` about the entry `name`."""
         if what not in self._seen and len(self._seen) >= _MAX_KINDS:
             what = "there is more to warn of"
         count, first = self._seen.get(what, (0, name))
         self._seen[what] = count + 1, first
 
     def report(self, warn: Callable[[str], None], where: str) -> None:
-        """Hand one line per kind to `warn`."""
+        """Pass one line per kind to `warn`."""
         for what, (count, first) in self._seen.items():
             more = f" and {count - 1} more" if count > 1 else ""
             warn(f"{where}: {what} ({first}{more})")
 
 
 class Writer:
-    """Makes files and sets their metadata, for real or as an override."""
+    """Makes files and sets their metadata, either real or as an override."""
 
     def __init__(self, override: bool, warnings: Warnings) -> None:
         self.override = override
         self._warnings = warnings
 
     def is_placeholder(self, entry: Entry) -> bool:
-        """Whether a regular file stands for this: the override attribute goes on nothing else.
+        """Whether a regular file stands for this entry: only regular files and directories can have
+        the override attribute.
 
-        A symbolic link could be made, but its access time would move with every reading.
+        A symbolic link could be made, but each reading would move its access time.
         """
         return self.override and stat.S_IFMT(entry.mode) not in (stat.S_IFREG, stat.S_IFDIR)
 
@@ -100,13 +102,13 @@ class Writer:
             os.mknod(name, stat.S_IFMT(entry.mode) | 0o600, entry.rdev, dir_fd=dir_fd)
         os.chown(name, entry.uid, entry.gid, dir_fd=dir_fd, follow_symlinks=False)
         if not stat.S_ISLNK(entry.mode):
-            # Just made, and neither a link nor anybody else's: nothing to follow.
+            # Just made, neither a link nor anybody else's, so there is nothing to follow.
             os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=dir_fd)
         self._set_xattrs(entry, syscalls.at(dir_fd, name))
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=dir_fd, follow_symlinks=False)
 
     def link_text(self, dir_fd: int, name: bytes) -> bytes | None:
-        """The target of the symbolic link `name` that was made here; None: `name` is no such."""
+        """The target of the symbolic link `name` that was made here; None if `name` is not one."""
         try:
             if not self.override:
                 return os.readlink(name, dir_fd=dir_fd)
@@ -139,8 +141,8 @@ class Writer:
         os.utime(fd, ns=(entry.mtime, entry.mtime))
 
     def fit(self, entry: Entry) -> Mapping[bytes, bytes]:
-        """The attributes of `entry` that may be set; what no file can have goes before it is
-        kept anywhere."""
+        """The attributes of `entry` that may be set. Those that no file can have are dropped before
+        they are kept in memory."""
         kept = {}
         for name, value in entry.xattrs.items():
             if name == _LABEL:
@@ -164,13 +166,13 @@ class Writer:
 
     def _set_xattr(self, target: bytes | int, name: bytes, value: bytes) -> bool:
         if self.override and name.startswith(acl.PREFIX):
-            # It would change the real mode, and its user numbers mean nothing here.
+            # An ACL would change the real mode, and its ids mean nothing here.
             return False
         try:
             if isinstance(target, int):
                 os.setxattr(target, name, value)
                 if self.override and name == xattrs.CAPABILITY:
-                    # Who may give it really may have it shown: a mount looks here.
+                    # We may set the real one, so a mount, which reads it here, may show it.
                     os.setxattr(target, xattrs.OVERRIDE_CAPABILITY, value)
             else:
                 os.setxattr(target, name, value, follow_symlinks=False)
@@ -186,7 +188,8 @@ def _show(name: bytes) -> str:
 
 
 def _does_not_fit(exc: OSError, target: bytes | int) -> bool:
-    """ENOSPC though there is space: the attributes of one file have a limit of their own."""
+    """Whether it is ENOSPC although there is space: the attributes of one file have a limit of
+    their own."""
     if exc.errno != errno.ENOSPC:
         return False
     return os.statvfs(target).f_bavail > 0 if isinstance(target, int) else False
@@ -194,7 +197,7 @@ def _does_not_fit(exc: OSError, target: bytes | int) -> bool:
 
 def _set_override(fd: int, entry: Entry) -> None:
     access = entry.xattrs.get(acl.ACCESS)
-    # Which is left out.
+    # The ACL itself is left out.
     mode = entry.mode if access is None else acl.limited(entry.mode, access)
     value = OverrideStat(entry.uid, entry.gid, mode, entry.rdev).format()
     try:

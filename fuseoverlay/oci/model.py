@@ -1,8 +1,8 @@
-"""What image files say, as frozen dataclasses that are valid once they exist.
+"""The content of image files, as frozen dataclasses that are valid once they exist.
 
-Sources: OCI image-spec descriptor.md, image-index.md, manifest.md, config.md; for
-docker's older forms the distribution project's "Image Manifest V 2, Schema 2".
-Every `parse` takes decoded JSON and raises `ImageError` with what is wrong.
+Sources: OCI image-spec descriptor.md, image-index.md, manifest.md, config.md; for docker's older
+formats the distribution project's "Image Manifest V 2, Schema 2". Every `parse` takes decoded JSON
+and raises `ImageError` with what is wrong.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 #: No file is larger.
 _MAX_SIZE: Final = (1 << 63) - 1
-#: Values in one JSON text, which take about 250 bytes each. Real images have some thousands.
+#: Values in one JSON text; each takes about 250 bytes. Real images have a few thousand.
 _MAX_VALUES: Final = 1 << 18
 
 _HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 _DIGEST: Final = re.compile(r"(sha256|sha512):([0-9a-f]+)\Z")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
-#: What machines call themselves -> what images call them (the Go names).
+#: What machines call themselves -> architecture and variant as images have them (Go's names).
 _ARCHITECTURES: Final = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
@@ -63,12 +63,12 @@ _ARCHITECTURES: Final = {
     "armv6l": ("arm", "v6"),
     "loongarch64": ("loong64", ""),
 }
-#: What an image without a variant means.
+#: The variant that an image without one means.
 _DEFAULT_VARIANT: Final = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
 
 class Hasher(Protocol):
-    """The part of a `hashlib` object that is used here."""
+    """The methods of a `hashlib` object used here."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
 
@@ -77,7 +77,7 @@ class Hasher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """`sha256:HEX` or `sha512:HEX`. Safe as a part of a path: nothing else gets in."""
+    """`sha256:HEX` or `sha512:HEX`. Safe as part of a path: no other text is accepted."""
 
     algorithm: str
     hex: str
@@ -88,7 +88,7 @@ class Digest:
 
     @classmethod
     def parse(cls, text: object) -> Digest:
-        """Read `ALGORITHM:HEX`; ImageError for anything but the exact canonical form."""
+        """Parse `ALGORITHM:HEX`; ImageError for anything but the exact canonical form."""
         match = _DIGEST.match(text) if isinstance(text, str) else None
         if match is None:
             raise ImageError(f"not a sha256 or sha512 digest: {short(text)}")
@@ -109,9 +109,9 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Operating system, architecture and variant, in Go's words; "" is "not said".
+    """Operating system, architecture and variant, in Go's terms; "" means unspecified.
 
-    Those of an image may be any text, which then fits no machine.
+    Those of an image may be any text; unknown ones match no machine.
     """
 
     os: str
@@ -120,7 +120,7 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Read `OS/ARCHITECTURE[/VARIANT]`, or an architecture alone (then OS is linux)."""
+        """Parse `OS/ARCHITECTURE[/VARIANT]`, or an architecture alone, which means linux."""
         parts = text.split("/")
         if len(parts) == 1:
             parts = ["linux", *parts]
@@ -139,7 +139,8 @@ class Platform:
 
     @classmethod
     def from_json(cls, data: Fields) -> Platform | None:
-        """Read `os`, `architecture`, `variant` of an object; None where the first two lack."""
+        """Read `os`, `architecture`, `variant` of an object; None if either of the first two is
+        missing."""
         name, architecture = data.get("os"), data.get("architecture")
         variant = data.get("variant") or ""
         if not name or not architecture:
@@ -149,7 +150,7 @@ class Platform:
         return cls(name, *_canonical(architecture, variant))
 
     def rank(self, wanted: Platform) -> int | None:
-        """How well this image platform serves `wanted`: 0 is best, None not at all."""
+        """How well an image for this platform serves `wanted`: 0 is best, None not at all."""
         if (self.os, self.architecture) != (wanted.os, wanted.architecture):
             return None
         if self.variant == wanted.variant:
@@ -185,7 +186,7 @@ class Descriptor:
 
     @classmethod
     def parse(cls, value: object) -> Descriptor:
-        """Read a descriptor."""
+        """Parse a descriptor."""
         data = expect_fields(value, "descriptor")
         media_type, size = data.get("mediaType"), data.get("size")
         if not isinstance(media_type, str) or not media_type:
@@ -202,7 +203,7 @@ class Descriptor:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The descriptor as JSON has it."""
+        """The descriptor as a JSON object."""
         data: dict[str, Any] = {
             "mediaType": self.media_type,
             "digest": str(self.digest),
@@ -223,7 +224,7 @@ class Index:
 
     @classmethod
     def parse(cls, value: object) -> Index:
-        """Read an index; its own media type, where given, must be one of an index."""
+        """Parse an index. Its own media type, if given, must be that of an index."""
         data = expect_fields(value, "index")
         check_media_type(data.get("mediaType", OCI_INDEX), INDEX_TYPES, "index")
         return cls(tuple(Descriptor.parse(item) for item in _array(data, "manifests")))
@@ -238,7 +239,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, value: object) -> Manifest:
-        """Read a manifest; unknown media types of config and layers are refused."""
+        """Parse a manifest. Unknown media types of config and layers are refused."""
         data = expect_fields(value, "manifest")
         check_media_type(data.get("mediaType", OCI_MANIFEST), MANIFEST_TYPES, "manifest")
         config = Descriptor.parse(data.get("config"))
@@ -251,14 +252,15 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What of an image's config is used: digests of the plain layers, bottom first; platform."""
+    """The parts of an image's config used here: digests of the plain layers, bottom first;
+    platform."""
 
     diff_ids: tuple[Digest, ...]
     platform: Platform | None = None
 
     @classmethod
     def parse(cls, value: object) -> Config:
-        """Read an image config; config.md."""
+        """Parse an image config; config.md."""
         data = expect_fields(value, "image config")
         rootfs = expect_fields(data.get("rootfs"), "rootfs of the image config")
         if rootfs.get("type") != "layers":
@@ -268,7 +270,7 @@ class Config:
 
 
 def platform_json(platform: Platform) -> dict[str, str]:
-    """`platform` as JSON has it."""
+    """`platform` as a JSON object."""
     data = {"architecture": platform.architecture, "os": platform.os}
     if platform.variant:
         data["variant"] = platform.variant
@@ -276,7 +278,7 @@ def platform_json(platform: Platform) -> dict[str, str]:
 
 
 def check_media_type(media_type: object, known: frozenset[str], what: str) -> None:
-    """ImageError that names `media_type` unless it is one of `known`."""
+    """Raise ImageError, naming `media_type`, unless it is one of `known`."""
     if not isinstance(media_type, str) or media_type not in known:
         raise ImageError(
             f"unknown media type {short(media_type)} of {what}",
@@ -285,7 +287,7 @@ def check_media_type(media_type: object, known: frozenset[str], what: str) -> No
 
 
 def decode_json(data: bytes, where: object) -> Any:
-    """Decode JSON of an image; ImageError with `where` when it is none."""
+    """Decode JSON of an image; ImageError with `where` if it is not valid."""
     if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
         raise ImageError("JSON with too many values", where=where)
     try:
@@ -295,13 +297,13 @@ def decode_json(data: bytes, where: object) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Of equal keys the last one counts, and objects are merged: as in Go."""
+    """A JSON object. As in Go, the last of equal keys counts, and objects are merged."""
     found = dict(pairs)
     if len(found) == len(pairs):
         return found
     found = {}
     for key, value in pairs:
-        # The last one also where names differ in case, see `Fields`.
+        # The last one counts also if names differ in case, see `Fields`.
         found[key] = _merged(found.pop(key, None), value)
     return found
 
@@ -319,13 +321,13 @@ def _no_constant(name: str) -> None:
 
 
 class Fields:
-    """A JSON object of which fields are asked. In Go case makes no difference in their names."""
+    """A JSON object whose fields are looked up. As in Go, their names ignore case."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         self._values = {key.casefold(): value for key, value in data.items()}
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The field `name`, `default` where there is none."""
+        """The field `name`, or `default` if there is none."""
         return self._values.get(name.casefold(), default)
 
 
@@ -341,7 +343,7 @@ def _expect_object(value: object, what: str) -> dict[str, Any]:
 
 
 def short(value: object) -> str:
-    """`value` for a message, cut to a sensible length; of lists and objects only the kind."""
+    """`value` for a message, cut to a sensible length; for lists and objects only the kind."""
     if isinstance(value, list | dict):
         return "that is a list" if isinstance(value, list) else "that is an object"
     text = printable(value)
@@ -349,7 +351,7 @@ def short(value: object) -> str:
 
 
 def expect_texts(value: object, what: str) -> tuple[str, ...]:
-    """`value` as a JSON array of text, else ImageError; Go writes an empty one as null."""
+    """`value` as a JSON array of text, else ImageError. Go writes an empty one as null."""
     items = [] if value is None else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise ImageError(f"{what}: not a JSON array of text")

@@ -1,4 +1,4 @@
-"""How images are named on the command line. Imports nothing that reads them."""
+"""How images are named on the command line. Imports no module that reads them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Final
 
 from fuseoverlay.errors import ImageError, describe
 
-#: What skopeo and podman write before a name, and whether a file of ours can follow.
+#: Transports that skopeo and podman write before a name, and whether a local file follows that we
+#: can read.
 _TRANSPORTS: Final = {
     "oci": True,
     "oci-archive": True,
@@ -19,8 +20,8 @@ _TRANSPORTS: Final = {
     "containers-storage": False,
     "dir": False,
 }
-#: NAME[:TAG][@DIGEST] of a registry, with the last part of the name. Stricter than theirs: it gets
-#: into a command that is shown.
+#: NAME[:TAG][@DIGEST] in a registry; `last`: the last part of the name. Stricter than registries
+#: are, because it becomes part of a command that is shown.
 _REMOTE: Final = re.compile(
     r"(?:[a-z0-9][a-z0-9.-]*(?::[0-9]+)?/)?(?:[a-z0-9._-]+/)*(?P<last>[a-z0-9][a-z0-9._-]*)"
     r"(?::[A-Za-z0-9._-]+)?(?:@sha256:[0-9a-f]+)?\Z"
@@ -31,8 +32,8 @@ _PATH: Final = re.compile(r"[/.~]|.*\.(?:tar|tgz|tar\.[a-z0-9]+)(?::|\Z)")
 def parse_image_name(text: str) -> tuple[str, str | None]:
     """Split `IMAGE[:REF]` into path and ref.
 
-    A path that exists as a whole has no ref. Else the longest part before a colon that
-    exists is the path, so that `image.tar:debian:12` works; else the last colon splits.
+    If the whole text exists as a path, there is no ref. Else the path is the longest part before a
+    colon that exists, so that `image.tar:debian:12` works. Else the last colon splits.
     """
     if os.path.lexists(text):
         return text, None
@@ -46,7 +47,8 @@ def parse_image_name(text: str) -> tuple[str, str | None]:
 
 
 def find(text: str) -> tuple[str, str | None]:
-    """As `parse_image_name`, of what exists; ImageError says how to get an image that does not."""
+    """`parse_image_name` for an image that must exist; ImageError says how to get one that does
+    not."""
     path, ref = parse_image_name(text)
     try:
         os.stat(path)
@@ -74,7 +76,7 @@ def _missing(text: str, path: str) -> ImageError:
 
 
 def _skopeos(text: str, transport: str, rest: str) -> ImageError:
-    """A name with what skopeo and podman write before it."""
+    """The error for a name with a transport of skopeo and podman."""
     if _TRANSPORTS[transport]:
         path, _ = parse_image_name(rest)
         if os.path.lexists(path):

@@ -6,29 +6,29 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-#: Records of extended attributes, in the form of star, GNU tar and Go, which holds raw bytes.
-#: libarchive's own, `LIBARCHIVE.xattr.`, none of those reads; what it writes has both.
+#: Prefix of records of extended attributes as star, GNU tar and Go write them, with raw bytes. None
+#: of those reads libarchive's own, `LIBARCHIVE.xattr.`; libarchive writes both.
 XATTR: Final = b"SCHILY.xattr."
 SPARSE: Final = b"GNU.sparse."
 _FIELDS: Final = frozenset((b"path", b"linkpath", b"uid", b"gid", b"size", b"mtime"))
 
 _LENGTH: Final = re.compile(rb"([1-9][0-9]{0,9}) ")
-#: No number of 64 bits is that long.
+#: No 64-bit number is that long.
 _NUMBER: Final = re.compile(rb"[+-]?[0-9]{1,99}")
 
 
 class DamagedError(Exception):
-    """What is read is no tar archive."""
+    """What was read is not a valid tar archive."""
 
 
 def parse_records(data: bytes) -> dict[bytes, bytes]:
-    """The records in `data` that say something here. An empty value means: what is said
-    elsewhere does not count. Of equal keys the last one counts."""
+    """The records in `data` that matter here. An empty value cancels what is said elsewhere. The
+    last of equal keys counts."""
     found: dict[bytes, bytes] = {}
     pieces: list[bytes] = []
     for key, value in _records(data):
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-            # One for each piece of a sparse file in the form 0.0.
+            # One of each per piece of a sparse file in format 0.0.
             if (len(pieces) % 2 == 0) != key.endswith(b"offset") or b"," in value:
                 raise DamagedError("damaged header, half a piece in the map of a sparse file")
             pieces.append(value)
@@ -41,7 +41,7 @@ def parse_records(data: bytes) -> dict[bytes, bytes]:
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = 0
-    # Zeros may follow.
+    # Zeros may follow the records.
     while position < len(data) and data[position]:
         match = _LENGTH.match(data, position)
         end = position + int(match[1]) if match else 0
@@ -55,7 +55,7 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def number(records: Mapping[bytes, bytes], key: bytes) -> int | None:
-    """The number that the record `key` says, None where it says nothing."""
+    """The number in the record `key`; None if there is none or it is empty."""
     text = records.get(key)
     if not text:
         return None

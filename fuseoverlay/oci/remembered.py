@@ -1,5 +1,4 @@
-"""What is remembered of a layer until its end, and what it takes to find things in that: bounds for
-memory and time."""
+"""Bounds for the memory that a layer takes until its end, and for the time to search it."""
 
 from __future__ import annotations
 
@@ -9,14 +8,14 @@ from typing import Final
 from fuseoverlay.errors import ImageError
 from fuseoverlay.oci.entries import Path
 
-#: A layer of half a million directories stays below.
+#: Bytes. A layer with half a million directories stays below.
 _ROOM: Final = 512 << 20
-#: For different attributes of directories. Real ones have labels and capabilities.
+#: Bytes for the different attributes of directories. Real ones have labels and capabilities.
 _ROOM_FOR_ATTRIBUTES: Final = 64 << 20
-#: Names passed on the way through paths, some 20 ns each. A million files, each ten directories
-#: deep below a link, take a tenth.
+#: Names passed when following paths, some 20 ns each. A million files, each ten directories deep
+#: below a link, use a tenth.
 _STEPS: Final = 1 << 29
-#: About what a path takes in tables, and each of its names.
+#: Approximate bytes in tables: for a path, for each of its names, for a pointer, for an attribute.
 _PATH: Final = 200
 _NAME: Final = 48
 _POINTER: Final = 8
@@ -24,9 +23,9 @@ _ATTRIBUTE: Final = 200
 
 
 class Remembered:
-    """Counts what is remembered. It is never less: what goes again was there once.
+    """Counts what is kept. The counts never fall: what is removed again was there once.
 
-    ImageError, with `where`, where it is too much.
+    ImageError, with `where`, if it is too much.
     """
 
     def __init__(self, where: str) -> None:
@@ -37,7 +36,7 @@ class Remembered:
         self._attributes: dict[frozenset[tuple[bytes, bytes]], Mapping[bytes, bytes]] = {}
 
     def path(self, path: Path, parents: int = 0) -> None:
-        """Count `path`, and as many paths that lead to it."""
+        """Count `path`, and `parents` of the paths that lead to it."""
         names = sum(map(len, path)) + _NAME * len(path)
         self._left -= names + (1 + parents) * (_PATH + _POINTER * len(path))
         if self._left < 0:
@@ -46,8 +45,8 @@ class Remembered:
             )
 
     def steps(self, count: int) -> None:
-        """Count so many names that were passed. A path is passed again for each member below a
-        link, or of a directory that is not there: a small archive could keep us for hours."""
+        """Count names that were passed. A path is followed again for each member below a link or of
+        a missing directory, so without a bound a small archive could keep us busy for hours."""
         self._steps_left -= count
         if self._steps_left < 0:
             raise ImageError(
@@ -57,7 +56,7 @@ class Remembered:
             )
 
     def attributes(self, attributes: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
-        """`attributes`, which are kept once however many directories have the same."""
+        """`attributes`, as an object that all directories with the same ones share."""
         key = frozenset(attributes.items())
         found = self._attributes.get(key)
         if found is None:

@@ -1,7 +1,7 @@
-"""Where the pieces of a sparse file go: GNU's old form, and its three forms in PAX records.
+"""The map of a sparse file: GNU's old format, and its three formats in PAX records.
 
-Source: the manual of GNU tar, "Storing Sparse Files"; where that leaves a choice as in Go's
-archive/tar, with which images are read everywhere.
+Source: the manual of GNU tar, "Storing Sparse Files". Where that leaves a choice, this decides as
+Go's archive/tar, with which most tools read images.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from fuseoverlay.oci.records import DamagedError, number
 
 Pieces = tuple[tuple[int, int], ...]
 
-#: The largest offset that a system call takes.
+#: The greatest offset that a system call accepts.
 MAX_SIZE: Final = (1 << 63) - 1
-#: As much as other headers may have. A map is kept in memory.
+#: The bound that other headers have, too. A map is kept in memory.
 _MAX_MAP: Final = 1 << 20
 _BLOCK: Final = 512
 _DECIMAL: Final = re.compile(rb"[0-9]{1,19}")
 
-# Of GNU's old form: the slots in a header and in a block that goes on, their ends.
+# GNU's old format: where slots begin and how many there are, in a header and in a block that
+# continues it; the length of a slot; the field with the file's size.
 _SLOTS: Final = (386, 4)
 _MORE_SLOTS: Final = (0, 21)
 _SLOT: Final = 24
@@ -31,7 +32,8 @@ _REAL_SIZE: Final = slice(483, 495)
 def old_map(
     block: bytes, read: Callable[[int], bytes], numeric: Callable[[bytes], int]
 ) -> tuple[int, Pieces]:
-    """Size and pieces in the header `block` of type S and in those that `read` reads after it."""
+    """The size and the pieces in the header `block` of type S and in those that `read` returns
+    after it."""
     size = numeric(block[_REAL_SIZE])
     pieces: list[tuple[int, int]] = []
     begin, count = _SLOTS
@@ -50,7 +52,7 @@ def old_map(
 
 
 def is_sparse(records: Mapping[bytes, bytes]) -> bool:
-    """Whether `records` are of a sparse file in one of the known forms."""
+    """Whether `records` describe a sparse file in one of the known formats."""
     version = records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b"")
     if version == (b"1", b"0"):
         return True
@@ -61,9 +63,9 @@ def is_sparse(records: Mapping[bytes, bytes]) -> bool:
 def map_in_records(
     records: Mapping[bytes, bytes], size: int, read: Callable[[int], bytes]
 ) -> tuple[int, Pieces] | None:
-    """Size and pieces of a file of `size` stored bytes; None: it is not sparse.
+    """The size and the pieces of a file with `size` stored bytes; None if it is not sparse.
 
-    In the form 1.0 `read` reads the map, which comes before the data.
+    In format 1.0 the map comes before the data, and `read` reads it.
     """
     if not is_sparse(records):
         return None
@@ -85,7 +87,8 @@ def _numbers(text: bytes) -> list[int]:
 
 
 def _numbers_before(read: Callable[[int], bytes]) -> list[int]:
-    """The number of pieces, then offset and length of each, a line for each, in whole blocks."""
+    """Read the map of format 1.0: the number of pieces, then the offset and the length of each,
+    each number on a line, padded to whole blocks."""
     lines = _lines(read)
     count = 2 * _decimal(next(lines))
     if count > _MAX_MAP:
@@ -112,7 +115,7 @@ def _decimal(text: bytes) -> int:
 
 def _checked(pieces: list[tuple[int, int]], size: int) -> Pieces:
     end = 0
-    # Unused slots of the old form are (0, 0).
+    # Unused slots of the old format are (0, 0).
     kept = tuple(piece for piece in pieces if piece[1])
     for offset, length in kept:
         if offset < end or length < 0:

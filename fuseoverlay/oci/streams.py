@@ -1,8 +1,8 @@
 """Byte streams between an image file and the tar parser.
 
-`BlobReader` checks a blob's size and digest while it is read, `decompress` undoes
-gzip, zstd, xz or bzip2, `ForwardStream` hashes what comes out and lets it be read
-without ever going back. Each raises `ImageError` for bad content.
+`BlobReader` checks a blob's size and digest while it is read. `decompress` decompresses gzip, zstd,
+xz or bzip2. `ForwardStream` hashes the result and reads it without ever going back. Each raises
+`ImageError` for bad content.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from fuseoverlay.oci.model import Digest
 
 CHUNK: Final = 256 * 1024
 
-#: As many bytes tell the compression.
+#: How many bytes tell the compression.
 HEAD: Final = 10
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 #: A zstd stream may begin with a skippable frame (pzstd, zstd:chunked): 0x184D2A5?.
 _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
 _XZ_MAGIC: Final = b"\xfd7zXZ\0"
-#: The size of blocks, then a block or the end. Shorter it might be the name in a tar header.
+#: The block size, then a block or the end. A shorter pattern could match the name in a tar header.
 _BZIP2_MAGIC: Final = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 
 
 class Readable(Protocol):
-    """Anything with `read`."""
+    """Any object with `read`."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -42,9 +42,9 @@ class Readable(Protocol):
 class BlobReader(io.RawIOBase):
     """A blob of `size` bytes in `raw`, checked while it is read.
 
-    At the end the digest must fit, else DigestError; fewer bytes than `size` are an
-    ImageError. `digest` None: there is none to check. `progress` is told how many
-    bytes each read took. Closes `raw` when closed.
+    DigestError at the end if the digest is wrong; ImageError if there are fewer bytes than `size`.
+    Without `digest` nothing is compared. `progress` is told how many bytes each read took. Closes
+    `raw` when closed.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class BlobReader(io.RawIOBase):
         self._progress = progress
 
     def readable(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`; 0 at the end, once the digest was found right."""
+        """Fill `buffer`; 0 at the end, after the digest was checked."""
         view = memoryview(buffer).cast("B")[: self._left]
         if not view:
             if not self._left:
@@ -88,7 +88,7 @@ class BlobReader(io.RawIOBase):
         return count
 
     def finish(self) -> None:
-        """Read what is left, so that everything was checked."""
+        """Read what is left, so that everything is checked."""
         buffer = bytearray(CHUNK)
         while self.readinto(buffer):
             pass
@@ -105,7 +105,7 @@ class BlobReader(io.RawIOBase):
             )
 
     def close(self) -> None:
-        """Close the file below too."""
+        """Close the underlying file, too."""
         if not self.closed:
             self._raw.close()
         super().close()
@@ -114,8 +114,8 @@ class BlobReader(io.RawIOBase):
 def compression_of(head: bytes) -> str | None:
     """`gzip`, `zstd`, `xz`, `bzip2` or None, told from the first `HEAD` bytes.
 
-    The media type is not asked: docker writes plain layers under a gzip type, and
-    the digest of the plain stream decides in the end.
+    The media type does not count: docker writes plain layers under a gzip type, and in the end the
+    digest of the plain stream decides.
     """
     if head.startswith(GZIP_MAGIC):
         return "gzip"
@@ -127,7 +127,7 @@ def compression_of(head: bytes) -> str | None:
 
 
 def open_plain(raw: IO[bytes], kind: str) -> Readable:
-    """The plain bytes of what is compressed as `compression_of` says."""
+    """The plain bytes of `raw`, which is compressed as `kind` of `compression_of` says."""
     openers: dict[str, Callable[[IO[bytes]], Readable]] = {
         "gzip": open_gzip,
         "zstd": open_zstd,
@@ -138,7 +138,8 @@ def open_plain(raw: IO[bytes], kind: str) -> Readable:
 
 
 def open_gzip(raw: IO[bytes]) -> Readable:
-    """The plain bytes of a gzip stream, by isal where it is installed (5 times as fast)."""
+    """The plain bytes of a gzip stream, decompressed by isal if it is installed (5 times as
+    fast)."""
     try:
         from isal import igzip
     except ImportError:
@@ -153,7 +154,7 @@ def open_zstd(raw: IO[bytes]) -> Readable:
 
 
 def zstd_module() -> Any:
-    """The standard library's zstd (3.14), else backports.zstd."""
+    """The standard library's zstd (Python 3.14), else backports.zstd."""
     try:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
@@ -170,8 +171,8 @@ def zstd_module() -> Any:
 def decode_errors(where: str) -> Iterator[None]:
     """Turn what the decompressors raise into ImageError.
 
-    Their classes share no base, and the accelerated ones are private to modules that
-    may not be installed: all that is no ImageError and comes from decoding is meant.
+    Their exceptions share no base class, and those of the accelerated ones are private to modules
+    that may not be installed. So some are recognised by name.
     """
     try:
         yield
@@ -186,7 +187,7 @@ def decode_errors(where: str) -> Iterator[None]:
 
 
 class _Decoded:
-    """A decompressor whose errors are ImageErrors."""
+    """A decompressor that raises ImageError."""
 
     def __init__(self, inner: Readable, where: str) -> None:
         self._inner = inner
@@ -208,8 +209,8 @@ def decompress(raw: io.RawIOBase, where: str) -> Readable:
 
 
 class _Budgeted:
-    """While `budget` is a number, it is the bytes that may still be read into memory: it
-    keeps a tar header from claiming gigabytes."""
+    """A stream with a `budget`: if it is a number, only so many bytes may still be read into
+    memory. It keeps a tar header from claiming gigabytes."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -229,8 +230,8 @@ class _Budgeted:
 
 
 class MemberStream(_Budgeted):
-    """An archive that can be read anywhere, in the shape that `headers` wants: its headers
-    within `budget`, and never backwards, or it might not end."""
+    """A seekable archive as a stream for `headers`: headers are read within `budget`, and never
+    backwards, or it might not end."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
         super().__init__(where)
@@ -238,24 +239,25 @@ class MemberStream(_Budgeted):
         self._size = os.fstat(file.fileno()).st_size
 
     def tell(self) -> int:
-        """Where the next header is looked for."""
+        """The position in the file."""
         return self._file.tell()
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes, fewer only at the end."""
+        """Read exactly `size` bytes, fewer only at the end."""
         self._charge(size)
         return self._file.read(size)
 
     def seek(self, position: int) -> int:
-        """Go to `position`, which must not lie behind, or to the end."""
+        """Skip to `position`, which must not lie behind, or to the end; returns the new
+        position."""
         self._check_forward(position, self._file.tell())
         return self._file.seek(min(position, self._size))
 
 
 class ForwardStream(_Budgeted):
-    """A stream that is read once, from front to back, in the shape that `headers` wants.
+    """A stream for `headers` that is read once, from front to back.
 
-    Everything that passes, also what is skipped, goes into the hash of `diff_id`.
+    Everything that passes, skipped data too, goes into the hash for `diff_id`.
     """
 
     def __init__(self, source: Readable, diff_id: Digest, where: str) -> None:
@@ -268,11 +270,11 @@ class ForwardStream(_Budgeted):
         self._position = 0
 
     def tell(self) -> int:
-        """Bytes read or skipped so far."""
+        """The number of bytes read or skipped so far."""
         return self._position
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes, fewer only at the end."""
+        """Read exactly `size` bytes, fewer only at the end."""
         self._charge(size)
         parts = []
         while size:
@@ -284,7 +286,7 @@ class ForwardStream(_Budgeted):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_some(self, size: int) -> bytes:
-        """At most `size` bytes, at least one before the end; outside of `budget`."""
+        """Read at most `size` bytes, at least one before the end. Not counted in `budget`."""
         if self._at == len(self._buffer):
             self._buffer, self._at = self._source.read(CHUNK), 0
             self._hasher.update(self._buffer)
@@ -294,7 +296,8 @@ class ForwardStream(_Budgeted):
         return part
 
     def seek(self, position: int) -> int:
-        """Skip to `position`, which must not lie behind; stops at the end."""
+        """Skip to `position`, which must not lie behind, or to the end; returns the new
+        position."""
         self._check_forward(position, self._position)
         while self._position < position:
             if not self.read_some(min(position - self._position, CHUNK)):
@@ -302,7 +305,7 @@ class ForwardStream(_Budgeted):
         return self._position
 
     def finish(self) -> None:
-        """Read to the end, then DigestError unless the plain stream has its digest."""
+        """Read to the end; DigestError if the plain stream has another digest."""
         while self.read_some(CHUNK):
             pass
         found = self._hasher.hexdigest()

@@ -1,4 +1,4 @@
-"""Directories of a layer, without ever following one of its symbolic links."""
+"""Open directories of a layer without ever following one of its symbolic links."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from fuseoverlay.oci.entries import Path
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
-#: Open directories kept. A tar archive lists depth first: the last few are asked again.
+#: How many directories are kept open. A tar archive lists depth first, so the last few are needed
+#: again.
 _KEPT: Final = 16
 
 
 class DirCache:
-    """Descriptors of the directories below `root_fd` that were used last.
+    """Descriptors of the last used directories below `root_fd`.
 
-    A context manager; the descriptors stay its own. The directories exist: whoever
-    asks knows, from `unpack`'s own list, that no component is anything else.
+    A context manager; the descriptors stay its own. The directories exist: callers know from the
+    list in `Made` that every component is a directory.
     """
 
     def __init__(self, root_fd: int) -> None:
@@ -36,7 +37,7 @@ class DirCache:
             os.close(self._open.popitem()[1])
 
     def fd(self, path: Path) -> int:
-        """A descriptor of the directory `path`, good until the next but few calls."""
+        """A descriptor of the directory `path`, valid for only a few more calls."""
         if not path:
             return self.root_fd
         fd = self._open.pop(path, None)
@@ -45,7 +46,7 @@ class DirCache:
             if above is None:
                 fd = syscalls.open_beneath(self.root_fd, b"/".join(path), DIR_FLAGS)
             else:
-                # A long way down is gone but once.
+                # A long path is walked only once.
                 fd = syscalls.open_beneath(above, path[-1], DIR_FLAGS)
             while len(self._open) >= _KEPT:
                 os.close(self._open.pop(next(iter(self._open))))
@@ -53,7 +54,7 @@ class DirCache:
         return fd
 
     def forget(self, path: Path) -> None:
-        """Close what is `path` or below it, because it goes away."""
+        """Close `path` and directories below it, before they are removed."""
         for known in [known for known in self._open if known[: len(path)] == path]:
             os.close(self._open.pop(known))
 
@@ -61,9 +62,9 @@ class DirCache:
 def find_below(lowers: Sequence[str | os.PathLike[str]], path: Path) -> tuple[int, int] | None:
     """Find `path` as the stack of layer directories `lowers`, top first, shows it.
 
-    Returns a descriptor, the caller's to close, of the directory that has it, and its file
-    type; None where there is no such name. Whiteouts and opaque directories count;
-    symbolic links on the way are not followed.
+    Returns a descriptor of the directory that holds it, which the caller closes, and its file type;
+    None if there is no such name. Whiteouts and opaque directories count; symbolic links on the way
+    are not followed.
     """
     for lower in lowers:
         fd = os.open(lower, DIR_FLAGS)
@@ -77,7 +78,8 @@ def find_below(lowers: Sequence[str | os.PathLike[str]], path: Path) -> tuple[in
 
 
 def _look(root_fd: int, path: Path) -> tuple[tuple[int, int] | None, bool]:
-    """One layer of `find_below`: what it found, else whether to look further down."""
+    """One layer's part of `find_below`: what was found, and whether to look further down if nothing
+    was."""
     with contextlib.ExitStack() as stack:
         fd = root_fd
         transparent = not onename.is_opaque(fd, xattrs.NAMESPACES)

@@ -1,21 +1,22 @@
 """Unpack one layer archive into an empty directory that an overlay can use as a lower.
 
-Deletions become whiteouts and opaque marks. Entries may come in any order: whiteouts,
-directory metadata and hard links to what is not there yet wait for the end. What is named
-below a symbolic link of the layer goes where the link leads inside the layer (`follow`); no call
-follows one: each names one component in an open directory. Source: OCI image-spec layer.md.
-Where umoci, containers-storage and Docker disagree:
+Deletions become whiteouts and opaque marks. Entries may come in any order: whiteouts, directory
+metadata, and hard links whose target does not exist yet wait for the end. An entry below a symbolic
+link of the layer goes where the link leads inside the layer (`follow`); no call follows a link:
+each names one component in an open directory. Source: OCI image-spec layer.md. Where umoci,
+containers-storage and Docker disagree:
 
 - a whiteout acts on lower layers only: the layer's own name stays, a directory of that
   name becomes opaque;
-- the same path twice: the last one wins, a directory keeps its children;
-- a hard link to a file of a lower layer: its data are copied into this layer;
-- an entry below something that is neither directory nor link in this layer is refused, below
-  a link of a lower layer it gets a real directory, as does the missing target of a link;
-- a whiteout below a link to what neither this layer nor those below have says nothing;
-- files in `.wh..wh.plnk`, where AUFS kept those with several names, are there to be linked to
-  and then gone;
-- char device 0:0 and what leads out of the layer are refused, overlay attributes dropped.
+- if a path comes twice, the last one counts; a directory keeps its children;
+- a hard link to a file of a lower layer: the file is copied into this layer;
+- an entry below something that is neither directory nor link in this layer is refused;
+  below a link of a lower layer, or the missing target of a link, it gets a real directory;
+- a whiteout below a link to what neither this layer nor those below have does nothing;
+- files in `.wh..wh.plnk`, where AUFS kept those with several names, can be linked to and
+  are removed at the end;
+- char device 0:0 and names that lead out of the layer are refused, overlay attributes
+  dropped.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ from fuseoverlay.oci.tree import DirCache
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: AUFS kept files here that had several names in a layer, each a hard link to it.
+#: AUFS kept files here that had several names in a layer, each a hard link to one of these.
 _AUFS_LINKS: Final = b".wh..wh.plnk"
-#: Value of `xattrs.IMPLIED` on a root that was listed, but holds directories that were not.
+#: The value of `xattrs.IMPLIED` on a root that was listed but holds directories that were not.
 _IMPLIED_INSIDE: Final = b"x"
 
 
 def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> bool:
     """Unpack `blob` into the empty directory `target`; verify its digest and `diff_id`.
 
-    Returns whether `job.lowers` gave data or decided about something, so that the result is
-    good above those only. Raises ImageError, DigestError, StoreError; `target` then holds junk.
+    Returns whether `job.lowers` supplied data or influenced a decision, so that the result is valid
+    only above those. Raises ImageError, DigestError, StoreError; `target` then holds junk.
     """
     try:
         stream = ForwardStream(decompress(blob, job.where), diff_id, job.where)
@@ -65,14 +66,14 @@ def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> boo
     except DigestError:
         raise
     except ImageError:
-        # A damaged blob is the likeliest cause, and says more than what it led to.
+        # A damaged blob is the likeliest cause, and its error says more than what it led to.
         blob.finish()
         raise
     return used_lowers
 
 
 def unpack_stream(stream: ForwardStream, target: str, job: Job) -> bool:
-    """`unpack_blob` for a plain tar stream, of which the end is not read here."""
+    """`unpack_blob` for a plain tar stream. Does not read the stream to its end."""
     with contextlib.ExitStack() as stack:
         root_fd = os.open(target, DIR_FLAGS)
         stack.callback(os.close, root_fd)
@@ -88,7 +89,7 @@ def unpack_stream(stream: ForwardStream, target: str, job: Job) -> bool:
 
 
 class _Layer:
-    """A layer in the making: what was made so far, and what waits for the end."""
+    """A layer that is being unpacked: what was made so far, and what waits for the end."""
 
     def __init__(
         self, cache: DirCache, stream: ForwardStream, job: Job, warnings: Warnings
@@ -122,7 +123,8 @@ class _Layer:
             self.made.make(path, lambda fd, name: self._writer.make_node(entry, fd, name))
 
     def _add_special(self, entry: Entry) -> None:
-        """A name with `.wh.` in it; what the file is does not matter, its name says it all."""
+        """Handle a name with `.wh.` in it. Its name says everything; the type of the file does not
+        matter."""
         *parents, name = entry.path
         if _is_linked_by_aufs(entry.path) and stat.S_ISREG(entry.mode) and entry.hardlink is None:
             self._add_file(entry)
@@ -142,7 +144,8 @@ class _Layer:
         if path not in self.made.dirs:
             self.made.make(path, lambda fd, name: os.mkdir(name, 0o700, dir_fd=fd))
             self.made.remembered.path(path)
-        # Its metadata wait: entries below would move its times, and may need rights in it.
+        # Its metadata waits: later entries in it would change its times, and may need permissions
+        # in it.
         self.made.dirs[path] = replace(entry, xattrs=self.made.remembered.attributes(entry.xattrs))
 
     def _add_file(self, entry: Entry) -> None:
@@ -186,7 +189,7 @@ class _Layer:
     # the end
 
     def finish(self) -> None:
-        """Do all that had to wait."""
+        """Do what had to wait."""
         self._finish_links()
         if (_AUFS_LINKS,) in self.made.dirs:
             self.made.clear((_AUFS_LINKS,))
@@ -197,7 +200,7 @@ class _Layer:
         copies: dict[Path, Path] = {}
         for path, name in list(self.made.links.items()):
             self.made.current = show(path)
-            # Through links that came after this one, too.
+            # Follow links that came after this entry, too.
             target = name if _is_linked_by_aufs(name) else self.made.place(name)
             if target in self.made.dirs:
                 raise self.made.bad(f"a hard link to the directory {show(target)}")
@@ -219,7 +222,7 @@ class _Layer:
             copy_file(source, target[-1], self.made.cache.fd(path[:-1]), path[-1])
 
     def _finish_directories(self) -> None:
-        """Set the metadata of the directories, those below before those above."""
+        """Set the metadata of all directories, the deepest first."""
         dirs = self.made.dirs
         implied = {path for path, entry in dirs.items() if entry is None} - self.made.opaque
         for path in sorted(dirs, key=len, reverse=True):

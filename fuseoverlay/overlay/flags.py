@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay import protection
 from fuseoverlay.overlay.copyup import copy_up
-from fuseoverlay.overlay.inodes import Inode
+from fuseoverlay.overlay.inodes import Directory, Inode
 from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.overlay.realobject import real_of
 from fuseoverlay.system import syscalls
@@ -85,6 +85,8 @@ async def put(ov: Overlay, inode: Inode, form: Form, value: bytes) -> None:
         fcntl.ioctl(fd, form.set, form.with_letters(value, b""))
         change.on_error(fcntl.ioctl, fd, form.set, old)
         protection.note(ov, inode, form.letters(*_WORD.unpack_from(value)))
+    if isinstance(inode, Directory):
+        inode.hands_down = None
     # It may have been bound for writes that ask nobody.
     ov.data.drop(inode.ino)
 

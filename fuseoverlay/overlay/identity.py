@@ -13,19 +13,21 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, NamedTuple
 
-from fuseoverlay.errors import UpperError, describe
+from fuseoverlay.errors import UpperError, describe, os_error
 from fuseoverlay.layers import capability, trust, xattrs
 from fuseoverlay.layers.idmap import IdMap
 from fuseoverlay.layers.layer import Layer, pinned
 from fuseoverlay.layers.objects import sighting
 from fuseoverlay.layers.overridestat import OverrideStat, accessible
-from fuseoverlay.system import acl, syscalls, userns
+from fuseoverlay.system import acl, credentials, syscalls, userns
 from fuseoverlay.system.userns import MappedIds
 
 _HOLDERS: Final = (stat.S_IFREG, stat.S_IFDIR)
 _OVERRIDES: Final = {1: xattrs.PRIVILEGED_OVERRIDE_STAT, 2: xattrs.OVERRIDE_STAT}
+_OURSELVES: Final = nullcontext()
 # What chown(2) says to who may not, or of an id that the user namespace does not map.
 _NOT_GIVABLE: Final = (errno.EPERM, errno.EINVAL)
 
@@ -43,7 +45,7 @@ class Identity:
     """How this mount translates. `override`: the attribute that the upper keeps; `acls`: whether
     the mount has ACLs."""
 
-    __slots__ = ("_maps", "acls", "gids", "groups", "override", "uids", "users")
+    __slots__ = ("_acts", "_maps", "acls", "gids", "groups", "override", "uids", "users")
 
     def __init__(self, override: bytes | None, uids: IdMap, gids: IdMap, *, acls: bool) -> None:
         self.override = override
@@ -51,6 +53,8 @@ class Identity:
         self.uids = uids
         self.gids = gids
         self._maps = bool(uids) or bool(gids)
+        #: Whether our thread can make what belongs to others; None: it had no need to yet.
+        self._acts: bool | None = None
         #: What our user namespace knows.
         self.users = userns.users()
         self.groups = userns.groups()
@@ -159,13 +163,16 @@ class Identity:
             return capability.stored(value, self.uids)
         return value
 
-    def is_born(self, stored: Status) -> bool:
-        """Whether a file that we make with this mode needs nothing else to be stored so."""
-        return (
-            self.override is None
-            and (stored.uid, stored.gid) == (os.geteuid(), os.getegid())
-            and stat.S_IMODE(stored.mode) & ~0o777 == 0
-        )
+    def making_as(self, uid: int, gid: int) -> AbstractContextManager[None]:
+        """What is made in the block belongs to these stored ids. EPERM where the process cannot
+        do that."""
+        if (uid, gid) == (self.users.own, self.groups.own):
+            return _OURSELVES
+        if self._acts is None:
+            self._acts = credentials.keep_capabilities()
+        if not self._acts:
+            raise os_error(errno.EPERM)
+        return credentials.acting_as(uid, gid)
 
     def dress(self, dir_fd: int, name: bytes, stored: Status) -> None:
         """Give a new object of ours, `name` in `dir_fd`, its owner and mode.
@@ -183,7 +190,7 @@ class Identity:
             os.chmod(path, stat.S_IMODE(stored.mode))
 
     def dress_open(self, fd: int, stored: Status) -> None:
-        """The same for a regular file that is open as `fd` and has no name."""
+        """The same for a regular file or a directory that is open as `fd`."""
         path = syscalls.fd_path(fd)
         if self.override is not None:
             write_override(path, self.override, stored, follow=True)

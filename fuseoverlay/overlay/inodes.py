@@ -124,6 +124,7 @@ class Directory(Inode):
     __slots__ = (
         "__weakref__",
         "countable",
+        "hands_down",
         "impure",
         "index",
         "lowers",
@@ -151,6 +152,8 @@ class Directory(Inode):
         self.redirect: bytes | None = None
         #: Whether `overlay.impure` was set in this mount.
         self.impure = False
+        #: Whether it has flags that what is made in it inherits; None: nobody has asked yet.
+        self.hands_down: bool | None = None
         self.index: Index | None = None
         #: Whether we may read it, as to count the subdirectories takes.
         self.countable = True

@@ -8,11 +8,12 @@ page of each call.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import stat
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fuseoverlay.errors import os_error
 from fuseoverlay.layers import whiteout, xattrs
@@ -29,11 +30,15 @@ from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.overlay.publish import publish, status_after, upper_place
 from fuseoverlay.overlay.realobject import Real, real_of, stored_of, upper_of
 from fuseoverlay.overlay.remove import park
+from fuseoverlay.overlay.staging import New
 from fuseoverlay.system import acl, syscalls
 from fuseoverlay.system.syscalls import at
 from fuseoverlay.system.transaction import Transaction
 
 log = logging.getLogger("fuseoverlay")
+
+#: Making an object in its place took more than making it in the work directory does.
+_TAKES_STAGING: Final = (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP)
 
 
 class Caller(NamedTuple):
@@ -82,44 +87,63 @@ def make_now(
         raise os_error(errno.EEXIST, name)
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
-    status, acls = _inherit(ov, parent, caller, mode, rdev)
-    # A default ACL of the real directory would have a say, which the mount does not let it have.
-    if not acls and not ov.writable().upper.hides_acls and _is_free(index, name):
-        place = upper_place(parent, name)
-        fd = staging.make_in_place(ov, place, status)
-        if fd is not None:
-            return _opened(ov, parent, index, place, fd, status)
-    work, is_dir = ov.writable().fd, stat.S_ISDIR(mode)
+    new = _inherit(ov, parent, caller, mode, rdev=rdev, target=target)
     place = upper_place(parent, name)
-    fd = ov.stack.fd(place.real)
-    with Transaction() as change:
-        staged = staging.stage(ov, change)
-        staging.make(ov, staged, status, target)
-        for attribute, value in acls:
-            os.setxattr(at(work, staged), attribute, value, follow_symlinks=False)
-        st = os.stat(staged, dir_fd=work, follow_symlinks=False)
-        publish(ov, change, parent, index, name, staged, is_dir=is_dir)
-    return made(ov, parent, place, fd, status_after(fd, name, st), status)
+    overridden, is_free = ov.identity.override is not None, _is_free(index, name)
+    if is_free and (new.born or (overridden and protection.hands_down(ov, parent))):
+        try:
+            return _make_in_place(ov, parent, index, place, new)
+        except OSError as exc:
+            if exc.errno not in _TAKES_STAGING:
+                raise
+    try:
+        return _make_staged(ov, parent, index, place, new)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV or not (is_free and overridden):
+            raise
+    return _make_in_place(ov, parent, index, place, new)
 
 
 def _is_free(index: Index, name: bytes) -> bool:
-    """Whether the upper has nothing at the name that is not visible, no whiteout either."""
-    return name not in index.masks and name not in index.wh
+    """Whether nothing is at a name that is not visible: no whiteout, and no lower has it."""
+    return not (name in index.masks or name in index.wh or index.covers(name))
 
 
-def _opened(
-    ov: Overlay, parent: Directory, index: Index, place: Place, fd: int, status: Status
+def _make_in_place(
+    ov: Overlay, parent: Directory, index: Index, place: Place, new: New
 ) -> tuple[Inode, Real]:
-    """A file that was made in place; takes over its descriptor."""
-    dir_fd = ov.stack.fd(place.real)
+    """Make it where it is seen. `_TAKES_STAGING`: that cannot be done."""
+    dir_fd, fd = ov.stack.fd(place.real), None
     with Transaction() as change:
-        change.on_error(os.unlink, place.name, dir_fd=dir_fd)
-        change.on_error(os.close, fd)
-        st = os.fstat(fd)
-    index.put(place.name, False)
-    inode, real = made(ov, parent, place, dir_fd, st, status)
-    ov.data.adopt(ov.inodes.file(inode.ino), fd)
+        if new.born:
+            fd = staging.make_born(ov, change, place, new)
+        else:
+            staging.make_overridden(ov, change, place, new)
+        if fd is not None:
+            st = os.fstat(fd)
+        else:
+            st = os.stat(place.name, dir_fd=dir_fd, follow_symlinks=False)
+    index.put(place.name, new.is_dir)
+    inode, real = made(ov, parent, place, dir_fd, st, new.status)
+    if fd is not None:
+        ov.data.adopt(ov.inodes.file(inode.ino), fd)
     return inode, real
+
+
+def _make_staged(
+    ov: Overlay, parent: Directory, index: Index, place: Place, new: New
+) -> tuple[Inode, Real]:
+    """Make it in the work directory and move it to where it is seen. EXDEV: nothing can be moved
+    there."""
+    work, dir_fd, name = ov.writable().fd, ov.stack.fd(place.real), place.name
+    with Transaction() as change:
+        staged = staging.stage(ov, change)
+        staging.make(ov, staged, new.status, new.target)
+        for attribute, value in new.acls:
+            os.setxattr(at(work, staged), attribute, value, follow_symlinks=False)
+        st = os.stat(staged, dir_fd=work, follow_symlinks=False)
+        publish(ov, change, parent, index, name, staged, is_dir=new.is_dir)
+    return made(ov, parent, place, dir_fd, status_after(dir_fd, name, st), new.status)
 
 
 async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Caller) -> File:
@@ -131,16 +155,17 @@ async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Calle
         raise os_error(errno.EPERM)
     protection.check_creation(ov, parent)
     copy_up_directory(ov, parent)
-    status, acls = _inherit(ov, parent, caller, mode)
-    fd = staging.make_nameless(ov, status)
+    new = _inherit(ov, parent, caller, mode)
+    fd = staging.make_nameless(ov, ov.stack.fd(upper_place(parent, b"").real), new.status)
     held = Held(fd)
     with Transaction() as change:
         change.on_error(os.close, fd)
-        for attribute, value in acls:
+        for attribute, value in new.acls:
             os.setxattr(syscalls.fd_path(fd), attribute, value)
         key = stat_key(os.stat(fd))
         if not ov.inodes.may_hold:
-            held = park(ov, change, syscalls.fd_path(fd), follow=True)
+            with contextlib.suppress(OSError):
+                held = park(ov, change, syscalls.fd_path(fd), follow=True)
     if held.parked:
         os.close(fd)
     file = File(ov.inodes.number(key), stat.S_IFREG)
@@ -158,21 +183,28 @@ def check_new_name(name: bytes) -> None:
 
 
 def _inherit(
-    ov: Overlay, parent: Directory, caller: Caller, mode: int, rdev: int = 0
-) -> tuple[Status, list[tuple[bytes, bytes]]]:
+    ov: Overlay,
+    parent: Directory,
+    caller: Caller,
+    mode: int,
+    *,
+    rdev: int = 0,
+    target: bytes = b"",
+) -> New:
     """Apply what the parent hands down: group, setgid, default ACL; without that, or in a mount
     without ACLs, the umask counts, which the kernel may have applied already. In such a mount
     nobody gets more than by the default ACL, which goes on to directories all the same.
 
-    Returns what to store: the attributes and the ACLs of the new object. EOVERFLOW: nothing is
-    shown as belonging to the caller.
+    EOVERFLOW: nothing is shown as belonging to the caller.
     """
     real = real_of(ov, parent)
     above = stored_of(ov, real)
     uid, gid = ov.identity.uids.maker(caller.uid), ov.identity.gids.maker(caller.gid)
-    is_dir = stat.S_ISDIR(mode)
+    born, is_dir = (uid, gid), stat.S_ISDIR(mode)
     if above.mode & stat.S_ISGID:
         gid = above.gid
+        # Which the filesystem gives it.
+        born = uid, ov.identity.groups.own
         mode = mode | stat.S_ISGID if is_dir else mode
     acls: list[tuple[bytes, bytes]] = []
     default, in_effect = None, ov.identity.acls
@@ -180,8 +212,11 @@ def _inherit(
         default = xattrs.get(real.path, acl.DEFAULT, follow=real.follow)
     if default is None or not in_effect:
         mode &= ~caller.umask
+    by_itself = ov.identity.override is None
     if default is not None:
-        default = ov.identity.copied_attribute(acl.DEFAULT, default, real.st)
+        # It has a say in what is made in its directory.
+        whole, default = default, ov.identity.copied_attribute(acl.DEFAULT, default, real.st)
+        by_itself = by_itself and in_effect and whole == default
         mode, access = acl.inherit(default, mode)
         if access is not None and in_effect:
             acls.append((acl.ACCESS, access))
@@ -189,7 +224,7 @@ def _inherit(
             mode = acl.limited(mode, access)
         if is_dir:
             acls.append((acl.DEFAULT, default))
-    return Status(uid, gid, mode, rdev), acls
+    return New(Status(uid, gid, mode, rdev), target, acls, born if by_itself else None)
 
 
 def _name_of_copy(file: File) -> tuple[Directory, bytes]:
@@ -218,19 +253,40 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
     real = upper_of(ov, file)
     if has_origin(file, real):
         mark_impure(ov, parent)
-    work = ov.writable().fd
     linkindex.prepare_count(ov, file)
     with Transaction() as change:
         if file.data is not None and file.names:
             keep_data(ov, change, file, real, *_name_of_copy(file))
-        staged = staging.stage(ov, change)
-        os.link(real.path, staged, dst_dir_fd=work, follow_symlinks=real.follow)
-        st = os.stat(staged, dir_fd=work, follow_symlinks=False)
-        publish(ov, change, parent, index, name, staged, is_dir=False)
+        st = _link_in_place(change, real, fd, name) if _is_free(index, name) else None
+        if st is None:
+            staged = staging.stage(ov, change)
+            _link(real, ov.writable().fd, staged)
+            st = os.stat(staged, dir_fd=ov.writable().fd, follow_symlinks=False)
+            publish(ov, change, parent, index, name, staged, is_dir=False)
+            st = status_after(fd, name, st)
+    index.put(name, False)
     file.names[parent, name] = None
     if file.upper is None:
         file.upper = place
         ov.inodes.let_go(file)
+        # A name that only held it has gone.
+        st = status_after(fd, name, st)
     if file.links:
         linkindex.set_links(ov, file, file.links + 1)
-    return file, Real(place.real.layer, at(fd, name), False, status_after(fd, name, st))
+    return file, Real(place.real.layer, at(fd, name), False, st)
+
+
+def _link_in_place(
+    change: Transaction, real: Real, dir_fd: int, name: bytes
+) -> os.stat_result | None:
+    """Link a file to a free name in the upper. None: that takes more permission."""
+    try:
+        _link(real, dir_fd, name)
+    except PermissionError:
+        return None
+    change.on_error(os.unlink, name, dir_fd=dir_fd)
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def _link(real: Real, dir_fd: int, name: bytes) -> None:
+    os.link(real.path, name, dst_dir_fd=dir_fd, follow_symlinks=real.follow)

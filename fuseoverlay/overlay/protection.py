@@ -89,6 +89,24 @@ def _copy_flags(flags: int, copy: bytes) -> None:
             os.close(fd)
 
 
+def hands_down(ov: Overlay, parent: Directory) -> bool:
+    """Whether a directory of the upper has flags that what is made in it inherits. Asked once for
+    each."""
+    if parent.hands_down is None:
+        try:
+            fd = open_own(upper_of(ov, parent).path, _OPENING)
+        except OSError:
+            return False
+        try:
+            parent.hands_down = bool(file_flags(fd) & syscalls.FS_INHERITED_FL)
+        except OSError:
+            # The filesystem has no flags.
+            parent.hands_down = False
+        finally:
+            os.close(fd)
+    return parent.hands_down
+
+
 def note(ov: Overlay, inode: Inode, flags: bytes) -> None:
     """Change the flags of an object in the upper."""
     real = upper_of(ov, inode)

@@ -39,6 +39,8 @@ log = logging.getLogger("fuseoverlay")
 
 # So many whiteouts are a thread's work: fewer are gone before it is awake.
 _MANY: Final = 32
+# Of a directory: it is not empty, or we may not write above it; `staging.move` helps with that.
+_TAKES_MOVING: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EPERM)
 
 
 async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
@@ -198,7 +200,7 @@ def _remove_directory(
         if place is None:
             whiteout_over(ov, change, parent, index, name)
         elif not index.covers(name):
-            old = _move_away(ov, place)
+            held, old = _remove_upper(ov, change, place, held)
             index.remove(name)
         elif dialect is Dialect.OCI or not workdir.can_exchange:
             make_oci_whiteout(ov, change, place)
@@ -233,6 +235,30 @@ def lose_directory(ov: Overlay, directory: Directory, held: Held | None, old: by
     directory.removed = True
     ov.inodes.end(directory)
     ov.inodes.unname(directory)
+
+
+def _remove_upper(
+    ov: Overlay, change: Transaction, place: Place, held: Held | None
+) -> tuple[Held | None, bytes | None]:
+    """Remove a directory of the upper that hides nothing: in its place, or, with whiteouts in it or
+    if it is to be held by a name, by moving it to the work directory. Where the filesystem moves
+    nothing there it is held by a descriptor all the same. Returns how it is reached from then on,
+    and its name in the work directory, if it has one."""
+    if held is None:
+        try:
+            return None, _move_away(ov, place)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+        held = _open_held(ov, place.real, place.name)
+        change.on_error(release, held)
+    try:
+        os.rmdir(place.name, dir_fd=ov.stack.fd(place.real))
+    except OSError as exc:
+        if exc.errno not in _TAKES_MOVING:
+            raise
+        return held, _move_away(ov, place)
+    return held, None
 
 
 def _move_away(ov: Overlay, place: Place) -> bytes:

@@ -18,7 +18,7 @@ from fuseoverlay.layers import onename, redirect
 from fuseoverlay.layers.index import Found, Index
 from fuseoverlay.layers.layer import RealDir
 from fuseoverlay.layers.merge import scan, scan_soon
-from fuseoverlay.layers.objects import stat_key
+from fuseoverlay.layers.objects import sighting, stat_key
 from fuseoverlay.overlay import places
 from fuseoverlay.overlay.inodes import Directory, File
 from fuseoverlay.overlay.owners import Overlay
@@ -77,7 +77,9 @@ def is_gone(ov: Overlay, file: File, key: tuple[int, int]) -> bool:
         return False
     try:
         fd = ov.stack.fd(file.lower.real)
-        if stat_key(os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)) == key:
+        st = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)
+        # An inode whose type changes the kernel takes for a broken one.
+        if stat_key(st) == key and sighting(st)[-1] == (file.lower_seen or sighting(st))[-1]:
             return False
     except OSError:
         pass

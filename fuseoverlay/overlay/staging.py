@@ -1,5 +1,5 @@
-"""New objects, made in the work directory and ready to be published; plain files, where one
-call makes all of them, in their place."""
+"""New objects: made in their place where one call makes all of them, else in the work directory,
+ready to be published."""
 
 from __future__ import annotations
 
@@ -8,21 +8,42 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from fuseoverlay.errors import os_error
+from fuseoverlay.layers import xattrs
 from fuseoverlay.layers.layer import Place
 from fuseoverlay.layers.objects import open_known, open_own, sighting
 from fuseoverlay.overlay.identity import Status
 from fuseoverlay.overlay.inodes import Held
 from fuseoverlay.overlay.owners import Overlay
 from fuseoverlay.overlay.realobject import Real
-from fuseoverlay.system import syscalls
+from fuseoverlay.system import acl, syscalls
 from fuseoverlay.system.descriptors import open_file
 from fuseoverlay.system.transaction import Transaction, tidy
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK
 # PATH_MAX without the final NUL.
 _TARGET_MAX = 4095
+
+
+class New(NamedTuple):
+    """An object to be made."""
+
+    #: What to store of it.
+    status: Status
+    #: Of a symbolic link.
+    target: bytes
+    #: Names and values of the ACLs that it gets from its directory.
+    acls: list[tuple[bytes, bytes]]
+    #: The ids to make it with, for then it gets all of that, ACLs too, by the one call that makes
+    #: it in its place; None: that takes more calls.
+    born: tuple[int, int] | None
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.status.mode)
 
 
 def stage(ov: Overlay, change: Transaction) -> bytes:
@@ -100,51 +121,113 @@ def make(ov: Overlay, staged: bytes, status: Status, target: bytes = b"") -> Non
     would be a whiteout.
     """
     work = ov.writable().fd
+    mode = 0o700 if stat.S_ISDIR(status.mode) else 0o600
+    fd = _make(ov, work, staged, mode, status, target)
+    if fd is not None:
+        os.close(fd)
+    ov.identity.dress(work, staged, status)
+
+
+def _make(
+    ov: Overlay, dir_fd: int, name: bytes, mode: int, status: Status, target: bytes
+) -> int | None:
+    """Make an object of the stored type and device with these permission bits. Of a regular file
+    a descriptor for reading and writing, the caller's own."""
     kind = stat.S_IFMT(status.mode)
     if kind == stat.S_IFCHR and status.rdev == 0:
         raise os_error(errno.EPERM)
     if kind == stat.S_IFDIR:
-        os.mkdir(staged, 0o700, dir_fd=work)
+        os.mkdir(name, mode, dir_fd=dir_fd)
     elif kind == stat.S_IFREG or ov.identity.override is not None:
-        fd = open_file(staged, _NEW_FILE, 0o600, dir_fd=work)
+        flags = _NEW_FILE | ov.writable().upper.reading
+        fd = open_file(name, flags, mode, dir_fd=dir_fd)
         try:
-            if target:
-                os.write(fd, target)
+            _write_target(fd, target)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+    elif kind == stat.S_IFLNK:
+        os.symlink(target, name, dir_fd=dir_fd)
+    else:
+        os.mknod(name, kind | mode, status.rdev, dir_fd=dir_fd)
+    return None
+
+
+def _write_target(fd: int, target: bytes) -> None:
+    """Into the regular file that stands for a symbolic link."""
+    if target:
+        os.write(fd, target)
+
+
+def make_born(ov: Overlay, change: Transaction, place: Place, new: New) -> int | None:
+    """Make an object where nothing is, complete by one call, as the kernel's overlay does. Of a
+    regular file a descriptor for reading and writing, the caller's own.
+
+    So the filesystem hands down to it whatever it wants to, and where it lets nothing be moved
+    to from elsewhere (a subvolume, another project), things can be made all the same.
+
+    EACCES, EPERM: that takes more permission; EEXIST; ENOSPC and the like.
+    """
+    if new.born is None:
+        raise os_error(errno.EPERM)
+    dir_fd, mode = ov.stack.fd(place.real), stat.S_IMODE(new.status.mode)
+    with ov.identity.making_as(*new.born):
+        fd = _make(ov, dir_fd, place.name, mode, new.status, new.target)
+    change.on_error(os.rmdir if new.is_dir else os.unlink, place.name, dir_fd=dir_fd)
+    if fd is not None:
+        change.on_error(os.close, fd)
+    return fd
+
+
+def make_overridden(ov: Overlay, change: Transaction, place: Place, new: New) -> None:
+    """Make an object where nothing is, in an upper that keeps owners in an attribute: a file has it
+    before it has its name, a directory is ours and closed until it has it.
+
+    EOPNOTSUPP of filesystems without O_TMPFILE.
+    """
+    dir_fd = ov.stack.fd(place.real)
+    if not new.is_dir:
+        fd = make_nameless(ov, dir_fd, new.status, new.target)
+        try:
+            os.link(syscalls.fd_path(fd), place.name, dst_dir_fd=dir_fd, follow_symlinks=True)
         finally:
             os.close(fd)
-    elif kind == stat.S_IFLNK:
-        os.symlink(target, staged, dir_fd=work)
-    else:
-        os.mknod(staged, kind | 0o600, status.rdev, dir_fd=work)
-    ov.identity.dress(work, staged, status)
-
-
-def make_in_place(ov: Overlay, place: Place, status: Status) -> int | None:
-    """Make a regular file where nothing is, complete by one call, as the kernel's overlay does;
-    a descriptor for reading and writing, the caller's own.
-
-    None: that takes more than one call, or more permission. EEXIST; ENOSPC and the like.
-    """
-    if not stat.S_ISREG(status.mode) or not ov.identity.is_born(status):
-        return None
+        change.on_error(os.unlink, place.name, dir_fd=dir_fd)
+        return
+    os.mkdir(place.name, 0o700, dir_fd=dir_fd)
+    change.on_error(os.rmdir, place.name, dir_fd=dir_fd)
+    fd = open_file(place.name, syscalls.DIR_FLAGS, dir_fd=dir_fd)
     try:
-        mode = stat.S_IMODE(status.mode)
-        flags = _NEW_FILE | place.real.layer.reading
-        return open_file(place.name, flags, mode, dir_fd=ov.stack.fd(place.real))
-    except PermissionError:
-        return None
+        _dress_open(ov, fd, new.status)
+        for attribute, value in new.acls:
+            os.setxattr(fd, attribute, value)
+    finally:
+        os.close(fd)
 
 
-def make_nameless(ov: Overlay, status: Status) -> int:
-    """Make a regular file without a name; an O_PATH descriptor, the caller's own. EOPNOTSUPP
-    of filesystems without O_TMPFILE."""
+def make_nameless(ov: Overlay, dir_fd: int, status: Status, target: bytes = b"") -> int:
+    """Make a regular file without a name, one as there are in the directory; an O_PATH descriptor,
+    the caller's own. EOPNOTSUPP of filesystems without O_TMPFILE."""
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-    fd = open_file(b".", flags, 0o600, dir_fd=ov.writable().fd)
     try:
-        ov.identity.dress_open(fd, status)
+        fd = open_file(b".", flags, 0o600, dir_fd=dir_fd)
+    except PermissionError:
+        fd = open_file(b".", flags, 0o600, dir_fd=ov.writable().fd)
+    try:
+        _write_target(fd, target)
+        _dress_open(ov, fd, status)
         return open_file(syscalls.fd_path(fd), os.O_PATH | os.O_CLOEXEC)
     finally:
         os.close(fd)
+
+
+def _dress_open(ov: Overlay, fd: int, status: Status) -> None:
+    """Owner and mode of what was made in a directory of the upper, and not its default ACL where
+    the mount has none."""
+    if ov.writable().upper.hides_acls:
+        xattrs.drop_any(fd, acl.ACCESS)
+    ov.identity.dress_open(fd, status)
 
 
 def hold(ov: Overlay, staged: bytes, *, is_dir: bool = False) -> Held:

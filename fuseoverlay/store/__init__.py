@@ -1,4 +1,4 @@
-"""What is kept on this computer of images: each layer, unpacked once.
+"""What this computer keeps of images: each layer, unpacked once.
 
-Imports `oci` and what is below.
+Imports `oci` and the packages below it.
 """

@@ -2,11 +2,11 @@
 
     ROOT/layers/sha256/DIFF_ID            unpacked with real owners, modes and devices
     ROOT/layers/chain/CHAIN_ID            the same, with data of the layers below in it
-    ROOT/layers-override/...              the same two, owners and modes only noted
-    ROOT/tmp/NAME/                        one layer in the making, locked by its maker
+    ROOT/layers-override/...              the same two, owners and modes only recorded
+    ROOT/tmp/NAME/                        one layer being unpacked, locked by its maker
 
-A layer is there whole or not at all: it is made in `tmp`, verified, written to disk
-and published by one rename. What a killed process left in `tmp` goes at the next use.
+A layer exists completely or not at all: it is made in `tmp`, verified, written to disk and
+published by one rename. What a killed process left in `tmp` is removed at the next use.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from fuseoverlay.system import syscalls
 from fuseoverlay.system.removal import remove_tree
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
-#: A tar archive of nothing: what an image without layers shows.
+#: An empty tar archive: what an image without layers shows.
 _EMPTY_TAR: Final = bytes(1024)
 _UNPACKED: Final = "layer"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far unpacking is. `done` and `total` are bytes of all layers that were missing.
+    """The progress of unpacking. `done` and `total` are bytes, over all layers that were missing.
 
-    `layer` counts from 1 to `layers`, which are those that were missing.
+    `layer` counts from 1 to `layers`, the number of layers that were missing.
     """
 
     layer: int
@@ -68,7 +68,7 @@ def _ignore(_line: str) -> None:
 
 
 class Store:
-    """A directory of unpacked layers; made when it is first needed."""
+    """A directory of unpacked layers, created when first needed."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = pathlib.Path(root)
@@ -82,7 +82,7 @@ class Store:
         progress: ProgressCallback | None = None,
         warn: Callable[[str], None] = _ignore,
     ) -> list[pathlib.Path]:
-        """The layer directories of `IMAGE[:REF]`, as `StoredImage.layers` has them."""
+        """The layer directories of `IMAGE[:REF]`; see `StoredImage.layers`."""
         with self.opened(image, platform=platform, progress=progress, warn=warn) as found:
             return found.layers()
 
@@ -95,7 +95,7 @@ class Store:
         progress: ProgressCallback | None = None,
         warn: Callable[[str], None] = _ignore,
     ) -> Iterator[StoredImage]:
-        """The image `IMAGE[:REF]`, of which nothing but its manifest has been read.
+        """The image `IMAGE[:REF]`. No layer has been read yet, only what describes the image.
 
         Raises ImageError, DigestError, StoreError.
         """
@@ -109,7 +109,7 @@ class Store:
             yield StoredImage(self, source, chosen, progress, warn)
 
     def prepare(self) -> None:
-        """Make the store where there is none. Raises StoreError."""
+        """Create the store if there is none. Raises StoreError."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._tmp.mkdir(mode=0o700, exist_ok=True)
@@ -118,9 +118,9 @@ class Store:
             raise store_error(exc, "the layer store cannot be used", self.root) from exc
 
     def _sweep(self) -> None:
-        """Remove what processes left that are gone: whoever lives holds a lock."""
+        """Remove what ended processes have left; a living one holds a lock."""
         for name in os.listdir(self._tmp):
-            # Another process may be sweeping too.
+            # Another process may be sweeping, too.
             with contextlib.suppress(OSError):
                 fd = os.open(self._tmp / name, DIR_FLAGS)
                 try:
@@ -152,7 +152,7 @@ class Store:
         while True:
             path = self._tmp / secrets.token_hex(8)
             path.mkdir(mode=0o700)
-            # Until it is locked, a sweeper may take it for left over, and away.
+            # Until it is locked, another process may sweep it away as left over.
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(path, DIR_FLAGS)
                 try:
@@ -164,7 +164,7 @@ class Store:
                 return path, fd
 
     def publish(self, made: pathlib.Path, target: pathlib.Path) -> None:
-        """Move a finished directory to its place; where another process was faster, leave it."""
+        """Move a finished directory to its place; leave it if another process was faster."""
         fd = os.open(made, DIR_FLAGS)
         try:
             syscalls.syncfs(fd)
@@ -181,7 +181,8 @@ class Store:
                 return
             if exc.errno != errno.EINVAL:
                 raise
-            # A filesystem without RENAME_NOREPLACE. A plain rename takes no full directory away.
+            # A filesystem without RENAME_NOREPLACE. A plain rename does not replace a directory
+            # with content.
             try:
                 os.rename(source, goal)
             except OSError as plain:
@@ -189,7 +190,7 @@ class Store:
                     raise
 
     def override(self) -> bool:
-        """Whether owners and modes are only noted here, in an attribute. Raises StoreError."""
+        """Whether owners and modes are only recorded here, in an attribute. Raises StoreError."""
         try:
             with self.workspace() as path:
                 fd = os.open(path, DIR_FLAGS)
@@ -202,9 +203,9 @@ class Store:
 
 
 def _check_platform(image: str, platform: Platform, warn: Callable[[str], None]) -> None:
-    """Warn of an image that is the only one there, but for other machines."""
+    """Warn if the image, the only one there, is for other machines."""
     host = Platform.host()
-    # Its kernel runs these, too.
+    # A 64-bit kernel runs these, too.
     also = replace(host, architecture="386", variant="") if host.architecture == "amd64" else host
     if platform.rank(host) is None and platform.rank(also) is None:
         warn(
@@ -214,7 +215,7 @@ def _check_platform(image: str, platform: Platform, warn: Callable[[str], None])
 
 
 class StoredImage:
-    """One image, and its layers on their way into the store."""
+    """One image, and the unpacking of its layers into the store."""
 
     def __init__(
         self,
@@ -235,17 +236,17 @@ class StoredImage:
 
     @property
     def diff_ids(self) -> tuple[str, ...]:
-        """What its layers are, bottom first."""
+        """The digests of its plain layers, bottom first."""
         return tuple(str(layer.diff_id) for layer in self._image.layers)
 
     def layers(self) -> list[pathlib.Path]:
-        """The layer directories, top first; unpacks what is missing.
+        """The layer directories, top first. Unpacks what is missing.
 
         No directory comes twice, and there is at least one. Raises ImageError, DigestError,
-        StoreError; the layers finished by then stay.
+        StoreError; layers finished by then stay.
         """
-        # Of a layer that comes twice the upper one stays: all that the lower one holds
-        # or hides is held or hidden by it already, whatever lies between.
+        # If a layer comes twice, only the upper one is kept: what the lower one holds or hides is
+        # held or hidden by the upper already, whatever lies between.
         return list(dict.fromkeys(reversed(self._directories())))
 
     def _directories(self) -> list[pathlib.Path]:
@@ -303,7 +304,7 @@ class StoredImage:
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[pathlib.Path]:
-        """A new empty directory to unpack into, inside of a workspace."""
+        """A new empty directory to unpack into, inside a workspace."""
         with self._store_errors(), self._store.workspace() as work:
             target = work / _UNPACKED
             target.mkdir(mode=0o700)
@@ -326,7 +327,7 @@ class StoredImage:
 
 
 def _chain_ids(layers: tuple[Layer, ...]) -> list[str]:
-    """For each layer the hex ChainID of it and all below; image-spec config.md."""
+    """The ChainID, in hex, of each layer with all below it; image-spec config.md."""
     chains: list[str] = []
     chain = ""
     for layer in layers:

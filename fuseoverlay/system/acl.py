@@ -1,8 +1,8 @@
-"""POSIX ACLs in the form of the `system.posix_acl_*` attributes: inheritance, ids, modes.
+"""POSIX ACLs as stored in the `system.posix_acl_*` attributes: inheritance, ids, modes.
 
-The form is the kernel's (include/uapi/linux/posix_acl_xattr.h): a version word,
-then entries of tag, permissions and id, all little-endian. The algorithm is that
-of acl(5), "Object creation and default ACLs".
+The format is the kernel's (include/uapi/linux/posix_acl_xattr.h): a version word, then entries of
+tag, permissions and id, all little-endian. The algorithm is that of acl(5), "Object creation and
+default ACLs".
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _VERSION: Final = 2
 
 
 def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
-    """(mode, access ACL) of an object made with `mode` in a directory with this default ACL.
+    """(mode, access ACL) of an object created with `mode` in a directory with this default ACL.
 
-    The ACL is None where the mode says it all. Only permission bits of `mode` change.
-    EINVAL for an attribute that is not an ACL, as by the kernel.
+    The ACL is None if the mode alone expresses it. Only permission bits of `mode` change. As in the
+    kernel, EINVAL if the attribute is not an ACL.
     """
     if not _is_acl(default):
         raise os_error(errno.EINVAL)
@@ -53,9 +53,9 @@ def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
 
 
 def limited(mode: int, value: bytes) -> int:
-    """The mode for where the access ACL of the object with this one is not in effect: it gives
-    nobody more than the ACL, whoever he is and whatever groups he is in. Of what is no ACL
-    nothing is known, and so only the owner keeps his rights.
+    """The mode to use where this access ACL of the object is not in effect: it grants no user more
+    than the ACL did, whatever groups the user is in. If `value` is not an ACL, nothing is known,
+    and only the owner keeps permissions.
 
     The group bits of an object with an ACL are its mask.
     """
@@ -73,7 +73,7 @@ def limited(mode: int, value: bytes) -> int:
 
 
 def _is_acl(value: bytes) -> bool:
-    """Whether the value has the form of one: a header and whole entries."""
+    """Whether the value has the format of an ACL: a header and whole entries."""
     whole = len(value) >= _HEADER.size and not (len(value) - _HEADER.size) % _ENTRY.size
     return whole and _HEADER.unpack_from(value)[0] == _VERSION
 
@@ -81,9 +81,9 @@ def _is_acl(value: bytes) -> bool:
 def with_ids(
     value: bytes, user: Callable[[int], int | None], group: Callable[[int], int | None]
 ) -> bytes:
-    """The ACL with the ids of named users and groups replaced, and without those that become
-    None; the mask, and with it the mode, stays. What is none is left as it is. Errors of the
-    functions."""
+    """The ACL with the ids of named users and groups translated; entries whose id becomes None are
+    dropped. The mask stays, and with it the mode. A value that is not an ACL is returned as it is.
+    Raises what the functions raise."""
     if not _is_acl(value):
         return value
     ids = {_USER: user, _GROUP: group}
@@ -96,7 +96,7 @@ def with_ids(
 
 
 def without_group(value: bytes) -> bytes:
-    """The ACL with no more permissions for the owning group than for all others."""
+    """The ACL with the permissions of the owning group limited to those of others."""
     if not _is_acl(value):
         return value
     entries = list(_ENTRY.iter_unpack(value[_HEADER.size :]))

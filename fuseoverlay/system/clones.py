@@ -1,7 +1,7 @@
-"""Detached copies of mounts: what is mounted or unmounted elsewhere later does not show in them.
+"""Detached copies of mounts: mounts and unmounts made elsewhere later do not show in them.
 
-open_tree(2) makes them, for whoever has CAP_SYS_ADMIN over the mount. Where we lack it, a process
-of ours makes them, which has it in a user namespace and a copy of the mounts of its own.
+open_tree(2) makes them and needs CAP_SYS_ADMIN over the mount. Where we lack it, a helper process
+makes them: it has the capability in a user namespace and mount namespace of its own.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Final, Self
 from fuseoverlay.errors import os_error
 from fuseoverlay.system import syscalls
 
-# What is asked of the process: whether recursive, how access times move, and then the path.
+# A request to the helper: whether recursive, how access times move; then the path.
 _REQUEST: Final = struct.Struct("?Q")
 _REPLY: Final = struct.Struct("i")
 _LONGEST: Final = 2 * 4096
 
 
 class Clones:
-    """Makes copies of mounts, while it is open. Not for a process with several threads."""
+    """Makes copies of mounts until it is closed. It forks, so not for a process with several
+    threads."""
 
     def __init__(self) -> None:
         self._helper: socket.socket | None = None
@@ -41,12 +42,13 @@ class Clones:
             os.waitpid(self._pid, 0)
 
     def of(self, fd: int, access_times: int, *, recursive: bool = False) -> int:
-        """A descriptor of a copy of the mount that the directory `fd` was opened through, from that
-        directory on. Nothing mounted below is in it, or with `recursive` all that is now.
+        """A descriptor of a copy of the mount through which the directory `fd` was opened, starting
+        at that directory. Without `recursive` it contains nothing that is mounted below, with it
+        everything that is mounted there now.
 
-        Reading through it moves access times as the MOUNT_ATTR_* say, where we may choose. EPERM:
-        we may not have one. EINVAL: we may not leave out what is mounted below, or the mount is
-        nobody's to copy. ESTALE: the directory has moved.
+        Reading through the copy moves access times as `access_times` (MOUNT_ATTR_*) says, where we
+        may choose. EPERM: we may not make a copy. EINVAL: what is mounted below may not be left
+        out, or the mount cannot be copied at all. ESTALE: the directory has moved.
         """
         try:
             return _clone(syscalls.fd_path(fd), recursive, access_times)
@@ -66,7 +68,7 @@ class Clones:
             reply, fds = b"", []
         if fds:
             return fds[0]
-        # It has gone where it may not have namespaces.
+        # The helper has ended: it may not create namespaces.
         code = _REPLY.unpack(reply)[0] if reply else errno.EPERM
         raise os_error(code, path)
 
@@ -78,7 +80,7 @@ class Clones:
                 ours.close()
                 _serve(theirs)
             finally:
-                # Whatever happens: nothing else of the program runs twice.
+                # Whatever happens, no other code of the program may run in the child.
                 os._exit(0)
         theirs.close()
         self._helper = ours
@@ -86,7 +88,7 @@ class Clones:
 
 
 def _serve(requests: socket.socket) -> None:
-    """In the process with namespaces of its own: until the other end is closed."""
+    """Serve requests in the helper, in namespaces of its own, until the other end is closed."""
     syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
     while request := requests.recv(_LONGEST):
         recursive, access_times = _REQUEST.unpack_from(request)
@@ -102,9 +104,9 @@ def _serve(requests: socket.socket) -> None:
 def _clone(path: bytes, recursive: bool, access_times: int) -> int:
     fd = syscalls.clone_mount(path, recursive=recursive)
     try:
-        # Else what is mounted later on the original would appear in the copy, too.
+        # Otherwise later mounts on the original would propagate to the copy.
         syscalls.make_private(fd, recursive=recursive)
-        # Not in a user namespace: there the kernel keeps that as it was.
+        # In a user namespace the kernel keeps these flags as they were.
         with contextlib.suppress(PermissionError):
             syscalls.set_access_times(fd, access_times, recursive=recursive)
     except BaseException:

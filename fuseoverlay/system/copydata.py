@@ -16,10 +16,10 @@ _NO_COPY_RANGE: Final = (
 
 
 def copy_data(source: int, target: int, length: int) -> bool:
-    """Copy the first `length` bytes, sharing blocks where possible, keeping holes.
+    """Copy the first `length` bytes; share blocks where possible, and keep holes.
 
-    `target` is empty. True: all blocks are shared, and so on disk already. May block for long.
-    Errors of copy_file_range(2) and write(2).
+    `target` is empty. Returns True if all blocks are shared, and so on disk already. May block for
+    long. Errors of copy_file_range(2) and write(2).
     """
     st = os.fstat(source)
     if length and length == st.st_size:
@@ -36,7 +36,7 @@ def copy_data(source: int, target: int, length: int) -> bool:
 
 
 def _copy_around_holes(source: int, target: int, length: int) -> int:
-    """Copy what is data; returns where the last of it ends."""
+    """Copy the data between the holes; returns the offset at which the last data ends."""
     position = end = 0
     while position < length:
         try:
@@ -54,7 +54,8 @@ def _copy_around_holes(source: int, target: int, length: int) -> int:
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> int:
-    """Copy from `start` to `end`; returns how far there was something."""
+    """Copy from `start` to `end`; returns the offset reached, which is less if the source ends
+    before."""
     in_kernel = True
     while start < end:
         count = min(end - start, _CHUNK)

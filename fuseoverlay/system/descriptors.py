@@ -1,7 +1,7 @@
-"""Room for another descriptor where the limit of open files is reached.
+"""Make room for a descriptor when the limit of open files is reached.
 
-What the owners keep open only to be quick is bounded, so that there is room as a rule. Where
-there is none all the same, they let go of it, and the call is made again.
+Caches of descriptors are bounded, so normally there is room. When there is none all the same, the
+caches close what nobody uses, and the call is repeated.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _SHORTAGE: Final = (errno.EMFILE, errno.ENFILE)
-#: What to call where descriptors are short, and the thread that may do so.
+#: What to call when descriptors run short, with the only thread that may call it.
 _caches: list[tuple[int, Callable[[], None]]] = []
 
 
 @contextlib.contextmanager
 def shed_by(*caches: Callable[[], None]) -> Iterator[None]:
-    """Inside the block these calls, in this thread alone, let go of descriptors that nobody
-    uses."""
+    """Inside the block, `caches` are called when descriptors run short, in this thread only; each
+    closes descriptors that nobody uses."""
     mine = [(threading.get_ident(), cache) for cache in caches]
     _caches.extend(mine)
     try:
@@ -35,8 +35,8 @@ def shed_by(*caches: Callable[[], None]) -> Iterator[None]:
 
 
 def with_room(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Result of a call that takes a descriptor, made once more with room for it; EMFILE, ENFILE
-    if there still is none."""
+    """The result of a call that takes a descriptor. If none is left, makes room and repeats the
+    call once. EMFILE or ENFILE if there is still none."""
     try:
         return call(*args, **kwargs)
     except OSError as exc:
@@ -49,5 +49,5 @@ def with_room(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def open_file(path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-    """`os.open` with room for the descriptor."""
+    """`os.open` through `with_room`."""
     return with_room(os.open, path, flags, mode, dir_fd=dir_fd)

@@ -1,8 +1,8 @@
-"""File handles in the form in which kernel overlayfs stores them.
+"""File handles in the format in which kernel overlayfs stores them.
 
-`overlay.origin` on a copy, `overlay.upper` on the index directory and, in hexadecimal, the
-names in the index directory are `struct ovl_fb` (fs/overlayfs/overlayfs.h): which
-filesystem, and which file in it, by a name that survives renames.
+`overlay.origin` on a copy, `overlay.upper` on the index directory and, in hexadecimal, the names in
+the index directory are `struct ovl_fb` (fs/overlayfs/overlayfs.h). It names a filesystem and a file
+in it, and stays valid when the file is renamed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.descriptors import open_file, with_room
 
-#: The handle is of the upper, not of a lower.
+#: Flag: the file is in the upper, not in a lower.
 UPPER: Final = 4
 
 # Version, magic, length, flags, handle type, filesystem UUID; then the handle.
@@ -23,12 +23,12 @@ _HEADER: Final = struct.Struct("BBBBB16s")
 _MAGIC: Final = 0xFB
 _BIG_ENDIAN: Final = 1
 _ANY_ENDIAN: Final = 2
-# What name_to_handle_at(2) answers where there are none, or none that it may tell.
+# Errors of name_to_handle_at(2) if the filesystem has no handles, or we may not have them.
 _NO_HANDLES: Final = (errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM)
 
 
 class Handle(NamedTuple):
-    """`kind` and `opaque` are what open_by_handle_at(2) takes."""
+    """The filesystem's UUID, and the arguments of open_by_handle_at(2)."""
 
     uuid: bytes
     kind: int
@@ -36,9 +36,10 @@ class Handle(NamedTuple):
 
 
 def encode(dir_fd: int, name: bytes, uuid: bytes | None, flags: int = 0) -> bytes | None:
-    """The handle of `name` in `dir_fd`, or of that itself where the name is empty.
+    """The handle of `name` in `dir_fd`, or of `dir_fd` itself if the name is empty.
 
-    `uuid` is its filesystem's. None: that has no handles, or cannot be told from another.
+    `uuid` is that of the filesystem. Returns None if the filesystem has no handles, or if `uuid` is
+    None because it does not identify the filesystem.
     """
     if uuid is None:
         return None
@@ -52,7 +53,7 @@ def encode(dir_fd: int, name: bytes, uuid: bytes | None, flags: int = 0) -> byte
 
 
 def decode(value: bytes) -> Handle | None:
-    """The parts of a handle; None: malformed, or of a machine with another byte order."""
+    """The parts of a handle; None if it is malformed or was made with another byte order."""
     if len(value) <= _HEADER.size:
         return None
     version, magic, length, flags, kind, uuid = _HEADER.unpack_from(value)
@@ -63,11 +64,11 @@ def decode(value: bytes) -> Handle | None:
 
 
 def status(root_fd: int, handle: Handle) -> os.stat_result:
-    """Status of the file with this handle on the filesystem of the directory `root_fd`.
+    """Status of the file with this handle, on the filesystem of the directory `root_fd`.
 
-    ESTALE: there is none. EPERM: only the superuser of the machine may ask.
+    ESTALE: there is no such file. EPERM: only root of the first user namespace may ask.
     """
-    # The call takes no O_PATH descriptor.
+    # open_by_handle_at(2) accepts no O_PATH descriptor.
     mount_fd = open_file(b".", syscalls.DIR_FLAGS, dir_fd=root_fd)
     try:
         fd = with_room(syscalls.open_by_handle, mount_fd, handle.kind, handle.opaque)

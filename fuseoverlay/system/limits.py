@@ -1,6 +1,7 @@
-"""Limits that the daemon takes over from the shell that mounts, setrlimit(2).
+"""Resource limits that the daemon inherits from the mounting shell, setrlimit(2).
 
-They were meant for the programs of that shell, and would be those of the file system for everybody.
+They are meant for the programs of that shell; in the daemon they would apply to everybody who uses
+the mount.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import resource
 from resource import RLIM_INFINITY, RLIMIT_AS, RLIMIT_CPU, RLIMIT_DATA, RLIMIT_FSIZE, RLIMIT_NOFILE
 from typing import Final
 
-#: What whoever uses the mount notices of a limit that stays, and how a shell sets it.
+#: Effects that users of the mount notice if a limit stays, and how a shell sets that limit.
 _FELT: Final = (
     (RLIMIT_FSIZE, "no file can become larger than {} bytes", "ulimit -f"),
     (RLIMIT_CPU, "the daemon will be killed after {} seconds of CPU time", "ulimit -t"),
@@ -19,12 +20,13 @@ _NOT_NEEDED: Final = (RLIMIT_FSIZE, RLIMIT_CPU, RLIMIT_AS, RLIMIT_DATA)
 
 
 def lift() -> list[str]:
-    """Raise limits as far as that goes; what will be noticed of those that stay, for warnings."""
+    """Raise the limits as far as allowed. Returns a warning for each that stays and will be
+    noticed."""
     for limit in _NOT_NEEDED:
         _raise_to_hard(limit)
-        # Takes a superuser.
+        # Raising the hard limit needs CAP_SYS_RESOURCE.
         _set(limit, RLIM_INFINITY)
-    # More than there ever will be is needed of no other.
+    # Here the hard limit is enough: what is kept open is bounded by it.
     _raise_to_hard(RLIMIT_NOFILE)
     return [
         f"{what.format(soft)}: a limit of the shell that mounts ({command})"

@@ -8,9 +8,12 @@ import os
 
 
 def flock_holder(fd: int) -> int | None:
-    """A process with an open file description that has a flock(2) on what `fd` is of; None: there
-    is none that we may look at. /proc/locks names who took the lock, which may have forked and
-    ended since."""
+    """The pid of a process that has an open file description with a flock(2) on the file of `fd`;
+    None if there is none that we may inspect.
+
+    /proc/locks will not do: it names the process that took the lock, which may have forked and
+    ended.
+    """
     st = os.fstat(fd)
     wanted = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
     for path in glob.iglob("/proc/[0-9]*/fdinfo/*"):

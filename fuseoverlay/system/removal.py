@@ -1,4 +1,4 @@
-"""Removing whole trees, whatever their modes and however deep they are."""
+"""Remove whole trees, whatever their modes and depth."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fuseoverlay.system.syscalls import DIR_FLAGS
 
 
 def clear(fd: int, *, keep: Collection[bytes] = ()) -> None:
-    """Remove everything in the directory `fd` but the names to keep. May block for long."""
+    """Remove everything in the directory `fd` except the names in `keep`. May block for long."""
     for name in names_in(fd):
         if name not in keep:
             remove_tree(fd, name)
 
 
 def names_in(dir_fd: int) -> list[bytes]:
-    """What is in the directory now: Btrfs lists by a descriptor what there was when that was
-    opened."""
+    """The names in the directory now. Opens it anew: Btrfs lists through a descriptor only what was
+    there when it was opened."""
     fd = os.open(b".", DIR_FLAGS, dir_fd=dir_fd)
     try:
         return [os.fsencode(name) for name in os.listdir(fd)]
@@ -29,11 +29,10 @@ def names_in(dir_fd: int) -> list[bytes]:
 
 
 def remove_tree(dir_fd: int, name: bytes) -> None:
-    """Remove `name` in `dir_fd` with all below, also where modes forbid to look inside.
+    """Remove `name` in `dir_fd` and everything below, even if modes forbid access.
 
-    No recursion and few descriptors: a layer may be thousands of directories deep.
-    Nobody else may be at work in the tree. May block for long. OSError where something
-    cannot be removed.
+    Uses no recursion and few descriptors: a layer may be thousands of directories deep. Nobody else
+    may be working in the tree. May block for long. OSError if something cannot be removed.
     """
     try:
         os.unlink(name, dir_fd=dir_fd)
@@ -41,7 +40,7 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
     except IsADirectoryError:
         pass
     except PermissionError:
-        # EPERM is what POSIX has for unlink of a directory.
+        # POSIX wants EPERM for unlink of a directory.
         if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
             raise
     empty_tree(dir_fd, name)
@@ -49,7 +48,7 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
 
 
 def empty_tree(dir_fd: int, name: bytes) -> None:
-    """Remove all that is in the directory `name` in `dir_fd`, in the same way."""
+    """Remove everything in the directory `name` in `dir_fd`, in the same way."""
     todo = [name]
     found: list[bytes] = []
     while todo:
@@ -68,7 +67,7 @@ def empty_tree(dir_fd: int, name: bytes) -> None:
 
 @contextlib.contextmanager
 def _opened(dir_fd: int, path: bytes) -> Iterator[int]:
-    """Open a directory that is to be emptied, with all rights for its owner."""
+    """Open a directory to empty it, after giving its owner all permissions."""
     handle = syscalls.open_beneath(dir_fd, path, os.O_PATH | os.O_DIRECTORY)
     try:
         if os.fstat(handle).st_mode & 0o700 != 0o700:
@@ -83,7 +82,7 @@ def _opened(dir_fd: int, path: bytes) -> Iterator[int]:
 
 
 def _unlink_children(fd: int) -> list[bytes]:
-    """Remove all but the directories; their names."""
+    """Remove everything but directories; returns the names of those."""
     directories = []
     with os.scandir(fd) as children:
         listed = [

@@ -1,7 +1,7 @@
 """System calls that the `os` module lacks, as thin functions that raise `OSError`.
 
-Numbers and structures are the kernel's ABI for the architectures of the generic
-system call table and x86-64, which share the numbers of every call used here.
+Numbers and structures are the kernel's ABI, for x86-64 and for architectures with the generic
+system call table, which agree on the numbers of all calls used here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 
-#: To open a directory for listing, never through a symbolic link.
+#: Flags to open a directory for listing, never through a symbolic link.
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 RENAME_NOREPLACE: Final = 1
@@ -36,7 +36,7 @@ _STATX_BTIME: Final = 0x800
 
 FALLOC_FL_KEEP_SIZE: Final = 1
 
-# linux/fs.h; of the first two the argument is an int, whatever the number says.
+# linux/fs.h. The argument of the first two is an int, although their numbers encode a long.
 FS_IOC_GETFLAGS: Final = 0x80086601
 FS_IOC_SETFLAGS: Final = 0x40086602
 FS_IOC_FSGETXATTR: Final = 0x801C581F
@@ -45,6 +45,9 @@ FS_SYNC_FL: Final = 0x08
 FS_IMMUTABLE_FL: Final = 0x10
 FS_APPEND_FL: Final = 0x20
 FS_NOATIME_FL: Final = 0x80
+#: Those that some filesystem hands down to what is made in a directory: s, u, c, S, d, A, no
+#: compression, j, t, D, C, x, P, F of chattr(1).
+FS_INHERITED_FL: Final = 0x6281_C4CF
 FS_XFLAG_IMMUTABLE: Final = 0x08
 FS_XFLAG_APPEND: Final = 0x10
 
@@ -62,7 +65,7 @@ _FICLONE: Final = 0x40049409
 # _IOR(0x15, 0, struct fsuuid2), linux/fs.h since Linux 6.9
 _FS_IOC_GETFSUUID: Final = 0x80111500
 _MAX_HANDLE_SZ: Final = 128
-# A path walked in pieces stays below PATH_MAX (4096 with the final NUL).
+# Pieces of a long path stay below PATH_MAX (4096 with the final NUL).
 _PIECE: Final = 4000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -82,7 +85,7 @@ _sync_file_range.argtypes = (c_int, ctypes.c_int64, ctypes.c_int64, c_uint)
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (c_int, c_void_p)
 
-# musl knows the second name only.
+# musl has only the second name.
 _getdents = getattr(_libc, "getdents64", None) or _libc.getdents
 _getdents.argtypes = (c_int, c_void_p, c_size_t)
 _statx = _libc.statx
@@ -113,8 +116,8 @@ def renameat2(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0
 def openat2(dir_fd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
     """Open `path` below `dir_fd` under the RESOLVE_* restrictions; openat2(2).
 
-    Returns a close-on-exec descriptor. EXDEV or ELOOP say that the path would
-    have left the directory or met a symbolic link.
+    Returns a close-on-exec descriptor. EXDEV: the path would leave the directory. ELOOP: it meets a
+    symbolic link.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     while True:
@@ -127,7 +130,7 @@ def openat2(dir_fd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int
         )
         if fd >= 0:
             return int(fd)
-        # EAGAIN: a concurrent rename made a ".." check inconclusive.
+        # EAGAIN: a concurrent rename left a ".." check inconclusive.
         if ctypes.get_errno() not in (errno.EINTR, errno.EAGAIN):
             raise _fail(path)
 
@@ -164,12 +167,12 @@ def at(dir_fd: int, name: bytes) -> bytes:
 
 
 def fd_path(fd: int) -> bytes:
-    """A path that leads to the very inode of `fd`, O_PATH or not. Needs /proc."""
+    """A path to the very inode of `fd`, which may be O_PATH. Needs /proc."""
     return b"/proc/self/fd/%d" % fd
 
 
 def open_noatime(name: bytes, flags: int, dir_fd: int | None = None) -> int:
-    """Open for reading without moving the access time, where that is allowed to us."""
+    """Open for reading, without moving the access time if we may."""
     try:
         return open_file(name, flags | os.O_NOATIME, dir_fd=dir_fd)
     except PermissionError:
@@ -182,19 +185,19 @@ def clone_file(src_fd: int, dst_fd: int) -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Reserve, punch out or zero a range, as `mode` says; fallocate(2). May block for long."""
+    """Reserve, punch or zero a range, as `mode` says; fallocate(2). May block for long."""
     if _fallocate(fd, mode, offset, length) != 0:
         raise _fail()
 
 
 def file_flags(fd: int) -> int:
-    """The FS_*_FL of a regular file or directory; ENOTTY where there are none;
-    ioctl_iflags(2)."""
+    """The FS_*_FL flags of a regular file or directory; ioctl_iflags(2). ENOTTY if the filesystem
+    has none."""
     return int.from_bytes(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)), sys.byteorder)
 
 
 def set_file_flags(fd: int, flags: int) -> None:
-    """Set all of them; errors of ioctl_iflags(2)."""
+    """Set all FS_*_FL flags; errors of ioctl_iflags(2)."""
     fcntl.ioctl(fd, FS_IOC_SETFLAGS, flags.to_bytes(4, sys.byteorder))
 
 
@@ -205,23 +208,23 @@ def syncfs(fd: int) -> None:
 
 
 def start_writing(fd: int) -> None:
-    """Have the data of `fd` written, without waiting for that; sync_file_range(2)."""
+    """Start writing the data of `fd` to disk without waiting; sync_file_range(2)."""
     if _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE) != 0:
         raise _fail()
 
 
 def write_out(fd: int) -> None:
-    """Have the data of `fd` written, and wait for that, but neither for its metadata nor for a
-    flush of the disk's cache; sync_file_range(2). May block for long, unless `is_written`."""
+    """Write the data of `fd` to disk and wait for it, but neither write its metadata nor flush the
+    disk's cache; sync_file_range(2). May block for long, unless `is_written`."""
     flags = _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER
     if _sync_file_range(fd, 0, 0, flags) != 0:
         raise _fail()
 
 
 def is_written(fd: int) -> bool:
-    """Whether no data of `fd`, one's own file, is left to be written, or under way; False where the
-    kernel does not tell; cachestat(2), since Linux 6.5."""
-    # struct cachestat_range: off, len; struct cachestat begins with nr_cache, nr_dirty,
+    """Whether the page cache holds no data of `fd` that is dirty or being written; cachestat(2),
+    since Linux 6.5. False if the kernel does not tell, as of another user's file."""
+    # struct cachestat_range: off, len. struct cachestat begins with nr_cache, nr_dirty,
     # nr_writeback.
     found = (ctypes.c_uint64 * 5)()
     whole = (ctypes.c_uint64 * 2)(0, 0)
@@ -230,8 +233,8 @@ def is_written(fd: int) -> bool:
 
 
 def filesystem_type(fd: int) -> int:
-    """The magic number of `fd`'s filesystem; linux/magic.h, fstatfs(2)."""
-    # struct statfs is at most 120 bytes long, and begins with f_type.
+    """The magic number (linux/magic.h) of the filesystem of `fd`; fstatfs(2)."""
+    # struct statfs has at most 120 bytes and begins with f_type.
     buffer = ctypes.create_string_buffer(256)
     if _fstatfs(fd, buffer) != 0:
         raise _fail()
@@ -239,13 +242,13 @@ def filesystem_type(fd: int) -> int:
 
 
 def inode_flags(path: bytes, *, follow: bool = False) -> int:
-    """The `STATX_ATTR_*` of `path`; 0 for those that its filesystem does not tell; statx(2)."""
+    """The `STATX_ATTR_*` flags of `path`, 0 where the filesystem does not report them; statx(2)."""
     # struct statx: stx_mask, stx_blksize, stx_attributes
     return int(struct.unpack_from("=IIQ", _call_statx(path, 0, follow))[2])
 
 
 def birth_time(path: bytes, *, follow: bool = False) -> int | None:
-    """When `path` was made, in ns; None where its filesystem does not tell; statx(2)."""
+    """The birth time of `path` in ns; None if the filesystem does not report it; statx(2)."""
     found = _call_statx(path, _STATX_BTIME, follow)
     if not struct.unpack_from("=I", found)[0] & _STATX_BTIME:
         return None
@@ -263,9 +266,10 @@ def _call_statx(path: bytes, mask: int, follow: bool) -> bytes:
 
 
 def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
-    """(handle type, opaque handle) of `name`, its symlink not followed; name_to_handle_at(2).
+    """(handle type, opaque handle) of `name`, without following a symbolic link;
+    name_to_handle_at(2).
 
-    An empty name is `dir_fd` itself. EOPNOTSUPP: the filesystem has no handles.
+    An empty name means `dir_fd` itself. EOPNOTSUPP: the filesystem has no handles.
     """
     buffer = ctypes.create_string_buffer(struct.pack("Ii", _MAX_HANDLE_SZ, 0), 8 + _MAX_HANDLE_SZ)
     mount_id = c_int()
@@ -277,10 +281,11 @@ def file_handle(dir_fd: int, name: bytes) -> tuple[int, bytes]:
 
 
 def open_by_handle(fd: int, kind: int, handle: bytes) -> int:
-    """An O_PATH descriptor of the file with this handle on `fd`'s filesystem.
+    """An O_PATH descriptor of the file with this handle on the filesystem of `fd`;
+    open_by_handle_at(2).
 
-    ESTALE: there is no such file; EPERM without CAP_DAC_READ_SEARCH. `fd` must not be
-    O_PATH itself; open_by_handle_at(2).
+    `fd` must not be O_PATH itself. ESTALE: there is no such file. EPERM without
+    CAP_DAC_READ_SEARCH.
     """
     if len(handle) > _MAX_HANDLE_SZ:
         raise os_error(errno.ESTALE)
@@ -292,7 +297,7 @@ def open_by_handle(fd: int, kind: int, handle: bytes) -> int:
 
 
 def filesystem_uuid(fd: int) -> bytes:
-    """The 16 bytes of the UUID of `fd`'s filesystem; zeros where the kernel does not tell.
+    """The 16 bytes of the UUID of `fd`'s filesystem; zeros if the kernel does not report it.
 
     Not for O_PATH descriptors.
     """
@@ -308,12 +313,12 @@ _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
 def unescaped(field: bytes) -> bytes:
-    """A field of /proc/self/mountinfo without its octal escapes; proc_pid_mountinfo(5)."""
+    """A field of /proc/self/mountinfo with its octal escapes decoded; proc_pid_mountinfo(5)."""
     return _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
 
 
 def is_idmapped(fd: int) -> bool:
-    """Whether `fd` was opened through a mount that maps ids, mount_setattr(2)."""
+    """Whether `fd` was opened through an idmapped mount, mount_setattr(2)."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
         number = next(line.split()[1] for line in lines if line.startswith(b"mnt_id:"))
     with open("/proc/self/mountinfo", "rb") as lines:
@@ -322,12 +327,12 @@ def is_idmapped(fd: int) -> bool:
 
 
 def process_name() -> bytes:
-    """Which process we are: its pid namespace, and its number there."""
+    """A name for this process: its pid namespace and its number there."""
     return os.readlink(b"/proc/self/ns/pid") + b" %d" % os.getpid()
 
 
 def process_named(name: bytes) -> int:
-    """A pidfd of the process with this `process_name`; ESRCH where that is in another namespace."""
+    """A pidfd of the process with this `process_name`; ESRCH if it is in another pid namespace."""
     namespace, _, number = name.rpartition(b" ")
     if namespace != os.readlink(b"/proc/self/ns/pid"):
         raise os_error(errno.ESRCH)
@@ -335,8 +340,8 @@ def process_named(name: bytes) -> int:
 
 
 def clone_mount(path: bytes, *, recursive: bool = False) -> int:
-    """A descriptor of a detached copy of the mount at `path`, from there on; nothing mounted below
-    is in it, or with `recursive` all that is; open_tree(2).
+    """A descriptor of a detached copy of the mount at `path`, starting there; open_tree(2). Without
+    `recursive` it contains nothing that is mounted below, with it everything.
 
     EPERM without CAP_SYS_ADMIN over the mount. EINVAL: what is mounted below may not be left out.
     """
@@ -348,14 +353,14 @@ def clone_mount(path: bytes, *, recursive: bool = False) -> int:
 
 
 def make_private(mount: int, *, recursive: bool = False) -> None:
-    """Let no mount or umount elsewhere have an effect on a detached mount, with `recursive` nor
-    on those below it; mount_setattr(2)."""
+    """Keep mounts and unmounts elsewhere from propagating to a detached mount, with `recursive`
+    also to those below it; mount_setattr(2)."""
     _mount_setattr(mount, propagation=_MS_PRIVATE, recursive=recursive)
 
 
 def set_access_times(mount: int, wanted: int, *, recursive: bool = False) -> None:
-    """Have reading through a detached mount move access times as the MOUNT_ATTR_* in `wanted` say;
-    mount_setattr(2). EPERM in a user namespace where it is a copy of one from outside."""
+    """Let reading through a detached mount move access times as the MOUNT_ATTR_* in `wanted` say;
+    mount_setattr(2). EPERM in a user namespace if the mount was copied from outside."""
     clear = _MOUNT_ATTR__ATIME | MOUNT_ATTR_NODIRATIME
     _mount_setattr(mount, wanted, clear, recursive=recursive)
 
@@ -378,14 +383,14 @@ def _mount_setattr(
 
 
 def note_listing(fd: int) -> None:
-    """Move the access time of a directory as listing it does, but read nothing; getdents(2). Never
-    fails."""
-    # It is the reading that counts, not the answer: there is no room for an entry, EINVAL.
+    """Move the access time of a directory as listing it does, without reading anything;
+    getdents(2). Never fails."""
+    # The attempt is enough: without room for an entry the answer is EINVAL.
     _getdents(fd, None, 0)
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces for new ones; unshare(2)."""
+    """Move this process into new namespaces; unshare(2)."""
     if _libc.unshare(c_int(flags)) != 0:
         raise _fail()
 
@@ -399,7 +404,8 @@ _SYS_MOUNT_SETATTR: Final = 442
 _OPEN_TREE_CLONE: Final = 1
 _AT_RECURSIVE: Final = 0x8000
 _MS_PRIVATE: Final = 1 << 18
-# linux/mount.h; in the first four bits a number, the last one a flag.
+# linux/mount.h. `_MOUNT_ATTR__ATIME` masks a field, the next three are its values; NODIRATIME is a
+# flag of its own.
 _MOUNT_ATTR__ATIME: Final = 0x70
 MOUNT_ATTR_RELATIME: Final = 0x00
 MOUNT_ATTR_NOATIME: Final = 0x10

@@ -1,5 +1,8 @@
-"""Calls that may take long, in threads: the event loop waits for nothing longer than a metadata
-system call. Threads get descriptors and bytes, never inodes."""
+"""Run calls that may take long in threads: the event loop waits for nothing longer than a metadata
+system call.
+
+Threads get descriptors and bytes, never inodes.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,34 @@ import trio
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Returns when a descriptor is readable that a thread is going to write to.
+#: Waits until a descriptor that a thread will write to is readable.
 Wait = Callable[[int], Awaitable[None]]
 
 _MOST: Final = 16
 
 
 class Worker:
-    """A thread that makes one call after another. To go through trio's threads takes as much
-    longer as many a call takes, such as an fsync(2) of a small file."""
+    """A thread that makes one call after another. Going through trio's threads would double the
+    time of many calls, such as fsync(2) of a small file."""
 
     def __init__(self, wait: Wait) -> None:
         self._wait = wait
         self._calls: SimpleQueue[Callable[[], Any]] = SimpleQueue()
         self._result: Any = None
         self._error: BaseException | None = None
-        # Counts calls that have returned; from the first one on.
+        # An eventfd(2) that counts calls that have returned; -1 before the first call.
         self._done = -1
         self.is_busy = False
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Result of the call, or its error. Not while `is_busy`."""
+        """The result of the call, or its error. Not while `is_busy`."""
         if self._done < 0:
             self._done = os.eventfd(0, os.EFD_CLOEXEC)
             threading.Thread(target=self._serve, daemon=True).start()
         self.is_busy = True
         self._calls.put(lambda: function(*args, **kwargs))
         try:
-            # What the thread works on is the caller's.
+            # The thread works on what the caller owns, so cancelling must wait for it.
             with trio.CancelScope(shield=True):
                 await self._wait(self._done)
             os.eventfd_read(self._done)
@@ -58,21 +61,21 @@ class Worker:
             call = self._calls.get()
             try:
                 self._result = call()
-            except BaseException as exc:  # noqa: BLE001  # for whoever waits
+            except BaseException as exc:  # noqa: BLE001  # raised in the caller
                 self._error = exc
             del call
             os.eventfd_write(self._done, 1)
 
 
 class Threads:
-    """A worker for one caller, trio's threads for those that come meanwhile."""
+    """A worker for one caller; while it is busy, other callers get trio's threads."""
 
     def __init__(self, wait: Wait = trio.lowlevel.wait_readable) -> None:
         self._worker = Worker(wait)
         self._limiter = trio.CapacityLimiter(_MOST)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Result of the call, or its error. A cancelled caller waits for it, too."""
+        """The result of the call, or its error. A cancelled caller waits for the call, too."""
         if self._worker.is_busy:
             return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
         return await self._worker.run(function, *args)

@@ -1,8 +1,8 @@
 """A change of the upper happens or it does not.
 
-What is prepared on disk is noted here with how to take it back, and taken back when an exception
-leaves. The call that makes the change visible comes last; memory and indexes follow it, in code
-that cannot fail, and then what is only tidying.
+Each step prepared on disk is noted here with the call that undoes it, and undone when an exception
+leaves the block. The call that makes the change visible comes last. Memory and indexes follow it in
+code that cannot fail; after that, only tidying is left.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ P = ParamSpec("P")
 
 
 class Transaction:
-    """One change, made by the end of a `with` block; what an exception leaves half done is taken
-    back."""
+    """One change, complete at the end of a `with` block. An exception undoes what was half done."""
 
     __slots__ = ("_undo",)
 
@@ -29,8 +28,8 @@ class Transaction:
         self._undo: list[Callable[[], None]] = []
 
     def on_error(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Make this call if the change fails, the last one noted first. Its own errors are
-        logged: nobody can do more."""
+        """Make this call if the change fails; the last one noted goes first. Its own errors are
+        only logged: nothing more can be done."""
         self._undo.append(functools.partial(tidy, call, *args, **kwargs))
 
     def __enter__(self) -> Self:
@@ -46,8 +45,8 @@ class Transaction:
 
 
 def tidy(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Make a call that no longer decides whether the change has happened: its error is logged,
-    and nobody is told that the change failed."""
+    """Make a call that no longer decides whether the change has happened: its error is logged, and
+    not reported as a failure of the change."""
     try:
         call(*args, **kwargs)
     except OSError as exc:

@@ -1,7 +1,7 @@
 """Which ids the user namespace of this process maps, and what stands in for the others.
 
-stat(2) tells an id that is not mapped as the overflow id. The kernel takes an owner that it
-knows by no id for none at all: it lets nobody change or remove what belongs to him.
+stat(2) shows an unmapped id as the overflow id. To the kernel an owner without a mapped id is no
+owner at all: it lets nobody change or remove the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class MappedIds:
 
     #: (first, count) pairs.
     ranges: tuple[tuple[int, int], ...]
-    #: What stat(2) says of all others.
+    #: What stat(2) shows for all other ids.
     overflow: int
     #: Id of this process.
     own: int
@@ -31,22 +31,23 @@ class MappedIds:
 
     @cached_property
     def stranger(self) -> int:
-        """The id in a status that means nobody who is mapped; `NO_ID`: there is none, since
-        all are mapped, or the overflow id is."""
+        """The id in a status that stands for unmapped ids only. `NO_ID` if there is none: all ids
+        are mapped, or the overflow id is mapped itself."""
         return NO_ID if self.overflow in self else self.overflow
 
     @cached_property
     def stand_in(self) -> int:
-        """Whom to show instead of who is not mapped: root, who is not given any rights by that."""
+        """The id to show for unmapped ids: root's, or our own if root is not mapped. This gives
+        nobody any rights."""
         return 0 if 0 in self else self.own
 
     @property
     def several(self) -> bool:
-        """Whether there is more than one."""
+        """Whether more than one id is mapped."""
         return sum(count for _, count in self.ranges) > 1
 
     def show(self, number: int) -> int:
-        """The id itself where it is mapped, else the one that stands in for it."""
+        """The id itself if it is mapped, else its stand-in."""
         return number if number in self else self.stand_in
 
 
@@ -68,6 +69,6 @@ def _read(kind: str, own: Callable[[], int]) -> MappedIds:
 
 
 def overflow_id(kind: str) -> int:
-    """What the kernel shows for ids that it has no name for; `kind` is uid or gid."""
+    """What the kernel shows for unmapped ids; `kind` is "uid" or "gid"."""
     with open(f"/proc/sys/kernel/overflow{kind}", encoding="ascii") as file:
         return int(file.read())

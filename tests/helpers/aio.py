@@ -1,4 +1,4 @@
-"""Asynchronous input and output, io_submit(2), without a library."""
+"""Asynchronous I/O, io_submit(2), without libaio."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Request(ctypes.Structure):
 
 
 def _call(number: int, *args: object) -> None:
-    """The call must do one thing, or succeed."""
+    """Make a system call; raises OSError if it fails."""
     if _libc.syscall(c_long(number), *args) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -59,7 +59,8 @@ class Writer:
         _call(_DESTROY, self._context)
 
     def write(self, fd: int, data: mmap.mmap, offset: int) -> int:
-        """Bytes written; data at the start of a page, as O_DIRECT wants it."""
+        """Write, and return the number of bytes written. `data` begins at a page, as O_DIRECT
+        needs."""
         address = ctypes.addressof(ctypes.c_char.from_buffer(data))
         request = _Request(opcode=_PWRITE, fd=fd, buffer=address, size=len(data), offset=offset)
         requests = (ctypes.c_void_p * 1)(ctypes.addressof(request))

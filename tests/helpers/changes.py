@@ -1,20 +1,30 @@
-"""Changes to make through a mount, each alone, and layers on which all of them can be made."""
+"""Changes to make through a mount, one per mount, and layers on which each can be made."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
+from fuseoverlay.system.credentials import acting_as
+from fuseoverlay.system.syscalls import (
+    AT_FDCWD,
+    FS_IOC_GETFLAGS,
+    FS_IOC_SETFLAGS,
+    FS_NOATIME_FL,
+    RENAME_EXCHANGE,
+    renameat2,
+)
 from tests.helpers import libc
 from tests.helpers.mounts import MODE, NATIVE, make_whiteout, set_overlay_xattr
 
 
 def make_layers(top: Path, bottom: Path, upper: Path) -> None:
-    """In two lower directories and an upper one: `lower` files and directories, `up` ones in the
-    upper, `gone` behind whiteouts."""
+    """Fill two lower directories and an upper one. `up` things are in the upper, `gone` ones are
+    hidden by whiteouts, `copied` is a copy of a lower file."""
     for layer, text in ((top, b"top"), (bottom, b"bottom")):
         for name in ("dir", "empty", "emptied"):
             (layer / name).mkdir()
@@ -59,7 +69,7 @@ def exchange(one: Path, two: Path) -> None:
 
 
 def _name_nameless(path: Path) -> None:
-    """Without the extension: a file with a name at once."""
+    """Give a name to a file that had none; without the extension, make one with a name."""
     fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o640) if NATIVE else -1
     if fd < 0:
         os.mknod(path, 0o640)
@@ -72,7 +82,8 @@ def _name_nameless(path: Path) -> None:
 
 
 def _allocate(path: Path) -> None:
-    """Without the extension there is no fallocate(2)."""
+    """Allocate 100 bytes; without the extension, which fallocate(2) needs, write the last of
+    them."""
     fd = os.open(path, os.O_RDWR)
     try:
         if NATIVE:
@@ -89,23 +100,57 @@ def _copy_range(source: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """What is on disk then is not seen here; that the error is told, is."""
+    """Sync a file. A test cannot see what is on disk then, but it can see an error."""
     with open(path, "r+b", buffering=0) as stream:
         os.fsync(stream.fileno())
 
 
 def _scribble(path: Path) -> None:
-    """A change of its own, which stays if the sync fails."""
+    """Change the file: this stays even if a sync fails."""
     with open(path, "r+b", buffering=0) as stream:
         stream.write(b"!")
 
 
-#: Another owner where he may be given.
+#: Another owner, if this mode may set one.
 _SOMEBODY = (1, 1) if MODE != "user" else (os.getuid(), os.getgid())
+
+
+def _by_somebody(path: Path, make: Callable[..., object], *args: object) -> None:
+    """Make an object who does not own the layers."""
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        with acting_as(*_SOMEBODY):
+            make(path.name, *args, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _hand_down(path: Path) -> None:
+    """Have a directory hand a flag down."""
+    # Without the extension there is no chattr.
+    if NATIVE:
+        fd = os.open(path, os.O_RDONLY)
+        [flags] = struct.unpack("i", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("i", flags | FS_NOATIME_FL))
+        os.close(fd)
+
+
+#: user::rwx user:1:rwx group::r-x mask::rwx other::r-x
+_ACL = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", tag, bits, number)
+    for tag, bits, number in (
+        (1, 7, 2**32 - 1), (2, 7, 1), (4, 5, 2**32 - 1), (16, 7, 2**32 - 1), (32, 5, 2**32 - 1),
+    )
+)  # fmt: skip
+
+
+def _set_default_acl(path: Path) -> None:
+    os.setxattr(path, "system.posix_acl_default", _ACL)
+
 
 Change = Callable[[Path], object]
 
-#: Copy-ups and what else is the same in every dialect of whiteouts.
+#: Copy-ups and other changes that are the same in every dialect of whiteouts.
 CHANGES: dict[str, Change] = {
     "append": lambda mnt: _append(mnt / "file"),
     "append deeper": lambda mnt: _append(mnt / "dir" / "bottom"),
@@ -122,6 +167,13 @@ CHANGES: dict[str, Change] = {
     "create deeper": lambda mnt: os.mknod(mnt / "dir" / "new", 0o640),
     "name a nameless file": lambda mnt: _name_nameless(mnt / "dir" / "new"),
     "symlink": lambda mnt: os.symlink("target", mnt / "new"),
+    "mkdir": lambda mnt: os.mkdir(mnt / "new", 0o750),
+    "create by somebody": lambda mnt: _by_somebody(mnt / "own" / "new", os.mknod, 0o640),
+    "mkdir by somebody": lambda mnt: _by_somebody(mnt / "own" / "new", os.mkdir, 0o750),
+    "create with an ACL": lambda mnt: os.mknod(mnt / "own" / "new", 0o640),
+    "mkdir with an ACL": lambda mnt: os.mkdir(mnt / "own" / "new", 0o750),
+    "link in upper": lambda mnt: os.link(mnt / "up", mnt / "new"),
+    "rmdir in upper": lambda mnt: os.rmdir(mnt / "own"),
     "create over whiteout": lambda mnt: os.mknod(mnt / "gone", 0o640),
     "mkdir over whiteout": lambda mnt: os.mkdir(mnt / "gone-dir"),
     "unlink in upper": lambda mnt: os.unlink(mnt / "up"),
@@ -134,7 +186,7 @@ CHANGES: dict[str, Change] = {
     "exchange files": lambda mnt: exchange(mnt / "file", mnt / "up"),
     "exchange file and directory": lambda mnt: exchange(mnt / "file", mnt / "up-dir"),
 }  # fmt: skip
-#: What leaves whiteouts.
+#: Changes that leave whiteouts.
 REMOVALS: dict[str, Change] = {
     "unlink": lambda mnt: os.unlink(mnt / "file"),
     "unlink copied": lambda mnt: os.unlink(mnt / "copied"),
@@ -149,7 +201,7 @@ REMOVALS: dict[str, Change] = {
     "rename linked": lambda mnt: os.rename(mnt / "linked", mnt / "new"),
     "rename deeper": lambda mnt: os.rename(mnt / "file", mnt / "dir" / "new"),
 }
-#: With redirect_dir=on and metacopy=on.
+#: Changes that need redirect_dir=on or metacopy=on.
 FEATURES: dict[str, Change] = {
     "rename merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "new"),
     "move merged directory": lambda mnt: os.rename(mnt / "dir", mnt / "own" / "new"),
@@ -159,7 +211,15 @@ FEATURES: dict[str, Change] = {
     "rename metadata": lambda mnt: os.rename(mnt / "big", mnt / "own" / "new"),
     "data after metadata": lambda mnt: _append(mnt / "big"),
 }
-#: More of all sorts.
+#: Where an attribute keeps owners and modes.
+OVERRIDDEN: dict[str, Change] = {
+    "create with override": lambda mnt: os.mknod(mnt / "own" / "new", 0o640),
+    "mkdir with override": lambda mnt: os.mkdir(mnt / "own" / "new", 0o750),
+    "create with override and flags": lambda mnt: os.mknod(mnt / "own" / "new", 0o640),
+    "mkdir with override and flags": lambda mnt: os.mkdir(mnt / "own" / "new", 0o750),
+    "symlink with override and flags": lambda mnt: os.symlink("target", mnt / "own" / "new"),
+}
+#: More changes of all sorts.
 MORE: dict[str, Change] = {
     "append in upper": lambda mnt: _append(mnt / "up"),
     "truncate linked": lambda mnt: os.truncate(mnt / "linked", 0),
@@ -182,13 +242,11 @@ MORE: dict[str, Change] = {
     "allocate": lambda mnt: _allocate(mnt / "file"),
     "copy a range": lambda mnt: _copy_range(mnt / "other", mnt / "file"),
     "sync": lambda mnt: _sync(mnt / "file"),
-    "mkdir": lambda mnt: os.mkdir(mnt / "new", 0o750),
     "mkdir deeper": lambda mnt: os.mkdir(mnt / "dir" / "new", 0o750),
     "make a fifo": lambda mnt: os.mkfifo(mnt / "new", 0o640),
+    "make a fifo over whiteout": lambda mnt: os.mkfifo(mnt / "gone", 0o640),
     "symlink over whiteout": lambda mnt: os.symlink("target", mnt / "gone"),
     "link over whiteout": lambda mnt: os.link(mnt / "file", mnt / "gone"),
-    "link in upper": lambda mnt: os.link(mnt / "up", mnt / "new"),
-    "rmdir in upper": lambda mnt: os.rmdir(mnt / "own"),
     "rename in upper over upper": lambda mnt: os.rename(mnt / "up", mnt / "copied"),
     "rename symlink": lambda mnt: os.rename(mnt / "symlink", mnt / "new"),
     "unlink second name": lambda mnt: os.unlink(mnt / "alias"),
@@ -197,13 +255,20 @@ MORE: dict[str, Change] = {
     "append to what has lost a name": lambda mnt: _append(mnt / "linked"),
     "rename over last name of a copy": lambda mnt: os.rename(mnt / "up", mnt / "linked"),
 }
-#: What happens before that is safe.
+#: What has to be done before some changes, while no call is made to fail.
 BEFORE: dict[str, Change] = {
     "sync": lambda mnt: _scribble(mnt / "file"),
     "chmod of an open file": lambda mnt: _append(mnt / "up"),
     "chown of an open file": lambda mnt: _append(mnt / "up"),
     "utime of an open file": lambda mnt: _append(mnt / "up"),
     "data after metadata": lambda mnt: os.chmod(mnt / "big", 0o600),
+    "create by somebody": lambda mnt: os.chmod(mnt / "own", 0o777),
+    "mkdir by somebody": lambda mnt: os.chmod(mnt / "own", 0o777),
+    "create with an ACL": lambda mnt: _set_default_acl(mnt / "own"),
+    "mkdir with an ACL": lambda mnt: _set_default_acl(mnt / "own"),
+    "create with override and flags": lambda mnt: _hand_down(mnt / "own"),
+    "mkdir with override and flags": lambda mnt: _hand_down(mnt / "own"),
+    "symlink with override and flags": lambda mnt: _hand_down(mnt / "own"),
     "unlink second name": lambda mnt: os.unlink(mnt / "linked"),
     "unlink second name of a copy": lambda mnt: _append(mnt / "linked"),
     "unlink last name of a copy": _copy_and_leave_one_name,

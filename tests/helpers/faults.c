@@ -1,12 +1,14 @@
 /*
- * Lets one call of a program fail: preloaded into a daemon, told by a file that both map.
+ * Makes one call of a program fail: a library preloaded into a daemon, controlled by a file that
+ * the test and the daemon map.
  *
  * Once armed it counts the calls below. The one at which `left` reaches zero fails with `error`
- * instead of being made, and so do as many as follow it to make `times`. With `full` only calls that take room on a disk count, and all that
- * follow fail as well, until the file is disarmed.
+ * instead of being made, and so do the next ones until `times` calls have failed. With `full` only
+ * calls that take room on a disk are counted, and all of them fail from there on, until the file
+ * is disarmed.
  *
- * With two paths in `exchanged` none fails: at that call these are exchanged, and back again when
- * `times` calls have been made; never, if that is zero.
+ * With two paths in `exchanged` no call fails: the paths are exchanged before that call, and
+ * exchanged back when `times` calls have been made; if `times` is zero, never.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -143,7 +145,7 @@ CALL(int, linkat, (int c, const char *a, int d, const char *b, int f), (c, a, d,
 CALL(int, unlink, (const char *p), (p), false)
 CALL(int, unlinkat, (int d, const char *p, int f), (d, p, f), false)
 CALL(int, rmdir, (const char *p), (p), false)
-/* To a name that is there, or was a moment ago, takes no room. */
+/* A rename to a name that is there, or was a moment ago, takes no room. */
 CALL(int, rename, (const char *a, const char *b), (a, b), false)
 CALL(int, renameat, (int c, const char *a, int d, const char *b), (c, a, d, b), false)
 CALL(int, renameat2, (int c, const char *a, int d, const char *b, unsigned f), (c, a, d, b, f),
@@ -203,7 +205,7 @@ int ioctl(int fd, unsigned long request, ...)
     return fails("ioctl", false) ? -1 : next(fd, request, argument);
 }
 
-/* Those that the C library has no function for, as far as they look at files. */
+/* System calls on files that the C library has no function for. */
 long syscall(long number, ...)
 {
     static long (*next)(long, ...);

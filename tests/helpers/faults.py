@@ -1,4 +1,4 @@
-"""Let one call of a daemon fail, or something happen right before it, see faults.c."""
+"""Make one call of a daemon fail, or exchange two files right before it: see faults.c."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SOURCE = Path(__file__).with_name("faults.c")
 # armed, left, error, full, times, fired; name, two paths
 _CONTROL = struct.Struct("=6i40s1024s1024s")
 NOTHING = (b"", b"", b"")
-#: More calls than any change makes.
+#: More than the calls that any change makes.
 MANY = 1 << 20
 
 
 @functools.cache
 def _library() -> str:
-    """Compile it once a run."""
+    """Compile faults.c once per run; the path of the library."""
     path = os.path.join(tempfile.mkdtemp(prefix="fuseoverlay-test-faults-"), "faults.so")
     flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-builtin"]
     subprocess.run(["gcc", *flags, "-o", path, str(_SOURCE)], check=True, timeout=60)
@@ -35,7 +35,7 @@ def _library() -> str:
 
 
 class Faults:
-    """The file by which a daemon is told what shall fail."""
+    """The file that tells a daemon which call is to fail."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -44,7 +44,7 @@ class Faults:
             self._control = mmap.mmap(file.fileno(), 4096)
 
     def mount(self, space: Space) -> Path:
-        """Mount with a daemon that obeys; returns the mount point."""
+        """Mount with a daemon that reads this file; returns the mount point."""
         argv = ["env", f"LD_PRELOAD={_library()}", f"FUSEOVERLAY_FAULTS={self._path}"]
         argv += [sys.executable, "-m", "fuseoverlay", "-f", "-o", space.options(), str(space.mnt)]
         space.daemon = Daemon(argv, space.mnt, space.log)
@@ -53,9 +53,9 @@ class Faults:
 
     @contextlib.contextmanager
     def armed(self, left: int, error: int, *, full: bool = False, times: int = 1) -> Iterator[None]:
-        """In the block the call that `left` counts fails, with those that follow it as many as
-        `times`; with `full` every one that takes room on the disk from there on, and only those
-        count."""
+        """In the block, the call at which the count `left` ends fails with `error`, and so do the
+        next ones until `times` calls have failed. With `full` only calls that take room on the disk
+        are counted, and all of them fail from there on."""
         self._control[: _CONTROL.size] = _CONTROL.pack(1, left, error, full, times, 0, *NOTHING)
         try:
             yield
@@ -64,8 +64,8 @@ class Faults:
 
     @contextlib.contextmanager
     def exchanging(self, left: int, one: Path, two: Path, *, times: int = 0) -> Iterator[None]:
-        """In the block these two are exchanged before the call that `left` counts, and back again
-        when that and as many as follow it to make `times` have been made, or the block ends."""
+        """In the block, exchange two paths before the call at which the count `left` ends. They are
+        exchanged back once `times` calls have been made from there on, or when the block ends."""
         paths = os.fsencode(one), os.fsencode(two)
         self._control[: _CONTROL.size] = _CONTROL.pack(1, left, 0, 0, times, 0, b"", *paths)
         try:
@@ -77,11 +77,11 @@ class Faults:
 
     @property
     def left(self) -> int:
-        """How many more calls were to go when it was disarmed."""
+        """How many calls were left to count when it was disarmed."""
         return int(_CONTROL.unpack_from(self._control)[1])
 
     @property
     def failed(self) -> str:
-        """The call that failed, or at which the exchange was; empty: none."""
+        """The first call that failed, or at which paths were exchanged; empty if there was none."""
         fields = _CONTROL.unpack_from(self._control)
         return fields[6].rstrip(b"\0").decode() if fields[5] else ""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.mounts import Daemon, command, daemon_env, detach, ends, mounts_at, unmount
 
-#: Seconds until a mount must answer; unpacking the layers is part of it.
+#: Seconds until a mount must answer, including the unpacking of layers.
 START_TIMEOUT = 90
 
 
@@ -27,11 +27,11 @@ class ImageMount:
 
     @property
     def store(self) -> Path:
-        """Where the layers are unpacked."""
+        """The layer store."""
         return self.data / "fuseoverlay"
 
     def layers(self) -> list[Path]:
-        """The layer directories of the store, in no order."""
+        """The layer directories in the store, in no particular order."""
         return [path for path in self.store.glob("layers*/*/*") if path.is_dir()]
 
     def mount(self, *options: str) -> Path:
@@ -52,7 +52,7 @@ class ImageMount:
         return self.mnt
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """The command line with this store, to its end."""
+        """Run a command line with this store, to its end."""
         return subprocess.run(
             command(*arguments),
             env=daemon_env(XDG_DATA_HOME=str(self.data)),
@@ -70,7 +70,7 @@ class ImageMount:
             daemon.finish()
 
     def drop(self) -> None:
-        """Get rid of the mount whatever its state."""
+        """Get rid of the mount, in any state."""
         detach(self.mnt)
         if self.daemon is not None:
             daemon, self.daemon = self.daemon, None

@@ -1,4 +1,4 @@
-"""The packages and modules of fuseoverlay, and what each imports; nothing of it is run."""
+"""The packages and modules of fuseoverlay, and what each imports, without running any of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
 
 def package(module: str) -> str:
-    """The package that a module is in; empty: it lies beside the packages."""
+    """The package that a module is in; empty if it lies beside the packages."""
     return module.partition(".")[0] if "." in module or module in PACKAGES else ""
 
 

@@ -1,4 +1,4 @@
-"""Read OCI layouts, as tools make them."""
+"""Read OCI layouts that tools have made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""System calls as the C library has them where `os` has not: flags, raw buffers, positions.
+"""System calls that `os` does not offer in full: with flags, raw buffers, positions.
 
 All raise `OSError`. Layouts and numbers are those of 64-bit Linux.
 """
@@ -138,15 +138,15 @@ def statx_mask(path: Path, mask: int) -> int:
 
 
 def links_alone(path: Path) -> int:
-    """The link count by statx(2), asked for nothing else: a filesystem may know that without
-    knowing the rest."""
+    """The link count, asked of statx(2) alone: a filesystem may know it without knowing the
+    rest."""
     buffer = ctypes.create_string_buffer(256)
     _checked(_libc.statx(AT_FDCWD, _bytes(path), AT_SYMLINK_NOFOLLOW, STATX_NLINK, buffer))
     return int(struct.unpack_from("I", buffer, 16)[0])
 
 
 def getdents(fd: int, size: int) -> int:
-    """getdents64(2) into a buffer of `size` bytes; how many it filled."""
+    """getdents64(2) into a buffer of `size` bytes; returns how many it filled."""
     buffer = ctypes.create_string_buffer(size)
     return _checked(
         _libc.syscall(c_long(_SYS_GETDENTS64), c_int(fd), buffer, c_size_t(size)),
@@ -185,8 +185,8 @@ def cached_pages(path: Path) -> int:
 
 @contextlib.contextmanager
 def watched(*paths: Path) -> Iterator[None]:
-    """Have inotify watch these: the kernel keeps their inodes, though it may forget their names and
-    the directories above."""
+    """Have inotify watch these paths: the kernel then keeps their inodes, though it may forget
+    their names and the directories above."""
     fd = _checked(_libc.inotify_init1(os.O_CLOEXEC))
     try:
         for path in paths:
@@ -258,7 +258,7 @@ class Stream:
         _libc.seekdir(self._stream, position)
 
     def rewind(self) -> None:
-        """Go to the start and see what has changed; rewinddir(3)."""
+        """Go to the start, so that changes show; rewinddir(3)."""
         _libc.rewinddir(self._stream)
 
     def close(self) -> None:

@@ -1,17 +1,17 @@
-"""Overlay mounts for the tests, by fuseoverlay or, as the oracle, by the kernel.
+"""Overlay mounts for the tests: fuseoverlay's, or the kernel's as the oracle.
 
-The same tests run in three modes, whoever runs pytest decides which:
+The same tests run in three modes, which depend on who runs pytest:
 
 - `root`: the superuser of the first user namespace;
-- `user`: a plain user, who mounts with the help of fusermount3;
+- `user`: a plain user, who mounts by fusermount3;
 - `userns`: "root" of a user namespace that a plain user made (`unshare -Urm`).
 
-`FUSEOVERLAY_TEST_IMPL=kernel` mounts kernel overlayfs instead (modes root and userns):
-a test that fails there states something about overlays that is not true. Where
-fuseoverlay differs by choice, the test says so with `differs(...)` and is skipped.
+`FUSEOVERLAY_TEST_IMPL=kernel` mounts kernel overlayfs instead (modes root and userns): a test that
+fails there claims something false about overlays. Where fuseoverlay differs by choice, the test
+says so with `differs(...)` and is skipped.
 
-Nothing here can hang: a watchdog kills the daemon of a mount that lives too long,
-whereupon every waiting system call fails with ENOTCONN and the test goes on to fail.
+Nothing here can hang: a watchdog kills the daemon of a mount that lives too long. Then every
+waiting system call fails with ENOTCONN, and so does the test.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ NATIVE = (
     and importlib.util.find_spec("fuseoverlay.native._native") is not None
 )
 
-#: The least environment in which `python -m fuseoverlay` is this checkout's, with or without
-#: the extension as the run wants it.
+#: The smallest environment in which `python -m fuseoverlay` runs this checkout, with or without the
+#: extension as the test run asks.
 BARE_ENV = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
 if "FUSEOVERLAY_NATIVE" in os.environ:
     BARE_ENV["FUSEOVERLAY_NATIVE"] = os.environ["FUSEOVERLAY_NATIVE"]
 
-#: How many times as long as usual things may take: sanitizers slow everything down.
+#: The factor for all time limits: sanitizers slow everything down.
 SLOWER = int(os.environ.get("FUSEOVERLAY_TEST_SLOWER", "1"))
 
 #: Seconds until a mount must answer, until a daemon must be gone after the unmount,
 #: and until the watchdog ends a daemon.
 START_TIMEOUT = 20 * SLOWER
-# The daemon ends with syncfs(2), which waits for what others have written, too.
+# Before it ends, the daemon calls syncfs(2), which also waits for what others have written.
 STOP_TIMEOUT = 60 * SLOWER
 WATCHDOG = 100 * SLOWER
 
@@ -92,14 +92,14 @@ root_only = pytest.mark.skipif(MODE != "root", reason="needs the superuser")
 needs_root_ids = pytest.mark.skipif(MODE != "root", reason="needs other users' ids")
 fuse_only = pytest.mark.skipif(IMPL == "kernel", reason=DIFFERENCES["daemon"])
 
-#: The kernel knows a copied-up file by its lower's file handle, which a user may not open.
+#: The kernel recognises a copied-up file by its lower's file handle, which a user may not open.
 file_handles = pytest.mark.skipif(
     IMPL == "kernel" and MODE == "userns", reason="no file handles in a user namespace"
 )
 
 
 def differs(key: str) -> pytest.MarkDecorator:
-    """Skip on the kernel: a chosen difference, `key` being one of `DIFFERENCES`."""
+    """Skip on the kernel, because of a chosen difference; `key` is one of `DIFFERENCES`."""
     return pytest.mark.skipif(IMPL == "kernel", reason=f"chosen difference: {DIFFERENCES[key]}")
 
 
@@ -131,8 +131,8 @@ def command(*args: object) -> list[str]:
 
 
 def mounts_at(path: Path, process: int | str = "self") -> list[str]:
-    """Filesystem types mounted at exactly `path`, where that process is, from mountinfo: asks no
-    filesystem."""
+    """The types of the filesystems mounted at exactly `path` in that process's mount namespace.
+    Read from mountinfo, so no filesystem is asked."""
     wanted = os.fsencode(path)
     for char in b"\\ \t\n":
         wanted = wanted.replace(b"%c" % char, b"\\%03o" % char)
@@ -140,7 +140,7 @@ def mounts_at(path: Path, process: int | str = "self") -> list[str]:
     try:
         lines = Path(f"/proc/{process}/mountinfo").read_bytes().splitlines()
     except OSError as exc:
-        # A process that is about to end is nowhere any more.
+        # A process that is about to end has no mount namespace any more.
         if exc.errno != errno.EINVAL:
             raise
         return []
@@ -176,7 +176,8 @@ def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
 
 
 def ends(process: subprocess.Popen[bytes] | warm.Warm, seconds: float) -> bool:
-    """Wait for the end of a process, no longer than that; `Popen.wait` would look rarely."""
+    """Wait at most `seconds` for a process to end; whether it did. `Popen.wait` would poll too
+    rarely."""
     if isinstance(process, warm.Warm):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
@@ -190,11 +191,11 @@ def ends(process: subprocess.Popen[bytes] | warm.Warm, seconds: float) -> bool:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a test's directory, whatever modes the test left in it."""
+    """Remove a test's directory, whatever modes the test has left in it."""
 
     def opened_up(function: Callable[[str], object], name: str, _: object) -> None:
         above = os.path.dirname(name)
-        # Only below `path`: what is around it is not ours.
+        # Change modes only below `path`: what is around it is not ours.
         if not os.path.islink(name) and Path(name).is_relative_to(path):
             with contextlib.suppress(OSError):
                 if Path(above).is_relative_to(path):
@@ -208,12 +209,12 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, onerror=opened_up)
 
 
-#: A daemon's log holds none of these unless something went wrong that no request asked for.
+#: A daemon's log holds one of these only if something went wrong that no request asked for.
 BAD_LOG = re.compile(r"traceback|\bbug\b|\bEIO\b|never retrieved|never awaited|assert", re.I)
 
 
 class Daemon:
-    """A foreground daemon as our child: its pid, its log, its exit code."""
+    """A daemon in the foreground as our child, with its pid, log and exit code."""
 
     def __init__(self, argv: list[str], mnt: Path, log: Path, *, cwd: Path | None = None) -> None:
         self.mnt, self.log = mnt, log
@@ -236,7 +237,7 @@ class Daemon:
         self.rearm()
 
     def rearm(self, seconds: float = WATCHDOG) -> None:
-        """Give it more seconds from now on, for a mount that many tests share."""
+        """Give the daemon so many seconds from now on; for a mount that many tests share."""
         self._disarm()
         self._watchdog = threading.Timer(seconds, self.process.kill)
         self._watchdog.daemon = True
@@ -268,7 +269,7 @@ class Daemon:
         return self.process.poll() is None
 
     def finish(self) -> None:
-        """The mount is gone: the daemon must end by itself, with 0 and nothing to complain."""
+        """After the mount is gone: the daemon must end by itself, with 0 and a clean log."""
         if not ends(self.process, STOP_TIMEOUT):
             self.kill()
             pytest.fail(f"the daemon outlived its mount; log:\n{self.text()}")
@@ -278,7 +279,7 @@ class Daemon:
         self.check_log()
 
     def check_log(self) -> None:
-        """Fail where the log tells of a bug."""
+        """Fail if the log tells of a bug."""
         text = self.text()
         assert not BAD_LOG.search(text), f"the daemon's log:\n{text}"
 
@@ -296,11 +297,11 @@ def escape(path: object) -> str:
 
 
 def traces(path: Path) -> Tree:
-    """Everything in a lower directory that touching it would change."""
+    """Everything in a lower directory that would change if anybody touched it."""
     tree = record(str(path), identity=True)
     if MODE != "root":
-        # There is no readlink without an access time, and only root has a way around that
-        # (a private mount). test_copyup tells whether it is put back.
+        # readlink(2) moves the access time, and only root can avoid that (by a private mount).
+        # test_copyup checks whether it is put back.
         for entry in tree.values():
             if entry.kind == "symlink":
                 entry.atime_ns = None
@@ -308,7 +309,7 @@ def traces(path: Path) -> Tree:
 
 
 class Space:
-    """Layer directories, an upper, a work directory and a mount point of one test.
+    """The layer directories, upper, work directory and mount point of one test.
 
     `lowers` run from top to bottom, `lower` is the top one.
     """
@@ -316,16 +317,16 @@ class Space:
     def __init__(self, base: Path, lowers: int = 1) -> None:
         self.base = base
         self.lowers = [base / f"l{index}" for index in range(lowers)]
-        #: Lowers that only hold data for metacopy files.
+        #: Lowers that only hold the data of metacopy files.
         self.data_only: list[Path] = []
         self.upper, self.work, self.mnt = base / "upper", base / "work", base / "mnt"
         for path in (*self.lowers, self.upper, self.work, self.mnt):
             path.mkdir()
         self.log = base / "log"
         self.daemon: Daemon | None = None
-        #: Says whether the kernel can read these layers as well (no OCI whiteouts ...).
+        #: Whether the kernel can read these layers as well (no OCI whiteouts, for example).
         self.kernel_reads = True
-        #: Options of the overlay that both implementations understand, and ours only.
+        #: Overlay options that both implementations understand, and those that only ours does.
         self.features: tuple[str, ...] = ()
         self.extra: tuple[str, ...] = ()
 
@@ -342,14 +343,16 @@ class Space:
         return path
 
     def stack(self) -> None:
-        """The upper becomes the top lower, and changes go to a new one from the next mount on."""
+        """Make the upper the top lower, and start a new upper: changes go there from the next mount
+        on."""
         number = len(self.lowers)
         for path in (self.upper, self.work):
             path.rename(f"{path}{number}")
             path.mkdir()
         old = self.base / f"{self.upper.name}{number}"
         self.lowers.insert(0, old)
-        # The top directory shows what the upper's says: the new one says the same.
+        # The root of the mount shows the attributes of the upper's root, so the new upper gets the
+        # same.
         st = old.stat()
         os.chown(self.upper, st.st_uid, st.st_gid)
         self.upper.chmod(stat.S_IMODE(st.st_mode))
@@ -374,7 +377,7 @@ class Space:
         args: tuple[str, ...] = (),
         descriptors: int | None = None,
     ) -> Path:
-        """Mount; returns the mount point. The daemon may have only so many descriptors."""
+        """Mount; returns the mount point. `descriptors` limits the daemon's open files."""
         if impl == "kernel":
             self._mount_kernel(read_only)
             return self.mnt
@@ -389,8 +392,8 @@ class Space:
     def _mount_kernel(self, read_only: bool) -> None:
         if MODE == "user":
             pytest.skip("a plain user cannot mount kernel overlayfs")
-        # A read-only kernel overlay wants two lower directories, and short paths: the
-        # options of mount(2) fit one page.
+        # A read-only kernel overlay needs two lower directories. Paths have to be short, because
+        # the options of mount(2) must fit one page.
         lowers = ":".join(os.path.relpath(path, self.base) for path in self.lowers)
         lowers += "".join(f"::{os.path.relpath(path, self.base)}" for path in self.data_only)
         options = f"lowerdir={lowers}"
@@ -434,25 +437,26 @@ class Space:
         return self.mount(read_only=read_only)
 
     def evidence(self) -> list[Tree]:
-        """Traces in all lower directories; compare two with `check_lowers`."""
+        """The traces of all lower directories, for `check_lowers`."""
         return [traces(path) for path in self.lowers]
 
     def check_lowers(self, before: list[Tree]) -> None:
-        """Fail where a lower directory is not what it was."""
+        """Fail if a lower directory is not what it was."""
         for path, old, new in zip(self.lowers, before, self.evidence(), strict=True):
             lines = compare(old, new)
             assert not lines, f"{path.name} was touched:\n" + "\n".join(lines)
 
     def settle(self, *, read_only: bool = False) -> None:
-        """Unmount, and see that the same tree is there after a remount and for the kernel."""
+        """Unmount, and check that a remount and the kernel show the same tree."""
         was = record(str(self.mnt))
         self.remount(read_only=read_only)
-        # Without file handles (in a user namespace) the kernel loses hard links' numbers.
+        # Without file handles (in a user namespace) the kernel loses the inode numbers of hard
+        # links.
         ignore = {"same_as"} if IMPL == "kernel" else set()
         lines = compare(was, record(str(self.mnt)), ignore=ignore)
         self.unmount()
         assert not lines, "after a remount:\n" + "\n".join(lines)
-        # In a user namespace the kernel has none of the features.
+        # In a user namespace the kernel supports none of the features.
         able = MODE == "root" or (MODE == "userns" and not self.features)
         if self.kernel_reads and able and IMPL == "fuse" and not read_only:
             self.mount(impl="kernel")
@@ -497,7 +501,7 @@ def is_whiteout(path: os.PathLike[str] | str) -> bool:
 
 
 def overlay_xattr(path: os.PathLike[str] | str, what: str) -> bytes | None:
-    """The overlay attribute in the namespace that this mode writes; None: not set."""
+    """The overlay attribute in the namespace that this mode writes; None if it is not set."""
     namespace = "trusted" if MODE == "root" else "user"
     try:
         return os.getxattr(path, f"{namespace}.overlay.{what}", follow_symlinks=False)
@@ -514,7 +518,7 @@ def set_overlay_xattr(path: os.PathLike[str] | str, what: str, value: bytes) -> 
 
 
 def make_whiteout(path: os.PathLike[str] | str) -> None:
-    """A whiteout the kernel's way; anyone may make it."""
+    """Make a whiteout in the kernel's form, which anybody may do."""
     os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
 
 

@@ -1,4 +1,4 @@
-"""User namespaces that root prepares, and what processes in them do."""
+"""User namespaces that root prepares, and processes and mounts in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from tests.helpers import libc
 from tests.helpers.mounts import Daemon, Space, command, mounts_at, wait_for
 
-#: How root of a namespace is known outside.
+#: The id outside that root of a namespace has.
 FIRST = 300_000
 
 
@@ -27,8 +27,8 @@ class UserNamespace:
     holder: int
 
     def run(self, work: Callable[[], Any], uid: int = 0, gid: int | None = None) -> Any:
-        """What a process of that user in there gets from `work`: its value or its OSError. The
-        group has the user's number unless `gid` says otherwise."""
+        """Run `work` in there, in a process of that user; returns its value or raises its OSError.
+        The group has the user's number unless `gid` says otherwise."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -49,7 +49,7 @@ class UserNamespace:
             for kind in ("user", "mnt"):
                 libc.setns(Path(f"/proc/{self.holder}/ns/{kind}"))
             os.setgroups(())
-            # By way of its root, whose capabilities end with that.
+            # Become root of the namespace first, then the user, which drops the capabilities.
             for user, group in ((0, 0), (uid, gid)):
                 os.setresgid(group, group, group)
                 os.setresuid(user, user, user)
@@ -64,7 +64,8 @@ class UserNamespace:
             return 1
 
     def mount(self, space: Space, impl: str) -> None:
-        """Mount the space's layers in there, by its root; the directories are given to him."""
+        """Mount the space's layers in there as its root, who becomes the owner of the
+        directories."""
         for path in (*space.lowers, space.upper, space.work, space.mnt):
             os.chown(path, FIRST, FIRST)
         if impl == "kernel":
@@ -90,7 +91,7 @@ class UserNamespace:
 
     @property
     def enter(self) -> list[str]:
-        """The beginning of a command line that is run in there."""
+        """The beginning of a command line that runs a program in there."""
         return ["nsenter", f"--target={self.holder}", "-U", "-m"]
 
     def _as_root(self, *args: object) -> list[str]:
@@ -100,7 +101,7 @@ class UserNamespace:
 
 @contextlib.contextmanager
 def user_namespace(length: int) -> Iterator[UserNamespace]:
-    """A user namespace of so many ids."""
+    """A user namespace that maps `length` ids."""
     with subprocess.Popen(
         ["unshare", "-Um", "sh", "-c", "echo ready; cat"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -1,10 +1,10 @@
 """A FUSE filesystem that lacks what others have: `python oddfs.py MOUNTPOINT
 ERRNO ERRNO [BROKEN]`.
 
-It holds `file`, `dir/inside` and `link`, and answers every question about extended attributes
-with the first errno and statfs(2) with the second, if that is not 0. While there is a file BROKEN,
-`dir` cannot be looked up, EIO; while there is BROKEN.list, it cannot be listed. For the tests of
-layers on filesystems that are not like ext4.
+It holds `file`, `dir/inside` and `link`, and answers every question about extended attributes with
+the first errno and statfs(2) with the second, if that is not 0. While there is a file BROKEN, `dir`
+cannot be looked up, EIO; while there is BROKEN.list, it cannot be listed. For tests of layers on
+filesystems that are not like ext4.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = {ROOT: {b"file": FILE, b"dir": DIR, b"link": LINK}, DIR: {b"inside": INS
 
 
 class Odd(pyfuse3.Operations):
-    """Read only."""
+    """The filesystem, which is read-only."""
 
     def __init__(self, attributes: int, statfs: int, broken: str | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tests that would find the same in another mode are not run twice."""
+"""Skips tests that would find the same in another mode of the same run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.mounts import MODE
 
-#: Who runs what is all the same, if he runs at all: the first of these, or the last.
+#: Which mode runs the tests for which modes make no difference: the first of these that takes part
+#: in the run; for those `by_root`, the last.
 _FIRST = ("user", "userns", "root")
 _MARK = pytest.mark.skip(reason="the same in another mode, which runs it")
 
@@ -24,11 +25,10 @@ def skip_repeated(
     by_root: Collection[str] = (),
     by_user: Collection[str] = (),
 ) -> None:
-    """Skip modules of the folder: `without_extension` are those in which it plays no part,
-    `by_anybody` those of which it is also all the same who runs them; of `by_root`, too, but
-    root has the least to do; `by_user` those that find the same as root of a user namespace and as
-    the user who makes it. A mode that runs by itself, or where pytest was called directly,
-    leaves nothing out."""
+    """Skip modules of the folder. `without_extension`: the extension plays no part in them.
+    `by_anybody`: nor does it matter who runs them. `by_root`: the same, but root takes least time.
+    `by_user`: they find the same as root of a user namespace and as the user who makes it. A single
+    mode, or a direct call of pytest, skips nothing."""
     others = os.environ.get("FUSEOVERLAY_TEST_MODES", "").split()
     plain = os.environ.get("FUSEOVERLAY_NATIVE") == "0"
     repeated: set[str] = set()

@@ -1,4 +1,4 @@
-"""FUSE requests of one mount, counted by opcode with the tracepoint fuse:fuse_request_send."""
+"""Counts FUSE requests of one mount by opcode, by the tracepoint fuse:fuse_request_send."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LINE = re.compile(r"connection (\d+) .*opcode \d+ \(FUSE_(\w+)\)")
 
 @contextlib.contextmanager
 def counted(mnt: Path) -> Iterator[Counter[str]]:
-    """What the kernel asks the daemon of `mnt` within the block, `READ` and so on; filled in
-    at its end. Skips where requests cannot be traced: only root may."""
+    """The requests that the kernel sends to the daemon of `mnt` in the block, by name (`READ`);
+    filled in at its end. Skips the test if requests cannot be traced, which takes root."""
     if MODE != "root" or not (_TRACEFS / "events/fuse/fuse_request_send").exists():
         pytest.skip("requests cannot be traced")
     dropped = _dropped()
     requests: Counter[str] = Counter()
     connection = os.minor(os.stat(mnt).st_dev)
-    # No process id in its name: another run has the same ones, in a namespace of its own.
+    # A random name: another run, in its own pid namespace, may have the same process id.
     instance = Path(tempfile.mkdtemp(prefix="fuseoverlay-test-", dir=_TRACEFS / "instances"))
     event = instance / "events/fuse/fuse_request_send"
     try:
@@ -46,6 +46,6 @@ def counted(mnt: Path) -> Iterator[Counter[str]]:
 
 
 def _dropped() -> list[str]:
-    """How often caches were dropped on this computer, by /proc/sys/vm/drop_caches."""
+    """How often caches were dropped on this computer through /proc/sys/vm/drop_caches."""
     lines = Path("/proc/vmstat").read_text().splitlines()
     return [line for line in lines if line.startswith("drop_")]

@@ -1,9 +1,10 @@
 /*
- * A Python whose memory AddressSanitizer watches, for an extension that was built so:
- * scripts/sanitized.sh. The library has to be there before anything else, and an interpreter that
- * was linked with it needs no LD_PRELOAD, which the environment of some daemon would lack.
+ * A Python whose memory AddressSanitizer watches, for an extension built with sanitizers: see
+ * scripts/sanitized.sh. The sanitizer's library has to be loaded before anything else. An
+ * interpreter that is linked with it needs no LD_PRELOAD, which some daemons' environment would
+ * lack.
  *
- * FINDINGS: where it writes what it finds, which ends the process.
+ * FINDINGS is the prefix of the files that findings are written to. A finding ends the process.
  */
 #include <Python.h>
 
@@ -13,8 +14,8 @@
 const char *__asan_default_options(void);
 const char *__ubsan_default_options(void);
 
-/* What Python itself never frees is no leak. A mapping of a file whose daemon is gone is a bus error,
- * which tests of that expect. Libraries of the tests come before this one's. */
+/* What Python itself never frees is no leak. Tests whose daemon is gone expect the bus error that
+ * its mapped files give. Preloaded libraries of the tests come before the sanitizer's. */
 const char *__asan_default_options(void)
 {
     return "detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=1:handle_sigbus=0:"
@@ -28,7 +29,7 @@ const char *__ubsan_default_options(void)
 
 int main(int argc, char **argv)
 {
-    /* Each object is a block of its own, whose end is watched. */
+    /* Each object gets its own block of memory, whose bounds are watched. */
     setenv("PYTHONMALLOC", "malloc", 1);
     return Py_BytesMain(argc, argv);
 }

@@ -5,9 +5,8 @@ namespace: `python3 tree.py record ROOT` writes a pickle to stdout, `python3
 tree.py digest ROOT` a digest of the tree's lines. It needs the standard library
 only, so its source can be handed to any interpreter (`run_source`).
 
-Names are bytes everywhere. Files and directories are read with O_NOATIME, and where
-times count the access time of a symbolic link is put back, so that looking changes
-nothing.
+Names are bytes everywhere. Recording changes nothing: files and directories are read with
+O_NOATIME, and if times are recorded, the access time of a symbolic link is put back.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ _CHUNK = 1 << 20
 
 @dataclass
 class Entry:
-    """One entry. What makes no sense for its kind, or was not asked for, is None.
+    """One entry. A field that makes no sense for its kind, or was not asked for, is None.
 
-    Size and link count of directories are the filesystem's own affair and not
-    recorded. `same_as` names the first path of the tree that is the same inode.
+    The size and link count of directories depend on the filesystem and are not recorded. `same_as`
+    names the first path of the tree that is the same inode.
     """
 
     kind: str
@@ -63,7 +62,7 @@ Tree = dict[bytes, Entry]
 
 
 def record(root: str | bytes, *, content: bool = True, identity: bool = False) -> Tree:
-    """Every entry below `root` by its path from there; `root` itself is `b"."`.
+    """Every entry below `root` by its path relative to `root`, which is itself `b"."`.
 
     `content` reads the files. `identity` records inode number, access and change
     time as well: two such recordings of one tree differ if anything touched it.
@@ -98,7 +97,7 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
 
 
 def _open_quietly(path: bytes, flags: int) -> int:
-    """Open without moving the access time, where that is allowed."""
+    """Open without moving the access time, if we are allowed to."""
     flags |= os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         return os.open(path, flags | os.O_NOATIME)
@@ -129,7 +128,7 @@ def _entry(full: bytes, st: os.stat_result, *, content: bool, identity: bool) ->
         entry.digest = file_digest(full)
     if identity:
         entry.ino, entry.atime_ns = st.st_ino, st.st_atime_ns
-        # Putting a link's access time back moves its change time: not comparable.
+        # Putting back a link's access time moves its change time, so that cannot be compared.
         entry.ctime_ns = None if fmt == stat.S_IFLNK else st.st_ctime_ns
     return entry
 
@@ -154,7 +153,7 @@ def _xattrs(full: bytes) -> dict[bytes, bytes]:
 
 
 def file_digest(path: bytes) -> str:
-    """SHA-256 of a file's bytes; the errno's text where it cannot be read."""
+    """SHA-256 of a file's bytes; the text of the errno if it cannot be read."""
     digest = hashlib.sha256()
     try:
         fd = _open_quietly(path, 0)
@@ -175,10 +174,10 @@ def compare(
     ignore: frozenset[str] | set[str] = frozenset(),
     limit: int = 50,
 ) -> list[str]:
-    """One line for each difference, most telling first; an empty list: equal.
+    """One line for each difference, the most telling first; an empty list if there is none.
 
-    `ignore` names fields of `Entry` that are not compared. Of more than `limit`
-    differences the rest is only counted.
+    `ignore` names fields of `Entry` that are not compared. Differences beyond `limit` are only
+    counted.
     """
     lines = [f"missing: {show(path)}" for path in sorted(expected.keys() - actual.keys())]
     lines += [f"unexpected: {show(path)}" for path in sorted(actual.keys() - expected.keys())]
@@ -210,9 +209,10 @@ def show(path: bytes) -> str:
 
 
 def digest(root: str | bytes) -> dict[bytes, str]:
-    """A digest of every entry below `root`: content and all that stat says, atime included.
+    """A digest of every entry below `root`: its content and everything that stat(2) says, atime
+    included.
 
-    Directories' sizes are left out. Comparing two with `changed` says what was touched.
+    Sizes of directories are left out. `changed` compares two results and says what was touched.
     """
     tree = record(root, identity=True)
     return {path: hashlib.sha256(repr(entry).encode()).hexdigest() for path, entry in tree.items()}
@@ -239,7 +239,7 @@ def dumps(tree: Tree) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """What the program form of this module wrote."""
+    """Read what this module, run as a program, has written."""
     tree: dict[bytes, Any] = {}
     for path, value in pickle.loads(data).items():
         tree[path] = Entry(**value) if isinstance(value, dict) else value

@@ -1,9 +1,9 @@
 """Daemons from a warm interpreter.
 
 Python takes 0.1 s of CPU to import trio and pyfuse3, and the tests start thousands of daemons. So
-one process imports all once and forks: each child runs the command line as `python -m
-fuseoverlay` would, with arguments, environment, directory and output of its own. What is tested
-of the start itself is started as usual.
+one process imports everything once and forks: each child runs the command line as
+`python -m fuseoverlay` would, with its own arguments, environment, directory and output. Tests of
+the start itself start Python as usual.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PREFIX = [sys.executable, "-m", "fuseoverlay"]
 
 
 class Warm:
-    """A child of the warm interpreter, with what the tests use of `subprocess.Popen`."""
+    """A child of the warm interpreter; offers what the tests use of `subprocess.Popen`."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -35,7 +35,7 @@ class Warm:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """The exit code, minus the signal's number where one ended it; None: it runs."""
+        """The exit code, or minus the number of the signal that ended it; None if it still runs."""
         return self._look(0)
 
     def wait(self, timeout: float | None = None) -> int:
@@ -64,7 +64,7 @@ class Warm:
 
 
 def can_start(argv: Sequence[str]) -> bool:
-    """Whether this command line is fuseoverlay's, run by nobody in between."""
+    """Whether this command line runs fuseoverlay directly, without another program in front."""
     return list(argv[: len(_PREFIX)]) == _PREFIX
 
 
@@ -79,7 +79,7 @@ def start(argv: Sequence[str], output: int, cwd: Path | str, env: dict[str, str]
 
 @functools.cache
 def _server() -> socket.socket:
-    """The connection to the interpreter, which ends with it."""
+    """The connection to the interpreter, which ends when the connection is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     from tests.helpers.mounts import daemon_env
 
@@ -92,21 +92,21 @@ def _server() -> socket.socket:
 
 
 class _Child(Exception):
-    """Raised in the child, to leave the loop."""
+    """Raised in the child to leave the loop."""
 
 
 class _Interpreter:
-    """Forks what is asked for, and says how each child ended."""
+    """Forks on request, and reports how each child ended."""
 
     def __init__(self, requests: socket.socket) -> None:
         self._requests = requests
         self._waiting = selectors.DefaultSelector()
         self._waiting.register(requests, selectors.EVENT_READ)
-        #: By process descriptor: the process and who is told of its end.
+        #: By process descriptor: the process id and the connection that is told of its end.
         self._children: dict[int, tuple[int, socket.socket]] = {}
 
     def serve(self) -> None:
-        """Returns when nobody can ask any more; raises `_Child` in the children."""
+        """Returns when the connection is closed; raises `_Child` in the children."""
         while True:
             for key, _ in self._waiting.select():
                 if key.fileobj is self._requests:
@@ -138,7 +138,7 @@ class _Interpreter:
         nothing = os.open(os.devnull, os.O_RDWR)
         for number, fd in enumerate((nothing, output, output)):
             os.dup2(fd, number)
-        # What is closed below may not be closed once more by its owner.
+        # Descriptors closed below must not be closed again by their owners.
         self._requests.detach()
         for _, connection in self._children.values():
             connection.detach()

@@ -21,10 +21,10 @@ needs_extension = pytest.mark.skipif(not NATIVE, reason="needs the extension")
 BROKEN = b"no ELF header"
 
 
-def _used(cli: Cli, *program: object) -> str:
-    """Mount with this program, write, read and list; what it logged."""
+def _used(cli: Cli, *program: object, options: str = "") -> str:
+    """Mount with this program and more options, write, read and list; what it logged."""
     space = cli.space
-    argv = ["env", *map(str, program), "-f", "-o", space.options(), str(space.mnt)]
+    argv = ["env", *map(str, program), "-f", "-o", space.options() + options, str(space.mnt)]
     daemon = Daemon(argv, space.mnt, space.log)
     try:
         daemon.wait_until_mounted(1)
@@ -84,6 +84,12 @@ def test_in_effect(cli: Cli) -> None:
     assert line, log
     assert int(line[1]) <= int(line[2])
     assert int(line[2]) >= 33, "older ones have no FUSE_HANDLE_KILLPRIV_V2"
+
+
+@needs_extension
+def test_where_layers_change_directories_are_opened(cli: Cli) -> None:
+    log = _used(cli, *command(), options=",timeout=1")
+    assert "extension in effect: no OPEN, FLUSH, ACCESS; " in log
 
 
 @needs_extension

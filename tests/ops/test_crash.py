@@ -20,7 +20,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.helpers.changes import BEFORE, CHANGES, FEATURES, REMOVALS, Change, make_layers
+from tests.helpers.changes import (
+    BEFORE,
+    CHANGES,
+    FEATURES,
+    OVERRIDDEN,
+    REMOVALS,
+    Change,
+    make_layers,
+)
 from tests.helpers.mounts import (
     IMPL,
     MODE,
@@ -78,6 +86,7 @@ MOST_CALLS = 60
 LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
 STEP = 1 if LONG else 5
 CHAR, ON = ("whiteout=char",), ("redirect_dir=on", "metacopy=on")
+OVERRIDE = ("xattr_permissions=2",)
 #: Times of changed objects, which depend on when the test ran.
 CLOCK = {"mtime_ns"}
 
@@ -89,6 +98,9 @@ def _states(change: str, extra: tuple[str, ...], before: Tree, after: Tree) -> l
         # How many names of a file that was not copied up are hidden is noted last.
         one_more = replace(after[b"alias"], nlink=2, same_as=b"alias")
         states.append({**after, b"alias": one_more})
+    if change == "mkdir with override and flags":
+        # Made in its place, where it gets the flags: at first it is ours and closed.
+        states.append({**after, b"own/new": replace(after[b"own/new"], mode=0o700)})
     if change in ("rename over file", "rename over copied") and extra == ("whiteout=xattr",):
         # There is no one call that replaces a file and leaves such a whiteout.
         states.append({**after, b"file": before[b"file"]})
@@ -213,6 +225,11 @@ def test_change(fresh: Callable[[], Space], change: str) -> None:
 @pytest.mark.parametrize("change", REMOVALS)
 def test_removal(fresh: Callable[[], Space], change: str, dialect: str) -> None:
     _check_crash(fresh, change, REMOVALS[change], (f"whiteout={dialect}",))
+
+
+@pytest.mark.parametrize("change", OVERRIDDEN)
+def test_overridden(fresh: Callable[[], Space], change: str) -> None:
+    _check_crash(fresh, change, OVERRIDDEN[change], OVERRIDE)
 
 
 @pytest.mark.parametrize("change", FEATURES)

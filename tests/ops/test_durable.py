@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.system.syscalls import syncfs
+from tests.helpers import disks
 from tests.helpers.mounts import MODE, Daemon, Space, command, fuse_only, is_whiteout, root_only
 
 BIG = 32 << 20
@@ -73,28 +73,6 @@ def test_copy_is_written_before_it_is_published(space: Space, size: int, option:
         assert calls.index(synced) < calls.index(f"rename {published[0]} f")
 
 
-@contextlib.contextmanager
-def _disk(space: Space, kind: str, *options: str) -> Iterator[Path]:
-    """A filesystem of this kind of the test's own; its image is `space.base / "image"`."""
-    tool = shutil.which(f"mkfs.{kind}", path=f"/sbin:/usr/sbin:{os.environ['PATH']}")
-    if tool is None:
-        pytest.skip(f"missing tool: mkfs.{kind}")
-    image, disk = space.base / "image", space.base / "disk"
-    disk.mkdir()
-    with image.open("wb") as stream:
-        stream.truncate(512 << 20)
-    subprocess.run([tool, "-q", *options, str(image)], check=True, timeout=60)
-    _attach(image, disk)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False, timeout=60)
-
-
-def _attach(image: Path, disk: Path) -> None:
-    subprocess.run(["mount", "-o", "loop", str(image), str(disk)], check=True, timeout=60)
-
-
 def _crash(disk: Path) -> None:
     """Simulate a power failure: from now on neither data nor journal reaches the disk. Source:
     linux/fs.h, FS_IOC_SHUTDOWN without a flush of the log."""
@@ -123,7 +101,7 @@ def test_copies_after_a_crash_of_the_system(space: Space, kind: str, option: str
     """Each copy is whole or not there. With `fsync=0`, which permits it, some are incomplete,
     except copies that share their blocks with the lower file."""
     content = {f"f{n}": os.urandom(10) * (n * 200 + 1) for n in range(60)}
-    with _disk(space, *kind.split()) as disk:
+    with disks.disk(space.base, *kind.split()) as disk:
         inner = Space(disk)
         for name, data in content.items():
             (inner.lower / name).write_bytes(data)
@@ -141,7 +119,7 @@ def test_copies_after_a_crash_of_the_system(space: Space, kind: str, option: str
         finally:
             inner.drop()
         subprocess.run(["umount", str(disk)], check=True, timeout=60)
-        _attach(space.base / "image", disk)
+        disks.attach(space.base / "image", disk)
         copied = {name for name in content if (inner.upper / name).exists()}
         assert len(copied) > len(content) // 2
         lost = {n for n in copied if not (inner.upper / n).read_bytes().startswith(content[n])}
@@ -151,7 +129,7 @@ def test_copies_after_a_crash_of_the_system(space: Space, kind: str, option: str
 @pytest.fixture(params=["btrfs", "xfs"])
 def sharing(request: pytest.FixtureRequest, space: Space) -> Iterator[Space]:
     """A space on a filesystem whose files can share blocks."""
-    with _disk(space, request.param) as disk:
+    with disks.disk(space.base, request.param) as disk:
         inner = Space(disk)
         try:
             yield inner

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -260,3 +261,45 @@ def test_a_timeout_that_ends(space: Space) -> None:
         assert time.monotonic() < end
         time.sleep(0.05)
     assert (space.mnt / "d" / "new").exists()
+
+
+@pytest.mark.parametrize("known", ["opened", "listed", "looked up"])
+@pytest.mark.parametrize("new", ["link", "file"])
+def test_another_type_with_the_same_number(space: Space, new: str, known: str) -> None:
+    """A filesystem soon gives a number again: to a link where a file was, or the reverse."""
+    (space.lower / "target").write_text("target")
+    path = space.lower / "f"
+    _make(path, link=new != "link")
+    space.extra = ("timeout=0",)
+    mnt = space.mount()
+    stream = None
+    if known == "opened":
+        stream = (mnt / "f").open()
+    elif known == "listed":
+        assert sorted(entry.name for entry in os.scandir(mnt)) == ["f", "target"]
+    else:
+        os.lstat(mnt / "f")
+    number = os.lstat(path).st_ino
+    for _ in range(100):
+        path.unlink()
+        _make(path, link=new == "link")
+        if os.lstat(path).st_ino == number:
+            break
+    else:
+        pytest.skip("the filesystem does not give a number again so soon")
+    for _ in range(2):
+        assert os.path.islink(mnt / "f") == (new == "link")
+        assert (mnt / "f").read_text() == ("target" if new == "link" else "file")
+        assert os.listdir(mnt)
+    if stream is not None:
+        stream.close()
+    os.unlink(mnt / "f")
+    assert os.listdir(mnt) == ["target"]
+    space.settle()
+
+
+def _make(path: Path, *, link: bool) -> None:
+    if link:
+        path.symlink_to("target")
+    else:
+        path.write_text("file")

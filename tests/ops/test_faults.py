@@ -21,7 +21,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.changes import BEFORE, CHANGES, FEATURES, MORE, REMOVALS, Change, make_layers
+from tests.helpers.changes import (
+    BEFORE,
+    CHANGES,
+    FEATURES,
+    MORE,
+    OVERRIDDEN,
+    REMOVALS,
+    Change,
+    make_layers,
+)
 from tests.helpers.faults import MANY, Faults
 from tests.helpers.mounts import (
     MODE,
@@ -45,6 +54,7 @@ pytestmark = [
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EINTR)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CHAR, ON = ("whiteout=char",), ("redirect_dir=on", "metacopy=on")
+OVERRIDE = ("xattr_permissions=2",)
 #: Times of changed objects, which depend on when the test ran.
 CLOCK = {"mtime_ns"}
 #: Spare calls, in case a change makes some more than when they were counted.
@@ -260,6 +270,11 @@ def test_features(change: str) -> None:
     _check(change, FEATURES[change], ON)
 
 
+@pytest.mark.parametrize("change", OVERRIDDEN)
+def test_overridden(change: str) -> None:
+    _check(change, OVERRIDDEN[change], OVERRIDE)
+
+
 @pytest.mark.parametrize("change", ALL)
 def test_full_disk(change: str) -> None:
     _check(change, ALL[change], (), full=True)
@@ -274,6 +289,11 @@ def test_removal_on_a_full_disk(change: str, dialect: str) -> None:
 @pytest.mark.parametrize("change", FEATURES)
 def test_features_on_a_full_disk(change: str) -> None:
     _check(change, FEATURES[change], ON, full=True)
+
+
+@pytest.mark.parametrize("change", OVERRIDDEN)
+def test_overridden_on_a_full_disk(change: str) -> None:
+    _check(change, OVERRIDDEN[change], OVERRIDE, full=True)
 
 
 def test_link_count_is_right_before_and_after_each_failure(space: Space) -> None:

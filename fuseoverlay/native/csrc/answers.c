@@ -1,7 +1,7 @@
 /*
- * Requests that are answered without Python's help, from what the overlay has prepared. It
- * withdraws what is no longer true before it answers the request that made it so; this
- * code and the overlay run in one thread, in turn.
+ * Answers requests without Python's help, from what the overlay has prepared. The overlay withdraws
+ * an answer that is no longer true before it answers the request that made it so. This code and the
+ * overlay take turns in one thread.
  */
 #include "native.h"
 
@@ -13,18 +13,18 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Larger writes may make the page cache wait for the disk: a thread's work. */
+/* Larger writes may make the page cache wait for the disk, so they go to a thread. */
 #define INLINE_WRITE (128 << 10)
-/* Smaller READs are copied sooner than they go through a pipe. */
+/* Copying a smaller READ is faster than sending it through a pipe. */
 #define SPLICED (32 << 10)
 
 struct prepared prepared = {.strange_uid = -1, .strange_gid = -1};
 
-/* Room for the largest READ. */
+/* A buffer that grows to the largest READ so far. */
 static char *room;
 static size_t room_size;
 
-/* Owners whom the user namespace does not map, as in identity.py. */
+/* Replace owners that the user namespace does not map; overlay/identity.py does the same. */
 static void name_strangers(struct fuse_attr *attr)
 {
     bool strange_uid = attr->uid == prepared.strange_uid;
@@ -56,7 +56,7 @@ static bool reply_attr(const struct fuse_in_header *in, const struct stat *st)
 {
     struct fuse_attr_out out = {0};
 
-    /* Nobody can find a file without a name again: nothing to keep. */
+    /* Nobody can look up a file without a name again, so the kernel need not keep this. */
     if (st->st_nlink) {
         out.attr_valid = prepared.valid;
         out.attr_valid_nsec = prepared.valid_nsec;
@@ -102,8 +102,8 @@ static bool reply_spliced(const struct fuse_in_header *in, int fd)
     return size >= SPLICED && splice_reply(in->unique, fd, arg->offset, size);
 }
 
-/* Only what is in the page cache: the rest is read in a thread of Python's. `whole`: the status of
- * a file that is read to its end or not at all. */
+/* Answers only with data in the page cache; a Python thread reads the rest. `whole`: the status of
+ * a file that has to be read to its end or not at all. */
 static bool reply_data(const struct fuse_in_header *in, int fd, const struct stat *whole)
 {
     const struct fuse_read_in *arg = (const void *)(in + 1);
@@ -148,8 +148,9 @@ static bool reply_written(const struct fuse_in_header *in, int fd)
     return true;
 }
 
-/* Owner, mode or times. Python's are sizes; a change of nothing, which ends setuid; and several of
- * these at once, the first of which has to be taken back where the second fails. */
+/* Changes of the owner, of the mode or of the times are made here. Python gets changes of size; a
+ * change of nothing, which ends setuid; and several kinds at once, since the first must be undone
+ * if the second fails. */
 #define OWNER (FATTR_UID | FATTR_GID)
 #define TIMES (FATTR_ATIME | FATTR_MTIME)
 #define MEANINGLESS (FATTR_FH | FATTR_ATIME_NOW | FATTR_MTIME_NOW | FATTR_LOCKOWNER | FATTR_CTIME)
@@ -173,7 +174,7 @@ static bool reply_changed(const struct fuse_in_header *in, int fd)
     struct stat st;
 
     if (valid & OWNER) {
-        valid &= ~FATTR_KILL_SUIDGID; /* which chown(2) does, but not by somebody's groups */
+        valid &= ~FATTR_KILL_SUIDGID; /* chown(2) does that, unless the caller's groups matter */
         if (in->uid != 0 &&
             (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID))
             return false;
@@ -188,7 +189,7 @@ static bool reply_changed(const struct fuse_in_header *in, int fd)
         send_reply(in->unique, errno, NULL, 0);
         return true;
     }
-    /* The change is made, whatever keeps us from telling of it: Python makes it once more. */
+    /* If fstat(2) fails, the change is made all the same; Python then makes it once more. */
     return fstat(fd, &st) == 0 && reply_attr(in, &st);
 }
 
@@ -225,7 +226,7 @@ static bool answer_plain(const struct fuse_in_header *in, PyObject *real)
            reply_attr(in, &st);
 }
 
-/* Small files only: of a larger one more will be read, and its descriptor is worth keeping. */
+/* Small files only: more of a larger one will be read, so its descriptor is worth keeping. */
 static bool answer_listed_read(const struct fuse_in_header *in, PyObject *listed, int dir_fd,
                                const char *name)
 {
@@ -267,7 +268,7 @@ static bool answer_listed(const struct fuse_in_header *in, PyObject *listed)
     }
 }
 
-/* Names that a merged directory has not: negative entries, which the kernel keeps. */
+/* A name that a merged directory does not have gets a negative entry, which the kernel keeps. */
 static bool answer_absent(const struct fuse_in_header *in, PyObject *key, size_t size)
 {
     struct fuse_entry_out out = {.entry_valid = prepared.valid,
@@ -289,7 +290,7 @@ static bool answer_absent(const struct fuse_in_header *in, PyObject *key, size_t
     return true;
 }
 
-/* isatty(3): some languages ask it of every file that they open. */
+/* Some language runtimes call isatty(3) on every file they open. */
 static bool answer_ioctl(const struct fuse_in_header *in)
 {
     const struct fuse_ioctl_in *arg = (const void *)(in + 1);

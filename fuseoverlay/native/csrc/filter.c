@@ -1,6 +1,6 @@
 /*
- * Between /dev/fuse and libfuse. It decides nothing: `extension.py` says what becomes of each
- * kind of request.
+ * The filter between /dev/fuse and libfuse. It decides nothing: `extension.py` says how each kind
+ * of request is handled.
  */
 #include "native.h"
 
@@ -12,16 +12,17 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The next request is waited for here first, which is cheaper than in Python's event loop. At first
- * awake: to fall asleep and to be woken takes as long as most clients need, and they would wait for
- * it. After so long whatever else is ready in the loop gets its turn. */
+/* Waiting for the next request here is cheaper than in Python's event loop. At first we poll
+ * without sleeping: falling asleep and waking up takes as long as most clients need until their
+ * next request, and they would wait for it. After ROW_NS whatever else is ready in the loop gets
+ * its turn. */
 #define AWAKE_NS 100000
 #define ASLEEP_NS 1000000
 #define ROW_NS 2000000
 
 struct filter filter = {.event_fd = -1};
 
-/* A file that was opened without a handle has handle 0. All I/O is by inode. */
+/* A file opened without a handle has handle 0. All I/O is by inode. */
 static void set_handle(const struct fuse_in_header *in)
 {
     uint64_t *fh = (uint64_t *)(in + 1);
@@ -110,7 +111,7 @@ static bool call(const struct fuse_in_header *in, size_t size)
     return done;
 }
 
-/* Whether the request needs nobody else. */
+/* Whether the request was dealt with here, so that libfuse need not see it. */
 static bool decide(const struct fuse_in_header *in, size_t size)
 {
     if (in->opcode == FUSE_INIT)
@@ -151,7 +152,7 @@ static bool dispatch(const struct fuse_in_header *in, size_t size)
 
     replies.last_error = 0;
     done = decide(in, size);
-    /* What Python is handed logs whoever serves it. */
+    /* A request that was handed to Python is logged by its handler. */
     if (filter.log && done && filter.pending == pending)
         log_answer(in, size);
     return done;
@@ -174,8 +175,8 @@ static long long now_ns(void)
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-/* Where the CPUs have other work, waiting awake keeps the client from going on: each time that it
- * was in vain it is left out twice as often. */
+/* If the CPUs have other work, polling keeps the client from going on. So each poll in vain doubles
+ * the number of times that polling is left out, up to 63. */
 static bool wait_awake(struct pollfd *poll_fd)
 {
     static unsigned int in_vain, left_out;
@@ -205,7 +206,7 @@ static bool wait_for_request(bool idle)
     return wait_awake(&poll_fd) || ppoll(&poll_fd, 1, &asleep, NULL) > 0;
 }
 
-/* What is answered later, from here on. */
+/* Count a request that is answered later. */
 static void note_pending(const struct fuse_in_header *in)
 {
     if (in->opcode != FUSE_FORGET && in->opcode != FUSE_BATCH_FORGET &&
@@ -222,7 +223,7 @@ void note_answered(void)
 bool another_request(void)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
-    /* What Python is at work on waits for a turn of its event loop. */
+    /* Requests that Python is working on need a turn of its event loop, so do not wait here. */
     bool idle = !filter.pending;
     bool ready;
 
@@ -233,8 +234,8 @@ bool another_request(void)
     return ready;
 }
 
-/* The kernel has ended the connection: nobody asks any more, and whoever has unmounted may want
- * what lies below the layers. */
+/* The kernel has ended the connection: no more requests will come, and whoever has unmounted may
+ * want to unmount what lies below the layers. */
 static void tell_end(void)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
@@ -250,7 +251,7 @@ static void tell_end(void)
     PyGILState_Release(gil);
 }
 
-/* Hooks: libfuse calls these in place of read(2) and writev(2) */
+/* Hooks: libfuse calls these in place of read(2) and writev(2). */
 
 static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
 {
@@ -260,7 +261,7 @@ static ssize_t filtered_read(int fd, void *buf, size_t size, void *userdata)
         ssize_t n = read(fd, buf, size);
         if (n < (ssize_t)sizeof(struct fuse_in_header)) {
             if (n < 0 && errno == EAGAIN)
-                errno = EINTR; /* which pyfuse3 takes for "come again" */
+                errno = EINTR; /* pyfuse3 takes this for "come again" */
             else if (n < 0 && errno == ENODEV) {
                 tell_end();
                 errno = ENODEV;
@@ -284,7 +285,7 @@ static ssize_t filtered_writev(int fd, struct iovec *iov, int count, void *userd
         filter.init_unique = 0;
         if (!out->error && count > 1 && iov[1].iov_len >= FUSE_COMPAT_22_INIT_OUT_SIZE) {
             struct fuse_init_out *init = iov[1].iov_base;
-            /* max_pages stays: it bounds what is read, too. */
+            /* max_pages stays: it bounds READ as well. */
             if (filter.max_write && filter.max_write < init->max_write)
                 init->max_write = filter.max_write;
             init->flags |= filter.set_flags & filter.offered;
@@ -332,7 +333,7 @@ __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_sessio
     Dl_info caller;
     int result;
 
-    /* Ask in the name of the caller: it may have brought a libfuse of its own. */
+    /* Look up through the caller: it may have brought a libfuse of its own. */
     if (!dladdr(__builtin_return_address(0), &caller))
         return -1;
     libfuse = dlopen(caller.dli_fname, RTLD_LAZY | RTLD_NOLOAD);

@@ -1,6 +1,6 @@
 /*
- * A reply to READDIRPLUS. What the overlay knows the attributes of it adds by itself; plain
- * files of a lower, by far the most in an image, are looked at here.
+ * Builds a reply to READDIRPLUS. The overlay adds entries whose attributes it knows; plain files of
+ * a lower, by far the most in an image, are looked up here.
  */
 #include "native.h"
 
@@ -18,7 +18,7 @@
 
 struct listing {
     PyObject_HEAD
-    PyObject *buffer; /* bytes of the size that was asked for */
+    PyObject *buffer; /* a bytes object of the requested size */
     size_t used;
 };
 
@@ -59,7 +59,7 @@ static bool put(struct listing *self, const char *name, size_t name_length, uint
 
 PyDoc_STRVAR(add_doc,
     "add(name, cookie, generation, attr) -> bool\n\n"
-    "Add an entry; False: the reply is full. `attr` holds a struct fuse_attr.");
+    "Add an entry; `attr` holds a struct fuse_attr. False if the reply is full.");
 static PyObject *listing_add(struct listing *self, PyObject *args)
 {
     unsigned long long cookie, generation;
@@ -75,14 +75,14 @@ static PyObject *listing_add(struct listing *self, PyObject *args)
     return PyBool_FromLong(put(self, name, length, cookie, generation, &attr));
 }
 
-/* Names of the attributes, or -1 where they cannot be asked for by name. */
+/* The names of the attributes; -1 if there was an error, or the kernel has no such call. */
 static ssize_t list_attributes(int dir_fd, const char *name, char *list, size_t size)
 {
     return syscall(__NR_listxattrat, dir_fd, name, AT_SYMLINK_NOFOLLOW, list, size);
 }
 
-/* Whether the object is still the one with this status, and has been all the time: whoever exchanges
- * it for another, and be it back again, moves its time of change. */
+/* Whether the name still leads to the object with this status, and has done so all the time:
+ * exchanging it for another and back changes its ctime. */
 static bool is_unmoved(int dir_fd, const char *name, const struct stat *st)
 {
     struct stat now;
@@ -100,7 +100,7 @@ static bool has_overlay_attribute(const char *list, ssize_t size)
     return false;
 }
 
-/* One more reference of the kernel to a listed file. */
+/* Add one to the look-up count of a listed file. */
 static int count_listed(PyObject *key, PyObject *known, PyObject *parent, PyObject *name,
                         PyObject *real, const struct stat *st, bool has_attributes)
 {
@@ -116,9 +116,9 @@ static int count_listed(PyObject *key, PyObject *known, PyObject *parent, PyObje
 
 PyDoc_STRVAR(add_lower_doc,
     "add_lower(name, cookie, parent, real, dir_fd, base, device) -> bool | None\n\n"
-    "Add a file of the lower directory `dir_fd`, and enter it as a listed file; False: the\n"
-    "reply is full; None: it is no plain file with one name, or known as something else.\n"
-    "Its number is that of the file, which is on `device`, and `base`.");
+    "Add a file of the lower directory `dir_fd`, and enter it as a listed file. False if the\n"
+    "reply is full; None if it is not a plain file on `device` with one name, or is known as\n"
+    "something else. Its inode number is the file's own, combined with `base`.");
 static PyObject *listing_add_lower(struct listing *self, PyObject *args)
 {
     PyObject *name, *parent, *real, *key = NULL, *known, *result = NULL;

@@ -1,10 +1,10 @@
-/* The names that directories of layers show together: `merge.Merged` in C. */
+/* The names that several layers' directories show together: `merge.Merged` in C. */
 #include "native.h"
 
 #include <fcntl.h>
 #include <unistd.h>
 
-/* A directory that does not fit is Python's to read: some 800 names. */
+/* Python reads a directory that does not fit; this is enough for some 800 names. */
 #define ROOM (32 << 10)
 
 static int add_directory(PyObject *names, PyObject *name, PyObject *real)
@@ -58,7 +58,8 @@ static bool is_dot(const char *name)
     return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
 }
 
-/* Number of entries, -1: something special, or an exception. */
+/* The number of entries; -1 if the directory is special, there was an error, or an exception is
+ * set. */
 static Py_ssize_t add_all(PyObject *names, PyObject *closed, PyObject *real, PyObject *descriptors)
 {
     char buffer[ROOM] __attribute__((aligned(8)));
@@ -81,10 +82,10 @@ static Py_ssize_t add_all(PyObject *names, PyObject *closed, PyObject *real, PyO
 
 PyDoc_STRVAR(merge_doc,
     "merge(names, closed, reals, position, descriptors, limit) -> (position, full)\n\n"
-    "Add what the directories from `position` on hold to what those above them show, as\n"
-    "`merge.Merged.add` does: the first one that was not added holds whiteouts other than\n"
-    "devices, or marks, or is large or cannot be read, and is the overlay's to look at. Full:\n"
-    "it is not, but there were more than `limit` entries.");
+    "Add the directories from `position` on to what those above them show, as\n"
+    "`merge.Merged.add` does. Returns the position of the first one that was not added. If full,\n"
+    "the only reason is that there were more than `limit` entries; otherwise that directory has\n"
+    "marks, whiteouts other than devices or many names, or cannot be read: Python reads it.");
 static PyObject *merge(PyObject *self, PyObject *args)
 {
     PyObject *names, *closed, *reals, *descriptors;

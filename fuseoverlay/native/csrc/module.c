@@ -1,13 +1,13 @@
-/* What Python calls. */
+/* The functions that Python calls. */
 #include "native.h"
 
 #include <sys/eventfd.h>
 
 PyDoc_STRVAR(setup_doc,
     "setup(valid_ns, max_write) -> int\n\n"
-    "Attach to the next mount, whose kernel may keep what it is told for so long, and write\n"
-    "no more than so many bytes at once; 0: as many as libfuse takes. Returns a descriptor that\n"
-    "is readable while there is something in `taken`.");
+    "Attach to the next mount. The kernel may then keep what it is told for `valid_ns`, and\n"
+    "write at most `max_write` bytes at once; 0: what libfuse allows. Returns an eventfd(2) that\n"
+    "counts requests in `taken`.");
 static PyObject *py_setup(PyObject *self, PyObject *args)
 {
     unsigned long long valid;
@@ -25,9 +25,10 @@ static PyObject *py_setup(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(prepare_doc,
     "prepare(bound, names, plain, inodes, directories, read_listed, acls)\n\n"
-    "What the overlay has prepared (overlay/prepared.py); dictionaries of it: number -> inode or\n"
-    "listed file, and real directory -> O_PATH descriptor; whether listed files are read without\n"
-    "asking Python, and whether the mount has ACLs. Until then nothing is answered without it.");
+    "Start to answer requests without Python. `bound`, `names` and `plain` are the tables of\n"
+    "overlay/prepared.py; `inodes`: inode number -> inode or listed file; `directories`: real\n"
+    "directory -> O_PATH descriptor; `read_listed`: listed files may be read without asking\n"
+    "Python; `acls`: the mount has ACLs.");
 static PyObject *py_prepare(PyObject *self, PyObject *args)
 {
     PyObject *bound, *names, *plain, *inodes, *directories;
@@ -53,8 +54,8 @@ static PyObject *py_prepare(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(name_strangers_doc,
     "name_strangers(uid, gid, shown_uid, shown_gid)\n\n"
-    "What a status has for owners whom the user namespace does not map, 2**32 - 1: nothing, and\n"
-    "what is shown instead.");
+    "Set the ids that a status has for owners that the user namespace does not map (2**32 - 1 if\n"
+    "there is no such id), and the ids to show instead.");
 static PyObject *py_name_strangers(PyObject *self, PyObject *args)
 {
     if (!PyArg_ParseTuple(args, "IIII", &prepared.strange_uid, &prepared.strange_gid,
@@ -64,7 +65,8 @@ static PyObject *py_name_strangers(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(init_flags_doc,
-    "init_flags(set, clear)\n\nINIT flags to agree to if the kernel offers them, and not to.");
+    "init_flags(set, clear)\n\n"
+    "Set INIT flags that the kernel offers, and clear others, in the answer to INIT.");
 static PyObject *py_init_flags(PyObject *self, PyObject *args)
 {
     if (!PyArg_ParseTuple(args, "II", &filter.set_flags, &filter.clear_flags))
@@ -81,7 +83,8 @@ static bool valid_opcode(unsigned int opcode)
 }
 
 PyDoc_STRVAR(answer_doc,
-    "answer(opcode, error)\n\nAnswer such requests with this error number; 0: success.");
+    "answer(opcode, error)\n\n"
+    "Answer requests with this opcode with this errno; 0: success.");
 static PyObject *py_answer(PyObject *self, PyObject *args)
 {
     unsigned int opcode;
@@ -94,7 +97,9 @@ static PyObject *py_answer(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(take_doc, "take(opcode)\n\nHand such requests over in `taken`.");
+PyDoc_STRVAR(take_doc,
+    "take(opcode)\n\n"
+    "Append requests with this opcode to `taken`, unless a prepared answer serves.");
 static PyObject *py_take(PyObject *self, PyObject *args)
 {
     unsigned int opcode;
@@ -107,9 +112,9 @@ static PyObject *py_take(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(call_doc,
     "call(opcode, function)\n\n"
-    "Have such requests answered by `function(nodeid, uid, gid, pid, body)` at once: with the\n"
-    "payload of the reply, None for an empty one, an error number, or NotImplemented to have\n"
-    "pyfuse3 serve the request. It must not suspend.");
+    "Have requests with this opcode answered by `function(nodeid, uid, gid, pid, body)`, unless a\n"
+    "prepared answer serves. It returns the payload of the reply, None for an empty one, an\n"
+    "errno, or NotImplemented to have pyfuse3 serve the request. It must not suspend.");
 static PyObject *py_call(PyObject *self, PyObject *args)
 {
     unsigned int opcode;
@@ -124,8 +129,8 @@ static PyObject *py_call(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(log_doc,
     "log(function)\n\n"
-    "Call `function(opcode, nodeid, uid, gid, pid, body, error)` for each request that was\n"
-    "answered without pyfuse3.");
+    "Call `function(opcode, nodeid, uid, gid, pid, body, error, absent)` for each request that\n"
+    "was answered without pyfuse3. `absent`: the answer to LOOKUP was a negative entry.");
 static PyObject *py_log(PyObject *self, PyObject *function)
 {
     set_reference(&filter.log, Py_NewRef(function));
@@ -141,7 +146,7 @@ static PyObject *py_at_end(PyObject *self, PyObject *function)
 }
 
 PyDoc_STRVAR(reply_doc,
-    "reply(unique, error, payload)\n\nAnswer a request that was taken.");
+    "reply(unique, error, payload)\n\nAnswer a request from `taken`.");
 static PyObject *py_reply(PyObject *self, PyObject *args)
 {
     unsigned long long unique;
@@ -157,7 +162,7 @@ static PyObject *py_reply(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(another_request_doc,
-    "another_request() -> bool\n\nWait for a request, for a millisecond at most.");
+    "another_request() -> bool\n\nWait at most a millisecond for a request; whether one has come.");
 static PyObject *py_another_request(PyObject *self, PyObject *unused)
 {
     return PyBool_FromLong(another_request());
@@ -180,14 +185,15 @@ static PyObject *py_protocol(PyObject *self, PyObject *unused)
 
 PyDoc_STRVAR(last_flags_doc,
     "last_flags() -> int\n\n"
-    "Flags of the WRITE, `valid` of the SETATTR that pyfuse3 was given last, else 0.");
+    "Of the request that Python was given last: the flags of a WRITE, `valid` of a SETATTR,\n"
+    "else 0.");
 static PyObject *py_last_flags(PyObject *self, PyObject *unused)
 {
     return PyLong_FromUnsignedLong(filter.last_flags);
 }
 
 PyDoc_STRVAR(last_caller_doc,
-    "last_caller() -> (uid, gid, pid)\n\nWhose request pyfuse3 was given last.");
+    "last_caller() -> (uid, gid, pid)\n\nWho made the request that Python was given last.");
 static PyObject *py_last_caller(PyObject *self, PyObject *unused)
 {
     return Py_BuildValue("III", filter.last_uid, filter.last_gid, filter.last_pid);

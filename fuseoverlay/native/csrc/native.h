@@ -1,18 +1,18 @@
 /*
  * The parts of `_native`; docs/native.md explains it.
  *
- * module.c   what Python calls
- * filter.c   between /dev/fuse and libfuse: what becomes of each request
+ * module.c   the functions that Python calls
+ * filter.c   between /dev/fuse and libfuse: how each request is handled
  * listing.c  replies to READDIRPLUS
- * answers.c  requests that are answered here, from what the overlay has prepared
+ * answers.c  answering requests here, from what the overlay has prepared
  * merge.c    what several directories show together
- * scan.c     reading one
- * real.c     directories of layers: opening them
+ * scan.c     reading one directory
+ * real.c     opening directories of layers
  * reply.c    replies to the kernel
  *
  * Each calls only what stands below it.
  *
- * Structures and constants: <linux/fuse.h>, the kernel's ABI. Of Python only the stable ABI:
+ * Structures and constants: <linux/fuse.h>, the kernel's ABI. Only Python's stable ABI is used:
  * setup.py defines Py_LIMITED_API.
  */
 #ifndef FUSEOVERLAY_NATIVE_H
@@ -30,12 +30,12 @@
 
 #define OPCODES 64
 
-/* What becomes of a request, by opcode. */
+/* How requests with an opcode are handled, unless a prepared answer serves (ANSWER: always) */
 enum action {
     PASS,   /* libfuse and pyfuse3 see it */
     ANSWER, /* answered with a fixed error number, 0 for success */
     TAKE,   /* handed to Python as it is, to be answered later */
-    CALL,   /* a function of Python's answers at once, or passes it on */
+    CALL,   /* a Python function answers at once, or passes it on */
 };
 
 struct filter {
@@ -45,20 +45,20 @@ struct filter {
     int error[OPCODES];
     PyObject *function[OPCODES];
     PyObject *taken; /* list of bytes: whole requests */
-    PyObject *log; /* called with each request that was answered, and the error; NULL: no log */
+    PyObject *log; /* called with each answered request and the error; NULL: no log */
     PyObject *ended; /* called once when the kernel has ended the connection */
-    int pending;     /* requests that Python is at work on */
+    int pending;     /* requests that Python is working on */
     /* INIT */
     uint64_t init_unique;
     uint32_t kernel_major, kernel_minor, minor, offered, agreed, set_flags, clear_flags;
-    uint32_t max_write; /* bytes, at most; 0: whatever libfuse takes */
-    /* Flags of the WRITE, `valid` of the SETATTR that was passed on last. */
+    uint32_t max_write; /* bytes, at most; 0: what libfuse allows */
+    /* Of the request given to Python last: flags of a WRITE, `valid` of a SETATTR, else 0 */
     uint32_t last_flags;
-    uint32_t last_uid, last_gid, last_pid; /* and whose that was */
+    uint32_t last_uid, last_gid, last_pid; /* and its caller */
 };
 extern struct filter filter;
 
-/* Let go of what was there, and keep the reference `value`. */
+/* Replace the reference at `where` by `value`, which it takes over, and release the old one. */
 static inline void set_reference(PyObject **where, PyObject *value)
 {
     PyObject *old = *where;
@@ -67,27 +67,28 @@ static inline void set_reference(PyObject **where, PyObject *value)
     Py_XDECREF(old);
 }
 
-/* Called by pyfuse3 in place of libfuse's own. */
+/* pyfuse3 calls this in place of libfuse's own. */
 struct fuse_session;
 int fuse_session_mount(struct fuse_session *session, const char *mountpoint);
 
-/* Wait a little for another request, without the GIL. */
+/* Wait a little for another request, without the GIL; whether one has come. */
 bool another_request(void);
 
-/* One of the pending requests is being answered. */
+/* Count a pending request as answered. */
 void note_answered(void);
 
 struct replies {
     int fd; /* /dev/fuse */
-    /* The last one, for the log */
+    /* Of the last reply, for the log: */
     int last_error;
-    bool last_absent; /* a reply to LOOKUP that said that there is no such name, without an error */
+    bool last_absent; /* a negative entry: no such name, without an error */
 };
 extern struct replies replies;
 
 void send_reply(uint64_t unique, int error, const void *payload, size_t size);
 
-/* Answer a READ with that much of a file, without a copy here; false: no answer was sent. */
+/* Answer a READ with `size` bytes of a file without copying them here. False if no answer was
+ * sent. */
 bool splice_reply(uint64_t unique, int fd, off_t offset, size_t size);
 
 /* What the overlay has prepared: overlay/prepared.py. */
@@ -99,22 +100,23 @@ struct prepared {
     PyObject *inodes;      /* dict: nodeid -> inode, or a tuple of a listed file, below;
                               NULL: nothing is answered here yet */
     PyObject *directories; /* dict: real directory -> O_PATH descriptor */
-    PyObject *plain;       /* dict: nodeid of a directory that only the upper has -> it there */
+    PyObject *plain;       /* dict: nodeid of a directory only of the upper -> its RealDir */
     bool read_listed;      /* whether listed files may be read here */
     bool acls;             /* whether the mount has ACLs */
-    uint32_t strange_uid, strange_gid; /* in a status: the user namespace has no id for the owner */
-    uint32_t shown_uid, shown_gid;     /* who is shown instead */
-    uint64_t valid;        /* how long the kernel may keep what it is told */
+    uint32_t strange_uid, strange_gid; /* what a status has for unmapped owners */
+    uint32_t shown_uid, shown_gid;     /* what is shown instead */
+    uint64_t valid;        /* how long the kernel may keep what it is told, in s and ns */
     uint32_t valid_nsec;
 };
 extern struct prepared prepared;
 
-/* Of an inode number the real one; the rest says on which filesystem: overlay/inodetable.py. */
+/* The low bits of an inode number are the file's own; the rest says on which filesystem it is:
+ * overlay/inodetable.py. */
 #define INO_BITS 56
 
-/* A file of a lower that the kernel knows from a listing or a look-up, and of which nothing else is
- * known: (directory, name, real directory, look-up count, type, whether it has attributes,
- * user id << 32 | group id): overlay/listed.py. */
+/* A plain file of a lower that the kernel knows only from a listing or a look-up. A tuple of
+ * directory, name, real directory, look-up count, type, whether it has attributes, and
+ * user id << 32 | group id: overlay/listed.py. */
 enum {
     LISTED_PARENT,
     LISTED_NAME,
@@ -125,12 +127,12 @@ enum {
     LISTED_OWNER
 };
 
-/* Whether the request has been answered. */
+/* Answer from what is prepared, if possible; whether the request has been answered. */
 bool answer(const struct fuse_in_header *in, size_t size);
 
 void fill_attr(struct fuse_attr *attr, uint64_t ino, const struct stat *st);
 
-/* Add what `listing.c` has for Python; -1: an exception. */
+/* Add the type of `listing.c` to the module; -1 with an exception. */
 int add_listing(PyObject *module);
 
 /* struct linux_dirent64, getdents64(2) */
@@ -142,18 +144,18 @@ struct entry {
     char name[];
 };
 
-/* Read an open directory; bytes of entries, -1: it does not fit, an overlay has marked it, it
- * holds whiteouts other than devices, or there was an error. */
+/* Read an open directory. Returns the number of bytes of entries; -1 if it does not fit, an overlay
+ * has marked it, it holds whiteouts other than devices, or there was an error. */
 ssize_t scan_directory(int fd, char *buffer, size_t room);
 
-/* Open a real directory, from the nearest that `descriptors` has. No component of the way may be
- * a symbolic link. -1: an error, or an exception. */
+/* Open a real directory, starting from its nearest ancestor in `descriptors`. No component on the
+ * way may be a symbolic link. Returns -1 on an error or with an exception. */
 int open_real(PyObject *real, PyObject *descriptors, int flags);
 
-/* Whether that is the listed file that was told the kernel as `nodeid`; see objects.sighting. */
+/* Whether `st` is of the listed file that the kernel knows as `nodeid`; see objects.sighting. */
 bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st);
 
-/* Add what `real.c` has for Python; -1: an exception. */
+/* Add the functions of `real.c` to the module; -1 with an exception. */
 int add_real(PyObject *module);
 extern PyMethodDef merge_methods[];
 

@@ -1,4 +1,4 @@
-/* Real directories of layers, `layers.RealDir`: the way to them, opening them. */
+/* Finds the way to real directories of layers, `layers.RealDir`, and opens them. */
 #include "native.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 
 static PyObject *device_name, *seen_name, *layer_name, *name_name, *parent_name, *root_fd_name;
 
-/* An attribute of an object, which keeps it alive. */
+/* A borrowed reference to an attribute; the object keeps it alive. */
 static PyObject *borrowed(PyObject *object, PyObject *name)
 {
     PyObject *value = PyObject_GetAttr(object, name);
@@ -38,7 +38,7 @@ bool is_listed(uint64_t nodeid, PyObject *listed, const struct stat *st)
            owner == ((uint64_t)st->st_uid << 32 | st->st_gid);
 }
 
-/* Put a name before a path, which ends with its room; false: there is too little of that. */
+/* Prepend a name to `*path`, which ends at the end of `room`. False if there is too little room. */
 static bool prepend(char **path, const char *room, PyObject *name)
 {
     Py_ssize_t length = PyBytes_Size(name);
@@ -52,8 +52,9 @@ static bool prepend(char **path, const char *room, PyObject *name)
     return true;
 }
 
-/* The nearest open directory above or at `real`; *path is the way from there. -1: that is too
- * long, or passes one that was open before, and may be another by now; or an exception. */
+/* The descriptor of the nearest open directory at or above `real`; *path leads on from there. -1 if
+ * the path is too long, if it passes a directory that was opened before and may be another one by
+ * now, or with an exception. */
 static int nearest(PyObject *real, PyObject *descriptors, char room[PATH_MAX], const char **path)
 {
     PyObject *fd, *parent, *name;
@@ -89,7 +90,7 @@ int open_real(PyObject *real, PyObject *descriptors, int flags)
         return -1;
     fd = syscall(SYS_openat2, dir_fd, path, &how, sizeof(how));
     if (fd < 0 && errno == EPERM && flags & O_NOATIME) {
-        /* Only its owner may keep an access time from moving. */
+        /* Only the owner may use O_NOATIME. */
         how.flags &= ~O_NOATIME;
         fd = syscall(SYS_openat2, dir_fd, path, &how, sizeof(how));
     }
@@ -98,7 +99,7 @@ int open_real(PyObject *real, PyObject *descriptors, int flags)
 
 PyDoc_STRVAR(open_real_doc,
     "open_real(real, descriptors, flags) -> int\n\n"
-    "Open a real directory, from the nearest one that is open; -1: an error.");
+    "Open a real directory, starting from its nearest ancestor in `descriptors`; -1: an error.");
 static PyObject *py_open_real(PyObject *self, PyObject *args)
 {
     PyObject *real, *descriptors;

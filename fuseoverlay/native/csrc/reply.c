@@ -1,6 +1,6 @@
 /*
- * Replies to the kernel. Those to large READs go without a copy of the data on the way: the pages of
- * the real file go through a pipe, splice(2), and the kernel copies them once, into its own.
+ * Replies to the kernel. Large READs are answered without copying the data here: splice(2) sends
+ * the pages of the real file through a pipe, and the kernel copies them once, into its own.
  */
 #include "native.h"
 
@@ -15,7 +15,7 @@
 #define __NR_cachestat 451
 #endif
 
-/* What anybody may have. */
+/* Any user may have a pipe of this size (/proc/sys/fs/pipe-max-size by default). */
 #define PIPE_SIZE (1 << 20)
 
 struct replies replies = {.fd = -1};
@@ -29,14 +29,14 @@ void send_reply(uint64_t unique, int error, const void *payload, size_t size)
     replies.last_error = error;
     replies.last_absent = !error && size >= sizeof(struct fuse_entry_out) &&
                          !((const struct fuse_entry_out *)payload)->nodeid;
-    /* ENOENT: the caller was interrupted and waits no more. */
+    /* ENOENT: the caller was interrupted and no longer waits. */
     if (writev(replies.fd, iov, 2) < 0 && error == 0 && errno != ENOENT)
         send_reply(unique, errno, NULL, 0);
 }
 
 static int pipe_read = -1, pipe_write = -1;
 
-/* With what is in it. */
+/* Close the pipe, with what is in it. */
 static void drop_pipe(void)
 {
     close(pipe_read);
@@ -70,8 +70,8 @@ static size_t page_size(void)
     return size;
 }
 
-/* Whether all pages are there and the last one is up to date: splice(2) would wait for the rest.
- * Of files that belong to others the kernel does not tell. */
+/* Whether all pages are cached and the last one is up to date: splice(2) would wait for the rest.
+ * The kernel does not tell about files of other users. */
 static bool in_page_cache(int fd, off_t offset, size_t size)
 {
     /* linux/mman.h: struct cachestat_range, struct cachestat */
@@ -91,7 +91,7 @@ static bool fill_pipe(const struct fuse_out_header *out, int fd, off_t offset, s
     while (size) {
         ssize_t n = splice(fd, &offset, pipe_write, NULL, size, SPLICE_F_NONBLOCK);
         if (n <= 0)
-            return false; /* somebody has just cut the file off */
+            return false; /* the file was truncated just now */
         size -= n;
     }
     return true;
@@ -102,7 +102,7 @@ bool splice_reply(uint64_t unique, int fd, off_t offset, size_t size)
     struct fuse_out_header out = {.len = sizeof(out) + size, .unique = unique};
     ssize_t sent;
 
-    /* Of the pipe's pages the header takes one, and data may begin and end within one. */
+    /* The header takes one page of the pipe, and the data may begin and end inside a page. */
     if (size > PIPE_SIZE - 3 * page_size() || !in_page_cache(fd, offset, size) || !open_pipe())
         return false;
     if (!fill_pipe(&out, fd, offset, size)) {
@@ -111,7 +111,7 @@ bool splice_reply(uint64_t unique, int fd, off_t offset, size_t size)
     }
     sent = splice(pipe_read, NULL, replies.fd, NULL, out.len, 0);
     if (sent != out.len) {
-        /* ENOENT: the caller was interrupted and waits no more. */
+        /* ENOENT: the caller was interrupted and no longer waits. */
         bool gone = sent < 0 && errno == ENOENT;
         drop_pipe();
         return gone;

@@ -1,4 +1,4 @@
-/* Read a directory of a layer that holds nothing special, as most do. */
+/* Reads a layer's directory that holds nothing special, as most do. */
 #include "native.h"
 
 #include <errno.h>
@@ -8,7 +8,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-/* Whether an overlay has marked the directory, or that cannot be told. */
+/* Whether an overlay has marked the directory, or we cannot tell. */
 static bool may_be_marked(int fd)
 {
     char list[1024];
@@ -22,7 +22,8 @@ static bool may_be_marked(int fd)
     return false;
 }
 
-/* Mark character devices 0:0 as what they are; false: there is something special. */
+/* Set the type of character devices 0:0 to DT_WHT. False if the entry is special: a `.wh.` file, or
+ * of a type that is unknown or cannot be found out. */
 static bool sort_out(int fd, struct entry *entry)
 {
     struct stat st;
@@ -47,7 +48,7 @@ static bool sort_out(int fd, struct entry *entry)
     return strncmp(entry->name, ".wh.", 4) != 0;
 }
 
-/* The whole directory at once; -1: it does not fit, or there is something special. */
+/* Read the whole directory at once; -1 if it does not fit or holds something special. */
 static ssize_t read_entries(int fd, char *buffer, size_t room)
 {
     ssize_t size = syscall(SYS_getdents64, fd, buffer, room);
@@ -59,7 +60,7 @@ static ssize_t read_entries(int fd, char *buffer, size_t room)
             return -1;
         position = ((struct entry *)at)->off;
     }
-    /* Behind the last position that there is, where ext4 has its end, comes nothing. */
+    /* Nothing follows the greatest position, which ext4 gives to its last entry. */
     if (position != INT64_MAX && syscall(SYS_getdents64, fd, more, sizeof(more)) != 0)
         return -1;
     return size;
