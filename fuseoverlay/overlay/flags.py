@@ -1,8 +1,8 @@
 """Flags of files and directories, as chattr(1) sets and lsattr(1) shows them.
 
-Immutable and append-only never get onto an object of the upper, see
-`overlay.protection`; all others are those of the real object. Sources: ioctl_iflags(2),
-ioctl_xfs_fsgetxattr(2), linux/fs.h; fs/overlayfs/inode.c, ovl_fileattr_set().
+Immutable and append-only are never set on an object of the upper, see `overlay.protection`; all
+other flags are those of the real object. Sources: ioctl_iflags(2), ioctl_xfs_fsgetxattr(2),
+linux/fs.h; fs/overlayfs/inode.c, ovl_fileattr_set().
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _WORD: Final = struct.Struct("=I")
 
 
 class Form(NamedTuple):
-    """One of the two ways to put it: a structure of `size` bytes whose first word is flags."""
+    """One of the two pairs of ioctls, with a structure of `size` bytes whose first word holds the
+    flags."""
 
     get: int
     set: int
@@ -41,12 +42,12 @@ class Form(NamedTuple):
         return append + (protection.IMMUTABLE if word & self.immutable else b"")
 
     def word(self, letters: bytes) -> int:
-        """The other way round."""
+        """The flags of the first word for these letters."""
         append = self.append if protection.APPEND in letters else 0
         return append | (self.immutable if protection.IMMUTABLE in letters else 0)
 
     def with_letters(self, value: bytes, letters: bytes) -> bytes:
-        """`value` with these two flags and no other of the two."""
+        """`value` with the immutable and append-only flags set as in `letters`."""
         [word] = _WORD.unpack_from(value)
         word = word & ~(self.append | self.immutable) | self.word(letters)
         return _WORD.pack(word) + value[_WORD.size :]
@@ -70,15 +71,15 @@ FSXATTR: Final = Form(
 
 
 def get(ov: Overlay, inode: Inode, form: Form) -> bytes:
-    """The flags of a regular file or directory. ENOTTY where its filesystem has none."""
+    """The flags of a regular file or directory. ENOTTY if its filesystem has none."""
     with _opened(ov, inode) as fd:
         value = fcntl.ioctl(fd, form.get, bytes(form.size))
     return form.with_letters(value, protection.flags_of(ov, inode))
 
 
 async def put(ov: Overlay, inode: Inode, form: Form, value: bytes) -> None:
-    """Set them, after copy-up. The kernel has checked who may. EOPNOTSUPP for flags that the
-    upper does not know; EROFS."""
+    """Set the flags, after copy-up. The kernel has checked the caller's permission. EOPNOTSUPP for
+    flags that the upper filesystem does not support; EROFS."""
     await copy_up(ov, inode, data=False)
     with _opened(ov, inode) as fd, Transaction() as change:
         old = fcntl.ioctl(fd, form.get, bytes(form.size))
@@ -87,7 +88,7 @@ async def put(ov: Overlay, inode: Inode, form: Form, value: bytes) -> None:
         protection.note(ov, inode, form.letters(*_WORD.unpack_from(value)))
     if isinstance(inode, Directory):
         inode.hands_down = None
-    # It may have been bound for writes that ask nobody.
+    # The extension may have been allowed to write to it without a check.
     ov.data.drop(inode.ino)
 
 

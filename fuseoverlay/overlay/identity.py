@@ -1,10 +1,9 @@
-"""Owner, mode and type: what the mount shows against what the layers store.
+"""Owner, mode and type: how what the layers store is shown by the mount.
 
-Normally both are the same. Where a layer keeps them in an attribute (see
-`layers.overridestat`), that counts; in such an upper every object is a regular file
-or a directory, and the attribute says what it stands for. Which ids the stored ones are
-shown as is for `layers.idmap`. What comes from a process is shown ids, what goes from
-layer to layer stored ones.
+Normally both are the same. If a layer keeps them in an attribute (see `layers.overridestat`), that
+counts; in such an upper every object is a regular file or a directory, and the attribute says what
+it stands for. `layers.idmap` maps stored ids to shown ones. Processes give and see shown ids;
+copies between layers use stored ones.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fuseoverlay.system.userns import MappedIds
 _HOLDERS: Final = (stat.S_IFREG, stat.S_IFDIR)
 _OVERRIDES: Final = {1: xattrs.PRIVILEGED_OVERRIDE_STAT, 2: xattrs.OVERRIDE_STAT}
 _OURSELVES: Final = nullcontext()
-# What chown(2) says to who may not, or of an id that the user namespace does not map.
+# Errors of chown(2) without permission, or for an id that the user namespace does not map.
 _NOT_GIVABLE: Final = (errno.EPERM, errno.EINVAL)
 
 
@@ -42,8 +41,8 @@ class Status(NamedTuple):
 
 
 class Identity:
-    """How this mount translates. `override`: the attribute that the upper keeps; `acls`: whether
-    the mount has ACLs."""
+    """How this mount translates between stored and shown. `override`: the attribute in which the
+    upper keeps owner, mode and type, if any; `acls`: whether the mount has ACLs."""
 
     __slots__ = ("_acts", "_maps", "acls", "gids", "groups", "override", "uids", "users")
 
@@ -53,21 +52,21 @@ class Identity:
         self.uids = uids
         self.gids = gids
         self._maps = bool(uids) or bool(gids)
-        #: Whether our thread can make what belongs to others; None: it had no need to yet.
+        #: Whether our thread can make objects that belong to others; None: not tried yet.
         self._acts: bool | None = None
-        #: What our user namespace knows.
+        #: The ids that our user namespace maps.
         self.users = userns.users()
         self.groups = userns.groups()
 
     def translates(self, layer: Layer) -> bool:
-        """Whether what is shown of the layer is not what its files' real status says, strangers
-        to the user namespace aside."""
+        """Whether the layer's files are shown with another status than their real one, apart from
+        owners that our user namespace does not map."""
         return self._maps or layer.override is not None or layer.hides_acls
 
     def stored(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
     ) -> Status:
-        """What is stored of the real file at `path` with the status `st`."""
+        """The stored status of the real file at `path`, whose real status is `st`."""
         if layer.override is not None:
             if stat.S_IFMT(st.st_mode) in _HOLDERS:
                 override = _override_of(layer, layer.override, path, st, follow=follow)
@@ -78,15 +77,16 @@ class Identity:
         return self._real(st, _mode_without_acl(layer, path, st, follow=follow))
 
     def _real(self, st: os.stat_result, mode: int) -> Status:
-        """The same where no attribute says anything; as the extension does, answers.c."""
+        """The stored status if no attribute holds it. The extension does the same, in answers.c."""
         status = Status(st.st_uid, st.st_gid, mode, st.st_rdev)
         if st.st_uid == self.users.stranger or st.st_gid == self.groups.stranger:
             return self._nameable(status, limit=True)
         return status
 
     def _nameable(self, status: Status, *, limit: bool) -> Status:
-        """With owners that our user namespace has ids for. `limit`: the mode gives away nothing
-        of those who stand in, by setuid and setgid, nor anything to the members of root's group."""
+        """The status with owners that our user namespace maps; root stands in for others. `limit`:
+        reduce the mode, so that setuid and setgid give away no rights of the stand-in, and members
+        of root's group get no more than others."""
         uid, gid = self.users.show(status.uid), self.groups.show(status.gid)
         if (uid, gid) == status[:2]:
             return status
@@ -100,8 +100,8 @@ class Identity:
     def to_copy(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
     ) -> Status:
-        """What to store in the upper of what is made from it. Owners that only the layer's
-        attribute can have, and the upper has none, become root."""
+        """The status to store in the upper for an object made from this one. Owners that only an
+        attribute can hold become root if the upper keeps none."""
         status = self.stored(layer, path, st, follow=follow)
         if layer.override is None or self.override is not None:
             return status
@@ -110,21 +110,21 @@ class Identity:
     def shown(
         self, layer: Layer, path: bytes, st: os.stat_result, *, follow: bool = False
     ) -> Status:
-        """What to show for it."""
+        """The status to show for it."""
         if not self.translates(layer):
             return self._real(st, st.st_mode)
         return self.shown_for(self.stored(layer, path, st, follow=follow))
 
     def shown_for(self, status: Status) -> Status:
-        """The same for what is known to be stored."""
+        """The status to show for a stored status."""
         uid, gid = self.uids.owner(status.uid), self.gids.owner(status.gid)
         shown = Status(uid, gid, self.mode_of_its_owner(status), status.rdev)
         return self._nameable(shown, limit=self.users.several)
 
     def mode_of_its_owner(self, status: Status) -> int:
-        """The mode without setuid and setgid where who is shown is not who is stored: a program of
-        one owner must not run as another. Where everybody is root modes give nothing away, and an
-        image shows its own."""
+        """The mode without setuid or setgid if the owner or group shown is not the one stored: a
+        program of one owner must not run as another. If our user namespace has only one user, modes
+        give nothing away, and an image shows its own."""
         mode = status.mode
         if self.users.several and not stat.S_ISDIR(mode):
             mode &= ~(0 if self.uids.stands_for(status.uid) else stat.S_ISUID)
@@ -132,9 +132,9 @@ class Identity:
         return mode
 
     def shown_attribute(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
-        """A stored extended attribute of a file with that status as processes see it: ids in ACLs,
-        and whose root file capabilities count for. Nothing in there is squashed, so that it can be
-        given back."""
+        """A stored extended attribute of a file with this status, as processes see it: translates
+        ids in ACLs, and the root user of file capabilities. These ids are not squashed, so that
+        processes can set the value again."""
         if name.startswith(acl.PREFIX):
             users = _known(self.users, self.uids.shown)
             groups = _known(self.groups, self.gids.shown)
@@ -144,19 +144,21 @@ class Identity:
         return value
 
     def copied_attribute(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
-        """A stored one as a copy can have it: an ACL without those whom we cannot name."""
+        """A stored extended attribute as a copy can have it: an ACL without the ids that our user
+        namespace does not map."""
         if name.startswith(acl.PREFIX):
             value = acl.with_ids(value, _known(self.users), _known(self.groups))
             return self._limited(name, value, st)
         return value
 
     def _limited(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
-        """An ACL that gives nothing to the group that stands in for the file's."""
+        """The ACL; if the file's group is not mapped, without rights for the group that stands in."""
         strange = name == acl.ACCESS and st.st_gid == self.groups.stranger
         return acl.without_group(value) if strange else value
 
     def stored_attribute(self, name: bytes, value: bytes) -> bytes:
-        """The same for one that a process gives. EOVERFLOW: nothing is shown as an id in it."""
+        """The value to store for an extended attribute that a process sets. EOVERFLOW if no stored
+        id is shown as an id in it."""
         if self._maps and name.startswith(acl.PREFIX):
             return acl.with_ids(value, self.uids.stored, self.gids.stored)
         if self._maps and name == xattrs.CAPABILITY:
@@ -164,8 +166,8 @@ class Identity:
         return value
 
     def making_as(self, uid: int, gid: int) -> AbstractContextManager[None]:
-        """What is made in the block belongs to these stored ids. EPERM where the process cannot
-        do that."""
+        """A context in which objects are made with these stored ids as owner and group. EPERM if
+        our process cannot do that."""
         if (uid, gid) == (self.users.own, self.groups.own):
             return _OURSELVES
         if self._acts is None:
@@ -177,7 +179,7 @@ class Identity:
     def dress(self, dir_fd: int, name: bytes, stored: Status) -> None:
         """Give a new object of ours, `name` in `dir_fd`, its owner and mode.
 
-        EPERM where the process may not give it away.
+        EPERM if our process may not give it away.
         """
         path = syscalls.at(dir_fd, name)
         if self.override is not None:
@@ -200,8 +202,8 @@ class Identity:
         os.chmod(fd, stat.S_IMODE(stored.mode))
 
     def give(self, path: bytes, uid: int, gid: int, *, follow: bool = False) -> None:
-        """chown(2) an object of the upper to stored ids, -1: leave it. Where it always shows
-        the same owner, one whom we may not give it to does not matter."""
+        """chown(2) an object of the upper to stored ids; -1: unchanged. A squashed id that we may
+        not set is ignored, since the same one is always shown."""
         try:
             os.chown(path, uid, gid, follow_symlinks=follow)
         except OSError as exc:
@@ -215,9 +217,9 @@ class Identity:
 
 
 def use_override(upper: Layer, permissions: int, *, note: bool) -> None:
-    """Have the upper keep owners, modes and types in the attribute of `xattr_permissions=`, or go
-    on with the one that it has. With `note` its root says so, to later mounts and other
-    programs. `UpperError` where the attribute cannot be set."""
+    """Make the upper keep owners, modes and types in the attribute of `xattr_permissions=`, or in
+    the one that it has already. With `note` the attribute is set on its root, for later mounts and
+    other programs. `UpperError` if it cannot be set."""
     if upper.override is not None:
         return
     upper.override = _OVERRIDES[permissions]
@@ -236,13 +238,13 @@ def use_override(upper: Layer, permissions: int, *, note: bool) -> None:
 
 
 def _mode_without_acl(layer: Layer, path: bytes, st: os.stat_result, *, follow: bool) -> int:
-    """The real mode; where the mount has no ACLs, what the object's leaves of it."""
+    """The real mode; if the mount has no ACLs, reduced to what the object's ACL grants."""
     if not layer.hides_acls or stat.S_ISLNK(st.st_mode):
         return st.st_mode
     try:
         value = xattrs.get(path, acl.ACCESS, follow=follow)
     except OSError:
-        # There may be one.
+        # There may be an ACL.
         value = b""
     return st.st_mode if value is None else acl.limited(st.st_mode, value)
 
@@ -250,7 +252,8 @@ def _mode_without_acl(layer: Layer, path: bytes, st: os.stat_result, *, follow: 
 def _known(
     ids: MappedIds, shown: Callable[[int], int] = lambda number: number
 ) -> Callable[[int], int | None]:
-    """How such ids are shown, None: those whom our user namespace does not map."""
+    """A function from stored ids to shown ones; it returns None if our user namespace does not map
+    either."""
 
     def known(number: int) -> int | None:
         if number not in ids:
@@ -262,14 +265,14 @@ def _known(
 
 
 def _setgid_parent(dir_fd: int) -> bool:
-    """Whether objects made in the directory get its group and not ours."""
+    """Whether objects made in the directory get its group instead of ours."""
     return bool(os.stat(dir_fd).st_mode & stat.S_ISGID)
 
 
 def read_override(
     path: bytes, attribute: bytes, real_mode: int, *, follow: bool = False
 ) -> OverrideStat | None:
-    """What the override attribute says; None where there is none or it is malformed."""
+    """The override attribute; None if there is none or it is malformed."""
     value = xattrs.get(path, attribute, follow=follow)
     return OverrideStat.parse(value, real_mode) if value is not None else None
 
@@ -277,8 +280,8 @@ def read_override(
 def _override_of(
     layer: Layer, attribute: bytes, path: bytes, st: os.stat_result, *, follow: bool
 ) -> OverrideStat | None:
-    """What counts of the attribute in this layer; ESTALE where a lower has another object at the
-    path by now."""
+    """The override attribute if it counts: in a layer of root's alone that takes an object that
+    only root can have written. ESTALE if a lower has another object at the path by now."""
     if layer.only_of_root and not trust.is_roots_alone(st):
         return None
     if follow or not layer.number:

@@ -1,11 +1,11 @@
 """Inodes: one object per file of the merged tree that the kernel knows.
 
-`InodeTable` owns every `Inode`, its number and its look-up count. A node id is
-also the `st_ino`: it is never given to another file while the kernel holds it.
+`InodeTable` owns every `Inode`, its number and its look-up count. A node id is also the `st_ino`:
+it is never given to another file while the kernel holds it.
 
-A directory is there for longer, as long as anything that the kernel knows lies in it: files know
-their directories, and those the directories above, so that each chain is whole up to the root. The
-table finds directories by weak references: what nobody needs any more goes by itself.
+A directory lives longer, for as long as the kernel knows anything below it: files refer to their
+directories, and directories to their parents, so each chain is whole up to the root. The table
+finds directories by weak references, so those that nothing needs are freed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ log = logging.getLogger("fuseoverlay")
 
 
 class Held(NamedTuple):
-    """How an upper object is reached that has no name we know."""
+    """How to reach an upper object that has no name we know."""
 
-    #: An O_PATH descriptor of it, the holder's own; or of a directory that somebody else owns.
+    #: An O_PATH descriptor of the object, which the holder owns; or, if `name` is set, a descriptor
+    #: of a directory, which the holder does not own.
     fd: int
     #: Its name in that directory; empty: the descriptor is of the object itself.
     name: bytes = b""
-    #: Whether the name is there for the holder alone, and goes with it.
+    #: Whether the name exists only for the holder, and is removed with it.
     parked: bool = False
 
 
@@ -47,11 +48,12 @@ class Inode:
         self.ino = ino
         self.kind = kind
         self.nlookup = 0
-        #: Told with the number, as long as the kernel knows it: another one would be another file.
+        #: Sent with the number. It must not change while the kernel knows the inode: with another
+        #: one the kernel would take it for another file.
         self.generation = 0
-        #: The way to an upper object that has no name we know; the table's to set.
+        #: How to reach an upper object that has no name we know; set by the table.
         self.held: Held | None = None
-        #: See `protection`; None: not asked yet.
+        #: See `protection`; None: not read yet.
         self.protection: bytes | None = None
 
     @property
@@ -82,24 +84,25 @@ class File(Inode):
         super().__init__(ino, kind)
         self.upper: Place | None = None
         self.lower: Place | None = None
-        #: Where the data is if it is not where the metadata is (metacopy).
+        #: Where the data is, if the file with the metadata has none (metacopy).
         self.data: Place | None = None
-        #: What was seen at those places of lowers: what is found there later may be another object.
+        #: The objects seen at these places of lowers; another one may be there later.
         self.lower_seen: Sighting | None = None
         self.data_seen: Sighting | None = None
-        #: Names by which the kernel knows it now, in order; a dictionary, since they may be many.
+        #: Names by which the kernel knows it, in order; a dictionary, since there may be many.
         self.names: dict[tuple[Directory, bytes], None] = {}
         #: Real (device, inode) pairs under which the table finds it.
         self.keys: list[tuple[int, int]] = []
-        #: The name that it is found by, of a lower file whose names are kept apart.
+        #: If the names of a lower file are kept apart: the one by which this file is found.
         self.alone: tuple[Directory, bytes] | None = None
-        #: Lower names of the file that whiteouts hide.
+        #: How many of the file's lower names whiteouts hide.
         self.hidden = 0
-        #: Link count of a file copied up from one of several names; 0: the real one counts.
+        #: The link count of a file in the index of hard links; 0: the real one counts.
         self.links = 0
+        #: Held during copy-up.
         self.lock: trio.Lock | None = None
-        #: The groups that all have who opened it for writing without CAP_FSETID; None: nobody
-        #: did. A write ends setuid then.
+        #: The groups common to all that opened it for writing without CAP_FSETID: their writes
+        #: clear setuid. None: nobody did.
         self.writers: frozenset[int] | None = None
 
     @property
@@ -108,18 +111,18 @@ class File(Inode):
         return self.upper is not None or self.held is not None
 
     def check_upper(self, st: os.stat_result) -> None:
-        """ESTALE where that is not the upper object: somebody has put another one in its place, by
-        the upper's own path."""
+        """ESTALE if this is not the status of the upper object: somebody has put another one in its
+        place by the upper's own path."""
         if stat_key(st) not in self.keys:
             raise os_error(errno.ESTALE)
 
     def links_of(self, st: os.stat_result) -> int:
-        """Link count of the upper object with this status, but for a name that only holds it."""
+        """The link count of the upper object with this status, without a name that only holds it."""
         return st.st_nlink - (self.held is not None and self.held.parked)
 
 
 class Directory(Inode):
-    """A directory: where it is in the upper and in the lowers, merged on first use."""
+    """A directory: its places in the upper and the lowers, which are merged on first use."""
 
     __slots__ = (
         "__weakref__",
@@ -152,10 +155,10 @@ class Directory(Inode):
         self.redirect: bytes | None = None
         #: Whether `overlay.impure` was set in this mount.
         self.impure = False
-        #: Whether it has flags that what is made in it inherits; None: nobody has asked yet.
+        #: Whether it has flags that new objects in it inherit; None: not read yet.
         self.hands_down: bool | None = None
         self.index: Index | None = None
-        #: Whether we may read it, as to count the subdirectories takes.
+        #: Whether we may read it, which counting its subdirectories requires.
         self.countable = True
         self.removed = False
 
@@ -170,8 +173,8 @@ class Directory(Inode):
 
 
 def release(held: Held) -> None:
-    """End what a holder has for itself: a descriptor, or a name of an object that is no directory
-    or an empty one."""
+    """Release what the holder owns: a descriptor, or the parked name of a file or an empty
+    directory."""
     if not held.name:
         os.close(held.fd)
     elif held.parked:

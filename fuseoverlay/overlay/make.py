@@ -1,9 +1,8 @@
 """Make objects: create, mkdir, mknod, symlink, link.
 
-Each operation first prepares, which may suspend (indexes, copy-up), and then commits in
-plain functions that do not. The commit looks everything up again. Sources: kernel
-Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"; the manual
-page of each call.
+Each operation first prepares, which may suspend (indexes, copy-up), then commits in code that does
+not suspend and looks everything up again. Sources: kernel Documentation/filesystems/overlayfs.rst,
+"whiteouts and opaque directories"; the manual page of each call.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ from fuseoverlay.system.transaction import Transaction
 
 log = logging.getLogger("fuseoverlay")
 
-#: Making an object in its place took more than making it in the work directory does.
+#: Errors of making an object in its place after which making it in the work directory may work.
 _TAKES_STAGING: Final = (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP)
 
 
 class Caller(NamedTuple):
-    """Who asks: the filesystem ids of the calling process, and its umask."""
+    """The calling process: its filesystem ids and its umask."""
 
     uid: int
     gid: int
@@ -59,7 +58,7 @@ async def make(
     rdev: int = 0,
     target: bytes = b"",
 ) -> tuple[Inode, Real]:
-    """Make a new object of the type in `mode`; `target` is a symlink's. Returns it as
+    """Make a new object of the type in `mode`; `target`: that of a symbolic link. Returns it as
     `lookup.entry` does. Errors of `make_now`."""
     ov.writable()
     index = await index_of(ov, parent)
@@ -77,10 +76,10 @@ def make_now(
     rdev: int = 0,
     target: bytes = b"",
 ) -> tuple[Inode, Real]:
-    """The same with the parent's index at hand: does not suspend.
+    """The same with the parent's index given. Does not suspend.
 
-    EEXIST; EINVAL for `.wh.` names, which are whiteouts in an image; EPERM for devices
-    that we may not make; ENOSPC and the like of the upper.
+    EEXIST; EINVAL for `.wh.` names, which are whiteouts in an image; EPERM for devices that we may
+    not make; ENOSPC and the like of the upper.
     """
     check_new_name(name)
     if name in index:
@@ -105,14 +104,14 @@ def make_now(
 
 
 def _is_free(index: Index, name: bytes) -> bool:
-    """Whether nothing is at a name that is not visible: no whiteout, and no lower has it."""
+    """Whether a name that is not visible is unused: it has no whiteout, and no lower has it."""
     return not (name in index.masks or name in index.wh or index.covers(name))
 
 
 def _make_in_place(
     ov: Overlay, parent: Directory, index: Index, place: Place, new: New
 ) -> tuple[Inode, Real]:
-    """Make it where it is seen. `_TAKES_STAGING`: that cannot be done."""
+    """Make the object at its final place. Errors in `_TAKES_STAGING`: it has to be staged."""
     dir_fd, fd = ov.stack.fd(place.real), None
     with Transaction() as change:
         if new.born:
@@ -133,7 +132,7 @@ def _make_in_place(
 def _make_staged(
     ov: Overlay, parent: Directory, index: Index, place: Place, new: New
 ) -> tuple[Inode, Real]:
-    """Make it in the work directory and move it to where it is seen. EXDEV: nothing can be moved
+    """Make the object in the work directory and move it to its place. EXDEV if nothing can be moved
     there."""
     work, dir_fd, name = ov.writable().fd, ov.stack.fd(place.real), place.name
     with Transaction() as change:
@@ -147,9 +146,9 @@ def _make_staged(
 
 
 async def make_nameless(ov: Overlay, parent: Directory, mode: int, caller: Caller) -> File:
-    """Make a regular file as `make` would in the directory, but without a name: `link` gives
-    it one, or it goes with its inode. EOPNOTSUPP where the upper has no O_TMPFILE; EPERM in a
-    removed directory, as in most filesystems."""
+    """Make a regular file as `make` would in the directory, but without a name: `link` may give it
+    one, otherwise it is gone with its inode. EOPNOTSUPP if the upper does not support O_TMPFILE;
+    EPERM in a removed directory, as on most filesystems."""
     ov.writable()
     if parent.removed:
         raise os_error(errno.EPERM)
@@ -191,11 +190,12 @@ def _inherit(
     rdev: int = 0,
     target: bytes = b"",
 ) -> New:
-    """Apply what the parent hands down: group, setgid, default ACL; without that, or in a mount
-    without ACLs, the umask counts, which the kernel may have applied already. In such a mount
-    nobody gets more than by the default ACL, which goes on to directories all the same.
+    """The new object with what it inherits from the parent: group, setgid, default ACL. Without a
+    default ACL, or in a mount without ACLs, the umask is applied; the kernel may have done so
+    already. In a mount without ACLs the mode grants no more than the default ACL, which new
+    directories inherit all the same.
 
-    EOVERFLOW: nothing is shown as belonging to the caller.
+    EOVERFLOW if no stored id is shown as the caller's.
     """
     real = real_of(ov, parent)
     above = stored_of(ov, real)
@@ -203,7 +203,7 @@ def _inherit(
     born, is_dir = (uid, gid), stat.S_ISDIR(mode)
     if above.mode & stat.S_ISGID:
         gid = above.gid
-        # Which the filesystem gives it.
+        # The filesystem itself gives it the directory's group.
         born = uid, ov.identity.groups.own
         mode = mode | stat.S_ISGID if is_dir else mode
     acls: list[tuple[bytes, bytes]] = []
@@ -214,7 +214,7 @@ def _inherit(
         mode &= ~caller.umask
     by_itself = ov.identity.override is None
     if default is not None:
-        # It has a say in what is made in its directory.
+        # The filesystem applies the default ACL to whatever is made in the directory.
         whole, default = default, ov.identity.copied_attribute(acl.DEFAULT, default, real.st)
         by_itself = by_itself and in_effect and whole == default
         mode, access = acl.inherit(default, mode)
@@ -228,8 +228,8 @@ def _inherit(
 
 
 def _name_of_copy(file: File) -> tuple[Directory, bytes]:
-    """A name by which the file in the upper is found, if it has one there, else one that it has
-    in a lower."""
+    """A name that leads to the file's place in the upper, if it has one there, otherwise any other
+    name that is known."""
     for parent, name in file.names:
         if file.upper is not None and file.upper == (parent.upper, name):
             return parent, name
@@ -237,8 +237,8 @@ def _name_of_copy(file: File) -> tuple[Directory, bytes]:
 
 
 async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple[File, Real]:
-    """Give a file another name. Returns it as `lookup.entry` does. EEXIST, EMLINK; EPERM where
-    the upper's links are limited."""
+    """Give a file another name. Returns it as `lookup.entry` does. EEXIST; EMLINK; EPERM if the
+    upper restricts links."""
     check_new_name(name)
     ov.writable()
     protection.check_creation(ov, parent)
@@ -269,7 +269,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
     if file.upper is None:
         file.upper = place
         ov.inodes.let_go(file)
-        # A name that only held it has gone.
+        # The status counted a name that only held the file and is gone now.
         st = status_after(fd, name, st)
     if file.links:
         linkindex.set_links(ov, file, file.links + 1)
@@ -279,7 +279,7 @@ async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple
 def _link_in_place(
     change: Transaction, real: Real, dir_fd: int, name: bytes
 ) -> os.stat_result | None:
-    """Link a file to a free name in the upper. None: that takes more permission."""
+    """Link a file to a free name in the upper. None: we lack permission, so it has to be staged."""
     try:
         _link(real, dir_fd, name)
     except PermissionError:

@@ -1,10 +1,10 @@
 """Immutable and append-only objects: `chattr +i` and `chattr +a`.
 
-What they forbid the kernel refuses before it asks a filesystem, but of a FUSE mount it does
-not know them: here the overlay refuses, with EPERM. A lower object has the flags
-themselves, its copy has them as letters in `overlay.protattr`, because real ones would keep
-the overlay from its own changes. Sources: chattr(1); the kernel's may_delete(),
-may_setattr() and xattr_permission(); fs/overlayfs/util.c for the attribute.
+The kernel refuses what these flags forbid before it calls a filesystem. It does not know them for a
+FUSE mount, so the overlay refuses, with EPERM. A lower object has the real flags. Its copy has them
+as letters in `overlay.protattr`, because real ones would prevent the overlay's own changes.
+Sources: chattr(1); the kernel's may_delete(), may_setattr() and xattr_permission();
+fs/overlayfs/util.c for the attribute.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COPIED: Final = syscalls.FS_SYNC_FL | syscalls.FS_NOATIME_FL
 
 
 def flags_of(ov: Overlay, inode: Inode) -> bytes:
-    """`a`, `i`, both or nothing, as in `overlay.protattr`. Asked once for each inode."""
+    """`a`, `i`, both or nothing, as in `overlay.protattr`. Read once for each inode."""
     if inode.protection is None:
         with pinned_of(ov, inode) as real:
             inode.protection = _stored_flags(real)
@@ -57,9 +57,9 @@ def _stored_flags(real: Real) -> bytes:
 
 
 def keep(ov: Overlay, inode: Inode, real: Real, copy: bytes, source: int | None = None) -> None:
-    """Note the flags of a lower object, `real`, on its copy, at the path `copy`. Of those that
-    protect nothing it gets the ones that the kernel's overlay keeps. `source`: the lower object,
-    if it is open for reading."""
+    """Store the protection flags of the lower object `real` on its copy, at the path `copy`, and
+    set those other flags that the kernel's overlay also copies. `source`: a descriptor of the lower
+    object, if it is open for reading."""
     if inode.kind in (stat.S_IFREG, stat.S_IFDIR):
         with contextlib.suppress(OSError):
             _copy_flags(_flags(real) if source is None else file_flags(source), copy)
@@ -90,8 +90,7 @@ def _copy_flags(flags: int, copy: bytes) -> None:
 
 
 def hands_down(ov: Overlay, parent: Directory) -> bool:
-    """Whether a directory of the upper has flags that what is made in it inherits. Asked once for
-    each."""
+    """Whether an upper directory has flags that new objects in it inherit. Read once for each."""
     if parent.hands_down is None:
         try:
             fd = open_own(upper_of(ov, parent).path, _OPENING)
@@ -108,7 +107,7 @@ def hands_down(ov: Overlay, parent: Directory) -> bool:
 
 
 def note(ov: Overlay, inode: Inode, flags: bytes) -> None:
-    """Change the flags of an object in the upper."""
+    """Change the protection flags of an object in the upper."""
     real = upper_of(ov, inode)
     mine = ov.writable().namespace
     if flags:
@@ -121,14 +120,14 @@ def note(ov: Overlay, inode: Inode, flags: bytes) -> None:
 
 
 def check_change(ov: Overlay, inode: Inode, *, touch: bool = False) -> None:
-    """EPERM unless owner, mode, times, size, attributes and links of the inode may change;
-    `touch`: only both times, to the current one."""
+    """EPERM unless owner, mode, times, size, attributes and links of the inode may change; with
+    `touch`, unless both times may be set to the current one."""
     flags = flags_of(ov, inode)
     _refuse(flags.strip(APPEND) if touch else flags)
 
 
 def check_allocation(ov: Overlay, file: File, mode: int) -> None:
-    """EPERM for a fallocate(2) that the file does not allow: one that appends may get space."""
+    """EPERM for a fallocate(2) that the file does not allow. An append-only file may get space."""
     flags = flags_of(ov, file)
     _refuse(flags if mode & ~syscalls.FALLOC_FL_KEEP_SIZE else flags.strip(APPEND))
 
@@ -140,8 +139,8 @@ def check_open(ov: Overlay, file: File, flags: int) -> None:
 
 
 def check_write(ov: Overlay, file: File, offset: int) -> None:
-    """EPERM for a write to an immutable file, or before the end of an append-only one: where
-    the kernel opens files without asking, `check_open` had no say."""
+    """EPERM for a write to an immutable file, or before the end of an append-only one. `check_open`
+    does not suffice: the kernel may open files without a request."""
     flags = flags_of(ov, file)
     if flags:
         appends = offset >= real_of(ov, file).st.st_size
@@ -149,12 +148,12 @@ def check_write(ov: Overlay, file: File, offset: int) -> None:
 
 
 def check_creation(ov: Overlay, parent: Directory) -> None:
-    """EPERM unless the directory takes new names."""
+    """EPERM unless names may be added to the directory."""
     _refuse(flags_of(ov, parent).strip(APPEND))
 
 
 def check_removal(ov: Overlay, parent: Directory, victim: Inode) -> None:
-    """EPERM unless the name of `victim` in the directory may go."""
+    """EPERM unless the name of `victim` may be removed from the directory."""
     _refuse(flags_of(ov, parent))
     _refuse(flags_of(ov, victim))
 

@@ -1,8 +1,8 @@
-"""Unlink and rmdir, and what becomes of objects that have lost their names.
+"""Unlink and rmdir, and how objects are kept that have lost their names.
 
-As everywhere, what may suspend comes first; plain functions then look everything up again and
-change it. Sources: kernel Documentation/filesystems/overlayfs.rst, "whiteouts and opaque
-directories"; unlink(2), rmdir(2).
+As everywhere, what may suspend comes first; code that does not suspend then makes the change.
+Sources: kernel Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories";
+unlink(2), rmdir(2).
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from fuseoverlay.system.transaction import Transaction, tidy
 
 log = logging.getLogger("fuseoverlay")
 
-# So many whiteouts are a thread's work: fewer are gone before it is awake.
+# From this many whiteouts on a thread removes them; fewer are removed faster than it would wake.
 _MANY: Final = 32
-# Of a directory: it is not empty, or we may not write above it; `staging.move` helps with that.
+# Errors of rmdir(2) after which a move may work: the directory is not empty, or we may not write
+# to its parent, which `staging.move` overcomes.
 _TAKES_MOVING: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EPERM)
 
 
 async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
-    """Remove a name of a file, leaving a whiteout where a lower would show. ENOENT, EISDIR."""
+    """Remove a name of a file; leave a whiteout if a lower would show through. ENOENT, EISDIR."""
     ov.writable()
     index = await index_of(ov, parent)
     file = child_nowait(ov, parent, index, name)
@@ -54,7 +55,7 @@ async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
     if index.covers(name):
         copy_up_directory(ov, parent)
     if file.links:
-        # Real and shown count then go down by the same call.
+        # With a real name, one call lowers both the real and the shown link count.
         give_name(ov, file, parent, name)
     with Transaction() as change:
         goes = hold(ov, change, file, parent, name)
@@ -67,19 +68,19 @@ async def unlink(ov: Overlay, parent: Directory, name: bytes) -> None:
 
 
 class Goes(NamedTuple):
-    """What has to be known of a file before one of its names goes."""
+    """What has to be known about a file before one of its names is removed."""
 
-    #: How it is reached afterwards; None: as before.
+    #: How to reach it afterwards; None: as before.
     held: Held | None
-    #: Of a lower file with several names: the origin to note that one is hidden.
+    #: For a lower file with several names: the origin under which to note that one is hidden.
     origin: bytes | None
-    #: Whether nothing is left on disk but what is held.
+    #: Whether the file has no other name on disk, except one that only holds it.
     was_last: bool
 
 
 def hold(ov: Overlay, change: Transaction, file: File, parent: Directory, name: bytes) -> Goes:
-    """Before a name of a file goes: keep the file within reach, and ask what `lose_name` will
-    need."""
+    """Before a name of a file is removed: keep the file reachable, and collect what `lose_name`
+    needs."""
     if file.upper is None or (file.upper.real, file.upper.name) != (parent.upper, name):
         return Goes(None, linkindex.note_origin(ov, file), False)
     real = upper_of(ov, file)
@@ -93,7 +94,7 @@ def hold(ov: Overlay, change: Transaction, file: File, parent: Directory, name: 
         real = upper_of(ov, file)
     held = None
     if not ov.inodes.may_hold:
-        # There may be no room for a name, or a link not allowed: removing must work all the same.
+        # There may be no room for a name, or links may be refused: removing must work all the same.
         with contextlib.suppress(OSError):
             held = park(ov, change, real.path, follow=real.follow)
     if held is None:
@@ -108,8 +109,7 @@ def _open_held(ov: Overlay, real: RealDir, name: bytes) -> Held:
 
 
 def park(ov: Overlay, change: Transaction, path: bytes, *, follow: bool) -> Held:
-    """Hold a file by another name, in the work directory: so many are held without a name that
-    there is no descriptor for it."""
+    """Hold a file by a name in the work directory, because too many descriptors are held already."""
     work = ov.writable().fd
     staged = staging.stage(ov, change)
     os.link(path, staged, dst_dir_fd=work, follow_symlinks=follow)
@@ -117,16 +117,16 @@ def park(ov: Overlay, change: Transaction, path: bytes, *, follow: bool) -> Held
 
 
 def lose_name(ov: Overlay, file: File, parent: Directory, name: bytes, goes: Goes) -> None:
-    """After a name went: account for it. `goes` is what `hold` returned.
+    """After a name was removed: record it. `goes` is what `hold` returned.
 
-    The keys of a file without any link are dropped: its real number may come back.
+    The keys of a file without any name are dropped, since its real inode number may be reused.
     """
     file.names.pop((parent, name), None)
     if goes.held is not None:
         ov.inodes.hold(file, goes.held)
         file.upper = None
         if goes.held.name:
-            # The extension would tell of links that only hold it.
+            # The extension would count the link that only holds it.
             ov.data.drop(file.ino)
     if not file.in_upper:
         file.hidden += 1
@@ -158,7 +158,7 @@ async def rmdir(ov: Overlay, parent: Directory, name: bytes) -> None:
 
 
 def check_empty(index: Index) -> None:
-    """ENOTEMPTY where something is visible."""
+    """ENOTEMPTY if anything is visible."""
     if len(index):
         raise os_error(errno.ENOTEMPTY)
 
@@ -166,9 +166,9 @@ def check_empty(index: Index) -> None:
 async def clear_away(
     ov: Overlay, directory: Directory, staged: bytes, whiteouts: int = _MANY
 ) -> None:
-    """Remove a directory that was moved to the work directory, with so many whiteouts in it; in
-    a thread where that may take long. What is held by its name there is emptied. Nobody is told
-    of errors: the directory is gone already."""
+    """Remove a directory that was moved to the work directory, with this many whiteouts in it; use
+    a thread if that may take long. A directory that is held by its name there is only emptied.
+    Errors are only logged: for the caller the directory is gone already."""
     work = ov.writable().fd
     parked = directory.held is not None and directory.held.name == staged
     if not parked:
@@ -188,8 +188,8 @@ async def clear_away(
 def _remove_directory(
     ov: Overlay, parent: Directory, index: Index, directory: Directory
 ) -> bytes | None:
-    """Commit of rmdir. Returns the staging name of the old upper directory, if it had one
-    that is not gone yet: it may hold whiteouts."""
+    """Commit rmdir. Returns the staging name of the old upper directory if there is one still to be
+    cleared away: it may hold whiteouts."""
     workdir = ov.writable()
     name = directory.name
     dialect = whiteout.dialect_for(name, workdir.dialect)
@@ -214,8 +214,8 @@ def _remove_directory(
 
 
 def hold_directory(ov: Overlay, change: Transaction, directory: Directory) -> Held | None:
-    """Before an upper directory goes: what keeps it within reach of whoever stands in it. None:
-    it is no upper directory, or is to be held by its name in the work directory."""
+    """Before an upper directory is removed: a descriptor by which processes in it still reach it.
+    None: it is not in the upper, or its name in the work directory is to hold it."""
     upper = directory.upper
     if upper is None or upper.parent is None or not ov.inodes.may_hold:
         return None
@@ -225,7 +225,7 @@ def hold_directory(ov: Overlay, change: Transaction, directory: Directory) -> He
 
 
 def lose_directory(ov: Overlay, directory: Directory, held: Held | None, old: bytes | None) -> None:
-    """After a directory went; `old`: where to in the work directory."""
+    """After a directory was removed or replaced; `old`: its name in the work directory, if any."""
     if held is not None:
         ov.inodes.hold(directory, held)
     elif old is not None:
@@ -240,10 +240,10 @@ def lose_directory(ov: Overlay, directory: Directory, held: Held | None, old: by
 def _remove_upper(
     ov: Overlay, change: Transaction, place: Place, held: Held | None
 ) -> tuple[Held | None, bytes | None]:
-    """Remove a directory of the upper that hides nothing: in its place, or, with whiteouts in it or
-    if it is to be held by a name, by moving it to the work directory. Where the filesystem moves
-    nothing there it is held by a descriptor all the same. Returns how it is reached from then on,
-    and its name in the work directory, if it has one."""
+    """Remove an upper directory that covers no lower: by rmdir(2) or, if it holds whiteouts or is
+    to be held by a name, by moving it to the work directory. If the filesystem moves nothing there
+    (EXDEV), a descriptor holds it all the same. Returns what holds it, and its name in the work
+    directory, if it has one."""
     if held is None:
         try:
             return None, _move_away(ov, place)

@@ -1,5 +1,5 @@
-"""New objects: made in their place where one call makes all of them, else in the work directory,
-ready to be published."""
+"""New objects: made at their final place if one call can complete them, otherwise in the work
+directory, ready to be published."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _TARGET_MAX = 4095
 class New(NamedTuple):
     """An object to be made."""
 
-    #: What to store of it.
+    #: The status to store.
     status: Status
-    #: Of a symbolic link.
+    #: The target of a symbolic link.
     target: bytes
-    #: Names and values of the ACLs that it gets from its directory.
+    #: Names and values of the ACLs that it inherits from its directory.
     acls: list[tuple[bytes, bytes]]
-    #: The ids to make it with, for then it gets all of that, ACLs too, by the one call that makes
-    #: it in its place; None: that takes more calls.
+    #: The ids to make it with if one call at its place then completes it, ACLs included; None: that
+    #: takes more calls.
     born: tuple[int, int] | None
 
     @property
@@ -47,7 +47,7 @@ class New(NamedTuple):
 
 
 def stage(ov: Overlay, change: Transaction) -> bytes:
-    """A fresh name in the work directory; if the change fails, whatever is there is removed."""
+    """A new name in the work directory; if the change fails, whatever has it is removed."""
     workdir = ov.writable()
     staged = workdir.new_name()
     change.on_error(workdir.discard, staged)
@@ -57,8 +57,8 @@ def stage(ov: Overlay, change: Transaction) -> bytes:
 def move(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
     """Rename between the work directory and the upper; flags and errors of renameat2(2).
 
-    That takes write permission on both directories, and on a directory that moves: where a
-    plain user has none on his own, he gets it for the moment of the call.
+    That takes write permission on both directories, and on a directory that moves. If we are a
+    plain user without it on directories of our own, their modes are widened during the call.
     """
     try:
         syscalls.renameat2(src_dir, src, dst_dir, dst, flags)
@@ -74,7 +74,7 @@ def move(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> 
 
 @contextlib.contextmanager
 def _writable(fd: int) -> Iterator[None]:
-    """Widen the mode of a directory of our own."""
+    """Widen the mode of a directory within the block, if we own it."""
     st = os.stat(fd)
     if st.st_uid != os.geteuid():
         yield
@@ -89,7 +89,7 @@ def _writable(fd: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _directory(dir_fd: int, name: bytes) -> Iterator[int | None]:
-    """A descriptor that stays with the directory when it moves; None: it is none."""
+    """A descriptor of the directory, valid even after it moves; None: there is no directory."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = open_file(name, flags, dir_fd=dir_fd)
@@ -103,22 +103,23 @@ def _directory(dir_fd: int, name: bytes) -> Iterator[int | None]:
 
 
 def move_to_free(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int = 0) -> None:
-    """The same to a name that the index says is free; EEXIST if it is not."""
+    """`move` to a name that is free according to the index; EEXIST if it is not."""
     try:
         move(src_dir, src, dst_dir, dst, syscalls.RENAME_NOREPLACE | flags)
     except OSError as exc:
         if exc.errno != errno.EINVAL or flags:
             raise
-        # The filesystem knows no flags.
+        # The filesystem does not support RENAME_NOREPLACE.
         move(src_dir, src, dst_dir, dst)
 
 
 def make(ov: Overlay, staged: bytes, status: Status, target: bytes = b"") -> None:
-    """Stage an object of the stored type, mode, owner and device; `target` is a symlink's.
+    """Stage an object of the stored type, mode, owner and device; `target`: that of a symbolic
+    link.
 
-    In an upper that keeps those in an attribute, a regular file stands for anything that is no
-    directory. EPERM for devices that we may not make, and for a character device 0:0, which
-    would be a whiteout.
+    In an upper that keeps those in an attribute, a regular file stands for anything but a
+    directory. EPERM for devices that we may not make, and for a character device 0:0, which would
+    be a whiteout.
     """
     work = ov.writable().fd
     mode = 0o700 if stat.S_ISDIR(status.mode) else 0o600
@@ -131,8 +132,8 @@ def make(ov: Overlay, staged: bytes, status: Status, target: bytes = b"") -> Non
 def _make(
     ov: Overlay, dir_fd: int, name: bytes, mode: int, status: Status, target: bytes
 ) -> int | None:
-    """Make an object of the stored type and device with these permission bits. Of a regular file
-    a descriptor for reading and writing, the caller's own."""
+    """Make an object of the stored type and device with these permission bits. If it is a regular
+    file, returns a descriptor for reading and writing, which the caller owns."""
     kind = stat.S_IFMT(status.mode)
     if kind == stat.S_IFCHR and status.rdev == 0:
         raise os_error(errno.EPERM)
@@ -155,19 +156,19 @@ def _make(
 
 
 def _write_target(fd: int, target: bytes) -> None:
-    """Into the regular file that stands for a symbolic link."""
+    """Write the target into the regular file that stands for a symbolic link."""
     if target:
         os.write(fd, target)
 
 
 def make_born(ov: Overlay, change: Transaction, place: Place, new: New) -> int | None:
-    """Make an object where nothing is, complete by one call, as the kernel's overlay does. Of a
-    regular file a descriptor for reading and writing, the caller's own.
+    """Make an object at a free place, complete by one call, as the kernel's overlay does. For a
+    regular file returns a descriptor for reading and writing, which the caller owns.
 
-    So the filesystem hands down to it whatever it wants to, and where it lets nothing be moved
-    to from elsewhere (a subvolume, another project), things can be made all the same.
+    So the object inherits all that the filesystem hands down, and objects can be made even where
+    nothing can be moved in from elsewhere (a subvolume, another project).
 
-    EACCES, EPERM: that takes more permission; EEXIST; ENOSPC and the like.
+    EACCES, EPERM if we lack permission; EEXIST; ENOSPC and the like.
     """
     if new.born is None:
         raise os_error(errno.EPERM)
@@ -181,10 +182,10 @@ def make_born(ov: Overlay, change: Transaction, place: Place, new: New) -> int |
 
 
 def make_overridden(ov: Overlay, change: Transaction, place: Place, new: New) -> None:
-    """Make an object where nothing is, in an upper that keeps owners in an attribute: a file has it
-    before it has its name, a directory is ours and closed until it has it.
+    """Make an object at a free place in an upper that keeps owners in an attribute. A file gets the
+    attribute before its name; a directory is ours, with mode 0700, until it has the attribute.
 
-    EOPNOTSUPP of filesystems without O_TMPFILE.
+    EOPNOTSUPP on filesystems without O_TMPFILE.
     """
     dir_fd = ov.stack.fd(place.real)
     if not new.is_dir:
@@ -207,8 +208,9 @@ def make_overridden(ov: Overlay, change: Transaction, place: Place, new: New) ->
 
 
 def make_nameless(ov: Overlay, dir_fd: int, status: Status, target: bytes = b"") -> int:
-    """Make a regular file without a name, one as there are in the directory; an O_PATH descriptor,
-    the caller's own. EOPNOTSUPP of filesystems without O_TMPFILE."""
+    """Make a regular file without a name that inherits from the directory; returns an O_PATH
+    descriptor, which the caller owns. Without permission there the work directory is used instead.
+    EOPNOTSUPP on filesystems without O_TMPFILE."""
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
     try:
         fd = open_file(b".", flags, 0o600, dir_fd=dir_fd)
@@ -223,16 +225,16 @@ def make_nameless(ov: Overlay, dir_fd: int, status: Status, target: bytes = b"")
 
 
 def _dress_open(ov: Overlay, fd: int, status: Status) -> None:
-    """Owner and mode of what was made in a directory of the upper, and not its default ACL where
-    the mount has none."""
+    """Set owner and mode of an object made in an upper directory; if the mount has no ACLs, drop
+    the one that it inherited."""
     if ov.writable().upper.hides_acls:
         xattrs.drop_any(fd, acl.ACCESS)
     ov.identity.dress_open(fd, status)
 
 
 def hold(ov: Overlay, staged: bytes, *, is_dir: bool = False) -> Held:
-    """Take the name of a staged object away, and hold the object; if many are held already, by
-    that very name."""
+    """Remove the name of a staged object and hold it by a descriptor; if too many are held already,
+    keep the name to hold it."""
     work = ov.writable().fd
     if not ov.inodes.may_hold:
         return Held(work, staged, parked=True)
@@ -246,12 +248,12 @@ def hold(ov: Overlay, staged: bytes, *, is_dir: bool = False) -> Held:
 
 
 def read_link(ov: Overlay, real: Real) -> bytes:
-    """Target of a symbolic link, or of the regular file that stands for one. EIO: that holds
+    """The target of a symbolic link, or of the regular file that stands for one. EIO if that holds
     more than a link can."""
     if stat.S_ISLNK(real.st.st_mode):
         if not real.follow:
             return os.readlink(real.path)
-        # The path is itself a link, in /proc: open what it leads to.
+        # The path is itself a link in /proc: open the symbolic link that it leads to.
         fd = open_file(real.path, os.O_PATH | os.O_CLOEXEC)
         try:
             return os.readlink(b"", dir_fd=fd)
@@ -259,7 +261,7 @@ def read_link(ov: Overlay, real: Real) -> bytes:
             os.close(fd)
     if real.st.st_size > _TARGET_MAX:
         raise os_error(errno.EIO)
-    # Somebody may have put something else in its place.
+    # Somebody may have put another object in its place.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | real.layer.reading
     flags |= 0 if real.follow else os.O_NOFOLLOW
     if real.layer.number == 0:
