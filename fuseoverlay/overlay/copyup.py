@@ -280,7 +280,7 @@ async def _copy_regular(
 
 @contextlib.contextmanager
 def _data(ov: Overlay, file: File, real: Real) -> Iterator[int]:
-    """A descriptor of the data: of `real` itself, unless the file's data is elsewhere (metacopy)."""
+    """A descriptor of the data: of `real` itself, unless the data is elsewhere (metacopy)."""
     if file.data is None:
         fd = syscalls.open_noatime(real.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

@@ -152,7 +152,7 @@ class Identity:
         return value
 
     def _limited(self, name: bytes, value: bytes, st: os.stat_result) -> bytes:
-        """The ACL; if the file's group is not mapped, without rights for the group that stands in."""
+        """The ACL, without rights for the group that stands in if the file's is not mapped."""
         strange = name == acl.ACCESS and st.st_gid == self.groups.stranger
         return acl.without_group(value) if strange else value
 

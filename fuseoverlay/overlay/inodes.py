@@ -117,7 +117,7 @@ class File(Inode):
             raise os_error(errno.ESTALE)
 
     def links_of(self, st: os.stat_result) -> int:
-        """The link count of the upper object with this status, without a name that only holds it."""
+        """The link count of the upper object with this status, less a name that only holds it."""
         return st.st_nlink - (self.held is not None and self.held.parked)
 
 

@@ -196,7 +196,7 @@ class InodeTable:
         self._generations.end(inode.ino)
 
     def number(self, key: tuple[int, int]) -> int:
-        """A free number: the one derived from the real file if it is unused, else one of our own."""
+        """A free number: the one derived from the real file if unused, else one of our own."""
         number = self._real_number(key)
         return self.own_number() if number is None or number in self._by_ino else number
 
@@ -253,7 +253,7 @@ class InodeTable:
             del self._named[above, directory.name]
 
     def is_in_place(self, directory: Directory) -> bool:
-        """Whether its path leads to it: neither it nor a directory above was removed or replaced."""
+        """Whether its path leads to it: neither it nor an ancestor was removed or replaced."""
         step = directory
         while step.parent is not None:
             if self._named.get((step.parent, step.name)) is not step:

@@ -109,7 +109,7 @@ def _open_held(ov: Overlay, real: RealDir, name: bytes) -> Held:
 
 
 def park(ov: Overlay, change: Transaction, path: bytes, *, follow: bool) -> Held:
-    """Hold a file by a name in the work directory, because too many descriptors are held already."""
+    """Hold a file by a name in the work directory: too many descriptors are held already."""
     work = ov.writable().fd
     staged = staging.stage(ov, change)
     os.link(path, staged, dst_dir_fd=work, follow_symlinks=follow)

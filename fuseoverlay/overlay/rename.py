@@ -197,7 +197,7 @@ def _mark(ov: Overlay, change: Transaction, src: Side, dst: Side) -> bytes | Non
 def _set_redirect(
     ov: Overlay, change: Transaction, src: Side, dst: Side, directory: Directory
 ) -> bytes:
-    """Set the redirect to a directory's lower part, and return it. EXDEV if the path is too long."""
+    """Set and return the redirect to a directory's lower part. EXDEV if it is too long."""
     old = directory.redirect
     value = old
     if src.parent is not dst.parent and not (value or b"").startswith(b"/"):

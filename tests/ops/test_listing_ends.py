@@ -148,7 +148,7 @@ def test_reader_that_pauses_while_others_go_on(full: Path) -> None:
 
 @fuse_only
 def test_listing_beside_a_writer(full: Path) -> None:
-    """A writer makes names as fast as it can; existing names are listed once, and the listing ends."""
+    """Beside a writer that makes names at full speed, existing ones are listed once; it ends."""
     done = threading.Event()
 
     def make() -> None:

@@ -20,7 +20,7 @@ UPPER = 4
 
 @contextlib.contextmanager
 def upper_on(space: Space, argv: list[str]) -> Iterator[None]:
-    """Put upper and work directory in a mount made by this command line, to which layers are added."""
+    """Put upper and work directory in a mount by this command line, with layers added."""
     base = space.base / "below"
     for name in ("lower", "upper", "work", "mnt"):
         (base / name).mkdir(parents=True)

@@ -187,7 +187,7 @@ def test_unlink_in_a_middle_layer_hides_all_below(space: Space) -> None:
 
 
 def test_unlink_of_what_a_whiteout_in_the_middle_hides(space: Space) -> None:
-    """Only the upper shows it, because the layer between has a whiteout: nothing has to be hidden."""
+    """Only the upper has it, since the layer between has a whiteout: nothing is to be hidden."""
     bottom = space.add_lower()
     (bottom / "f").write_bytes(b"old")
     make_whiteout(space.lower / "f")

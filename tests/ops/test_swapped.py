@@ -24,7 +24,7 @@ SIZES = {"small": 1, "large": 20_000}
 
 
 def _swap(path: Path, content: bytes) -> None:
-    """Put another file in the place of this one, which lives on, so that its number is not reused."""
+    """Put another file in the place of this one; that one lives on and keeps its number."""
     os.link(path, f"{path}.kept")
     other = path.with_name("other")
     other.write_bytes(content)
