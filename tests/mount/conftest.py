@@ -26,7 +26,7 @@ from tests.helpers.repeated import skip_repeated
 _COMMANDS = {b"fuseoverlay", b"mount.fuseoverlay"}
 
 
-#: What happens before the first request comes.
+#: Tests of what happens before the first request.
 _BEFORE = {
     *("test_advice", "test_bad_input", "test_bench", "test_fsck", "test_images", "test_mount8"),
     *("test_readme", "test_doors", "test_own_tree", "test_output"),
@@ -35,7 +35,7 @@ _BEFORE = {
 _ALL_THE_SAME = {"test_picture"}
 #: Messages, and what is checked without a mount.
 _THE_USERS = {"test_advice", "test_bad_input", "test_fsck", "test_output", "test_readme"}
-#: What they build is in root's cache, if his environment was made on this computer.
+#: What they build is in root's cache, if root's environment was made on this computer.
 _INSTALLS = {"test_packaging"}
 
 
@@ -70,7 +70,7 @@ class Cli:
         prefix: tuple[str, ...] = (),
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
-        """Run it and read its output to the end: a daemon that kept it open would hang us."""
+        """Run it and read its output to the end; a daemon that kept the pipe open would hang us."""
         own = {"PATH": os.environ.get("PATH", os.defpath)} if env is None else env
         return subprocess.run(
             [*prefix, *command(*args)],
@@ -110,7 +110,7 @@ class Cli:
         wait_for(lambda: not self.daemons(), seconds, "the end of the daemon")
 
     def clean(self) -> None:
-        """Unmount and end what is left."""
+        """Unmount, and end daemons that are left."""
         detach(self.space.mnt)
         for pid in self.daemons():
             with contextlib.suppress(ProcessLookupError):

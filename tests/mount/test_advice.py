@@ -1,4 +1,4 @@
-"""What a newcomer types: what cannot be meant is refused by the sentence that helps."""
+"""Typical mistakes of newcomers: what cannot be meant is refused with a sentence that helps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOTH = "lowerdir= is given, and the image image"
 
 @pytest.fixture
 def here(cli: Cli) -> Cli:
-    """Among the directories is an image."""
+    """A directory to work in, which holds an image."""
     writer = LayoutWriter(cli.space.base / "image")
     tar = layer_tar([Node("f", data=b"from the image")])
     writer.add_image([writer.add_layer(tar, "gzip")], ref="latest")
@@ -81,7 +81,7 @@ def test_advice(here: Cli, line: str, word: str) -> None:
     ],
 )
 def test_empty_words(here: Cli, words: tuple[str, ...], name: str) -> None:
-    """Of a variable that is not set. Nothing is made in the current directory."""
+    """As from an unset variable. Nothing is made in the current directory."""
     before = sorted(os.listdir(here.space.base))
     word = f"error: {name} is empty; write it out"
     refused(here, USAGE, *words, word=word, cwd=here.space.base)
@@ -89,7 +89,7 @@ def test_empty_words(here: Cli, words: tuple[str, ...], name: str) -> None:
 
 
 def test_empty_source_of_directories(here: Cli) -> None:
-    """It is only shown, and mount(8) takes one, too."""
+    """It is only shown, and mount(8) accepts one too."""
     here.mount("", here.space.mnt, "-o", "lowerdir=l0", cwd=here.space.base)
 
 
@@ -115,7 +115,7 @@ SKOPEO = "get it with skopeo copy docker://debian{} oci-archive:debian.tar, and 
     ],
 )
 def test_image_that_is_not_here(here: Cli, image: str, message: str) -> None:
-    """What was typed is named whole, and how to get it is said. Nothing is made on the way."""
+    """The message has the whole word and how to get the image. Nothing is made on the way."""
     space = here.space
     (space.base / "nowhere").symlink_to("gone")
     env = {"PATH": "/usr/bin:/bin", "XDG_DATA_HOME": str(space.base / "data")}
@@ -128,7 +128,7 @@ def test_image_that_is_not_here(here: Cli, image: str, message: str) -> None:
 
 
 def test_source_that_looks_like_a_command_but_is_meant(here: Cli) -> None:
-    """The command itself takes any word, and so does what mount(8) calls."""
+    """The command accepts any word, and so does the helper that mount(8) calls."""
     space = here.space
     here.mount("mount", "moutn", space.mnt, "-o", "lowerdir=l0", cwd=space.base)
     assert os.listdir(space.mnt) == ["f"]

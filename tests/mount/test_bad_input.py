@@ -31,13 +31,13 @@ USAGE, LOWER, UPPER, MOUNTPOINT, FUSE, IMAGE = 2, 3, 4, 5, 6, 7
 
 
 def mounts_below(path: Path) -> list[str]:
-    """What is mounted there; others may mount elsewhere meanwhile."""
+    """The mounts below; others may mount elsewhere meanwhile."""
     lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     return [line for line in lines if str(path) in line]
 
 
 def refused(cli: Cli, code: int, *args: object, word: str = "", **how: object) -> str:
-    """Run the command, which must refuse in the documented way; the message."""
+    """Run the command, which must refuse in the documented way; returns the message."""
     before = mounts_below(cli.space.base)
     done = cli.run(*args, **how)
     assert done.stdout == ""
@@ -115,7 +115,7 @@ def test_a_directory_in_two_parts(cli: Cli, options: str, code: int, word: str) 
 
 @pytest.mark.parametrize("which", ["lower", "upper", "work"])
 def test_dangling_link(cli: Cli, which: str) -> None:
-    """As an engine's `l/XXXX` whose layer was removed: it says so, and where it leads."""
+    """Like an engine's `l/XXXX` whose layer was removed: the message says so, with its target."""
     space = cli.space
     (space.base / "l").mkdir()
     os.symlink("../gone/diff", space.base / "l" / "XXXX")
@@ -261,7 +261,7 @@ def bare(cli: Cli) -> Iterator[Cli]:
 
 @pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
 def test_upper_without_attributes(bare: Cli) -> None:
-    """All can be done; a warning says what does not last."""
+    """Everything works; a warning says what does not last."""
     space = bare.space
     (space.lower / "d" / "sub").mkdir(parents=True)
     (space.lower / "moved").mkdir()
@@ -280,7 +280,7 @@ def test_upper_without_attributes(bare: Cli) -> None:
     mnt = space.mnt
     os.chmod(mnt / "f", 0o640)
     assert (mnt / "f").read_bytes() == (mnt / "g").read_bytes() == b"from the lower"
-    # As in the kernel: nothing would tell in the next mount that they are one file.
+    # As in the kernel: the next mount could not know that they are one file.
     assert os.stat(mnt / "f").st_ino != os.stat(mnt / "g").st_ino
     (mnt / "d" / "sub").rmdir()
     (mnt / "d").rmdir()
@@ -347,8 +347,8 @@ def test_in_use_by_a_living_mount(cli: Cli, shared: str) -> None:
 
 
 def test_left_in_a_namespace_of_its_own(cli: Cli) -> None:
-    """The mount stays as long as its daemon, which alone is left in the namespace: what is said of
-    the upper that it holds says how to end it."""
+    """The mount stays as long as its daemon, the only process left in the namespace. The message
+    about the upper in use says how to end it."""
     space = cli.space
     script = f"{shlex.join(command('-o', space.options(), space.mnt))} && echo kept > {space.mnt}/f"
     enter = ["unshare", "-m"] if MODE == "root" else ["unshare", "-Urm"]
@@ -382,7 +382,7 @@ def test_upper_of_a_kernel_overlay(cli: Cli) -> None:
 
 
 def test_mount_point_in_proc(cli: Cli) -> None:
-    """Where the daemon itself has to look."""
+    """The daemon itself needs /proc."""
     options = f"lowerdir={escape(cli.space.lower)}"
     for path in ("/proc", "/proc/self/fd"):
         refused(cli, MOUNTPOINT, "-o", options, path, word="/proc")
@@ -414,7 +414,7 @@ def test_mount_point_is_a_file(cli: Cli) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_mount_point_inside_the_work_directory(cli: Cli, deep: bool) -> None:
-    """Its content is the overlay's, not to be hidden or reached through the mount."""
+    """Its content is the overlay's; the mount must neither hide nor show it."""
     space = cli.space
     space.mnt = space.work / ("a/b/mnt" if deep else "mnt")
     space.mnt.mkdir(parents=True)
@@ -494,7 +494,7 @@ def test_flags_with_a_value(cli: Cli, option: str) -> None:
 
 
 def test_flag_with_an_empty_value(cli: Cli) -> None:
-    """In the kernel, too, that is the flag."""
+    """It counts as the flag, as in the kernel."""
     space = cli.space
     cli.mount("-o", f"{space.options()},ro=,static_nlink=", space.mnt)
     with fails(errno.EROFS):
@@ -522,7 +522,7 @@ def test_what_is_for_images(cli: Cli, words: tuple[str, str]) -> None:
 @pytest.mark.skipif(MODE != "user", reason="a plain user's")
 @pytest.mark.parametrize("flag", ["-r", "-U", "-Um", "-c"])
 def test_user_namespaces_that_cannot_mount(cli: Cli, flag: str) -> None:
-    """Without a mount namespace, or without root in there, whoever owns the mount point."""
+    """Without a mount namespace, or without root in it, no matter who owns the mount point."""
     space = cli.space
     word = "use unshare -Urm, or mount outside"
     words = ("-o", space.options(read_only=True), space.mnt)
@@ -564,7 +564,7 @@ def test_names_that_are_not_utf8(cli: Cli) -> None:
 @pytest.mark.parametrize("redirects", ["off", "follow", "nofollow"])
 @pytest.mark.parametrize("read_only", [False, True])
 def test_metacopy_without_redirects(cli: Cli, redirects: str, read_only: bool) -> None:
-    """The kernel refuses it, too; without metacopy, or with redirects after all, it is none."""
+    """The kernel refuses it too; without metacopy, or with redirects after all, it is accepted."""
     space = cli.space
     options = f"{space.options(read_only=read_only)},redirect_dir={redirects}"
     refused(cli, USAGE, "-o", f"{options},metacopy=on", space.mnt, word=f"redirect_dir={redirects}")
@@ -576,7 +576,7 @@ def test_metacopy_without_redirects(cli: Cli, redirects: str, read_only: bool) -
 @root_only
 @pytest.mark.parametrize("redirects", ["", "on", "off", "follow", "nofollow"])
 def test_metacopy_and_redirects_in_the_kernel(cli: Cli, redirects: str) -> None:
-    """It takes the same combinations."""
+    """The kernel accepts the same combinations."""
     space = cli.space
     options = f"{space.options()},metacopy=on" + (f",redirect_dir={redirects}" if redirects else "")
     argv = ["mount", "-t", "overlay", "none", "-o", options, str(space.mnt)]
@@ -623,7 +623,7 @@ def test_usage(cli: Cli, args: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["a\nb", "\udcff\udcfe", "\x1b[31m", "ü"])
 def test_odd_names_in_messages(cli: Cli, name: str) -> None:
-    """One line, printable whatever the terminal speaks."""
+    """The message is one line, printable in any terminal encoding."""
     path = cli.space.base / name
     for env in (None, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
         refused(cli, LOWER, "-o", f"lowerdir={escape(path)}", cli.space.mnt, env=env)
@@ -636,7 +636,7 @@ def _without_fuse(script: str) -> tuple[str, ...]:
 
 
 def test_dev_fuse_is_no_device(cli: Cli) -> None:
-    """A file in its place: what libfuse has to say to that fits our one line."""
+    """A file is in its place: libfuse's message fits into our one line."""
     plain = cli.space.base / "plain"
     plain.touch()
     prefix = _without_fuse(f"mount --bind {plain} /dev/fuse")
@@ -645,7 +645,7 @@ def test_dev_fuse_is_no_device(cli: Cli) -> None:
 
 @pytest.mark.skipif(MODE != "user", reason="root opens everything")
 def test_dev_fuse_cannot_be_opened(cli: Cli) -> None:
-    """Closed by the read-only bind mount of a device that only root may open."""
+    """A read-only bind mount of a device that only root may open is in its place."""
     prefix = _without_fuse("mount --bind /dev/kmsg /dev/fuse")
     message = refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix)
     assert "/dev/fuse: cannot be opened: Permission denied" in message
@@ -654,7 +654,7 @@ def test_dev_fuse_cannot_be_opened(cli: Cli) -> None:
 
 
 def test_dev_fuse_is_forbidden(cli: Cli) -> None:
-    """As in a container that was not given the device: its mode does not tell."""
+    """As in a container without access to the device: its mode does not show that."""
     bind = "mount --bind /dev/fuse /dev/fuse; mount -o remount,bind,nosuid,nodev /dev/fuse"
     prefix = _without_fuse(bind)
     message = refused(cli, FUSE, "-o", cli.space.options(), cli.space.mnt, prefix=prefix)
@@ -675,7 +675,7 @@ def test_dev_fuse_is_missing(cli: Cli) -> None:
 @pytest.mark.skipif(MODE != "user", reason="of the plain user")
 @pytest.mark.parametrize("call", ["mount", "unmount"])
 def test_fusermount3_is_missing(cli: Cli, call: str) -> None:
-    """Where nothing that is called so can be run, it says which package has it."""
+    """If no such program can be run, the message says which package has it."""
     hidden = 'for dir in /usr/bin /bin; do mount --bind /dev/null "$dir/fusermount3"; done'
     prefix = (
         *("unshare", "--map-current-user", "-m", "--keep-caps", "sh", "-c"),
@@ -697,7 +697,7 @@ def test_fusermount3_is_missing(cli: Cli, call: str) -> None:
 
 @pytest.mark.skipif(MODE != "user", reason="of the plain user")
 def test_mount_point_of_another_user(cli: Cli) -> None:
-    """fusermount3 refuses; its reason is in our one line."""
+    """fusermount3 refuses, and its reason is in our one line."""
     refused(cli, FUSE, "-o", f"lowerdir={escape(cli.space.lower)}", "/srv")
 
 
@@ -714,7 +714,7 @@ def test_nothing_is_left_in_the_layers(cli: Cli) -> None:
 
 
 def _end(cli: Cli, pid: int, *, crash: bool) -> None:
-    """End the mount, by a crash of the daemon or as one should."""
+    """End the mount, by a crash of the daemon or cleanly."""
     if crash:
         os.kill(pid, signal.SIGKILL)
         cli.wait_until_gone()
@@ -751,7 +751,7 @@ def test_workdir_with_other_content_in_work(cli: Cli, name: str) -> None:
     assert (space.work / "work" / "#1").exists()
     (space.work / "work" / name).unlink()
     cli.mount("-o", space.options(), space.mnt)
-    # Whoever puts something there meanwhile keeps it, too.
+    # What somebody puts there during the mount is kept too.
     (space.work / "work" / name).write_bytes(b"years")
     unmount(space.mnt)
     cli.wait_until_gone()
@@ -761,7 +761,7 @@ def test_workdir_with_other_content_in_work(cli: Cli, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["#1", "#3fe", "17"])
 def test_workdir_with_what_overlays_leave(cli: Cli, name: str) -> None:
-    """The names of the kernel and of fuse-overlayfs: a crash left them, and they are cleared."""
+    """Names that the kernel or fuse-overlayfs left there in a crash are cleared."""
     space = cli.space
     (space.work / "work" / name / "any").mkdir(parents=True)
     (space.work / "work" / name / "any" / "thing").touch()
@@ -773,7 +773,7 @@ def test_workdir_with_what_overlays_leave(cli: Cli, name: str) -> None:
 
 @pytest.mark.parametrize("crash", [False, True])
 def test_upper_that_was_volatile(cli: Cli, crash: bool) -> None:
-    """Nobody knows what of it got to the disk, after a clean unmount neither."""
+    """Nobody knows what of it reached the disk, not even after a clean unmount."""
     space = cli.space
     pid = cli.mount("-o", space.options() + ",volatile", space.mnt)
     (space.mnt / "new").write_bytes(b"x")

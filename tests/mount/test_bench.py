@@ -1,4 +1,4 @@
-"""scripts/bench: what it measures is there, and requests are counted where they can be."""
+"""scripts/bench: every measurement is reported, and requests are counted where possible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIRECTORIES = 71
 
 @pytest.fixture(scope="module")
 def report() -> dict:
-    """What a short run against a plain directory writes."""
+    """The report of a short run against a plain directory."""
     if IMPL == "kernel":
         pytest.skip("benchmarks fuseoverlay")
     options = ["--quick", "--workload", "stat-ro-1", "--workload", "create", "--only", "raw"]
@@ -58,7 +58,7 @@ def test_every_phase_is_measured(report: dict) -> None:
 @pytest.mark.skipif(not os.path.exists(EVENT), reason="this kernel does not trace FUSE requests")
 @root_only
 def test_requests_are_counted(report: dict) -> None:
-    """A cold walk lists each directory, to its last entry and to its end; a file is made once."""
+    """A cold walk lists each directory to its last entry and to its end; a file is made once."""
     measures = report["measures"]
     walk = measures["stat-ro-1/cold"]["fuseoverlay"]["requests"]
     assert walk["READDIRPLUS"] == 2 * DIRECTORIES

@@ -94,7 +94,7 @@ def test_oserror_without_errno_is_eio(cli: Cli) -> None:
         daemon.kill()
 
 
-#: Breaks what anybody asks of a mount first.
+#: Breaks the first request that any mount gets.
 BROKEN_ROOT = """
 import sys
 from fuseoverlay.overlay import attributes

@@ -60,7 +60,7 @@ def test_spellings(cli: Cli, spelling: str) -> None:
 
 
 def test_without_path_in_the_environment(cli: Cli) -> None:
-    """mount(8) runs its helpers so; fusermount3 must be found nevertheless."""
+    """mount(8) runs its helpers like this; fusermount3 must be found nevertheless."""
     space = cli.space
     cli.mount("overlay", space.mnt, "-o", f"rw,dev,suid,{space.options()}", env={})
     assert (space.mnt / "f").read_bytes() == b"from the lower"
@@ -128,7 +128,7 @@ def test_lazily_unmounted_with_a_file_open(cli: Cli) -> None:
     assert (space.upper / "f").read_bytes() == b"LATE the lower"
 
 
-#: SIGCHLD may be ignored from the start: then there would be nobody to wait for.
+#: SIGCHLD may be ignored from the start: then no child could be waited for.
 IGNORING = ("env", "--ignore-signal=CHLD")
 
 
@@ -167,7 +167,7 @@ def test_limits_of_the_shell_that_mounts_are_not_those_of_the_mount(cli: Cli) ->
 
 
 def test_a_limit_that_stays_is_told(cli: Cli) -> None:
-    """One whose end only a superuser could move: files end there."""
+    """A hard limit, which only a superuser could raise, is reported with its effect."""
     space = cli.space
     size = 1 << 20
     limit = ("prlimit", f"--fsize={size}:{size}", "--cpu=1000:1000")
@@ -202,7 +202,7 @@ def test_what_is_wrong_is_named(cli: Cli) -> None:
 
 
 def test_strict_access_times_that_cannot_be_had(cli: Cli) -> None:
-    """A plain user, and root of a user namespace over a mount from outside, cannot choose."""
+    """A plain user, and root of a user namespace over a mount from outside, cannot have them."""
     space = cli.space
     done = cli.run("-o", f"{space.options()},strictatime", space.mnt)
     assert done.returncode == 0
@@ -224,7 +224,7 @@ def test_unmounting_what_does_not_exist(cli: Cli) -> None:
 @pytest.mark.skipif(MODE != "root", reason="takes another mount namespace")
 @pytest.mark.parametrize("prefix", [(), IGNORING])
 def test_unmounting_what_another_namespace_has_too(cli: Cli, prefix: tuple[str, ...]) -> None:
-    """It is gone here, and a line says why the daemon goes on."""
+    """It is gone here, and a line says why the daemon continues."""
     cli.mount("mount", "-o", cli.space.options(), cli.space.mnt)
     other = subprocess.Popen(["unshare", "-m", "--propagation=private", "sleep", "100"])
     try:
@@ -313,7 +313,7 @@ def test_escaped_paths(cli: Cli, name: str) -> None:
 
 
 def test_options_with_quotes_and_commas(cli: Cli) -> None:
-    """SELinux labels hold commas; what is not understood is ignored with a warning."""
+    """SELinux labels hold commas; unknown options are ignored with a warning."""
     space = cli.space
     label = 'context="system_u:object_r:container_file_t:s0:c1,c2"'
     done = cli.run("-o", f"{space.options()},{label}", space.mnt)
@@ -360,8 +360,8 @@ def test_version_and_help(cli: Cli) -> None:
 
 @contextlib.contextmanager
 def _logged(space: Space, *args: str) -> Iterator[Path]:
-    """A mount in the foreground, by the command with these arguments; yields the file with what it
-    prints, which is whole after the block."""
+    """Mount in the foreground with these arguments; yields the file with the output, which is
+    complete after the block."""
     log = space.base / "log-of-the-command"
     daemon = Daemon(command(*args, "-o", space.options(), space.mnt), space.mnt, log)
     try:
@@ -387,7 +387,7 @@ def test_debug_logs_requests_with_answers(cli: Cli) -> None:
         with fails(errno.ENOENT):
             os.stat(space.mnt / "absent")
     text = log.read_text()
-    # What runs with -d is what runs without: the extension.
+    # With -d the extension runs, as it does without.
     assert bool(re.search(r"open\(.* = ENOSYS", text)) == NATIVE, text
     for expected in (
         r"lookup\(1, .*'f'.*= (ok|.*ino=\d+)",
@@ -403,7 +403,7 @@ def test_debug_logs_requests_with_answers(cli: Cli) -> None:
 
 @pytest.mark.skipif(not NATIVE, reason="needs the extension")
 def test_debug_logs_requests_that_the_extension_keeps(cli: Cli) -> None:
-    """Like all others: what is asked and answered, not bytes."""
+    """They are logged like all others: request and answer, not bytes."""
     space = cli.space
     with _logged(space, "mount", "-d") as log:
         path = space.mnt / "new"
@@ -444,7 +444,7 @@ def test_foreground_prints_one_line(cli: Cli) -> None:
 
 @pytest.mark.skipif(MODE == "user", reason="needs mount(2)")
 def test_lower_detached_right_after_the_start(cli: Cli) -> None:
-    """Container engines unmount their layers lazily once the overlay stands."""
+    """Container engines unmount their layers lazily once the overlay is mounted."""
     space = cli.space
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(space.lower)], check=True, timeout=30)
     try:
@@ -521,7 +521,7 @@ def test_signals_unmount(cli: Cli, number: int, foreground: bool) -> None:
 
 
 def test_signal_with_an_open_file(cli: Cli) -> None:
-    """The mount goes even so; who has a file open gets an error, and the daemon ends."""
+    """The mount ends even so; users of an open file get an error, and the daemon ends."""
     space = cli.space
     pid = cli.mount("-o", space.options(), space.mnt)
     fd = os.open(space.mnt / "f", os.O_RDWR)
@@ -586,7 +586,8 @@ def test_dead_mount_is_named_in_the_error(cli: Cli) -> None:
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.1])
 def test_sigkill_in_the_middle_of_a_copy_up(cli: Cli, delay: float) -> None:
-    """The old file or the new one, nothing between, and no litter after the next mount."""
+    """It leaves the old file or the new one, nothing between, and nothing else after the next
+    mount."""
     space = cli.space
     block = os.urandom(1 << 20)
     with open(space.lower / "big", "wb") as stream:
@@ -635,7 +636,7 @@ def test_litter_in_the_work_directory_is_cleaned(cli: Cli) -> None:
 
 
 def test_two_mounts_beside_each_other(cli: Cli) -> None:
-    """The same lowers, two uppers: they do not see each other's changes."""
+    """With the same lowers and two uppers they do not see each other's changes."""
     space = cli.space
     second = [space.base / name for name in ("upper2", "work2", "mnt2")]
     for path in second:

@@ -1,7 +1,7 @@
-"""Who gets into a mount: every way to mount and to keep owners, with a second user at the door.
+"""Who can access a mount: every way to mount and to keep owners, with a second user who tries.
 
-Root only: it can be everybody. The plain user mounts with fusermount3, which /etc/fuse.conf allows
-to let others in; the user namespace has several ids.
+These tests need root, who can act as any user. The plain user mounts with fusermount3, which
+/etc/fuse.conf allows to let others in; the user namespace has several ids.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AS = "setpriv --reuid={0} --regid={0} --clear-groups --"
 
 @dataclass
 class Side:
-    """Who mounts, and who else there is, as beginnings of command lines."""
+    """The user who mounts and the other ones, as beginnings of command lines."""
 
     mounter: list[str]
     other: list[str]
@@ -38,7 +38,7 @@ class Side:
     owner: int
 
     def mount(self, space: Space, options: str, *, fails: bool = False) -> None:
-        """Mount the space's layers, or see that this is refused."""
+        """Mount the space's layers, or check that this is refused."""
         space.extra = tuple(filter(None, options.split(",")))
         argv = [*self.mounter, *command("mount", "-f", "-o", space.options(), space.mnt)]
         space.daemon = Daemon(argv, space.mnt, space.log)
@@ -66,7 +66,7 @@ def _others_allowed(base: Path) -> Iterator[None]:
 
 @pytest.fixture
 def side(request: pytest.FixtureRequest, space: Space) -> Iterator[Side]:
-    """A way to mount; the space's directories belong to who does."""
+    """A way to mount; the space's directories belong to the user who mounts."""
     with contextlib.ExitStack() as undo:
         other = AS.format(OTHER).split()
         if request.param == "root":
@@ -84,7 +84,7 @@ def side(request: pytest.FixtureRequest, space: Space) -> Iterator[Side]:
 
 
 def _populate(layer: Path, owner: int, *, override: bool) -> None:
-    """A file for its owner and one for all to read, in a lower that keeps modes so."""
+    """Make a file for its owner and one that all may read, in a lower that keeps modes that way."""
     for name, mode in (("private", 0o600), ("open", 0o644)):
         path = layer / name
         path.write_bytes(b"content")
@@ -106,7 +106,7 @@ SIDES = pytest.mark.parametrize("side", ["root", "user", "userns"], indirect=Tru
 def test_second_user(
     request: pytest.FixtureRequest, space: Space, side: Side, allow: str, kept: str, ids: str
 ) -> None:
-    """He gets what the modes shown allow, or nothing at all."""
+    """The second user gets what the modes shown allow, or nothing at all."""
     mounting = request.node.callspec.params["side"]
     if kept.endswith("1") and mounting != "root":
         pytest.skip("takes the superuser")
@@ -115,7 +115,7 @@ def test_second_user(
         ids = ids.replace("0:5000", f"{0 if kept else MOUNTER}:5000")
     side.mount(space, ",".join(filter(None, [allow, kept, ids])))
     private, public = space.mnt / "private", space.mnt / "open"
-    # What the mounting user has looked up the kernel knows.
+    # The kernel knows what the mounting user has looked up.
     side.may(side.mounter, "cat", private, public)
     gets_in = bool(allow) or mounting != "user"
     assert side.may(side.other, "cat", public) == gets_in
@@ -125,14 +125,15 @@ def test_second_user(
     assert not side.may(side.other, "touch", space.mnt / "new")
     assert not side.may(side.other, "chmod", "666", private)
     if not gets_in and kept:
-        # Nobody else can get in: it is all his, whoever it is shown to belong to.
+        # Nobody else can get in: the user who mounts may do anything, whatever owner is shown.
         assert side.may(side.mounter, "cat", private)
 
 
 @SIDES
 @pytest.mark.parametrize("kept", ["", "xattr_permissions=2"])
 def test_allow_root(request: pytest.FixtureRequest, space: Space, side: Side, kept: str) -> None:
-    """Root alone, or refused: the kernel knows only everybody, and keeps answers for all."""
+    """It admits root alone, or is refused: the kernel can only let everybody in, and caches answers
+    for all."""
     _populate(space.lower, side.owner, override=bool(kept))
     by_user = request.node.callspec.params["side"] == "user"
     side.mount(space, ",".join(filter(None, ["allow_root", kept])), fails=by_user)

@@ -1,4 +1,4 @@
-"""The end of a mount: what it leaves free, and what is written before."""
+"""The end of a mount: what it releases, and what is written before."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ no_user = pytest.mark.skipif(MODE == "user", reason="a plain user mounts no tmpf
 
 
 def _umount(path: Path) -> None:
-    """umount(2), with nothing between it and what comes next."""
+    """umount(2) itself, so that the next step follows at once."""
     if _libc.umount2(os.fsencode(path), 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(path))
@@ -51,7 +51,7 @@ def _back(space: Space) -> None:
 
 @pytest.fixture
 def backed(cli: Cli) -> Iterator[Cli]:
-    """A command line whose layers all lie on a tmpfs of their own, `base/backing`."""
+    """A command line whose layers are all on a tmpfs of their own, `base/backing`."""
     backing = cli.space.base / "backing"
     backing.mkdir()
     _back(cli.space)
@@ -64,7 +64,7 @@ def backed(cli: Cli) -> Iterator[Cli]:
 
 
 def _use(space: Space, *, write: bool) -> None:
-    """Have the daemon open what it opens."""
+    """Use the mount, so that the daemon opens descriptors."""
     for path in sorted(space.mnt.iterdir()):
         path.read_bytes()
     if write:
@@ -112,7 +112,7 @@ def test_what_holds_the_layers_of_a_plain_user_can_be_unmounted_at_once(backed: 
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """A shared mapping of a file, with a change that the kernel keeps to itself for now."""
+    """A shared mapping of a file, with a change that the kernel has not written back yet."""
     fd = os.open(path, os.O_RDWR)
     try:
         mapped = mmap.mmap(fd, 0)
@@ -164,7 +164,7 @@ def test_a_signal_ends_the_mount_after_mappings_are_written(
 def test_a_mount_that_was_detached_writes_mappings(
     mapped: tuple[Cli, int, list[mmap.mmap]], number: int | None
 ) -> None:
-    """The daemon goes on until the last user is gone, or until it is told to end."""
+    """The daemon continues until the last user is gone, or until it is told to end."""
     cli, pid, mappings = mapped
     detach(cli.space.mnt)
     assert cli.daemons() == [pid]
@@ -221,7 +221,7 @@ def test_in_the_background_nothing_of_the_callers_is_kept(cli: Cli, word: str) -
     assert len(cli.daemons()) == 1
     assert not _is_locked(space.base / "lock")
     (space.mnt / "f").write_bytes(b"changed")
-    # What is ours stays: the lock on the upper.
+    # The daemon keeps its own lock, on the upper.
     assert cli.run("-o", space.options(), space.base / "other").returncode == 5
     (space.base / "other").mkdir()
     assert cli.run("-o", space.options(), space.base / "other").returncode == 4
@@ -254,7 +254,7 @@ def test_unmount_waits_for_the_daemon(cli: Cli) -> None:
 
 
 def test_unmount_of_a_daemon_that_is_stopped(cli: Cli) -> None:
-    """It is not waited for: it does not say who it is."""
+    """It is not waited for, because it cannot say who it is."""
     space = cli.space
     pid = cli.mount("-o", space.options(), space.mnt)
     os.kill(pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""`fuseoverlay fsck`: every kind of dirt, on uppers made by hand; no dirt on honest ones.
+"""`fuseoverlay fsck`: every kind of fault, on uppers made by hand; none on uppers of real mounts.
 
 A repair never changes what a mount shows: each case is mounted before and after.
 """
@@ -46,7 +46,7 @@ NO_UUID = bytes(16)
 
 
 class Dirty:
-    """Layers, with an upper to make dirty: f and the links a, b in the lower; d, e, r full."""
+    """Layers, with an upper to damage: file f and links a, b in the lower; d, e, r have content."""
 
     def __init__(self, cli: Cli) -> None:
         self.cli, self.space = cli, cli.space
@@ -79,16 +79,16 @@ class Dirty:
         return done.returncode, done.stdout.replace(f"{self.space.base}/", "").splitlines()
 
     def everything(self) -> list:
-        """Traces of all that only a repair may write."""
+        """The state of all that only a repair may change."""
         return [traces(self.upper), traces(self.work)]
 
     def unchanged(self, before: list) -> bool:
-        """But for access times."""
+        """Check that nothing has changed but access times."""
         pairs = zip(before, self.everything(), strict=True)
         return not any(compare(old, new, ignore={"atime_ns"}) for old, new in pairs)
 
     def view(self, impl: str = "fuse") -> object:
-        """What a mount shows; the error where it cannot be walked."""
+        """What a mount shows; the error if it cannot be walked."""
         self.space.mount(impl=impl)
         try:
             return record(str(self.space.mnt))
@@ -98,7 +98,7 @@ class Dirty:
             self.space.unmount()
 
     def index(self) -> Path:
-        """Copy the linked file up through the mount; its entry in the index."""
+        """Copy the linked file up through the mount; returns its entry in the index."""
         self.space.mount()
         (self.space.mnt / "a").write_bytes(b"changed")
         self.space.unmount()
@@ -113,7 +113,7 @@ def dirty(cli: Cli) -> Dirty:
 
 @dataclass(frozen=True)
 class Case:
-    """Dirt in the upper, what is said of it (by path), and whether it is repaired."""
+    """A fault in the upper, the findings by path, and whether it is repaired."""
 
     make: Callable[[Dirty], None]
     findings: dict[str, str]
@@ -141,7 +141,7 @@ def _in_opaque_directory(dirty: Dirty) -> None:
 
 
 def _in_redirected_directory(dirty: Dirty) -> None:
-    """Whiteouts act on what the redirect leads to, not on what has the directory's name."""
+    """Whiteouts act on the target of the redirect, not on the lower directory of the same name."""
     (dirty.space.lowers[1] / "d" / "only").touch()
     (dirty.space.lowers[1] / "e" / "other").touch()
     (dirty.upper / "e").mkdir()
@@ -254,7 +254,7 @@ def _three_dialects(dirty: Dirty) -> None:
 
 
 def _two_namespaces(dirty: Dirty) -> None:
-    # Else only one of them counts where root mounts.
+    # Otherwise only one of them counts if root mounts.
     dirty.options.append("userxattr")
     (dirty.upper / "d").mkdir()
     set_overlay_xattr(dirty.upper / "d", "opaque", b"y")
@@ -263,8 +263,8 @@ def _two_namespaces(dirty: Dirty) -> None:
 
 
 def _as_fuse_overlayfs(dirty: Dirty) -> None:
-    """It marks opaque directories in several ways at once, hides what is not there, and its
-    origins are paths."""
+    """fuse-overlayfs marks opaque directories in several ways at once, hides names that are not
+    there, and stores paths as origins."""
     (dirty.upper / "d").mkdir()
     set_overlay_xattr(dirty.upper / "d", "opaque", b"y")
     make_whiteout(dirty.upper / "d" / ".wh..opq")
@@ -346,7 +346,7 @@ CASES = {
 
 
 def _check_lines(lines: list[str], findings: dict[str, str], ending: str) -> None:
-    """Exactly these findings, in any order, then the sum."""
+    """Check for exactly these findings, in any order, then the summary."""
     *found, last = lines
     by_path = dict(line.split(": ", 1) for line in found)
     assert len(by_path) == len(found), lines
@@ -436,13 +436,13 @@ def _no_lower(dirty: Dirty) -> None:
 
 
 def _one_lower_empty(dirty: Dirty) -> None:
-    """As a disk that is not mounted, where the others are right."""
+    """One lower is empty, like a disk that is not mounted; the others are right."""
     (dirty.space.base / "empty").mkdir()
     dirty.space.lowers[-1] = dirty.space.base / "empty"
 
 
 def _one_lower_missing(dirty: Dirty) -> None:
-    """Most whiteouts are of what it has."""
+    """Most whiteouts hide names of the missing lower."""
     dirty.space.lowers.pop(0)
     (dirty.space.lowers[0] / "e" / "sub").rmdir()
     for name in ("big", "e/x", "e"):
@@ -451,7 +451,7 @@ def _one_lower_missing(dirty: Dirty) -> None:
 
 
 def _lowest_missing(dirty: Dirty) -> None:
-    """Most whiteouts are of what the others have."""
+    """Most whiteouts hide names of the other lowers."""
     assert len(dirty.space.lowers) > 1
     hidden = dirty.space.lowers.pop()
     for name in ("a", "big", "d/x", "e"):
@@ -472,7 +472,7 @@ DOUBT = {
 
 @pytest.mark.parametrize("what", DOUBT)
 def test_lowers_that_are_not_the_right_ones(dirty: Dirty, what: str) -> None:
-    """Repairing by them would bring back what was deleted."""
+    """A repair by the wrong lowers would bring back what was deleted."""
     _deleted(dirty)
     change, reason = DOUBT[what]
     right = list(dirty.space.lowers)
@@ -513,13 +513,13 @@ def _move_away(dirty: Dirty) -> None:
 
 
 def _opaque_on_the_way(dirty: Dirty) -> None:
-    """Only where the redirect leads is anything missing."""
+    """Anything is missing only at the target of the redirect."""
     shutil.rmtree(dirty.space.mnt / "d")
     (dirty.space.mnt / "d").mkdir()
     _move_away(dirty)
 
 
-#: What is done where something is mounted on m in the lower.
+#: What is done while something is mounted on m in the lower.
 ON_A_MOUNT = {
     "a name": _rm("m/a"),
     "a name further down": _rm("m/sub/x"),
@@ -530,7 +530,7 @@ ON_A_MOUNT = {
 
 @pytest.mark.parametrize("what", ON_A_MOUNT)
 def test_something_below_a_lower_is_not_mounted(dirty: Dirty, what: str) -> None:
-    """Where a mount is missing a lower directory is empty, be it in one layer of two."""
+    """If a mount is missing, a lower directory is empty, maybe in only one layer of two."""
     mounted = dirty.space.lowers[1] / "m"
     (mounted / "sub" / "deep").mkdir(parents=True)
     (dirty.space.lower / "m").mkdir()
@@ -559,7 +559,7 @@ def test_something_below_a_lower_is_not_mounted(dirty: Dirty, what: str) -> None
 @root_only
 @pytest.mark.parametrize("option", ["submounts", "xino=off"])
 def test_submount_that_is_missing(dirty: Dirty, option: str) -> None:
-    """With or without `submounts` in the options: what the mount had is not known."""
+    """With or without `submounts` in the options: nobody knows with which ones it was mounted."""
     bottom = dirty.space.lowers[1]
     (bottom / "m").mkdir()
     mount = ["mount", "-t", "tmpfs", "tmpfs", bottom / "m"]
@@ -583,7 +583,7 @@ def test_submount_that_is_missing(dirty: Dirty, option: str) -> None:
 
 
 def test_empty_directory_behind_an_opaque_one(dirty: Dirty) -> None:
-    """No mount on it would count."""
+    """A mount on it would have no effect."""
     (dirty.space.lower / "m").mkdir()
     dirty.space.mount()
     (dirty.space.mnt / "m").rmdir()
@@ -598,7 +598,7 @@ def test_empty_directory_behind_an_opaque_one(dirty: Dirty) -> None:
 
 
 def test_redirects_by_the_wrong_lowers(dirty: Dirty) -> None:
-    """A redirect that was taken away would take the content of its directory with it."""
+    """Removing a redirect would lose the content of its directory."""
     dirty.space.features = ("redirect_dir=on",)
     dirty.space.mount()
     (dirty.space.mnt / "d").rename(dirty.space.mnt / "moved")
@@ -651,14 +651,14 @@ def test_index_copy_without_names(dirty: Dirty) -> None:
 
 
 def test_index_copy_that_counts_names_elsewhere(dirty: Dirty) -> None:
-    """As with a lower directory left out by mistake: the copy may be all there is."""
+    """As if a lower directory was left out by mistake: the copy may be all there is."""
     entry = _without_names(dirty)
     _repair(dirty, _index_path(entry), "no name leads to", kept="is a lower directory missing?")
     assert entry.read_bytes() == b"changed"
 
 
 def test_index_copy_with_one_lower_name(dirty: Dirty) -> None:
-    """Its only name is in the lowers: all that makes it shown is the index."""
+    """Its only name is in the lowers: it is shown only through the index."""
     entry = dirty.index()
     dirty.space.mount()
     os.unlink(dirty.space.mnt / "a")
@@ -729,7 +729,7 @@ def test_index_copy_without_origin(dirty: Dirty, value: bytes | None) -> None:
 
 @root_only
 def test_upper_of_a_plain_user(dirty: Dirty) -> None:
-    """His attributes count for nothing to root; without them an upper says something else."""
+    """A user's attributes do not count for root; without them the upper has another meaning."""
     dirty.space.extra = ("userxattr",)
     dirty.space.features = ("redirect_dir=on",)
     (dirty.space.lower / "d" / "only").touch()
@@ -758,7 +758,7 @@ def test_upper_of_a_plain_user(dirty: Dirty) -> None:
 
 @root_only
 def test_plain_upper_in_two_dialects(dirty: Dirty) -> None:
-    """Root's marks in place of `.wh..wh..opq` would be none to its owner."""
+    """Root's marks in place of `.wh..wh..opq` would not count for the upper's owner."""
     _two_dialects(dirty)
     os.setxattr(dirty.upper, "user.overlay.impure", b"y")
     code, lines = dirty.fsck("--repair", "--force")
@@ -769,7 +769,7 @@ def test_plain_upper_in_two_dialects(dirty: Dirty) -> None:
 
 @root_only
 def test_attributes_of_an_overlay_that_ran_inside(dirty: Dirty) -> None:
-    """Its upper may lie in one of root's."""
+    """The upper of the inner overlay may be inside one of root's."""
     dirty.index()
     (dirty.upper / "inner").mkdir()
     os.setxattr(dirty.upper / "inner", "user.overlay.opaque", b"y")
@@ -791,7 +791,7 @@ def test_index_link_count_too_small(dirty: Dirty) -> None:
 
 
 def test_index_of_another_upper(dirty: Dirty) -> None:
-    """The names are not there: nothing is known of these copies."""
+    """Its names are not there: nothing is known about these copies."""
     entry = dirty.index()
     other = dirty.upper.with_name("other")
     other.mkdir()
@@ -807,7 +807,8 @@ def test_index_of_another_upper(dirty: Dirty) -> None:
 
 
 def test_index_moved_with_its_upper(dirty: Dirty) -> None:
-    """Copied with hard links kept, to another filesystem say: a mount refuses it until then."""
+    """Copied with its hard links, to another filesystem for example: a mount refuses it until it is
+    repaired."""
     entry = dirty.index()
     moved = dirty.space.base / "moved"
     moved.mkdir()
@@ -883,7 +884,7 @@ def test_staging_left_by_a_crash(dirty: Dirty) -> None:
 
 
 def test_copy_that_a_crash_kept_from_being_published(dirty: Dirty) -> None:
-    """It is in the index before it has its name in the upper."""
+    """The copy is in the index before it has its name in the upper."""
     entry = dirty.index()
     set_overlay_xattr(entry, "nlink", b"L+0")
     (dirty.upper / "a").rename(dirty.work / "work" / "#1")
@@ -894,7 +895,7 @@ def test_copy_that_a_crash_kept_from_being_published(dirty: Dirty) -> None:
 
 
 def test_foreign_file_in_the_work_directory(dirty: Dirty) -> None:
-    """Beside what is the overlay's it is left alone; where all is cleared it is in danger."""
+    """It is left alone beside the overlay's directories, and reported in one that is cleared."""
     (dirty.work / "thesis").write_bytes(b"mine")
     assert dirty.fsck("--repair")[1][0].startswith("clean")
     (dirty.work / "work").mkdir()
@@ -914,7 +915,7 @@ def test_mark_of_a_volatile_mount(dirty: Dirty) -> None:
 
 
 def test_staging_that_is_a_link(dirty: Dirty) -> None:
-    """Never followed."""
+    """The link is never followed."""
     away = dirty.space.base / "away"
     away.mkdir()
     (away / "precious").touch()
@@ -942,7 +943,7 @@ def test_names_are_printed_on_one_line(dirty: Dirty) -> None:
 
 
 def test_very_deep_trees(dirty: Dirty) -> None:
-    """Deeper than recursion and PATH_MAX go; in the upper and in the lower."""
+    """Deeper than recursion and PATH_MAX allow, in the upper and in the lower."""
     depth = 1500
     for top in (dirty.upper, dirty.space.lower):
         fd = os.open(top, os.O_PATH)
@@ -982,7 +983,7 @@ def test_without_work_directory(dirty: Dirty) -> None:
 
 
 def test_options_of_the_mount(dirty: Dirty) -> None:
-    """With `upperdir=`, however that is written."""
+    """The options of the mount are accepted, with `upperdir=` in any spelling."""
     _hides_nothing(dirty)
     dirty.options.append(f"upperdir={escape(dirty.upper.parent)}/./{dirty.upper.name}")
     code, lines = dirty.fsck()
@@ -990,7 +991,7 @@ def test_options_of_the_mount(dirty: Dirty) -> None:
 
 
 def _asked(dirty: Dirty) -> str:
-    """What is said of whether lower files were looked for."""
+    """The message on whether lower files were looked for."""
     return dirty.fsck()[1][-1].partition("whether the lower files of copies exist")[2]
 
 
@@ -1001,7 +1002,7 @@ def test_lower_files_need_root(dirty: Dirty) -> None:
 
 @root_only
 def test_lower_files_that_root_cannot_ask_for(dirty: Dirty) -> None:
-    """Why not is said, and that it would take root is not the reason."""
+    """The message says why not, and does not claim that root is needed."""
     assert _asked(dirty) == ""
     dirty.options = ["submounts"]
     assert re.fullmatch(r" \(what is mounted below l\d shows\)", _asked(dirty))
@@ -1019,7 +1020,7 @@ def test_lower_files_that_root_cannot_ask_for(dirty: Dirty) -> None:
 
 @contextlib.contextmanager
 def _mounted(dirty: Dirty, *arguments: list[str | Path]) -> Iterator[None]:
-    """Something on the lowers, from the top on."""
+    """Mount something on the lowers, from the top one on."""
     with contextlib.ExitStack() as mounted:
         for lower, what in zip(dirty.space.lowers, arguments, strict=False):
             subprocess.run(["mount", *what, lower], check=True, timeout=30)
@@ -1066,7 +1067,7 @@ def test_upper_mounted_by_the_kernel_is_refused(dirty: Dirty, upper: str) -> Non
     done = dirty.cli.run("fsck", space.upper, "-o", f"lowerdir={space.lower}")
     assert done.returncode == 4
     assert "is the upper directory of a mounted kernel overlay" in done.stderr
-    # Another one that is called the same.
+    # Another one of the same name.
     done = dirty.cli.run("fsck", away / "up, per", "-o", f"lowerdir={space.lower}")
     assert done.returncode == 0, done.stderr
     unmount(space.mnt)
@@ -1074,7 +1075,7 @@ def test_upper_mounted_by_the_kernel_is_refused(dirty: Dirty, upper: str) -> Non
 
 
 def test_upper_is_kept_from_mounts_meanwhile(dirty: Dirty) -> None:
-    """A check that waits for its output to be read holds the locks."""
+    """A check holds the locks even while it waits for its output to be read."""
     for index in range(3000):
         make_whiteout(dirty.upper / f"gone{index:050}")
     argv = [*command("fsck", dirty.upper, "-o", f"lowerdir={dirty.space.lower}")]
@@ -1114,7 +1115,7 @@ def test_usage(dirty: Dirty, arguments: list[str], text: str) -> None:
 
 
 def test_nofollow(dirty: Dirty) -> None:
-    """What a mount with that option refuses is named, and not repaired; without it is fine."""
+    """What a mount with that option refuses is reported, not repaired; without it, it is fine."""
     space = dirty.space
     space.features = ("redirect_dir=on", "metacopy=on")
     mnt = space.mount()
@@ -1133,7 +1134,7 @@ def test_nofollow(dirty: Dirty) -> None:
 
 
 ALL = ("redirect_dir=on", "metacopy=on", "index=on")
-#: Who writes the upper, with which features, and options of ours.
+#: Which program writes the upper, with which features, and our options.
 WRITERS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "ours": ("fuse", (), ()),
     "ours, all features": ("fuse", ALL, ()),
@@ -1181,7 +1182,7 @@ def test_upper_of_an_honest_mount_is_clean(writer: str, seed: int) -> None:
 
 
 def _sprinkle(space: Space, rng: random.Random, names: tuple[str, ...]) -> None:
-    """Dirt at random places of an upper, whatever is there."""
+    """Put faults at random places of an upper, whatever is there."""
     (space.upper / "new").mkdir()
     make_whiteout(space.upper / "new" / "gone")
     directories = [space.upper, *(p for p in space.upper.rglob("*") if p.is_dir())]
@@ -1203,8 +1204,8 @@ def _sprinkle(space: Space, rng: random.Random, names: tuple[str, ...]) -> None:
 
 
 def _shown(space: Space, impl: str) -> dict[str, object]:
-    """All that can be read of the mount, with the error of what cannot. The kernel lists
-    whiteouts that hide nothing; those are left out."""
+    """All that can be read in the mount, and the error of what cannot be. Whiteouts that hide
+    nothing, which the kernel lists, are left out."""
     mnt = space.mount(impl=impl)
     found: dict[str, object] = {}
     pending = [mnt]
@@ -1228,8 +1229,8 @@ def _shown(space: Space, impl: str) -> dict[str, object]:
 
 
 def _leave_out_refused(*views: dict[str, object]) -> None:
-    """What the kernel refuses depends on what it has looked up before; whether it lists that, on
-    how often it was mounted."""
+    """Leave out what the kernel refuses: what it refuses depends on earlier look-ups, and whether
+    it lists that on how often the layers were mounted."""
     refused = {path for view in views for path, about in view.items() if isinstance(about, int)}
     for view in views:
         for path in list(view):
@@ -1243,7 +1244,7 @@ WH_NAMES = (".wh.a", ".wh.gone", ".wh..wh..opq")
 @pytest.mark.parametrize("impl", ["fuse", "kernel"] if MODE == "root" else ["fuse"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_repair_changes_what_is_shown(seed: int, impl: str) -> None:
-    """Random dirt on an upper that was changed at random; twice repaired is once repaired."""
+    """Random faults on an upper that was changed at random; a second repair repairs nothing."""
     names = ("a", "b", "c", "gone", *(WH_NAMES if impl == "fuse" else ()))
     rng = random.Random(seed)
     with scratch() as base:

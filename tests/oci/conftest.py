@@ -13,7 +13,7 @@ from fuseoverlay.system.removal import remove_tree
 from tests.helpers.repeated import skip_repeated
 from tests.oci.helpers import Unpacker, owner_possible
 
-#: Modules of which the tests mount nothing.
+#: Modules whose tests mount nothing.
 _READ = {"test_blobs", "test_layout", "test_malformed", "test_model", "test_streams"}
 #: The last ones mount to see what was unpacked.
 _UNPACK = {"test_store", "test_unpack", "test_unpack_bad", "test_references", "test_real_image"}
@@ -25,13 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 with tempfile.TemporaryDirectory() as _probe:
-    #: Real owners can be set by root only; noting them works for everybody.
+    #: Only root can set real owners; everybody can note them in attributes.
     WAYS = ["real", "override"] if owner_possible(Path(_probe)) else ["override"]
 
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory of which the tree may be deeper than a path can name."""
+    """A directory whose tree may be deeper than a path can name."""
     path = Path(tempfile.mkdtemp(prefix="fo-oci-"))
     yield path
     # shutil.rmtree recurses: the deepest of these trees would be too much for it.

@@ -31,7 +31,7 @@ def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **fields: An
 
 
 def block(data: bytes) -> bytes:
-    """Data as they follow a header."""
+    """Data in the form in which it follows a header."""
     return data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
@@ -48,7 +48,7 @@ def pax(*records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
 
 
 def owner_possible(directory: Path) -> bool:
-    """Whether real owners can be set by whoever runs the tests."""
+    """Whether the user who runs the tests can set real owners."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         return can_own(fd)
@@ -91,7 +91,7 @@ class Unpacker:
         return self.tar(layer_tar(nodes), lowers)
 
     def blob(self, data: bytes, diff_id: Digest, size: int | None = None) -> Path:
-        """Unpack a compressed blob of which the digest fits."""
+        """Unpack a compressed blob with the right digest."""
         target = self.target()
         real = len(data) if size is None else size
         reader = BlobReader(io.BytesIO(data), real, Digest.of(data), "image")
@@ -153,7 +153,7 @@ def see(path: Path | bytes, override: bool) -> Seen:
 
 
 def is_whiteout(path: Path) -> bool:
-    """Whether `path` deletes what is below it, in whatever dialect."""
+    """Whether `path` is a whiteout, in any dialect."""
     fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         name = os.fsencode(path.name)
@@ -169,7 +169,7 @@ def is_whiteout(path: Path) -> bool:
 
 
 def is_opaque(path: Path) -> bool:
-    """Whether the directory hides all below it."""
+    """Whether the directory is opaque."""
     value = xattrs.get_overlay(os.fsencode(path), xattrs.OPAQUE, xattrs.NAMESPACES)
     return whiteout.is_opaque_value(value) or (path / ".wh..wh..opq").exists()
 

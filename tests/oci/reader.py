@@ -1,9 +1,9 @@
 """Runs `fuseoverlay mount IMAGE MNT` on images named on stdin, each in a process of its own.
 
-The mount point is inside of the work directory, which is found once the layers are there: so an
-image that can be read ends in exit code 5. Each process
-has so much memory beyond what the program takes before it reads anything, and so many seconds.
-For each image a line of JSON: exit code (negative: the signal that ended it) and stderr.
+The mount point is inside the work directory, which is noticed only after the layers are there: an
+image that can be read ends in exit code 5. Each process has a limit on its seconds and on its
+memory, beyond what the program takes before it reads anything. Prints a line of JSON for each
+image: exit code (negative: the signal that ended it) and stderr.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images in all their forms: which one is meant, and where its layers are."""
+"""Images in all their forms: which one a name means, and where its layers are."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_indexes_in_a_row(place: Path) -> None:
 def saved(
     path: Path, *, form: str, tags: list[str] | None = None, links: str | None = None
 ) -> bytes:
-    """A `docker save` archive; its third layer is the first again, as a link where wanted."""
+    """A `docker save` archive; its third layer is the first again, as a link if requested."""
     tars = [*TARS, TARS[0]]
     digests = [Digest.of(tar) for tar in tars]
     config = json.dumps(
@@ -207,7 +207,7 @@ def saved(
 
 
 def write(path: Path, files: dict[str, bytes | str], link_type: bytes = tarfile.SYMTYPE) -> None:
-    """An archive of files and, where the value is text, links."""
+    """An archive of files and, for values that are text, links."""
     with tarfile.open(path, "w") as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
@@ -314,7 +314,7 @@ def test_what_leaves_an_image_is_not_read(place: Path, named: str) -> None:
 
 
 def test_things_beside_an_image(place: Path) -> None:
-    """They are nobody's until they are asked for."""
+    """They do not matter until they are asked for."""
     saved(place / "d.tar", form="legacy")
     with tarfile.open(place / "d.tar", "a") as archive:
         for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, b"Z"):

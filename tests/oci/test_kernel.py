@@ -1,4 +1,4 @@
-"""Stored layers under kernel overlayfs show what `umoci unpack` makes of the image."""
+"""Stored layers under kernel overlayfs show the tree that `umoci unpack` makes of the image."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ TOP = [
 
 @pytest.fixture
 def bundle(place: Path) -> Iterator[Path]:
-    """A directory in which `rootfs` is what umoci unpacks of the layout `place/l`."""
+    """A directory whose `rootfs` is what umoci unpacks from the layout `place/l`."""
     if shutil.which("umoci") is None:
         pytest.skip("missing tool: umoci")
     writer = LayoutWriter(place / "l")

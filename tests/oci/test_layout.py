@@ -1,4 +1,4 @@
-"""The small writer of images: what it writes is what others read."""
+"""The small writer of images: others read what it writes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Images that are not what they should be: one line and a documented exit code, in bounded memory.
 
-The command itself reads them, see `reader.py`. Which values and bits are changed is decided by a
-seed, so that what fails can be repeated.
+The command itself reads them, see `reader.py`. A seed decides which values and bits are changed, so
+that failures can be repeated.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PRESSES: dict[str, Callable[[bytes], bytes]] = {
 
 
 class Reader:
-    """The command on one image after the other."""
+    """Runs the command on one image after the other."""
 
     def __init__(self, place: Path) -> None:
         self._process = subprocess.Popen(
@@ -145,7 +145,7 @@ def unchanged(_name: str, document: dict[str, Any]) -> object:
 
 
 def layout(path: Path, change: Change = unchanged, *, layer: bytes, plain: bytes) -> Path:
-    """A layout of one image whose documents went through `change`, all digests right."""
+    """A layout of one image whose documents were passed through `change`; all digests are right."""
     blobs = path / "blobs/sha256"
     blobs.mkdir(parents=True, exist_ok=True)
     config = packed(change("config", config_of(plain)))
@@ -274,7 +274,7 @@ def test_names_of_the_wrong_type(reader: Reader, place: Path, tags: str) -> None
 
 
 def test_indexes_that_name_one_another(reader: Reader, place: Path) -> None:
-    """Seven levels, each of which names the next a thousand times."""
+    """Seven levels, each naming the next a thousand times."""
     path = layout(place / "image", layer=LAYER, plain=LAYER)
     inner = packed({"manifests": []})
     for _ in range(7):
@@ -302,13 +302,13 @@ def test_indexes_without_end(reader: Reader, place: Path) -> None:
 
 
 def flipped(tar: bytes, seed: int) -> bytes:
-    """`tar` with some bytes of a header changed; mostly with a checksum that is right again."""
+    """`tar` with some bytes of a header changed, mostly with a corrected checksum."""
     chance = random.Random(seed)
     data = bytearray(tar)
     headers = [at for at in range(0, len(data) - 512, 512) if data[at + 257 : at + 262] == b"ustar"]
     at = chance.choice(headers)
     for _ in range(chance.randint(1, 3)):
-        # Sizes, types, numbers: what is in the first part of a header.
+        # The first part of a header holds sizes, types and numbers.
         byte = chance.choice([0, 0x20, 0x2D, 0x31, 0x80, 0xFF, chance.randrange(256)])
         data[at + chance.randrange(345)] = byte
     if chance.random() < 0.8:
@@ -339,7 +339,7 @@ def test_flipped_bits_in_an_archive(reader: Reader, place: Path) -> None:
 
 @pytest.mark.parametrize("compression", PRESSES)
 def test_flipped_bits_in_a_compressed_layer(reader: Reader, place: Path, compression: str) -> None:
-    """The digest of what is stored fits, as somebody means harm."""
+    """The digest of the stored blob is right, as an attacker would make it."""
     right = PRESSES[compression](LAYER)
     codes = set()
     for seed in range(MANY // 5):
@@ -367,13 +367,13 @@ def chained(kind: bytes, count: int) -> bytes:
 
 
 def records(kind: bytes, body: bytes) -> bytes:
-    """Some 1 MB that a header says to be PAX records, and an entry."""
+    """About 1 MB that a header declares to be PAX records, and an entry."""
     file = tarfile.TarInfo("f").tobuf(tarfile.USTAR_FORMAT)
     return claiming(kind, len(body)) + body + bytes(-len(body) % 512) + file
 
 
 def many_globals(size: int) -> bytes:
-    """Global headers, each with a name of its own and so many bytes, before entries."""
+    """Global headers before entries, each with a name of its own and this many bytes."""
     return b"".join(
         pax(b"SCHILY.xattr.user.%06d=" % number + b"v" * size, kind=tarfile.XGLTYPE)
         + tarfile.TarInfo(f"f{number}").tobuf()
@@ -389,7 +389,7 @@ def directories(count: int, *records: bytes, kind: bytes = tarfile.XHDTYPE) -> b
 
 
 def attributes(count: int) -> bytes:
-    """A directory with as many attributes of 60,000 bytes, all different."""
+    """A directory with this many attributes of 60,000 bytes, all different."""
     return b"".join(
         pax(*(b"SCHILY.xattr.user.%d=%060000d" % (name, number * 16 + name) for name in range(16)))
         + header(f"d{number}", tarfile.DIRTYPE, mode=0o755)
@@ -408,7 +408,7 @@ def deep_deletions(count: int) -> bytes:
 
 
 def backwards() -> bytes:
-    """A member whose size leads to where it began."""
+    """A member whose size leads back to its beginning."""
     info = tarfile.TarInfo("f")
     info.size = -512 - 512
     return info.tobuf(tarfile.GNU_FORMAT)
@@ -488,14 +488,14 @@ def test_headers_without_bounds(reader: Reader, place: Path, what: str, where: s
 
 
 def test_different_attributes_without_end(reader: Reader, place: Path) -> None:
-    """Those of directories are set at the end, and remembered until then."""
+    """Attributes of directories are set at the end, and kept in memory until then."""
     tar = attributes(80) + bytes(1024)
     code, line = reader.read(layout(place / "image", layer=tar, plain=tar))
     assert code == MALFORMED and "too large attributes" in line
 
 
 def test_a_member_without_end_of_names(reader: Reader, place: Path) -> None:
-    """What is remembered of an archive has a bound, too."""
+    """What is kept in memory of an archive is bounded too."""
     with gzip.open(place / "image", "wb", 1) as target:
         for number in range(140_000):
             target.write(tarfile.TarInfo(f"{number:0100d}").tobuf())
@@ -504,7 +504,7 @@ def test_a_member_without_end_of_names(reader: Reader, place: Path) -> None:
 
 
 def test_warnings_stay_few(reader: Reader, place: Path) -> None:
-    """One line for each kind, and kinds are not made up by the layer."""
+    """There is one line for each kind of warning, and a layer cannot add kinds."""
     node = Node("f\n\x1b[2J", xattrs={f"user.overlay.{number}": b"x" for number in range(500)})
     tar = layer_tar([node])
     image = layout(place / "image", layer=tar, plain=tar)

@@ -1,6 +1,6 @@
 """A Debian image made by real tools (tests/images/build.py), mounted and worked in.
 
-The reference is what `umoci unpack` makes of the image as root. Each test runs in the mode
+The reference is the tree that `umoci unpack` makes of the image as root. Each test runs in the mode
 of the whole run: root, a plain user with fusermount3, or a user namespace.
 """
 
@@ -54,7 +54,7 @@ def mount(base: Path, image: Path) -> Iterator[ImageMount]:
 
 
 def shown_here(reference: tree.Tree) -> tree.Tree:
-    """`reference` as this mode can show it."""
+    """The part of `reference` that this mode can show."""
     if MODE == "root":
         return reference
     expected = copy.deepcopy(reference)
@@ -78,13 +78,13 @@ def mapped(map_file: str, number: int) -> int:
 
 
 def assert_same(expected: tree.Tree, actual: tree.Tree, **how: set[str]) -> None:
-    """Fail with the differences."""
+    """Fail with a list of differences, if there are any."""
     lines = tree.compare(expected, actual, **how)
     assert not lines, "\n".join(lines)
 
 
 def test_reference_has_all_features(reference: tree.Tree) -> None:
-    """The image holds what it is meant to hold; else the other tests show little."""
+    """The image has the features it is meant to have; otherwise the other tests prove little."""
     kinds = {entry.kind for entry in reference.values()}
     assert kinds >= {"file", "dir", "symlink", "fifo", "block", "char"}
     special = b"srv/special/"
@@ -117,7 +117,7 @@ def test_mounted_tree_is_what_umoci_unpacks(
 
 
 def test_forms_share_layers(base: Path, image: Path) -> None:
-    """A layer is unpacked once, however it comes."""
+    """A layer is unpacked once, whatever form it has."""
     mount = ImageMount(base, str(image / "oci"))
     try:
         for form in ("oci", "docker.tar"):
@@ -181,8 +181,8 @@ python3 -m compileall -f -q /usr/lib/python3.11
 sync
 """
 
-#: Done from outside. A plain user must not set ACLs, not even those that are but a mode,
-#: on what is shown as others': cp says so and fails, but has copied everything.
+#: Done from outside. A plain user must not set ACLs, not even those equivalent to a mode, on what
+#: is shown as owned by others: cp reports that and fails, but has copied everything.
 MOVES = f"""
 mv usr/share/perl5 usr/share/perl5-moved
 mv srv/special/links/other srv/victims/keep/other
@@ -202,7 +202,7 @@ def work(mnt: Path, image: Path) -> None:
 
 
 def test_work_inside(mount: ImageMount, image: Path, reference: tree.Tree) -> None:
-    """The changes show and stay, the upper holds them and nothing else, the layers nothing."""
+    """The changes are shown and stay. The upper holds them and nothing else; layers hold none."""
     mount.mount("--upper", str(mount.upper))
     mount.unmount()
     layers = {path: layer_digest(path) for path in mount.layers()}
@@ -226,7 +226,7 @@ def test_work_inside(mount: ImageMount, image: Path, reference: tree.Tree) -> No
 
 
 def layer_digest(path: Path) -> dict[bytes, str]:
-    """What must stay as it is, access times included."""
+    """A digest of all that must not change in the layers, access times included."""
     return tree.digest(os.fsencode(path))
 
 
@@ -263,7 +263,7 @@ def check_result(before: tree.Tree, after: tree.Tree) -> None:
 def check_moved(
     before: tree.Tree, after: tree.Tree, old: bytes, new: bytes, **how: set[str]
 ) -> None:
-    """What was at `old` is at `new` and only there."""
+    """Check that what was at `old` is at `new` and only there."""
     was = subtree(before, old)
     assert len(was) > 1
     assert not subtree(after, old)
@@ -280,7 +280,7 @@ def subtree(whole: tree.Tree, top: bytes) -> tree.Tree:
 
 
 def check_upper(upper: Path, before: tree.Tree, after: tree.Tree) -> None:
-    """The upper has every change, and nothing that did not change."""
+    """Check that the upper has every change, and nothing that did not change."""
     changed = {path for path in after if path not in before or differs(before[path], after[path])}
     deleted = {path for path in before if path not in after}
     needed = ancestors(changed | deleted)
@@ -302,7 +302,7 @@ def check_upper(upper: Path, before: tree.Tree, after: tree.Tree) -> None:
 
 
 def differs(one: tree.Entry, other: tree.Entry) -> bool:
-    """Whether an entry changed itself, not only in how many names it has."""
+    """Whether an entry changed in more than its link count."""
     names = {"nlink": None, "same_as": None}
     return dataclasses.replace(one, **names) != dataclasses.replace(other, **names)
 
@@ -327,7 +327,7 @@ def ancestors(paths: set[bytes]) -> set[bytes]:
 
 
 def hardlink_partners(before: tree.Tree, after: tree.Tree) -> set[bytes]:
-    """Other names of files that changed or moved: they go up together."""
+    """Other names of files that changed or moved: they are copied up together."""
     moved = {
         entry.same_as
         for path, entry in (*before.items(), *after.items())
@@ -339,7 +339,7 @@ def hardlink_partners(before: tree.Tree, after: tree.Tree) -> set[bytes]:
 
 
 def below_opaque(upper: Path, path: bytes) -> bool:
-    """Whether a directory above hides all that is below it."""
+    """Whether a directory above is opaque."""
     while path := os.path.dirname(path):
         held = os.path.join(os.fsencode(upper), path)
         if os.path.isdir(held) and is_opaque(os.fsdecode(held)):

@@ -1,7 +1,7 @@
-"""Layers as odd as those that real builders write: umoci, podman and we unpack them to one tree.
+"""Layers as odd as those of real builders: umoci, podman and we unpack them to the same tree.
 
-Where they differ a case says what each does. podman's driver is the kernel's overlay: each layer
-is unpacked on its own, as here; umoci unpacks all into one tree.
+If the results differ, the case says what each does. podman's driver is the kernel's overlay: each
+layer is unpacked on its own, as here; umoci unpacks all into one tree.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ pytestmark = [root_only, fuse_only, pytest.mark.timeout(120)]
 Layer = Sequence[Node] | bytes
 Member = bytes | tuple[bytes, str]
 
-#: What only one of them notes; the root, which not all of them make alike.
+#: Attributes that only one of them notes; the root, which they do not all make alike.
 _PRIVATE = (b"trusted.overlay.", b"user.fuseoverlay.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Layers, bottom first, and which of the references unpacks them; we do unless `refused`."""
+    """Layers, bottom first, and which of the references unpack them; we do unless `refused`."""
 
     layers: tuple[Layer, ...]
     umoci: bool = True
@@ -54,17 +54,17 @@ class Case:
 
 
 def both(*layers: Layer, without: bytes = b"\0") -> Case:
-    """What both unpack to the same tree."""
+    """A case that both unpack to the same tree."""
     return Case(layers, without=without)
 
 
 def as_umoci(*layers: Layer, ignore: str = "") -> Case:
-    """What umoci unpacks and podman refuses."""
+    """A case that umoci unpacks and podman refuses."""
     return Case(layers, podman=False, ignore=frozenset(ignore.split()))
 
 
 def refused(says: str, *layers: Layer, umoci: bool = False, podman: bool = False) -> Case:
-    """What we refuse; and what the others do with it."""
+    """A case that we refuse, with what the others do."""
     return Case(layers, umoci, podman, says)
 
 
@@ -93,7 +93,7 @@ NAMES = {
         podman=True,
     ),
     "link to the root": refused("no file", [Node("h", hardlink="/")]),
-    # podman makes nothing of it, whatever it says.
+    # podman ignores it, whatever it says.
     "file without a name": refused("root of a layer", [Node("f"), Node("")], podman=True),
 }
 
@@ -125,7 +125,7 @@ BELOW_LINKS = {
     "whiteout before": both(LOWER, [Node("l/.wh.a"), L]),
     "whiteout below a link to a file": both(LOWER, [Node("f"), symlink("l", "f"), Node("l/.wh.a")]),
     "opaque below a file": both([Node("f/x")], [Node("f"), Node("f/.wh..wh..opq")]),
-    # umoci takes the same name twice, goes on in the layers below, makes directories.
+    # umoci accepts a name twice, continues in the layers below, and makes directories.
     "changed": as_umoci([T, directory("u"), L, Node("l/x"), symlink("l", "u"), Node("l/y")]),
     "missing": as_umoci([symlink("l", "t/u"), Node("l/x", data=b"1")]),
     "missing up": as_umoci([symlink("l", "../../t"), Node("l/a/x")]),
@@ -160,7 +160,7 @@ OPAQUE, OPAQUE_U = Node("t/.wh..wh..opq"), Node("t/u/.wh..wh..opq")
 
 
 def deleted(*nodes: Node, above: Sequence[Node] = ()) -> dict[str, Case]:
-    """Layers that delete what is in a deleted directory, too, which `nodes` begin with.
+    """`nodes` in every order: the first one deletes a directory, the others delete names in it.
 
     podman makes directories for deletions, and then has no place for the deletion of such a one.
     """
@@ -211,7 +211,7 @@ def long(name: bytes, kind: bytes = tarfile.GNUTYPE_LONGNAME) -> bytes:
 
 
 def raw(name: str, magic: bytes, over: dict[int, bytes]) -> bytes:
-    """A header block with `magic`, and what it has at some places."""
+    """A header block with `magic` and these bytes at the given places."""
     data = bytearray(header(name))
     for at, value in {257: magic, **over}.items():
         data[at : at + len(value)] = value
@@ -221,7 +221,7 @@ def raw(name: str, magic: bytes, over: dict[int, bytes]) -> bytes:
 
 
 def signed(data: bytes) -> bytes:
-    """With the sum of the first header as some compute it: of signed bytes."""
+    """The archive with the first header's checksum as some compute it, of signed bytes."""
     head = bytearray(data[:512])
     head[148:156] = b" " * 8
     total = sum(byte - 256 if byte > 127 else byte for byte in head)
@@ -230,7 +230,7 @@ def signed(data: bytes) -> bytes:
 
 
 def incremental() -> bytes:
-    """As `tar --listed-incremental` packs it: GNU headers with times of access and change."""
+    """An archive as of `tar --listed-incremental`: GNU headers with access and change times."""
     with scratch() as path:
         (path / "d").mkdir()
         (path / "d/f").write_bytes(b"1")
@@ -381,7 +381,7 @@ HEADERS = {
     ),
     "more than 1 MiB of a name": refused("too large", long(b"x" * (1 << 20)) + file("a") + END),
     "half a piece": refused("half a piece", sparse("map=0,1,3", "size=5") + file("c", b"1") + END),
-    # umoci knows no global headers, podman ignores them: POSIX does not.
+    # umoci does not know global headers and podman ignores them, unlike POSIX.
     "global": dataclasses.replace(
         both(pax(b"comment=made by git", kind=GLOBAL) + file("a") + END), umoci=False
     ),
@@ -431,7 +431,7 @@ def as_layer(layer: Layer) -> bytes:
 
 
 def comparable(shown: tree.Tree, born: int, without: bytes = b"\0") -> tree.Tree:
-    """What all of them should have alike: not the root, and no times of the unpacking itself."""
+    """What should be the same for all: not the root, and no times set by the unpacking itself."""
     found = {
         path: entry
         for path, entry in shown.items()
@@ -452,7 +452,7 @@ def comparable(shown: tree.Tree, born: int, without: bytes = b"\0") -> tree.Tree
 
 
 def by_umoci(layout: Path, bundle: Path) -> tree.Tree | None:
-    """The tree, or None where it refuses."""
+    """The tree that umoci unpacks, or None if it refuses."""
     done = subprocess.run(
         ["umoci", "unpack", "--image", f"{layout}:x", bundle], capture_output=True, timeout=60
     )
@@ -460,7 +460,7 @@ def by_umoci(layout: Path, bundle: Path) -> tree.Tree | None:
 
 
 def by_podman(store: Store, layout: Path) -> tree.Tree | None:
-    # `podman pull` would take the path for a name, and wants that in lower case.
+    # `podman pull` would take the path for a name, which must be in lower case.
     image = "localhost/x:latest"
     copied = store.run(
         "skopeo", "copy", f"oci:{layout}:x", f"containers-storage:{image}", check=False
@@ -524,7 +524,7 @@ def saved(
 
 
 def twice(key: str) -> dict[str, Member]:
-    """A config in which `key` comes twice, first with what would be wrong."""
+    """A config that has `key` twice, the first with a wrong value."""
     members = saved()
     config = next(name for name in members if name.endswith(".json"))
     text = members.pop(config)
@@ -541,7 +541,7 @@ def twice(key: str) -> dict[str, Member]:
 
 
 def lower() -> dict[str, Member]:
-    """A manifest with names of fields in another case."""
+    """A manifest with field names in another case."""
     members = saved()
     text = members["manifest.json"]
     assert isinstance(text, bytes)
@@ -550,7 +550,7 @@ def lower() -> dict[str, Member]:
 
 
 def archive(members: dict[str, Member]) -> bytes:
-    """An archive; what is no content is a type, and what a link leads to."""
+    """An archive; values that are not content are a type and a link's target."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as target:
         for name, data in members.items():
@@ -585,7 +585,7 @@ def with_holes(*options: str) -> bytes:
 
 ODD = {"fifo": (tarfile.FIFOTYPE, ""), "char": (tarfile.CHRTYPE, ""), "odd": (b"Z", "")}
 
-#: What podman reads, and so do we.
+#: Archives that podman and we read.
 ARCHIVES: dict[str, Callable[[], bytes]] = {
     "xz": lambda: compressed("xz", archive(saved())),
     "bzip2": lambda: compressed("bzip2", archive(saved())),
@@ -617,7 +617,7 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "holes 0.1": lambda: with_holes("--format=posix", "--sparse-version=0.1"),
     "holes 1.0": lambda: with_holes("--format=posix", "--sparse-version=1.0"),
 }
-#: What neither reads, and what we say.
+#: Archives that neither reads, with our message.
 BAD_ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "tags": (lambda: archive(saved(tags="x:latest")), "RepoTags: not a JSON array of text"),
     "cut xz": (lambda: compressed("xz", archive(saved()))[:-40], "cut short"),
@@ -656,7 +656,7 @@ def test_archives(podman: Store, base: Path, name: str) -> None:
 
 
 def test_an_odd_platform_in_an_index(podman: Store, base: Path) -> None:
-    """It fits no machine, and is in nobody's way."""
+    """It fits no machine and does no harm."""
     writer = LayoutWriter(base / "l")
     entry = writer.add_image([writer.add_layer(TAR)]).to_json()
     odd = {**entry, "platform": {"os": "linux", "architecture": "we\x1b ird"}}

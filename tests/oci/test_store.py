@@ -1,4 +1,4 @@
-"""The store: whole layers or none, whatever happens."""
+"""The store holds whole layers or none, whatever happens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def published(root: Path) -> list[Path]:
 
 
 def assert_clean(root: Path) -> None:
-    """Nothing half-unpacked: `tmp` is empty."""
+    """Check that nothing is half-unpacked: `tmp` is empty."""
     assert not (root / "tmp").exists() or os.listdir(root / "tmp") == []
 
 
@@ -130,7 +130,7 @@ def test_empty_layers_twice(kept: Store, place: Path) -> None:
 
 
 def test_a_link_to_a_lower_layer(kept: Store, place: Path) -> None:
-    """The same layer above other layers is another directory."""
+    """The same layer above other layers is a different directory."""
     link = layer_tar([Node("l", hardlink="a")])
     other = layer_tar([Node("a", data=b"other")])
     one = kept.layers(image(place / "1", BASE, link))
@@ -187,7 +187,7 @@ def damage(path: Path, change: Any) -> None:
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
 @pytest.mark.parametrize("at", [3, 300, -1])
 def test_damaged_blob(kept: Store, place: Path, compression: str | None, at: int) -> None:
-    """The digest is what is wrong, whatever the decompressor or tar stumbled over."""
+    """The error is the wrong digest, whatever the decompressor or tar failed on."""
     data = os.urandom(200_000)
     name = image(place / "l", layer_tar([Node("f", data=data)]), compression=compression)
 
@@ -342,7 +342,7 @@ print(Store(sys.argv[1]).layers(sys.argv[2]), flush=True)
 
 
 def slowly(root: Path, name: str, seconds: float) -> subprocess.Popen[str]:
-    """A process that unpacks, and waits before it publishes; it is there when this returns."""
+    """Start a process that unpacks and waits before it publishes; it waits when this returns."""
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, root, name, str(seconds)],
         stdout=subprocess.PIPE,
@@ -399,7 +399,7 @@ def test_many_at_once(kept: Store, place: Path) -> None:
 
 
 def test_terminated(kept: Store, place: Path) -> None:
-    """SIGTERM as an exception, as the command line does it."""
+    """SIGTERM raises an exception, as on the command line."""
     name = image(place / "l", BASE)
     code = textwrap.dedent("""
         import signal, sys

@@ -74,7 +74,7 @@ def test_an_empty_bzip2_stream(unpacker: Unpacker) -> None:
 
 
 def test_xz_that_wants_much_memory(unpacker: Unpacker) -> None:
-    """A header may ask for 4 GiB before there is a byte."""
+    """A header may request 4 GiB before there is any data."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 64 << 20}]
     data = lzma.compress(TAR, filters=filters)
     assert (unpacker.blob(data, Digest.of(TAR)) / "b").exists()
@@ -99,7 +99,7 @@ def test_gzip_without_isal(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [1, 4, 8, 40])
 def test_cut_compressed_data(unpacker: Unpacker, kind: str, cut: int) -> None:
-    """The blob is what its digest says, but its writer did not finish."""
+    """The digest of the blob is right, but its writer did not finish."""
     with pytest.raises(ImageError, match=r"cut short|damaged"):
         unpacker.blob(compress(TAR, kind)[:-cut], Digest.of(TAR))
 
@@ -143,7 +143,7 @@ def test_sha512() -> None:
 @settings(database=None, deadline=None)
 @given(st.binary(max_size=3000), st.sampled_from(KINDS), st.data())
 def test_any_damage_is_an_image_error(data: bytes, kind: str, draw: st.DataObject) -> None:
-    """Whatever a decompressor raises comes out as ImageError, or the hash differs."""
+    """Whatever a decompressor raises becomes an ImageError, or the hash differs."""
     packed = bytearray(compress(data, kind))
     at = draw.draw(st.integers(4, len(packed) - 1))
     packed[at] ^= draw.draw(st.integers(1, 255))

@@ -150,7 +150,7 @@ def test_gnu_long_names(unpacker: Unpacker) -> None:
 
 
 def test_very_deep(unpacker: Unpacker) -> None:
-    """As deep as a path can be named; then the same name as a file takes it all away."""
+    """As deep as a path can name; then a file of the same name replaces it all."""
     deep = Node("a/" * 2000 + "f", data=b"x")
     assert names(unpacker.nodes(deep)) == {b"a"}
     layer = unpacker.nodes(deep, Node("a", data=b"file"))
@@ -175,7 +175,7 @@ def raw_pax(records: list[bytes], name: bytes = b"f") -> bytes:
 
 
 def test_xattrs_of_go(unpacker: Unpacker) -> None:
-    """libarchive's own form is nobody else's: it writes Go's beside it."""
+    """Only libarchive uses its own form, and it writes Go's beside it."""
     layer = unpacker.tar(
         raw_pax(
             [
@@ -192,7 +192,7 @@ def test_xattrs_of_go(unpacker: Unpacker) -> None:
 
 
 def test_records_without_a_value(unpacker: Unpacker) -> None:
-    """They delete what a global header said; what the header itself says counts then."""
+    """They cancel records of a global header; then the fields of the header itself count."""
     shared = [b"uid=5", b"gid=6", b"mtime=7", b"path=all", b"SCHILY.xattr.user.a=1"]
     empty = [record.partition(b"=")[0] + b"=" for record in shared]
     layer = unpacker.tar(
@@ -224,7 +224,7 @@ def test_records_without_a_value(unpacker: Unpacker) -> None:
 
 
 def test_a_sparse_file_whose_size_is_a_record(unpacker: Unpacker) -> None:
-    """As tar writes those that hold more than a header's field can say."""
+    """As tar writes sparse files that are too large for a header's field."""
     data = b"1\n5\n1\n".ljust(512, b"\0") + b"x"
     sparse = [b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"GNU.sparse.name=n"]
     sizes = [b"GNU.sparse.realsize=9", b"size=%d" % len(data)]
@@ -241,7 +241,7 @@ def test_a_sparse_file_whose_size_is_a_record(unpacker: Unpacker) -> None:
 
 
 def test_acls(unpacker: Unpacker) -> None:
-    """Where an ACL is left out the mode gives nobody more than it would."""
+    """If an ACL is left out, the mode grants nobody more than the ACL."""
     entries = ((1, 6, -1), (2, 6, 1001), (4, 0, -1), (16, 6, -1), (32, 4, -1))
     acl = struct.pack("<I", 2) + b"".join(
         struct.pack("<HHI", tag, bits, number & 0xFFFFFFFF) for tag, bits, number in entries
@@ -352,7 +352,7 @@ def test_whiteout_and_own_content(unpacker: Unpacker) -> None:
 
 
 def test_whiteout_and_unlisted_directory(unpacker: Unpacker) -> None:
-    """Nothing below shows, so its metadata do not count either."""
+    """Nothing below is shown, so its metadata does not count either."""
     for order in permutations([Node(".wh.a"), Node("a/x")]):
         layer = unpacker.nodes(*order)
         assert is_opaque(layer / "a")
@@ -400,7 +400,7 @@ def test_whiteout_of_a_long_name(unpacker: Unpacker) -> None:
 def test_every_dialect_of_whiteouts(
     unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch, dialect: Dialect
 ) -> None:
-    """Where char devices cannot be made; hard links find their way through each of them."""
+    """If character devices cannot be made; hard links are found despite each dialect."""
     monkeypatch.setattr(whiteout, "probe", lambda fd, namespace: dialect)
     bottom = unpacker.nodes(Node("d/a"), Node("d/b", data=b"b"), Node("d/" + "n" * 255))
     layer = unpacker.nodes(Node("d/.wh.a"), Node("d/.wh." + "n" * 255), Node("e/.wh..wh..opq"))

@@ -1,4 +1,4 @@
-"""Layers that must not be unpacked, and that must not hurt."""
+"""Layers that must not be unpacked, and layers that must do no harm."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_links_are_followed_inside_only(
     elif inside.exists():
         assert is_whiteout(inside / "kept")
     else:
-        # Of what the layers do not have nothing can be deleted.
+        # Names that the layers do not have cannot be deleted.
         assert "outside" in text
         assert names(layer) == {b"f", b"l", b"victim"}
     assert os.listdir(outside) == ["kept"]
@@ -114,7 +114,7 @@ def test_a_hard_link_through_a_symlink(unpacker: Unpacker, place: Path) -> None:
 
 
 def test_a_hard_link_to_a_symlink_that_leads_out_is_a_link(unpacker: Unpacker) -> None:
-    """Kept as text, and writing to the name afterwards replaces it."""
+    """It is kept as text; a later member of that name replaces it."""
     layer = unpacker.nodes(
         symlink("l", "/etc/hostname"), Node("x", hardlink="l"), Node("x", data=b"new")
     )
@@ -124,7 +124,7 @@ def test_a_hard_link_to_a_symlink_that_leads_out_is_a_link(unpacker: Unpacker) -
 
 
 def test_what_links_lead_to_changes(unpacker: Unpacker, place: Path) -> None:
-    """Between two members of one name: the second goes where the link leads now."""
+    """A link changes between two members of one name: the second one follows the new target."""
     (place / "outside").mkdir()
     layer = unpacker.nodes(
         Node("a/f", data=b"1"),
@@ -147,7 +147,7 @@ def test_what_links_lead_to_changes(unpacker: Unpacker, place: Path) -> None:
 
 
 def test_links_in_the_place_of_directories_that_are_open(unpacker: Unpacker, place: Path) -> None:
-    """Directories stay open for the next member: not when they have gone."""
+    """Directories stay open for the next member, unless they were replaced."""
     (place / "outside").mkdir()
     nodes = [Node("d/e/f/g")]
     for name in ("d/e/f", "d/e", "d"):
@@ -159,7 +159,7 @@ def test_links_in_the_place_of_directories_that_are_open(unpacker: Unpacker, pla
 
 
 def random_layer(chance: random.Random, outside: Path) -> list[Node]:
-    """Members that take one another's places, and links to everywhere."""
+    """A layer whose members replace one another, with links to everywhere."""
     words = ["a", "b", "c", "d", ".", ".wh.a"]
     nodes = []
     for number in range(chance.randrange(4, 30)):
@@ -276,7 +276,7 @@ def test_device_of_a_whiteout(unpacker: Unpacker) -> None:
 
 @pytest.mark.parametrize("rdev", [(4096, 0), (0, 1 << 20)])
 def test_devices_beyond_32_bits(unpacker: Unpacker, rdev: tuple[int, int]) -> None:
-    """As Go hands them to mknod(2): what Linux has no bits for is cut off."""
+    """As Go passes them to mknod(2): bits that Linux does not have are cut off."""
     layer = unpacker.nodes(Node("x", stat.S_IFBLK, rdev=rdev))
     assert see(layer / "x", unpacker.override).rdev == 0
     with pytest.raises(ImageError, match="0:0"):
@@ -302,7 +302,7 @@ def test_impossible_owners(unpacker: Unpacker, field: bytes, value: bytes) -> No
     [
         (b"-2", 0xFFFFFFFE),
         (b"4294967294", 0xFFFFFFFE),
-        # It stays root's, as nobody is that.
+        # It stays root's, since no user has that id.
         (b"-1", 0),
         (b"4294967295", 0),
         (b"4294967301", 5),
@@ -310,7 +310,7 @@ def test_impossible_owners(unpacker: Unpacker, field: bytes, value: bytes) -> No
     ],
 )
 def test_owners_beyond_32_bits(unpacker: Unpacker, value: bytes, expected: int) -> None:
-    """As Go hands them to chown(2)."""
+    """As Go passes them to chown(2)."""
     layer = unpacker.tar(raw_pax([b"uid=" + value, b"gid=" + value]))
     assert see(layer / "f", unpacker.override).owner == (expected, expected)
 
@@ -323,7 +323,7 @@ def test_numbers_that_are_none(unpacker: Unpacker, field: bytes, value: bytes) -
 
 
 def test_one_block_of_zeros_in_the_middle(unpacker: Unpacker) -> None:
-    """What comes after the end is nobody's; but two blocks make an end."""
+    """Data after the end does not count; but only two blocks of zeros are an end."""
     tar = layer_tar([Node("a"), Node("b")])
     with pytest.raises(ImageError, match="zeros in the middle"):
         unpacker.tar(tar[:512] + bytes(512) + tar[512:])
@@ -426,7 +426,7 @@ DEEP = "/".join(["d"] * 300)
     ],
 )
 def test_no_time(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch, nodes: list[Node]) -> None:
-    """What a path takes to be found counts, since a member of some bytes can ask for it again."""
+    """The cost of resolving a path is limited, since a few bytes of a member can cause it again."""
     unpacker.nodes(*nodes)
     monkeypatch.setattr(remembered, "_STEPS", 1_000_000)
     with pytest.raises(ImageError, match="too many paths of one layer"):
@@ -435,13 +435,13 @@ def test_no_time(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch, nodes: lis
 
 @pytest.mark.parametrize("seconds", [-(1 << 40), -62_135_596_800, -9_300_000_000])
 def test_time_before_times(unpacker: Unpacker, seconds: int) -> None:
-    """Go's zero time, which is no time, and what is as long ago."""
+    """Go's zero time, which means no time, and times as long ago."""
     layer = unpacker.nodes(Node("f", mtime=seconds), directory("d", mtime=seconds))
     assert [(layer / name).stat().st_mtime for name in ("f", "d")] == [0, 0]
 
 
 def test_no_memory(unpacker: Unpacker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever takes it, it is an error of the image."""
+    """Whatever takes the memory, it is an error of the image."""
 
     def exhausted(*args: object) -> None:
         raise MemoryError
