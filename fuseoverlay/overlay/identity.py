@@ -84,9 +84,9 @@ class Identity:
         return status
 
     def _nameable(self, status: Status, *, limit: bool) -> Status:
-        """The status with owners that our user namespace maps; root stands in for others. `limit`:
-        reduce the mode, so that setuid and setgid give away no rights of the stand-in, and members
-        of root's group get no more than others."""
+        """The status with owners that our user namespace maps; `MappedIds.stand_in` replaces all
+        others. `limit`: reduce the mode, so that setuid and setgid give away no rights of the
+        stand-in, and members of its group get no more than others."""
         uid, gid = self.users.show(status.uid), self.groups.show(status.gid)
         if (uid, gid) == status[:2]:
             return status
@@ -252,8 +252,8 @@ def _mode_without_acl(layer: Layer, path: bytes, st: os.stat_result, *, follow: 
 def _known(
     ids: MappedIds, shown: Callable[[int], int] = lambda number: number
 ) -> Callable[[int], int | None]:
-    """A function from stored ids to shown ones; it returns None if our user namespace does not map
-    either."""
+    """A function from stored ids to shown ones, by `shown`. It returns None if our user namespace
+    does not map the stored id or the shown one."""
 
     def known(number: int) -> int | None:
         if number not in ids:

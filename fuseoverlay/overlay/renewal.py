@@ -56,7 +56,7 @@ async def renew(ov: Overlay, directory: Directory, index: Index) -> None:
 
 
 def renew_now(ov: Overlay, directory: Directory, index: Index) -> bool:
-    """The same without suspending; False: it would take long, and nothing was done."""
+    """The same without suspending; False: it would take long, so the lowers were not read."""
     stamp, lowers = _stamp(ov, directory), directory.lowers
     if _has_changed(ov, index, stamp):
         try:
@@ -78,7 +78,7 @@ def is_gone(ov: Overlay, file: File, key: tuple[int, int]) -> bool:
     try:
         fd = ov.stack.fd(file.lower.real)
         st = os.stat(file.lower.name, dir_fd=fd, follow_symlinks=False)
-        # An inode whose type changes the kernel takes for a broken one.
+        # The kernel treats an inode whose type changes as broken.
         if stat_key(st) == key and sighting(st)[-1] == (file.lower_seen or sighting(st))[-1]:
             return False
     except OSError:
