@@ -46,7 +46,9 @@ def is_due(index: Index) -> bool:
 async def renew(ov: Overlay, directory: Directory, index: Index) -> None:
     """Bring an expired index up to date. Suspends."""
     stamp, lowers = _stamp(ov, directory), directory.lowers
-    if _has_changed(ov, index, stamp):
+    # So that requests that come meanwhile do not read the lowers, too.
+    watch(ov, index)
+    if _has_changed(index, stamp):
         try:
             fresh, used = await scan(ov.stack, None, lowers)
         except OSError:
@@ -58,7 +60,7 @@ async def renew(ov: Overlay, directory: Directory, index: Index) -> None:
 def renew_now(ov: Overlay, directory: Directory, index: Index) -> bool:
     """The same without suspending; False: it would take long, so the lowers were not read."""
     stamp, lowers = _stamp(ov, directory), directory.lowers
-    if _has_changed(ov, index, stamp):
+    if _has_changed(index, stamp):
         try:
             found = scan_soon(ov.stack, None, lowers)
         except OSError:
@@ -66,6 +68,7 @@ def renew_now(ov: Overlay, directory: Directory, index: Index) -> bool:
         if found is None:
             return False
         _take_over(ov, directory, index, lowers, stamp, *found)
+    watch(ov, index)
     return True
 
 
@@ -115,8 +118,7 @@ def _stamp(ov: Overlay, directory: Directory) -> _Stamp | None:
     return None if latest > time.time_ns() - _TICK else times
 
 
-def _has_changed(ov: Overlay, index: Index, stamp: _Stamp | None) -> bool:
-    index.expires = time.monotonic() + ov.config.timeout
+def _has_changed(index: Index, stamp: _Stamp | None) -> bool:
     return stamp is None or stamp != index.stamp
 
 

@@ -263,6 +263,24 @@ def test_a_timeout_that_ends(space: Space) -> None:
     assert (space.mnt / "d" / "new").exists()
 
 
+@pytest.mark.parametrize("ask", ["list", "look up"])
+def test_a_timeout_that_ends_in_a_large_directory(space: Space, ask: str) -> None:
+    """One that takes too long to be read while others wait."""
+    space.extra = ("timeout=0.2",)
+    (space.lower / "d").mkdir()
+    for number in range(3000):
+        (space.lower / "d" / f"n{number}").touch()
+    space.mount()
+    assert len(names(space)) == 3000
+    new = space.mnt / "d" / "new"
+    assert not new.exists()
+    (space.lower / "d" / "new").touch()
+    end = time.monotonic() + 20
+    while not (new.exists() if ask == "look up" else "new" in names(space)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("known", ["opened", "listed", "looked up"])
 @pytest.mark.parametrize("new", ["link", "file"])
 def test_another_type_with_the_same_number(space: Space, new: str, known: str) -> None:
