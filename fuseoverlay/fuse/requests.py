@@ -19,7 +19,7 @@ def look_up(ov: Overlay, parent: Directory, index: Index, name: bytes) -> Attr |
     """The entry of a name in a directory with this index; None if there is no such name."""
     if name not in index:
         return None
-    return tell(ov, *lookup.entry(ov, parent, index, name))
+    return tell(ov, *lookup.object_at(ov, parent, index, name))
 
 
 def tell(ov: Overlay, inode: Inode, real: Real) -> Attr:

@@ -355,7 +355,7 @@ def _publish_file(
     if name is not None:
         place = _publish(ov, staged, *name)
     elif entered and origin is not None:
-        place = linkindex.entry(ov, origin)
+        place = linkindex.copy_in_index(ov, origin)
         os.unlink(staged, dir_fd=workdir.fd)
     else:
         place = staging.hold(ov, staged)

@@ -13,7 +13,7 @@ from fuseoverlay.layers.index import Index, dots_seen
 from fuseoverlay.overlay import attributes
 from fuseoverlay.overlay.attributes import Attr
 from fuseoverlay.overlay.inodes import Directory
-from fuseoverlay.overlay.lookup import NotMerged, entry
+from fuseoverlay.overlay.lookup import NotMerged, object_at
 from fuseoverlay.overlay.owners import Overlay
 
 #: Takes (name, attributes, cookie); False: the reply is full.
@@ -88,7 +88,7 @@ def _emit(
 ) -> bool | None:
     """Look an entry up and emit it; None: it has just been removed."""
     try:
-        inode, real = entry(ov, directory, index, name)
+        inode, real = object_at(ov, directory, index, name)
     except FileNotFoundError:
         return None
     except OSError:

@@ -115,7 +115,7 @@ def _count_from_upper(ov: Overlay, file: File) -> None:
         xattrs.put(real.path, name, value, follow=real.follow)
 
 
-def entry(ov: Overlay, origin: bytes) -> Held:
+def copy_in_index(ov: Overlay, origin: bytes) -> Held:
     """The index entry that has just been made for this origin."""
     index_fd = ov.writable().index_fd()
     if index_fd is None:

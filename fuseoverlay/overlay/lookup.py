@@ -98,7 +98,7 @@ def child_nowait(ov: Overlay, parent: Directory, index: Index, name: bytes) -> I
     return file_of(ov, parent, index, name, found)[0]
 
 
-def entry(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Inode, Real]:
+def object_at(ov: Overlay, parent: Directory, index: Index, name: bytes) -> tuple[Inode, Real]:
     """The same, and the real object behind the inode: one stat(2) serves both."""
     found = index.find(name)
     if found is None:

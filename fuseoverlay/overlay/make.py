@@ -59,7 +59,7 @@ async def make(
     target: bytes = b"",
 ) -> tuple[Inode, Real]:
     """Make a new object of the type in `mode`; `target`: that of a symbolic link. Returns it as
-    `lookup.entry` does. Errors of `make_now`."""
+    `lookup.object_at` does. Errors of `make_now`."""
     ov.writable()
     index = await index_of(ov, parent)
     return make_now(ov, parent, index, name, mode, caller, rdev=rdev, target=target)
@@ -200,12 +200,12 @@ def _inherit(
     real = real_of(ov, parent)
     above = stored_of(ov, real)
     uid, gid = ov.identity.uids.maker(caller.uid), ov.identity.gids.maker(caller.gid)
-    born, is_dir = (uid, gid), stat.S_ISDIR(mode)
+    born = uid, gid
     if above.mode & stat.S_ISGID:
         gid = above.gid
         # The filesystem itself gives it the directory's group.
         born = uid, ov.identity.groups.own
-        mode = mode | stat.S_ISGID if is_dir else mode
+        mode = mode | stat.S_ISGID if stat.S_ISDIR(mode) else mode
     acls: list[tuple[bytes, bytes]] = []
     default, in_effect = None, ov.identity.acls
     if not stat.S_ISLNK(mode) and (in_effect or real.layer.hides_acls):
@@ -217,14 +217,24 @@ def _inherit(
         # The filesystem applies the default ACL to whatever is made in the directory.
         whole, default = default, ov.identity.copied_attribute(acl.DEFAULT, default, real.st)
         by_itself = by_itself and in_effect and whole == default
-        mode, access = acl.inherit(default, mode)
-        if access is not None and in_effect:
-            acls.append((acl.ACCESS, access))
-        elif access is not None:
-            mode = acl.limited(mode, access)
-        if is_dir:
-            acls.append((acl.DEFAULT, default))
+        mode, acls = _below_default(default, mode, in_effect=in_effect)
     return New(Status(uid, gid, mode, rdev), target, acls, born if by_itself else None)
+
+
+def _below_default(
+    default: bytes, mode: int, *, in_effect: bool
+) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """Mode and ACLs of a new object in a directory with this default ACL. `in_effect`: whether the
+    mount has ACLs."""
+    acls = []
+    mode, access = acl.inherit(default, mode)
+    if access is not None and in_effect:
+        acls.append((acl.ACCESS, access))
+    elif access is not None:
+        mode = acl.limited(mode, access)
+    if stat.S_ISDIR(mode):
+        acls.append((acl.DEFAULT, default))
+    return mode, acls
 
 
 def _name_of_copy(file: File) -> tuple[Directory, bytes]:
@@ -237,7 +247,7 @@ def _name_of_copy(file: File) -> tuple[Directory, bytes]:
 
 
 async def link(ov: Overlay, file: File, parent: Directory, name: bytes) -> tuple[File, Real]:
-    """Give a file another name. Returns it as `lookup.entry` does. EEXIST; EMLINK; EPERM if the
+    """Give a file another name. Returns it as `lookup.object_at` does. EEXIST; EMLINK; EPERM if the
     upper restricts links."""
     check_new_name(name)
     ov.writable()

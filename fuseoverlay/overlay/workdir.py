@@ -92,11 +92,7 @@ class WorkDir:
                 self._subdirectories = {name: self._open_subdirectory(name) for name in names}
                 self._probe(dialect)
             except OSError as exc:
-                raise UpperError(
-                    f"workdir cannot be written: {describe(exc)}",
-                    where=path,
-                    hint=_ADVICE.get(exc.errno or 0, "it needs to be yours to write"),
-                ) from None
+                raise _unwritable(path, exc) from None
             undo.pop_all()
 
     def _choose_namespace(self, userxattr: bool) -> None:
@@ -300,6 +296,14 @@ class WorkDir:
         finally:
             self.discard(a)
             self.discard(b)
+
+
+def _unwritable(path: bytes, exc: OSError) -> UpperError:
+    return UpperError(
+        f"workdir cannot be written: {describe(exc)}",
+        where=path,
+        hint=_ADVICE.get(exc.errno or 0, "it needs to be yours to write"),
+    )
 
 
 def keeps_order(fd: int) -> bool:
