@@ -200,11 +200,12 @@ def _inherit(
     real = real_of(ov, parent)
     above = stored_of(ov, real)
     uid, gid = ov.identity.uids.maker(caller.uid), ov.identity.gids.maker(caller.gid)
-    born = uid, gid
+    born: tuple[int, int] | None = uid, gid
     if above.mode & stat.S_ISGID:
         gid = above.gid
-        # The filesystem itself gives it the directory's group.
-        born = uid, ov.identity.groups.own
+        # The filesystem itself gives it the directory's group, which may be a stranger's: then what
+        # is shown as its group has to be set.
+        born = (uid, ov.identity.groups.own) if real.st.st_gid == gid else None
         mode = mode | stat.S_ISGID if stat.S_ISDIR(mode) else mode
     acls: list[tuple[bytes, bytes]] = []
     default, in_effect = None, ov.identity.acls

@@ -284,6 +284,35 @@ def test_directories(space: Space, length: int) -> None:
         assert inside.run(work) == []
 
 
+@pytest.mark.parametrize("uid", [0, 500])
+def test_made_in_a_directory_that_hands_down_a_strange_group(space: Space, uid: int) -> None:
+    """What is made belongs to who is shown as its owner, and has the mode that was asked for."""
+    team = space.upper / "team"
+    make(team, stat.S_IFDIR | 0o2777, (FIRST, STRANGER))
+    modes = {
+        "file": stat.S_IFREG | 0o664,
+        "setuid": stat.S_IFREG | 0o4755,
+        "fifo": stat.S_IFIFO | 0o660,
+    }
+
+    def work() -> dict[str, tuple[int, int, int]]:
+        os.umask(0)
+        for name, mode in modes.items():
+            os.mknod(space.mnt / "team" / name, mode)
+        (space.mnt / "team" / "directory").mkdir(0o770)
+        (space.mnt / "team" / "directory" / "below").mkdir()
+        (space.mnt / "team" / "link").symlink_to("nowhere")
+        os.chmod(space.mnt / "team" / "directory", 0o775)
+        return {path.name: about(path) for path in (space.mnt / "team").iterdir()}
+
+    with mounted(space, FEW) as inside:
+        seen = inside.run(work, uid=uid)
+    modes |= {"directory": stat.S_IFDIR | 0o775, "link": stat.S_IFLNK | 0o777}
+    assert seen == {name: (uid, 0, mode) for name, mode in modes.items()}
+    for name, mode in modes.items():
+        assert about(team / name) == (FIRST + uid, FIRST, mode), name
+
+
 # Nobody gains by it
 
 
