@@ -14,22 +14,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from fuseoverlay.native.opcodes import NAMES as SPELLED
+
 TRACEFS = Path("/sys/kernel/tracing")
 #: Kibibytes per CPU: some 400,000 requests.
 BUFFER_KIB = 16 << 10
 #: The environment variable that hands the open files to the process that counts.
 VARIABLE = "FUSEOVERLAY_BENCH_TRACE"
 
-NAMES = {
-    1: "LOOKUP", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD", 9: "MKDIR",
-    10: "UNLINK", 11: "RMDIR", 12: "RENAME", 13: "LINK", 14: "OPEN", 15: "READ", 16: "WRITE",
-    17: "STATFS", 18: "RELEASE", 20: "FSYNC", 21: "SETXATTR", 22: "GETXATTR", 23: "LISTXATTR",
-    24: "REMOVEXATTR", 25: "FLUSH", 26: "INIT", 27: "OPENDIR", 28: "READDIR", 29: "RELEASEDIR",
-    30: "FSYNCDIR", 31: "GETLK", 32: "SETLK", 33: "SETLKW", 34: "ACCESS", 35: "CREATE",
-    36: "INTERRUPT", 37: "BMAP", 38: "DESTROY", 39: "IOCTL", 40: "POLL", 43: "FALLOCATE",
-    44: "READDIRPLUS", 45: "RENAME2", 46: "LSEEK", 47: "COPY_FILE_RANGE", 50: "SYNCFS",
-    51: "TMPFILE", 52: "STATX",
-}  # fmt: skip
+NAMES = {number: name.upper() for number, name in SPELLED.items()}
 
 #: Requests whose answer nobody waits for.
 ASYNCHRONOUS = {"RELEASE", "RELEASEDIR", "INTERRUPT"}

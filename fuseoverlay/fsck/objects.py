@@ -51,8 +51,7 @@ class Objects:
 
     def is_opaque(self, real: RealDir) -> bool:
         """Whether an attribute marks the directory as opaque."""
-        value = whiteout.opaque_value(self.stack.fd(real), real.layer.namespaces)
-        return whiteout.is_opaque_value(value)
+        return whiteout.is_marked_opaque(self.stack.fd(real), real.layer.namespaces)
 
     def unreadable(self, real: RealDir, name: bytes, exc: OSError) -> Problem:
         """The problem that `name` in the directory cannot be read; an empty name is the directory

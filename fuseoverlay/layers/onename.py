@@ -32,8 +32,7 @@ def kind_of(dir_fd: int, name: bytes, counted: Sequence[bytes]) -> tuple[int | N
 
 def is_opaque(dir_fd: int, counted: Sequence[bytes]) -> bool:
     """Whether the directory hides those of the layers below, in any dialect."""
-    marked = whiteout.is_opaque_value(whiteout.opaque_value(dir_fd, counted))
-    return marked or is_oci_opaque(dir_fd)
+    return whiteout.is_marked_opaque(dir_fd, counted) or is_oci_opaque(dir_fd)
 
 
 def is_oci_opaque(dir_fd: int) -> bool:

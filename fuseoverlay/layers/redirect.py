@@ -50,7 +50,7 @@ def marks_of(stack: LayerStack, real: RealDir) -> Marks:
     wanted = [name + what for name in counted for what in (xattrs.OPAQUE, xattrs.REDIRECT)]
     if not xattrs.present(fd, wanted):
         return NONE
-    if whiteout.is_opaque_value(xattrs.get_overlay(fd, xattrs.OPAQUE, counted)):
+    if whiteout.is_marked_opaque(fd, counted):
         return Marks(True, None)
     redirect = xattrs.get_overlay(fd, xattrs.REDIRECT, counted)
     return Marks(False, None if redirect is None else _checked(stack, real, b"", redirect))

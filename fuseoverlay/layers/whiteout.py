@@ -126,7 +126,7 @@ def set_opaque(dir_fd: int, name: bytes, namespace: bytes) -> None:
 
 def mark_xattr_whiteouts(dir_fd: int, namespace: bytes, counted: Sequence[bytes]) -> None:
     """Mark the directory as one that holds xattr whiteouts. An opaque one stays opaque."""
-    if is_opaque_value(opaque_value(dir_fd, counted)):
+    if is_marked_opaque(dir_fd, counted):
         return
     xattrs.put(dir_fd, namespace + xattrs.OPAQUE, OPAQUE_XATTR_WHITEOUTS)
 
@@ -143,6 +143,11 @@ def opaque_value(path: bytes | int, counted: Sequence[bytes]) -> bytes | None:
 def is_opaque_value(value: bytes | None) -> bool:
     """Whether `overlay.opaque` with this value hides the layers below."""
     return value == OPAQUE_YES
+
+
+def is_marked_opaque(path: bytes | int, counted: Sequence[bytes]) -> bool:
+    """Whether the directory is opaque by its attribute; arguments as for `opaque_value`."""
+    return is_opaque_value(opaque_value(path, counted))
 
 
 def probe(dir_fd: int, namespace: bytes) -> Dialect | None:

@@ -18,7 +18,7 @@ from fuseoverlay.layers.objects import sighting, stat_key
 from fuseoverlay.overlay import hardlinks, renewal
 from fuseoverlay.overlay.inodes import Directory, File, Held
 from fuseoverlay.overlay.owners import Overlay
-from fuseoverlay.overlay.realobject import Real, pinned_at, real_by, real_of
+from fuseoverlay.overlay.realobject import Real, pinned_at, real_at, real_by, real_of
 from fuseoverlay.system.syscalls import at
 
 
@@ -32,10 +32,7 @@ def file_of(
         raise no_entry(name)
     place = Place(directory, name)
     if found.in_upper:
-        fd = ov.stack.fd(directory)
-        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        real = Real(directory.layer, at(fd, name), False, st)
-        return _file_at(ov, parent, index, place, found, real, None)
+        return _file_at(ov, parent, index, place, found, real_at(ov, place), None)
     with pinned_at(ov, place, None) as lower:
         real = real_by(lower)
         if directory.layer.override is not None:

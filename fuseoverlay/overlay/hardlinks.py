@@ -44,7 +44,8 @@ def origin_to_store(ov: Overlay, lower: Lower) -> bytes | None:
     """The same for a copy that is about to be made. None also if the names of the file are kept
     apart: the copy then is another file than the one the other names show. As in the kernel's
     ovl_do_copy_up()."""
-    return origin_of(lower) if stay_together(ov, lower) else None
+    apart = may_be_indexed(lower.st) and not ov.config.index
+    return None if apart else origin_of(lower)
 
 
 def may_be_origin(lower: Lower, origin: bytes) -> bool:

@@ -67,19 +67,20 @@ def real_of(ov: Overlay, inode: Inode) -> Real:
     if inode.upper is None:
         seen = inode.lower_seen
         return places.found(ov.stack, inode, lambda place: _real_below(ov, place, seen))
-    found = _real_at(ov, inode.upper)
+    found = real_at(ov, inode.upper)
     inode.check_upper(found.st)
     return found
 
 
-def _real_at(ov: Overlay, place: Place) -> Real:
+def real_at(ov: Overlay, place: Place) -> Real:
+    """What is at the place, unchecked. Errors of stat(2)."""
     fd = ov.stack.fd(place.real)
     st = os.stat(place.name, dir_fd=fd, follow_symlinks=False)
     return Real(place.real.layer, at(fd, place.name), False, st)
 
 
 def _real_below(ov: Overlay, place: Place, seen: Sighting | None) -> Real:
-    real = _real_at(ov, place)
+    real = real_at(ov, place)
     check_sighting(real.st, seen, lasting=ov.config.private)
     return real
 
