@@ -256,10 +256,9 @@ def test_a_handle_of_what_is_gone(space: Space, kind: str) -> None:
     else:
         path.write_text("old")
     with contextlib.ExitStack() as undo:
-        root, known = os.open(mnt, os.O_RDONLY), os.open(path, os.O_PATH)
+        root = os.open(mnt, os.O_RDONLY)
         undo.callback(os.close, root)
-        number, handle = os.fstat(known).st_ino, file_handle(known, b"")
-        os.close(known)
+        number, handle = path.stat().st_ino, file_handle(root, os.fsencode(path.name))
         if kind == "replaced":
             (mnt / "other").write_text("other")
             os.rename(mnt / "other", path)
@@ -271,9 +270,7 @@ def test_a_handle_of_what_is_gone(space: Space, kind: str) -> None:
         again = _number_again(mnt, number)
         with fails(errno.ESTALE):
             os.close(open_by_handle(root, *handle))
-        known = os.open(again, os.O_PATH)
-        handle = file_handle(known, b"")
-        os.close(known)
+        handle = file_handle(root, os.fsencode(again.name))
         found = open_by_handle(root, *handle)
         undo.callback(os.close, found)
         assert Path(f"/proc/self/fd/{found}").read_text() == "new"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -82,14 +83,19 @@ def test_truncation_copies_what_is_left(space: Space) -> None:
         assert (mnt / "f").read_bytes() == (space.upper / "f").read_bytes() == DATA[:7]
 
 
+def _make_metacopy(path: Path, where: bytes) -> None:
+    """A metacopy file whose `DATA` is at the path `where`."""
+    with open(path, "wb") as stream:
+        stream.truncate(len(DATA))
+    set_overlay_xattr(path, "metacopy", b"")
+    set_overlay_xattr(path, "redirect", where)
+
+
 def test_refused_unless_asked_for(space: Space) -> None:
     """Otherwise somebody who can write to a layer could expose what others may not read."""
     bottom = space.add_lower()
     (bottom / "secret").write_bytes(DATA)
-    with open(space.lower / "bait", "wb") as stream:
-        stream.truncate(len(DATA))
-    set_overlay_xattr(space.lower / "bait", "metacopy", b"")
-    set_overlay_xattr(space.lower / "bait", "redirect", b"/secret")
+    _make_metacopy(space.lower / "bait", b"/secret")
     mnt = space.mount()
     with fails(errno.EPERM):
         os.stat(mnt / "bait")
@@ -122,10 +128,7 @@ def test_data_behind_a_whiteout(space: Space, hide: str) -> None:
     middle, bottom = space.add_lower(), space.add_lower()
     (bottom / "x").write_bytes(DATA)
     WHITEOUTS[hide](middle / "x")
-    with open(space.lower / "f", "wb") as stream:
-        stream.truncate(len(DATA))
-    set_overlay_xattr(space.lower / "f", "metacopy", b"")
-    set_overlay_xattr(space.lower / "f", "redirect", b"/x")
+    _make_metacopy(space.lower / "f", b"/x")
     mnt = space.mount()
     with fails(errno.EIO):
         (mnt / "f").read_bytes()
@@ -138,10 +141,7 @@ def test_data_only_lower(space: Space) -> None:
     data = space.base / "data"
     (data / "x").mkdir(parents=True)
     (data / "x" / "blob").write_bytes(DATA)
-    with open(space.lower / "f", "wb") as stream:
-        stream.truncate(len(DATA))
-    set_overlay_xattr(space.lower / "f", "metacopy", b"")
-    set_overlay_xattr(space.lower / "f", "redirect", b"/x/blob")
+    _make_metacopy(space.lower / "f", b"/x/blob")
     space.features = ("metacopy=on",)
     space.extra = (f"datadir+={data}",)
     space.kernel_reads = False
