@@ -13,7 +13,9 @@ from fuseoverlay.errors import UsageError
 from fuseoverlay.layers import trust, xattrs
 from fuseoverlay.oci import names
 from fuseoverlay.overlay.config import MountConfig
-from fuseoverlay.store.store import ProgressCallback, Store, default_root
+from fuseoverlay.store import layers as stored
+from fuseoverlay.store.layers import ProgressCallback
+from fuseoverlay.store.root import Store, default_root
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 
@@ -45,7 +47,9 @@ def prepared(
         with claim or contextlib.nullcontext():
             config = changes.of(config) if changes else config
             check(config)
-            with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
+            with stored.opened(
+                store, image, platform=platform, progress=progress, warn=warn
+            ) as found:
                 if changes is not None and keep_in is not None:
                     changes.belong_to(Owner(image, found.diff_ids))
                 layers = found.layers()
@@ -69,7 +73,7 @@ def to_check(
     Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
     """
     store = Store(default_root())
-    with store.opened(image, platform=platform, progress=progress, warn=warn) as found:
+    with stored.opened(store, image, platform=platform, progress=progress, warn=warn) as found:
         changes = Changes(keep_in)
         changes.check(Owner(image, found.diff_ids))
         layers = found.layers()

@@ -19,7 +19,7 @@ _READ = {
     "test_streams",
 }
 #: The last ones mount to see what was unpacked.
-_UNPACK = {"test_store", "test_unpack", "test_unpack_bad", "test_references", "test_real_image"}
+_UNPACK = {"test_unpack", "test_unpack_bad", "test_references", "test_real_image"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
-from fuseoverlay.store.store import Store
+from fuseoverlay.store.layers import unpacked
+from fuseoverlay.store.root import Store
 from tests.helpers import tree
 from tests.oci.conftest import WAYS
 
@@ -77,7 +78,7 @@ def bundle(place: Path) -> Iterator[Path]:
 
 @pytest.mark.skipif("real" not in WAYS, reason="real owners need root")
 def test_kernel_overlay_of_stored_layers(place: Path, bundle: Path) -> None:
-    layers = Store(place / "store").layers(f"{place / 'l'}:x")
+    layers = unpacked(Store(place / "store"), f"{place / 'l'}:x")
     merged = place / "merged"
     merged.mkdir()
     option = "lowerdir=" + ":".join(map(os.fspath, layers))

@@ -1,38 +1,31 @@
-"""The store of unpacked layers, shared by all images of one user.
+"""Unpacked layers, each of them once, shared by all images of one user.
 
     ROOT/layers/sha256/DIFF_ID            unpacked with real owners, modes and devices
     ROOT/layers/chain/CHAIN_ID            the same, with data of the layers below in it
     ROOT/layers-override/...              the same two, owners and modes only recorded
-    ROOT/tmp/NAME/                        one layer being unpacked, locked by its maker
 
 A layer exists completely or not at all: it is made in `tmp`, verified, written to disk and
-published by one rename. What a killed process left in `tmp` is removed at the next use.
+published by one rename.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import io
-import os
 import pathlib
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from fuseoverlay.errors import StoreError
-from fuseoverlay.oci import metadata, names
+from fuseoverlay.oci import names
 from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image
 from fuseoverlay.oci.job import Job, store_error
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.streams import ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
-from fuseoverlay.system import syscalls
-from fuseoverlay.system.removal import remove_tree
-from fuseoverlay.system.syscalls import DIR_FLAGS
+from fuseoverlay.store.root import Store
 
 #: An empty tar archive: what an image without layers shows.
 _EMPTY_TAR: Final = bytes(1024)
@@ -55,151 +48,46 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
-def default_root() -> pathlib.Path:
-    """`$XDG_DATA_HOME/fuseoverlay`, else `~/.local/share/fuseoverlay`."""
-    data = os.environ.get("XDG_DATA_HOME", "")
-    # The specification says to ignore a relative path.
-    base = pathlib.Path(data) if data.startswith("/") else pathlib.Path.home() / ".local/share"
-    return base / "fuseoverlay"
-
-
 def _ignore(_line: str) -> None:
     """Drop a warning."""
 
 
-class Store:
-    """A directory of unpacked layers, created when first needed."""
+def unpacked(
+    store: Store,
+    image: str,
+    *,
+    platform: str | None = None,
+    progress: ProgressCallback | None = None,
+    warn: Callable[[str], None] = _ignore,
+) -> list[pathlib.Path]:
+    """The layer directories of the image at the path `IMAGE[:REF]`; see `StoredImage.layers`."""
+    with opened(store, image, platform=platform, progress=progress, warn=warn) as found:
+        return found.layers()
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = pathlib.Path(root)
-        self._tmp = self.root / "tmp"
 
-    def layers(
-        self,
-        image: str,
-        *,
-        platform: str | None = None,
-        progress: ProgressCallback | None = None,
-        warn: Callable[[str], None] = _ignore,
-    ) -> list[pathlib.Path]:
-        """The layer directories of `IMAGE[:REF]`; see `StoredImage.layers`."""
-        with self.opened(image, platform=platform, progress=progress, warn=warn) as found:
-            return found.layers()
+@contextlib.contextmanager
+def opened(
+    store: Store,
+    image: str,
+    *,
+    platform: str | None = None,
+    progress: ProgressCallback | None = None,
+    warn: Callable[[str], None] = _ignore,
+) -> Iterator[StoredImage]:
+    """The image at the path `IMAGE[:REF]`. No layer has been read yet, only what describes the
+    image.
 
-    @contextlib.contextmanager
-    def opened(
-        self,
-        image: str,
-        *,
-        platform: str | None = None,
-        progress: ProgressCallback | None = None,
-        warn: Callable[[str], None] = _ignore,
-    ) -> Iterator[StoredImage]:
-        """The image `IMAGE[:REF]`. No layer has been read yet, only what describes the image.
-
-        Raises ImageError, DigestError, StoreError.
-        """
-        path, ref = names.find(image)
-        wanted = Platform.parse(platform) if platform else None
-        self.prepare()
-        with malformed(path), open_image(path, scratch=str(self._tmp)) as source:
-            chosen = source.resolve(ref, wanted)
-            if wanted is None and chosen.platform is not None:
-                _check_platform(image, chosen.platform, warn)
-            yield StoredImage(self, source, chosen, progress, warn)
-
-    def prepare(self) -> None:
-        """Create the store if there is none. Raises StoreError."""
-        try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._tmp.mkdir(mode=0o700, exist_ok=True)
-            self._sweep()
-        except OSError as exc:
-            raise store_error(exc, "the layer store cannot be used", self.root) from exc
-
-    def _sweep(self) -> None:
-        """Remove what ended processes have left; a living one holds a lock."""
-        for name in os.listdir(self._tmp):
-            # Another process may be sweeping, too.
-            with contextlib.suppress(OSError):
-                fd = os.open(self._tmp / name, DIR_FLAGS)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    self._remove(name)
-                finally:
-                    os.close(fd)
-
-    def _remove(self, name: str) -> None:
-        tmp_fd = os.open(self._tmp, DIR_FLAGS)
-        try:
-            remove_tree(tmp_fd, os.fsencode(name))
-        finally:
-            os.close(tmp_fd)
-
-    @contextlib.contextmanager
-    def workspace(self) -> Iterator[pathlib.Path]:
-        """A new locked directory in `tmp`, removed with all its content at the end."""
-        path, fd = self._new_workspace()
-        try:
-            yield path
-        finally:
-            try:
-                self._remove(path.name)
-            finally:
-                os.close(fd)
-
-    def _new_workspace(self) -> tuple[pathlib.Path, int]:
-        while True:
-            path = self._tmp / secrets.token_hex(8)
-            path.mkdir(mode=0o700)
-            # Until it is locked, another process may sweep it away as left over.
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(path, DIR_FLAGS)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX)
-                    os.stat(path)
-                except BaseException:
-                    os.close(fd)
-                    raise
-                return path, fd
-
-    def publish(self, made: pathlib.Path, target: pathlib.Path) -> None:
-        """Move a finished directory to its place; leave it if another process was faster."""
-        fd = os.open(made, DIR_FLAGS)
-        try:
-            syscalls.syncfs(fd)
-        finally:
-            os.close(fd)
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        source, goal = os.fsencode(made), os.fsencode(target)
-        try:
-            syscalls.renameat2(
-                syscalls.AT_FDCWD, source, syscalls.AT_FDCWD, goal, syscalls.RENAME_NOREPLACE
-            )
-        except OSError as exc:
-            if exc.errno == errno.EEXIST:
-                return
-            if exc.errno != errno.EINVAL:
-                raise
-            # A filesystem without RENAME_NOREPLACE. A plain rename does not replace a directory
-            # with content.
-            try:
-                os.rename(source, goal)
-            except OSError as plain:
-                if plain.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-
-    def override(self) -> bool:
-        """Whether owners and modes are only recorded here, in an attribute. Raises StoreError."""
-        try:
-            with self.workspace() as path:
-                fd = os.open(path, DIR_FLAGS)
-                try:
-                    return not metadata.can_own(fd)
-                finally:
-                    os.close(fd)
-        except OSError as exc:
-            raise store_error(exc, "cannot store a layer", self.root) from exc
+    Raises ImageError, DigestError, StoreError.
+    """
+    path, ref = names.find(image)
+    wanted = Platform.parse(platform) if platform else None
+    store.prepare()
+    scratch = str(store.tmp) if store.is_writable() else None
+    with malformed(path), open_image(path, scratch=scratch) as source:
+        chosen = source.resolve(ref, wanted)
+        if wanted is None and chosen.platform is not None:
+            _check_platform(image, chosen.platform, warn)
+        yield StoredImage(store, source, chosen, progress, warn)
 
 
 def _check_platform(image: str, platform: Platform, warn: Callable[[str], None]) -> None:

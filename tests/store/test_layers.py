@@ -20,8 +20,9 @@ import pytest
 from fuseoverlay.errors import DigestError, FuseOverlayError, ImageError, StoreError
 from fuseoverlay.oci import metadata, unpack
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
-from fuseoverlay.store import store
-from fuseoverlay.store.store import Progress, Store, default_root
+from fuseoverlay.store import root as rooted
+from fuseoverlay.store.layers import Progress, unpacked
+from fuseoverlay.store.root import Store, default_root
 from tests.oci.conftest import WAYS
 from tests.oci.helpers import implied, is_whiteout, names, see
 
@@ -58,7 +59,7 @@ TOP = layer_tar([Node(".wh.a"), Node("d/c")])
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
 def test_layers(kept: Store, place: Path, compression: str | None) -> None:
     name = image(place / "l", BASE, TOP, compression=compression)
-    top, base = kept.layers(f"{name}:x")
+    top, base = unpacked(kept, f"{name}:x")
     assert (base / "a").read_bytes() == b"a"
     assert is_whiteout(top / "a")
     assert see(base / "d/b", OVERRIDE).uid == 5
@@ -68,36 +69,36 @@ def test_layers(kept: Store, place: Path, compression: str | None) -> None:
 
 def test_layers_are_unpacked_once(kept: Store, place: Path) -> None:
     name = image(place / "l", BASE, TOP)
-    first = kept.layers(name)
+    first = unpacked(kept, name)
     inodes = [path.stat().st_ino for path in first]
     for blob in (place / "l/blobs/sha256").iterdir():
         if blob.read_bytes() in (BASE, TOP):
             blob.write_bytes(bytes(len(blob.read_bytes())))
     reports: list[Progress] = []
-    assert kept.layers(name, progress=reports.append) == first
+    assert unpacked(kept, name, progress=reports.append) == first
     assert [path.stat().st_ino for path in first] == inodes
     assert not reports
 
 
 def test_images_share_layers(kept: Store, place: Path) -> None:
-    one = kept.layers(image(place / "1", BASE, TOP))
-    two = kept.layers(image(place / "2", BASE, compression="zstd"))
+    one = unpacked(kept, image(place / "1", BASE, TOP))
+    two = unpacked(kept, image(place / "2", BASE, compression="zstd"))
     assert one[1] == two[0]
     assert len(published(kept.root)) == 2
 
 
 def test_both_ways_in_one_store(kept: Store, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = image(place / "l", BASE)
-    first = kept.layers(name)
+    first = unpacked(kept, name)
     monkeypatch.setattr(metadata, "can_own", lambda fd: False)
-    second = kept.layers(name)
+    second = unpacked(kept, name)
     assert see(second[0] / "d/b", True).uid == 5
     assert (first == second) == OVERRIDE
 
 
 def test_progress(kept: Store, place: Path) -> None:
     reports: list[Progress] = []
-    kept.layers(image(place / "l", BASE, TOP), progress=reports.append)
+    unpacked(kept, image(place / "l", BASE, TOP), progress=reports.append)
     assert reports[0] == Progress(1, 2, 0, len(BASE) + len(TOP))
     assert reports[-1] == Progress(2, 2, len(BASE) + len(TOP), len(BASE) + len(TOP))
     assert [report.done for report in reports] == sorted(report.done for report in reports)
@@ -106,44 +107,44 @@ def test_progress(kept: Store, place: Path) -> None:
 def test_warnings(kept: Store, place: Path) -> None:
     lines: list[str] = []
     tar = layer_tar([Node("f", xattrs={"user.overlay.x": b"1"}), Node("g")])
-    kept.layers(image(place / "l", tar), warn=lines.append)
+    unpacked(kept, image(place / "l", tar), warn=lines.append)
     assert len(lines) == 1
     assert "user.overlay.x" in lines[0]
 
 
 def test_no_layers(kept: Store, place: Path) -> None:
-    (layer,) = kept.layers(image(place / "l"))
+    (layer,) = unpacked(kept, image(place / "l"))
     assert names(layer) == set()
-    assert kept.layers(image(place / "l")) == [layer]
+    assert unpacked(kept, image(place / "l")) == [layer]
 
 
 def test_the_same_layer_twice(kept: Store, place: Path) -> None:
     again = layer_tar([Node("a", data=b"again")])
-    layers = kept.layers(image(place / "l", BASE, again, BASE))
+    layers = unpacked(kept, image(place / "l", BASE, again, BASE))
     assert len(layers) == 2
     assert (layers[0] / "d/b").exists()
     assert (layers[1] / "a").read_bytes() == b"again"
 
 
 def test_empty_layers_twice(kept: Store, place: Path) -> None:
-    assert len(kept.layers(image(place / "l", bytes(1024), BASE, bytes(1024)))) == 2
+    assert len(unpacked(kept, image(place / "l", bytes(1024), BASE, bytes(1024)))) == 2
 
 
 def test_a_link_to_a_lower_layer(kept: Store, place: Path) -> None:
     """The same layer above other layers is a different directory."""
     link = layer_tar([Node("l", hardlink="a")])
     other = layer_tar([Node("a", data=b"other")])
-    one = kept.layers(image(place / "1", BASE, link))
-    two = kept.layers(image(place / "2", other, link))
+    one = unpacked(kept, image(place / "1", BASE, link))
+    two = unpacked(kept, image(place / "2", other, link))
     assert (one[0] / "l").read_bytes() == b"a"
     assert (two[0] / "l").read_bytes() == b"other"
-    assert kept.layers(str(place / "1")) == one
+    assert unpacked(kept, str(place / "1")) == one
     assert len(published(kept.root)) == 4
 
 
 def test_a_link_to_nothing_leaves_what_is_below(kept: Store, place: Path) -> None:
     with pytest.raises(ImageError, match=r"l.*hard link to nowhere"):
-        kept.layers(image(place / "l", BASE, layer_tar([Node("l", hardlink="nowhere")])))
+        unpacked(kept, image(place / "l", BASE, layer_tar([Node("l", hardlink="nowhere")])))
     assert len(published(kept.root)) == 1
     assert_clean(kept.root)
 
@@ -168,13 +169,13 @@ EVIL = {
 def test_evil_layers(kept: Store, place: Path, evil: str, compression: str | None) -> None:
     name = image(place / "l", BASE, EVIL[evil], compression=compression)
     with pytest.raises(ImageError) as caught:
-        kept.layers(name)
+        unpacked(kept, name)
     assert "\n" not in str(caught.value)
     assert len(published(kept.root)) == 1
     assert_clean(kept.root)
     # The same below a good layer: nothing above it is there either.
     with pytest.raises(ImageError):
-        kept.layers(image(place / "m", EVIL[evil], TOP, compression=compression))
+        unpacked(kept, image(place / "m", EVIL[evil], TOP, compression=compression))
     assert len(published(kept.root)) == 1
 
 
@@ -198,7 +199,7 @@ def test_damaged_blob(kept: Store, place: Path, compression: str | None, at: int
 
     damage(place / "l", flip)
     with pytest.raises(DigestError):
-        kept.layers(name)
+        unpacked(kept, name)
     assert not published(kept.root)
     assert_clean(kept.root)
 
@@ -209,7 +210,7 @@ def test_cut_blob(kept: Store, place: Path, compression: str | None) -> None:
     name = image(place / "l", layer_tar([Node("f", data=data)]), compression=compression)
     damage(place / "l", lambda blob: blob[:-5000])
     with pytest.raises(ImageError, match="cut short, 5000 bytes are missing"):
-        kept.layers(name)
+        unpacked(kept, name)
     assert not published(kept.root)
     assert_clean(kept.root)
 
@@ -220,16 +221,16 @@ def test_wrong_diff_id(kept: Store, place: Path) -> None:
     swapped = type(layer)(layer.descriptor, other.diff_id)
     writer.add_image([swapped])
     with pytest.raises(DigestError, match="image config says"):
-        kept.layers(str(place / "l"))
+        unpacked(kept, str(place / "l"))
     assert not published(kept.root)
     assert_clean(kept.root)
 
 
 def test_missing_image_and_bad_platform(kept: Store, place: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
-        kept.layers(str(place / "missing"))
+        unpacked(kept, str(place / "missing"))
     with pytest.raises(ImageError, match="not a platform"):
-        kept.layers(image(place / "l", BASE), platform="a/b/c/d")
+        unpacked(kept, image(place / "l", BASE), platform="a/b/c/d")
 
 
 # trouble while unpacking
@@ -249,7 +250,7 @@ def test_interruptions(
     monkeypatch.setattr(unpack._Layer, "finish", stop)
     expected = {OSError: StoreError, MemoryError: ImageError}.get(type(trouble), type(trouble))
     with pytest.raises(expected):
-        kept.layers(name)
+        unpacked(kept, name)
     assert not published(kept.root)
     assert_clean(kept.root)
 
@@ -261,9 +262,9 @@ def test_store_errors_say_where(
     def fail(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store.syscalls, "syncfs", fail)
+    monkeypatch.setattr(rooted.syscalls, "syncfs", fail)
     with pytest.raises(StoreError) as caught:
-        kept.layers(image(place / "l", BASE))
+        unpacked(kept, image(place / "l", BASE))
     assert os.strerror(number) in str(caught.value)
     assert str(kept.root) in str(caught.value)
     assert not published(kept.root)
@@ -287,10 +288,10 @@ def small(place: Path) -> Iterator[Path]:
 def test_full_disk(small: Path, place: Path) -> None:
     kept = Store(small / "store")
     big = layer_tar([Node("d/ok", data=b"x"), Node("big", data=os.urandom(8 << 20))])
-    kept.layers(image(place / "l", BASE))
+    unpacked(kept, image(place / "l", BASE))
     before = published(kept.root)
     with pytest.raises(StoreError, match=r"cannot unpack big: No space left.*make room"):
-        kept.layers(image(place / "m", BASE, big))
+        unpacked(kept, image(place / "m", BASE, big))
     assert published(kept.root) == before
     assert_clean(kept.root)
     assert shutil.disk_usage(small).free > 3 << 20
@@ -302,7 +303,7 @@ def test_no_inodes_left(place: Path, small: Path) -> None:
     kept = Store(small / "store")
     many = layer_tar([Node(f"d{number}/f") for number in range(100)])
     with pytest.raises(StoreError, match="No space left"):
-        kept.layers(image(place / "l", many))
+        unpacked(kept, image(place / "l", many))
     assert_clean(kept.root)
 
 
@@ -310,17 +311,17 @@ def test_unusable_store(place: Path) -> None:
     name = image(place / "l", BASE)
     (place / "file").write_text("")
     with pytest.raises(StoreError, match="Not a directory"):
-        Store(place / "file/store").layers(name)
+        unpacked(Store(place / "file/store"), name)
     if os.geteuid() == 0:
         return
     (place / "closed").mkdir(mode=0o500)
     with pytest.raises(StoreError, match=r"Permission denied.*XDG_DATA_HOME"):
-        Store(place / "closed/store").layers(name)
+        unpacked(Store(place / "closed/store"), name)
     unreadable = Store(place / "again")
-    unreadable.layers(name)
+    unpacked(unreadable, name)
     unreadable.root.chmod(0)
     with pytest.raises(StoreError, match="Permission denied"):
-        unreadable.layers(name)
+        unpacked(unreadable, name)
     unreadable.root.chmod(0o700)
 
 
@@ -330,14 +331,15 @@ def test_unusable_store(place: Path) -> None:
 SLOW = """
 import sys, time
 from fuseoverlay.oci import unpack
-from fuseoverlay.store.store import Store
+from fuseoverlay.store.layers import unpacked
+from fuseoverlay.store.root import Store
 finish = unpack._Layer.finish
 def slow(self):
     finish(self)
     print("here", flush=True)
     time.sleep(float(sys.argv[3]))
 unpack._Layer.finish = slow
-print(Store(sys.argv[1]).layers(sys.argv[2]), flush=True)
+print(unpacked(Store(sys.argv[1]), sys.argv[2]), flush=True)
 """
 
 
@@ -362,14 +364,14 @@ def test_junk_of_the_dead_goes(kept: Store, place: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert len(os.listdir(kept.root / "tmp")) == 1
-    kept.layers(name)
+    unpacked(kept, name)
     assert_clean(kept.root)
 
 
 def test_the_living_keep_theirs_and_both_succeed(kept: Store, place: Path) -> None:
     name = image(place / "l", BASE)
     process = slowly(kept.root, name, 1)
-    ours = kept.layers(name)
+    ours = unpacked(kept, name)
     inode = ours[0].stat().st_ino
     assert len(os.listdir(kept.root / "tmp")) == 1
     output, _ = process.communicate()
@@ -385,7 +387,7 @@ def test_many_at_once(kept: Store, place: Path) -> None:
 
     def run() -> None:
         try:
-            results.append(tuple(kept.layers(name)))
+            results.append(tuple(unpacked(kept, name)))
         except FuseOverlayError as exc:
             results.append(exc)
 
@@ -425,9 +427,9 @@ def test_without_noreplace(kept: Store, place: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise OSError(errno.EINVAL, "no")
 
-    monkeypatch.setattr(store.syscalls, "renameat2", refuse)
+    monkeypatch.setattr(rooted.syscalls, "renameat2", refuse)
     name = image(place / "l", BASE)
-    layers = kept.layers(name)
+    layers = unpacked(kept, name)
     with kept.workspace() as work:
         (work / "other").mkdir()
         kept.publish(work / "other", layers[0])
@@ -436,11 +438,14 @@ def test_without_noreplace(kept: Store, place: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_store_is_private(kept: Store, place: Path) -> None:
     """Set-user-id files of an image are not for other users of the machine."""
-    kept.layers(image(place / "l", BASE))
+    unpacked(kept, image(place / "l", BASE))
     assert kept.root.stat().st_mode & 0o777 == 0o700
 
 
 def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEOVERLAY_ROOT", "/images")
+    assert default_root() == Path("/images")
+    monkeypatch.setenv("FUSEOVERLAY_ROOT", "")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert default_root() == Path("/data/fuseoverlay")
     for value in ("", "relative"):
@@ -450,7 +455,7 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_implied_root_of_an_image(kept: Store, place: Path) -> None:
-    top, base = kept.layers(image(place / "l", BASE, TOP))
+    top, base = unpacked(kept, image(place / "l", BASE, TOP))
     assert implied(top)
     assert implied(base / "d")
 
@@ -460,5 +465,5 @@ def test_speed_of_many_files(kept: Store, place: Path) -> None:
     tar = layer_tar([Node(f"d{n % 100}/f{n}", data=b"x" * 500, uid=n) for n in range(10_000)])
     name = image(place / "l", tar, compression="gzip")
     start = time.monotonic()
-    kept.layers(name)
+    unpacked(kept, name)
     assert time.monotonic() - start < 60

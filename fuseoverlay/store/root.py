@@ -1,0 +1,230 @@
+"""The directory that holds the store, and what all who use it share.
+
+    ROOT/version                    a number, which tells older programs that they do not know this
+    ROOT/lock                       held while names or what is protected change: `Store.locked`
+    ROOT/oci-layout, index.json, blobs/ALG/HEX
+                                    an OCI image layout, which other tools read and write, too
+    ROOT/partial/ALG-HEX            blobs that are not complete yet
+    ROOT/layers*/                   unpacked layers, see `fuseoverlay.store.layers`
+    ROOT/tmp/NAME/                  something being made, locked by its maker
+
+What a killed process left in `tmp` is removed at the next use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+from typing import Final
+
+from fuseoverlay.errors import StoreError, os_error
+from fuseoverlay.layers import trust
+from fuseoverlay.oci import metadata, model
+from fuseoverlay.oci.job import store_error
+from fuseoverlay.system import syscalls
+from fuseoverlay.system.removal import remove_tree
+from fuseoverlay.system.syscalls import DIR_FLAGS
+
+#: The arrangement described above. Version 0, which has no file, holds unpacked layers alone.
+VERSION: Final = 1
+#: What the image-spec wants in every layout, image-layout.md; an index that lists nothing.
+_LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+_INDEX: Final = json.dumps(
+    {"schemaVersion": 2, "mediaType": model.OCI_INDEX, "manifests": []}
+).encode()
+_DIRECTORIES: Final = ("tmp", "partial", "blobs", "blobs/sha256")
+_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def default_root() -> pathlib.Path:
+    """`$FUSEOVERLAY_ROOT`, else `$XDG_DATA_HOME/fuseoverlay`, else `~/.local/share/fuseoverlay`."""
+    root = os.environ.get("FUSEOVERLAY_ROOT")
+    if root:
+        return pathlib.Path(root).absolute()
+    data = os.environ.get("XDG_DATA_HOME", "")
+    # The specification says to ignore a relative path.
+    base = pathlib.Path(data) if data.startswith("/") else pathlib.Path.home() / ".local/share"
+    return base / "fuseoverlay"
+
+
+class Store:
+    """The directory `root` of a store, created when first needed."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = pathlib.Path(root)
+        self.tmp = self.root / "tmp"
+
+    def prepare(self) -> None:
+        """Create the store if there is none, and complete one of an earlier version.
+
+        A store that cannot be written is left as it is if it holds anything. StoreError if it is
+        from a newer version, or cannot be used.
+        """
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_version()
+            if self.is_writable():
+                self._complete()
+                self._sweep()
+            elif not os.listdir(self.root):
+                read_only = os.statvfs(self.root).f_flag & os.ST_RDONLY
+                raise os_error(errno.EROFS if read_only else errno.EACCES)
+        except OSError as exc:
+            raise store_error(exc, "the store cannot be used", self.root) from exc
+
+    def is_writable(self) -> bool:
+        """Whether anything can be made in the store. If not, it still serves what it holds."""
+        return os.access(self.root, os.W_OK | os.X_OK, effective_ids=True)
+
+    def _check_version(self) -> None:
+        try:
+            text = (self.root / "version").read_bytes()[:40]
+        except FileNotFoundError:
+            return
+        if not text.strip().isdigit() or int(text) > VERSION:
+            raise StoreError(
+                f"the store is of version {os.fsdecode(text.strip())}, this program knows"
+                f" {VERSION}",
+                where=self.root,
+                hint="use a newer fuseoverlay, or another directory",
+            )
+
+    def _complete(self) -> None:
+        for name in _DIRECTORIES:
+            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        # The version comes last: it says that the rest is there.
+        files = {"oci-layout": _LAYOUT, "index.json": _INDEX, "version": b"%d\n" % VERSION}
+        if (self.root / "version").exists():
+            return
+        with self.locked():
+            for name, data in files.items():
+                if not (self.root / name).exists():
+                    self.write(name, data)
+
+    def _sweep(self) -> None:
+        """Remove what ended processes have left; a living one holds a lock."""
+        for name in os.listdir(self.tmp):
+            # Another process may be sweeping, too.
+            with contextlib.suppress(OSError):
+                fd = os.open(self.tmp / name, DIR_FLAGS)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._remove(name)
+                finally:
+                    os.close(fd)
+
+    def _remove(self, name: str) -> None:
+        tmp_fd = os.open(self.tmp, DIR_FLAGS)
+        try:
+            remove_tree(tmp_fd, os.fsencode(name))
+        finally:
+            os.close(tmp_fd)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else is in such a context. It is for moments: names change here, and what may be
+        removed is found and moved away. Waits; not reentrant. OSError if there can be no lock."""
+        fd = os.open(self.root / "lock", _LOCK_FLAGS, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[pathlib.Path]:
+        """A new locked directory in `tmp`, removed with all its content at the end. StoreError."""
+        try:
+            path, fd = self._new_workspace()
+        except OSError as exc:
+            raise store_error(exc, "the store cannot be written", self.root) from exc
+        try:
+            yield path
+        finally:
+            try:
+                self._remove(path.name)
+            finally:
+                os.close(fd)
+
+    def _new_workspace(self) -> tuple[pathlib.Path, int]:
+        while True:
+            path = self.tmp / secrets.token_hex(8)
+            path.mkdir(mode=0o700)
+            # Until it is locked, another process may sweep it away as left over.
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(path, DIR_FLAGS)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    os.stat(path)
+                except BaseException:
+                    os.close(fd)
+                    raise
+                return path, fd
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace the file `name` of the store by one with the content `data`, durably: whatever
+        happens there is the old one or the new one. OSError, StoreError."""
+        with self.workspace() as work:
+            made = work / "file"
+            with open(made, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(made, self.root / name)
+        sync_directory((self.root / name).parent)
+
+    def publish(self, made: pathlib.Path, target: pathlib.Path) -> None:
+        """Move a finished directory to its place; leave it if another process was faster."""
+        fd = os.open(made, DIR_FLAGS)
+        try:
+            syscalls.syncfs(fd)
+        finally:
+            os.close(fd)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        source, goal = os.fsencode(made), os.fsencode(target)
+        try:
+            syscalls.renameat2(
+                syscalls.AT_FDCWD, source, syscalls.AT_FDCWD, goal, syscalls.RENAME_NOREPLACE
+            )
+        except OSError as exc:
+            if exc.errno == errno.EEXIST:
+                return
+            if exc.errno != errno.EINVAL:
+                raise
+            # A filesystem without RENAME_NOREPLACE. A plain rename does not replace a directory
+            # with content.
+            try:
+                os.rename(source, goal)
+            except OSError as plain:
+                if plain.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+
+    def override(self) -> bool:
+        """Whether owners and modes are only recorded here, in an attribute. Raises StoreError."""
+        if not self.is_writable():
+            # There is nothing to try it with: it is as the one who wrote here found it.
+            return not (trust.is_superuser() and (self.root / "layers").is_dir())
+        try:
+            with self.workspace() as path:
+                fd = os.open(path, DIR_FLAGS)
+                try:
+                    return not metadata.can_own(fd)
+                finally:
+                    os.close(fd)
+        except OSError as exc:
+            raise store_error(exc, "cannot store a layer", self.root) from exc
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make durable which names the directory holds. OSError."""
+    fd = os.open(path, DIR_FLAGS)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

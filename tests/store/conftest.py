@@ -1,0 +1,33 @@
+"""Fixtures of the tests of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fuseoverlay.store.root import Store
+from tests.helpers.repeated import skip_repeated
+from tests.oci.conftest import place  # noqa: F401  # a fixture
+
+#: Modules in which it does not matter who runs them. `test_layers` sets real owners as root.
+_ALL_THE_SAME = {"test_content", "test_images", "test_kills", "test_load", "test_names"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`skip_repeated`."""
+    folder = Path(__file__).parent
+    skip_repeated(
+        items,
+        folder,
+        without_extension={"test_layers", "test_root", "test_use"},
+        by_anybody=_ALL_THE_SAME,
+    )
+
+
+@pytest.fixture
+def kept(place: Path) -> Store:  # noqa: F811  # the fixture above
+    """A new store."""
+    store = Store(place / "store")
+    store.prepare()
+    return store
