@@ -52,7 +52,7 @@ def prepared(
             ) as found:
                 if changes is not None and keep_in is not None:
                     changes.belong_to(Owner(image, found.diff_ids))
-                layers = found.layers()
+                layers = found.layers(undo)
             if changes is not None and not config.read_only:
                 top = _listed_root(layers)
                 changes.begin(top, keeps=_keeps_owners(top, config))

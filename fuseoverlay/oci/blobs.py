@@ -32,7 +32,6 @@ _MAX_DEPTH: Final = 8
 _SHOWN: Final = 20
 
 _CONTAINERD_NAME: Final = "io.containerd.image.name"
-_REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 _HUB: Final = ("docker.io/library/", "docker.io/")
 _HEX_NAME: Final = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?\Z")
 
@@ -100,8 +99,15 @@ class ImageSource:
         if self._index is not None and self._index.manifests:
             chosen = self._by_ref(self._index.manifests, ref)
             if chosen or not self._saved:
-                return self._load(self._by_platform(chosen, ref, platform))
+                return self.image(self._by_platform(chosen, ref, platform))
         return self._load_saved(self._saved_by_ref(ref), platform)
+
+    def image(self, entry: Descriptor) -> Image:
+        """The image with this manifest."""
+        manifest = self._manifest(entry)
+        config = self._config(manifest)
+        layers = [(_blob_name(item), item.size, item.digest) for item in manifest.layers]
+        return self._image(config, layers)
 
     def open_layer(self, layer: Layer, progress: Callable[[int], None] | None = None) -> BlobReader:
         """The bytes of a layer as stored in the image, checked while they are read."""
@@ -110,7 +116,7 @@ class ImageSource:
     # OCI
 
     def _by_ref(self, entries: tuple[Descriptor, ...], ref: str | None) -> list[Descriptor]:
-        images = [entry for entry in entries if _is_image(entry)]
+        images = [entry for entry in entries if model.is_image(entry)]
         if not images and entries:
             model.check_media_type(
                 entries[0].media_type, model.MANIFEST_TYPES | model.INDEX_TYPES, "manifest"
@@ -159,7 +165,7 @@ class ImageSource:
             elif entry.media_type in model.INDEX_TYPES and entry.digest not in seen:
                 seen.add(entry.digest)
                 index = Index.parse(self._json(entry))
-                inner = [item for item in index.manifests if _is_image(item)]
+                inner = [item for item in index.manifests if model.is_image(item)]
                 yield from self._manifests(inner, depth + 1, seen)
 
     def _manifest(self, entry: Descriptor) -> Manifest:
@@ -167,12 +173,6 @@ class ImageSource:
 
     def _config(self, manifest: Manifest) -> Config:
         return Config.parse(self._json(manifest.config))
-
-    def _load(self, entry: Descriptor) -> Image:
-        manifest = self._manifest(entry)
-        config = self._config(manifest)
-        layers = [(_blob_name(item), item.size, item.digest) for item in manifest.layers]
-        return self._image(config, layers)
 
     # docker save
 
@@ -287,13 +287,6 @@ class _Saved:
             raise ImageError("Config: not text", where=where)
         tags = model.expect_texts(data.get("RepoTags"), "manifest.json: RepoTags")
         return cls(config, tags, model.expect_texts(data.get("Layers"), "manifest.json: Layers"))
-
-
-def _is_image(entry: Descriptor) -> bool:
-    """Whether an index entry can be an image; provenance attestations never are."""
-    if _REFERENCE_TYPE in entry.annotations:
-        return False
-    return entry.media_type in model.MANIFEST_TYPES | model.INDEX_TYPES
 
 
 def _names(entry: Descriptor) -> list[str]:

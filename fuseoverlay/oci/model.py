@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -39,6 +39,8 @@ LAYER_TYPES: Final = frozenset(
 )
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
+#: On a manifest that belongs to another one, such as an attestation of where it came from.
+_REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 
 #: No file is larger.
 _MAX_SIZE: Final = (1 << 63) - 1
@@ -216,6 +218,13 @@ class Descriptor:
         return data
 
 
+def is_image(entry: Descriptor) -> bool:
+    """Whether an index entry can be an image; provenance attestations never are."""
+    if _REFERENCE_TYPE in entry.annotations:
+        return False
+    return entry.media_type in MANIFEST_TYPES | INDEX_TYPES
+
+
 @dataclass(frozen=True, slots=True)
 class Index:
     """A list of manifests or further indexes; image-index.md, docker's manifest list."""
@@ -267,6 +276,15 @@ class Config:
             raise ImageError(f"unknown rootfs type {short(rootfs.get('type'))} in the image config")
         diff_ids = tuple(Digest.parse(item) for item in _array(rootfs, "diff_ids"))
         return cls(diff_ids, Platform.from_json(data))
+
+
+def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:
+    """The ChainID of each layer with all below it; `diff_ids` bottom first; config.md."""
+    chains: list[Digest] = []
+    for diff_id in diff_ids:
+        chain = Digest.of(f"{chains[-1]} {diff_id}".encode()) if chains else diff_id
+        chains.append(chain)
+    return chains
 
 
 def platform_json(platform: Platform) -> dict[str, str]:

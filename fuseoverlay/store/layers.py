@@ -1,8 +1,4 @@
-"""Unpacked layers, each of them once, shared by all images of one user.
-
-    ROOT/layers/sha256/DIFF_ID            unpacked with real owners, modes and devices
-    ROOT/layers/chain/CHAIN_ID            the same, with data of the layers below in it
-    ROOT/layers-override/...              the same two, owners and modes only recorded
+"""Unpacked layers, each of them once, shared by all images of one user: `places` says where.
 
 A layer exists completely or not at all: it is made in `tmp`, verified, written to disk and
 published by one rename.
@@ -12,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,13 +19,12 @@ from fuseoverlay.oci import names
 from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image
 from fuseoverlay.oci.job import Job, store_error
 from fuseoverlay.oci.malformed import malformed
-from fuseoverlay.oci.model import Digest, Platform
+from fuseoverlay.oci.model import Descriptor, Digest, Platform
 from fuseoverlay.oci.streams import ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
+from fuseoverlay.store import places
 from fuseoverlay.store.root import Store
 
-#: An empty tar archive: what an image without layers shows.
-_EMPTY_TAR: Final = bytes(1024)
 _UNPACKED: Final = "layer"
 
 
@@ -90,6 +86,26 @@ def opened(
         yield StoredImage(store, source, chosen, progress, warn)
 
 
+@contextlib.contextmanager
+def stored(
+    store: Store,
+    manifest: Descriptor,
+    name: str,
+    *,
+    check_platform: bool = True,
+    progress: ProgressCallback | None = None,
+    warn: Callable[[str], None] = _ignore,
+) -> Iterator[StoredImage]:
+    """The image in the store that has this manifest, as `opened` gives those at a path. `name` is
+    for messages. With `check_platform`, `warn` is told if it is for other machines."""
+    where = str(store.root)
+    with malformed(name), open_image(where) as source:
+        image = source.image(manifest)
+        if check_platform and image.platform is not None:
+            _check_platform(name, image.platform, warn)
+        yield StoredImage(store, source, image, progress, warn)
+
+
 def _check_platform(image: str, platform: Platform, warn: Callable[[str], None]) -> None:
     """Warn if the image, the only one there, is for other machines."""
     host = Platform.host()
@@ -119,7 +135,7 @@ class StoredImage:
         self._progress = progress
         self._warn = warn
         self._override = store.override()
-        self._base = store.root / ("layers-override" if self._override else "layers")
+        self._base = store.root / (places.OVERRIDE if self._override else places.REAL)
         self._done = self._total = self._number = self._count = 0
 
     @property
@@ -127,44 +143,64 @@ class StoredImage:
         """The digests of its plain layers, bottom first."""
         return tuple(str(layer.diff_id) for layer in self._image.layers)
 
-    def layers(self) -> list[pathlib.Path]:
+    def layers(self, held: contextlib.ExitStack | None = None) -> list[pathlib.Path]:
         """The layer directories, top first. Unpacks what is missing.
 
-        No directory comes twice, and there is at least one. Raises ImageError, DigestError,
-        StoreError; layers finished by then stay.
+        None of them is removed before `held` ends. No directory comes twice, and there is at least
+        one. Raises ImageError, DigestError, StoreError; layers finished by then stay.
         """
+        with contextlib.ExitStack() as locks, self._store_errors():
+            found = self._directories(locks)
+            if held is not None:
+                held.enter_context(locks.pop_all())
         # If a layer comes twice, only the upper one is kept: what the lower one holds or hides is
         # held or hidden by the upper already, whatever lies between.
-        return list(dict.fromkeys(reversed(self._directories())))
+        return list(dict.fromkeys(reversed(found)))
 
-    def _directories(self) -> list[pathlib.Path]:
-        chains = _chain_ids(self._image.layers)
-        missing = [
-            layer
-            for layer, chain in zip(self._image.layers, chains, strict=True)
-            if self._find(layer.diff_id, chain) is None
+    def _directories(self, locks: contextlib.ExitStack) -> list[pathlib.Path]:
+        layers = self._image.layers
+        candidates = [
+            [self._base / place for place in pair]
+            for pair in places.places([layer.diff_id for layer in layers])
         ]
+        if not layers:
+            return [self._hold(candidates[0], locks) or self._add_empty(candidates[0], locks)]
+        held = [self._hold(paths, locks) for paths in candidates]
+        missing = [layer for layer, path in zip(layers, held, strict=True) if path is None]
         self._count = len(missing)
         self._total = sum(layer.size for layer in missing)
         found: list[pathlib.Path] = []
-        for layer, chain in zip(self._image.layers, chains, strict=True):
-            found.append(self._find(layer.diff_id, chain) or self._unpack(layer, chain, found))
-        return found or [self._empty()]
+        for layer, path, paths in zip(layers, held, candidates, strict=True):
+            found.append(path or self._add(layer, paths, found, locks))
+        return found
 
-    def _find(self, diff_id: Digest, chain: str) -> pathlib.Path | None:
-        for path in (self._plain_path(diff_id), self._chain_path(chain)):
-            if path.is_dir():
+    def _hold(
+        self, paths: Sequence[pathlib.Path], locks: contextlib.ExitStack
+    ) -> pathlib.Path | None:
+        """The first of the directories that is there, kept there from now on."""
+        for path in paths:
+            fd = places.hold(path)
+            if fd is not None:
+                locks.callback(os.close, fd)
                 return path
         return None
 
-    def _plain_path(self, diff_id: Digest) -> pathlib.Path:
-        return self._base / diff_id.algorithm / diff_id.hex
-
-    def _chain_path(self, chain: str) -> pathlib.Path:
-        return self._base / "chain" / chain
-
-    def _unpack(self, layer: Layer, chain: str, below: list[pathlib.Path]) -> pathlib.Path:
+    def _add(
+        self,
+        layer: Layer,
+        paths: Sequence[pathlib.Path],
+        below: list[pathlib.Path],
+        locks: contextlib.ExitStack,
+    ) -> pathlib.Path:
         self._number += 1
+        # It may be there by now, if it comes twice. Somebody may remove it before it is held.
+        while (path := self._hold(paths, locks)) is None:
+            self._unpack(layer, paths, below)
+        return path
+
+    def _unpack(
+        self, layer: Layer, paths: Sequence[pathlib.Path], below: list[pathlib.Path]
+    ) -> None:
         self._tell(0)
         job = Job(
             override=self._override,
@@ -175,25 +211,24 @@ class StoredImage:
         )
         with self._making() as target, self._source.open_layer(layer, self._tell) as blob:
             used_lowers = unpack_blob(blob, layer.diff_id, str(target), job)
-            place = self._chain_path(chain) if used_lowers else self._plain_path(layer.diff_id)
-            self._store.publish(target, place)
-        return place
+            self._store.publish(target, paths[used_lowers])
 
-    def _empty(self) -> pathlib.Path:
-        diff_id = Digest.of(_EMPTY_TAR)
-        place = self._plain_path(diff_id)
-        if not place.is_dir():
+    def _add_empty(
+        self, paths: Sequence[pathlib.Path], locks: contextlib.ExitStack
+    ) -> pathlib.Path:
+        diff_id = Digest.of(places.EMPTY_TAR)
+        while (path := self._hold(paths, locks)) is None:
             with self._making() as target:
                 job = Job(override=self._override, place=str(self._store.root))
-                stream = ForwardStream(io.BytesIO(_EMPTY_TAR), diff_id, "empty layer")
+                stream = ForwardStream(io.BytesIO(places.EMPTY_TAR), diff_id, "empty layer")
                 unpack_stream(stream, str(target), job)
-                self._store.publish(target, place)
-        return place
+                self._store.publish(target, paths[0])
+        return path
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[pathlib.Path]:
         """A new empty directory to unpack into, inside a workspace."""
-        with self._store_errors(), self._store.workspace() as work:
+        with self._store.workspace() as work:
             target = work / _UNPACKED
             target.mkdir(mode=0o700)
             yield target
@@ -212,13 +247,3 @@ class StoredImage:
         self._done += count
         if self._progress is not None:
             self._progress(Progress(self._number, self._count, self._done, self._total))
-
-
-def _chain_ids(layers: tuple[Layer, ...]) -> list[str]:
-    """The ChainID, in hex, of each layer with all below it; image-spec config.md."""
-    chains: list[str] = []
-    chain = ""
-    for layer in layers:
-        chain = str(Digest.of(f"{chain} {layer.diff_id}".encode()) if chain else layer.diff_id)
-        chains.append(chain.partition(":")[2])
-    return chains
