@@ -1,6 +1,6 @@
 /*
  * Makes one call of a program fail: a library preloaded into a daemon, controlled by a file that
- * the test and the daemon map.
+ * the test and the daemon map: the one that FUSEOVERLAY_FAULTS names.
  *
  * Once armed it counts the calls below. The one at which `left` reaches zero fails with `error`
  * instead of being made, and so do the next ones until `times` calls have failed. With `full` only
@@ -36,18 +36,26 @@ struct control {
 
 static struct control *control;
 
-__attribute__((constructor)) static void map_control(void)
+/* Not when the library is loaded: a warm interpreter learns the file only after it has forked. */
+static bool map_control(void)
 {
-    const char *path = getenv("FUSEOVERLAY_FAULTS");
-    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    static _Thread_local bool busy; /* with open, which is counted, too */
+    const char *path = busy ? NULL : getenv("FUSEOVERLAY_FAULTS");
+    int fd, saved = errno;
     void *found;
 
-    if (fd < 0)
-        return;
-    found = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (found != MAP_FAILED)
-        control = found;
+    if (!path)
+        return false;
+    busy = true;
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    found = fd < 0 ? MAP_FAILED : mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (fd < 0 || found == MAP_FAILED)
+        abort();
     close(fd);
+    control = found;
+    busy = false;
+    errno = saved;
+    return true;
 }
 
 static void exchange(const char *name)
@@ -66,7 +74,9 @@ static void exchange(const char *name)
 
 static bool fails(const char *name, bool takes_room)
 {
-    if (!control || !control->armed || (control->full && !takes_room))
+    if (!control && !map_control())
+        return false;
+    if (!control->armed || (control->full && !takes_room))
         return false;
     if (control->exchanged[0][0]) {
         exchange(name);

@@ -8,13 +8,12 @@ import mmap
 import os
 import struct
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from fuseoverlay.system.syscalls import AT_FDCWD, RENAME_EXCHANGE, renameat2
-from tests.helpers.mounts import Daemon, Space
+from tests.helpers.mounts import Daemon, Space, command
 
 _SOURCE = Path(__file__).with_name("faults.c")
 # armed, left, error, full, times, fired; name, two paths
@@ -45,9 +44,9 @@ class Faults:
 
     def mount(self, space: Space) -> Path:
         """Mount with a daemon that reads this file; returns the mount point."""
-        argv = ["env", f"LD_PRELOAD={_library()}", f"FUSEOVERLAY_FAULTS={self._path}"]
-        argv += [sys.executable, "-m", "fuseoverlay", "-f", "-o", space.options(), str(space.mnt)]
-        space.daemon = Daemon(argv, space.mnt, space.log)
+        argv = command("-f", "-o", space.options(), space.mnt)
+        env = {"LD_PRELOAD": _library(), "FUSEOVERLAY_FAULTS": str(self._path)}
+        space.daemon = Daemon(argv, space.mnt, space.log, env=env)
         space.daemon.wait_until_mounted(1)
         return space.mnt
 

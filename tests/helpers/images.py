@@ -36,10 +36,8 @@ class ImageMount:
 
     def mount(self, *options: str) -> Path:
         """Mount in the foreground, as a child; returns the mount point."""
-        env = {"XDG_DATA_HOME": str(self.data)}
-        argv = ["env", *(f"{name}={value}" for name, value in env.items())]
-        argv += command("mount", "-f", self.image, self.mnt, *options)
-        self.daemon = Daemon(argv, self.mnt, self.log)
+        argv = command("mount", "-f", self.image, self.mnt, *options)
+        self.daemon = Daemon(argv, self.mnt, self.log, env={"XDG_DATA_HOME": str(self.data)})
         end = time.monotonic() + START_TIMEOUT
         while not mounts_at(self.mnt):
             code = self.daemon.process.poll()

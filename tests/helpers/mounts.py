@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -216,13 +216,22 @@ BAD_LOG = re.compile(r"traceback|\bbug\b|\bEIO\b|never retrieved|never awaited|a
 class Daemon:
     """A daemon in the foreground as our child, with its pid, log and exit code."""
 
-    def __init__(self, argv: list[str], mnt: Path, log: Path, *, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        argv: list[str],
+        mnt: Path,
+        log: Path,
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.mnt, self.log = mnt, log
+        whole = daemon_env(**(env or {}))
         self._seen = log.stat().st_size if log.exists() else 0
         self.process: subprocess.Popen[bytes] | warm.Warm
         with log.open("ab") as stream:
             if warm.can_start(argv):
-                self.process = warm.start(argv, stream.fileno(), cwd or "/", daemon_env())
+                self.process = warm.start(argv, stream.fileno(), cwd or "/", whole)
             else:
                 self.process = subprocess.Popen(
                     argv,
@@ -230,7 +239,7 @@ class Daemon:
                     stdout=stream,
                     stderr=stream,
                     cwd=cwd or "/",
-                    env=daemon_env(),
+                    env=whole,
                     start_new_session=True,
                 )
         self._watchdog: threading.Timer | None = None

@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,20 +74,37 @@ def start(argv: Sequence[str], output: int, cwd: Path | str, env: dict[str, str]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         request = pickle.dumps((list(argv[len(_PREFIX) :]), os.fspath(cwd), env))
-        socket.send_fds(_server(), [request], [output, theirs.fileno()])
+        server = _server(env.get("LD_PRELOAD", ""))
+        socket.send_fds(server, [request], [output, theirs.fileno()])
     return Warm(ours)
 
 
+def output_of(argv: Sequence[str], seconds: float = 60) -> str:
+    """Run this command line; returns what it prints, its errors among it."""
+    from tests.helpers.mounts import daemon_env
+
+    with tempfile.TemporaryFile() as output:
+        process = start(argv, output.fileno(), "/", daemon_env())
+        try:
+            process.wait(seconds)
+        finally:
+            process.kill()
+        output.seek(0)
+        return output.read().decode(errors="replace")
+
+
 @functools.cache
-def _server() -> socket.socket:
-    """The connection to the interpreter, which ends when the connection is closed."""
+def _server(preloaded: str) -> socket.socket:
+    """The connection to the interpreter with this library, or none, preloaded. It ends when the
+    connection is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     from tests.helpers.mounts import daemon_env
 
+    more = {"LD_PRELOAD": preloaded} if preloaded else {}
     with theirs:
         subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.warm"],
-            stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/", env=daemon_env(),
+            stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/", env=daemon_env(**more),
         )  # fmt: skip
     return ours
 
@@ -157,7 +175,7 @@ class _Interpreter:
 def _main() -> None:
     from fuseoverlay import __main__
 
-    for module in ("commands.dispatch", "fuse.mount"):
+    for module in ("commands.dispatch", "commands.images", "fuse.mount"):
         importlib.import_module(f"fuseoverlay.{module}")
     gc.collect()
     gc.freeze()

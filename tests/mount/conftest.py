@@ -26,15 +26,17 @@ from tests.helpers.repeated import skip_repeated
 _COMMANDS = {b"fuseoverlay", b"mount.fuseoverlay"}
 
 
-#: Tests of what happens before the first request.
-_BEFORE = {
+#: Tests of what happens before the first request, and after the last.
+_AROUND = {
     *("test_advice", "test_bad_input", "test_bench", "test_fsck", "test_images", "test_mount8"),
-    *("test_readme", "test_doors", "test_own_tree", "test_output"),
+    *("test_readme", "test_doors", "test_own_tree", "test_output", "test_command", "test_ends"),
 }
 #: The picture is drawn by one of them.
 _ALL_THE_SAME = {"test_picture"}
 #: Messages, and what is checked without a mount.
-_THE_USERS = {"test_advice", "test_bad_input", "test_fsck", "test_output", "test_readme"}
+_THE_USERS = {
+    *("test_advice", "test_bad_input", "test_fsck", "test_images", "test_output", "test_readme"),
+}
 #: What they build is in root's cache, if root's environment was made on this computer.
 _INSTALLS = {"test_packaging"}
 
@@ -45,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_repeated(
         items,
         folder,
-        without_extension=_BEFORE,
+        without_extension=_AROUND,
         by_anybody=_ALL_THE_SAME,
         by_root=_INSTALLS,
         by_user=_THE_USERS,

@@ -24,7 +24,13 @@ _UNPACK = {"test_unpack", "test_unpack_bad", "test_references", "test_real_image
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`skip_repeated`."""
-    skip_repeated(items, Path(__file__).parent, without_extension=_UNPACK, by_anybody=_READ)
+    skip_repeated(
+        items,
+        Path(__file__).parent,
+        without_extension=_UNPACK,
+        by_anybody=_READ,
+        by_user={"test_real_image"},
+    )
 
 
 with tempfile.TemporaryDirectory() as _probe:

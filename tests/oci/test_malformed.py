@@ -32,7 +32,7 @@ from tests.helpers.mounts import BARE_ENV, PROJECT
 from tests.oci.helpers import block, header, pax
 from tests.oci.test_unpack import raw_pax
 
-MANY = 2000 if os.environ.get("FUSEOVERLAY_LONG") else 250
+MANY = 2000 if os.environ.get("FUSEOVERLAY_LONG") else 120
 #: The image was read (and the mount point is a file); is malformed; has a wrong digest.
 READ, MALFORMED, DIGEST = 5, 7, 8
 

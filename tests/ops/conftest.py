@@ -20,12 +20,28 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mounts import Space, scratch, traces
+from tests.helpers.repeated import skip_repeated
 from tests.helpers.tree import compare
+
+#: In which order changes reach the disk the extension has no part in.
+_ORDER = {"test_crash", "test_durable"}
+#: Neither capabilities nor who mounts play a part in them: what is read and listed, requests,
+#: layers that others change.
+_READ = {
+    *("test_changed_layers", "test_concurrent", "test_dialects", "test_direct_io"),
+    *("test_edited_layers", "test_exchanged", "test_listing", "test_listing_ends"),
+    *("test_lost_names", "test_odd_layers", "test_readahead", "test_requests"),
+}
 
 CONTENT = b"content of f\n" * 100
 #: Times with nanoseconds, long ago: a changed time is never equal by accident.
 ATIME, MTIME = 1_100_000_000_123_456_789, 1_200_000_000_987_654_321
 ORIGINS = ("lower", "upper", "copied")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`skip_repeated`."""
+    skip_repeated(items, Path(__file__).parent, without_extension=_ORDER, by_user=_READ)
 
 
 def populate(base: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import subprocess
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,12 +36,12 @@ from tests.helpers.mounts import (
     NATIVE,
     Space,
     command,
-    daemon_env,
     fuse_only,
     overlay_xattr,
     scratch,
 )
 from tests.helpers.tree import Tree, compare, record
+from tests.helpers.warm import output_of
 
 LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
 pytestmark = [
@@ -223,18 +222,15 @@ def _aftermath(name: str, space: Space, lowers: list[Tree]) -> Iterator[str]:
         kernel = _remounted(space, "kernel")
         yield from (f"for the kernel: {line}" for line in compare(was, kernel, ignore=ignore))
         space.features = ()
-    done = subprocess.run(
-        command("fsck", space.upper, "-o", _read_only_options(space)),
-        env=daemon_env(), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    *found, last = done.stdout.splitlines()
+    said = output_of(command("fsck", space.upper, "-o", _read_only_options(space)))
+    *found, last = said.splitlines()
     expected = EXPECTED.get(name, ())
     # The layers hold devices from the beginning.
     if space.extra not in ((), CHAR, ON):
         expected += ("whiteouts in several dialects",)
     wrong = [line for line in found if not any(what in line for what in expected)]
-    if wrong or done.stderr or not (last == "clean" or expected):
-        yield f"fsck: {done.stdout}{done.stderr}"
+    if wrong or not (last == "clean" or expected):
+        yield f"fsck: {said}"
     for path, old, new in zip(space.lowers, lowers, space.evidence(), strict=True):
         yield from (f"{path.name} was touched: {line}" for line in compare(old, new))
 

@@ -7,16 +7,24 @@ first time while the call fails; afterwards it shows what it should.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.changes import make_layers
 from tests.helpers.faults import MANY, Faults
-from tests.helpers.mounts import MODE, Space, fuse_only, make_whiteout, set_overlay_xattr
+from tests.helpers.mounts import (
+    MODE,
+    Space,
+    fuse_only,
+    make_whiteout,
+    scratch,
+    set_overlay_xattr,
+)
 from tests.helpers.tree import Tree, compare, record
 
 pytestmark = [
@@ -64,7 +72,7 @@ def _foreign(top: Path, bottom: Path) -> None:
     make_whiteout(top / "source")
 
 
-def _made(space: Space, names: list[str]) -> None:
+def _make(space: Space, names: list[str]) -> None:
     """Make a directory with everything in it for each name."""
     bottom = space.add_lower()
     for name in names:
@@ -79,27 +87,48 @@ def _made(space: Space, names: list[str]) -> None:
     space.unmount()
 
 
-def _calls(faults: Faults, look: Callable[[], Tree]) -> tuple[int, Tree]:
-    """How many calls it takes, and what it shows."""
+@contextlib.contextmanager
+def _made(names: list[str]) -> Iterator[Space]:
+    with scratch() as base:
+        space = Space(base)
+        space.extra = ("redirect_dir=on", "metacopy=on")
+        try:
+            _make(space, names)
+            yield space
+        finally:
+            space.drop()
+
+
+def _counted(space: Space, name: str) -> tuple[int, Tree]:
+    """How many calls it takes to look at a directory, and what it shows."""
+    faults = Faults(space.base / "faults")
+    mnt = faults.mount(space)
     with faults.armed(MANY, errno.EIO):
-        tree = look()
+        tree = record(str(mnt / name))
+    space.unmount()
     return MANY - faults.left, tree
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[tuple[Space, int, Tree]]:
+    """A directory for each call that it takes to look at one, the number of these calls, and what
+    each directory shows. Reading changes nothing, so the tests share them."""
+    with _made(["counted"]) as space:
+        count, _ = _counted(space, "counted")
+    with _made(["counted", *map(str, range(1, count + 1))]) as space:
+        yield space, *_counted(space, "counted")
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda code: errno.errorcode[code])
-def test_what_cannot_be_read_is_an_error(space: Space, error: int) -> None:
-    space.extra = ("redirect_dir=on", "metacopy=on")
-    most = 500
-    names = ["counted", *map(str, range(1, most + 1))]
-    _made(space, names)
+def test_what_cannot_be_read_is_an_error(made: tuple[Space, int, Tree], error: int) -> None:
+    space, count, expected = made
+    assert count > 50
+    assert b"renamed/moved" in expected
+    assert not [path for path in expected if b"gone" in path and b"child" in path]
     lowers = space.evidence()
     faults = Faults(space.base / "faults")
     mnt = faults.mount(space)
-    count, expected = _calls(faults, lambda: record(str(mnt / "counted")))
-    assert 50 < count <= most
-    assert b"renamed/moved" in expected
-    assert not [path for path in expected if b"gone" in path and b"child" in path]
     wrong = []
     for call in range(1, count + 1):
         base = mnt / str(call)
