@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from fuseoverlay.errors import UsageError
 
-COMMANDS = ("mount", "unmount", "umount", "fsck", "help", "version")
+#: Docker's commands for images, which `image` has, too.
+FOR_IMAGES = ("images", "pull", "load", "inspect", "history", "tag", "rmi")
+COMMANDS = ("mount", "unmount", "umount", "fsck", "image", *FOR_IMAGES, "help", "version")
 
 _HOW = "fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
 

@@ -84,6 +84,14 @@ def _command(name: str, argv: list[str]) -> int:
             return fsck.command(argv)
         case "help":
             return _help(argv)
+        case "image":
+            from fuseoverlay.commands.image import words
+
+            return words.command(argv)
+        case _ if name in advice.FOR_IMAGES:
+            from fuseoverlay.commands.image import words
+
+            return words.run(words.SPELLINGS[name], argv, f"fuseoverlay {name}")
         case _:
             return _run(["--version", *argv])
 

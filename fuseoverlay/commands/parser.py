@@ -23,8 +23,14 @@ class Parser(argparse.ArgumentParser):
         description: str = "",
         lists_options: bool = False,
         codes: Mapping[int, str] | None = None,
+        epilog: str | None = None,
     ) -> None:
-        super().__init__(prog=prog, description=description)
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         self.lists_options = lists_options
         self.codes = codes or exit_codes()
 

@@ -1,0 +1,80 @@
+"""What the commands for images share: the store that they work on, names as Docker shows them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+
+from fuseoverlay.commands import output
+from fuseoverlay.commands.parser import Parser
+from fuseoverlay.errors import FuseOverlayError, ImageError, exit_codes
+from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.reference import Reference
+from fuseoverlay.store.images import Images
+from fuseoverlay.store.root import Store, default_root
+
+#: What stands where there is no name.
+NONE = "<none>"
+_SHORT = 12
+
+
+def parser(prog: str, description: str, *examples: str) -> Parser:
+    """A parser with the option `--root`, and examples in its help."""
+    text = "\n".join(["Examples:", *(f"  {line}" for line in examples)])
+    made = Parser(prog=prog, description=description, codes=exit_codes(), epilog=text)
+    made.add_argument("--root", metavar="DIR", help="the store (default $FUSEOVERLAY_ROOT, else "
+                      "$XDG_DATA_HOME/fuseoverlay)")  # fmt: skip
+    return made
+
+
+def images_at(root: str | None) -> Images:
+    """The images of the store at `root`, or of the default one. Raises `StoreError`."""
+    store = Store(root or default_root())
+    store.prepare()
+    return Images(store)
+
+
+def familiar(name: str) -> str:
+    """A full name as Docker shows it; a name that is none of a registry stays as it is."""
+    try:
+        reference = Reference.parse(name)
+    except ImageError:
+        return name
+    return reference.familiar() if str(reference) == name else name
+
+
+def familiar_repository(name: str) -> str:
+    """The full name of a repository as Docker shows it."""
+    return familiar(f"{name}:latest").removesuffix(":latest")
+
+
+def split(name: str) -> tuple[str, str]:
+    """Repository and tag as Docker shows them."""
+    shown = familiar(name)
+    repository, colon, tag = shown.rpartition(":")
+    if not colon or "/" in tag or "@" in shown:
+        return shown.partition("@")[0], NONE
+    return repository, tag
+
+
+def short(digest: Digest, *, whole: bool = False) -> str:
+    """The first digits of an id, or all of it."""
+    return str(digest) if whole else digest.hex[:_SHORT]
+
+
+def each(words: Iterable[str], act: Callable[[str], None]) -> int:
+    """Do `act` for each word, also after one failed; returns the exit code of the first error."""
+    code = 0
+    for word in words:
+        try:
+            act(word)
+        except FuseOverlayError as exc:
+            output.complain("error", str(exc))
+            code = code or exc.exit_code
+    return code
+
+
+def confirmed(question: str) -> bool:
+    """Ask on the terminal. Where there is none, nobody can agree."""
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

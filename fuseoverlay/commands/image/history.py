@@ -1,0 +1,92 @@
+"""`fuseoverlay history`: how an image was made, the newest step first."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Iterator
+from typing import Any, Final
+
+from fuseoverlay.commands import output
+from fuseoverlay.commands.image import common
+from fuseoverlay.commands.show import table, units
+from fuseoverlay.store.images import Image, Step
+
+_HEADINGS: Final = {
+    "ID": "IMAGE",
+    "CreatedSince": "CREATED",
+    "CreatedAt": "CREATED AT",
+    "CreatedBy": "CREATED BY",
+    "Size": "SIZE",
+    "Comment": "COMMENT",
+}
+#: Characters of CREATED BY.
+_CUT: Final = 45
+_MISSING: Final = "<missing>"
+#: What is older has no time of its own: reproducible builds set one such.
+_NO_TIME: Final = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+
+
+def command(argv: list[str], prog: str) -> int:
+    """Show the history of an image; returns the exit code."""
+    args = _parser(prog).parse_args(argv)
+    images = common.images_at(args.root)
+    image = images.resolve(args.image)
+    rows = list(_rows(image, images.history(image), args))
+    if args.quiet:
+        for row in rows:
+            output.say(row["ID"])
+        return 0
+    form = args.format
+    if form in (None, "table"):
+        since = "CreatedSince" if args.human else "CreatedAt"
+        form = table.by_default(["ID", since, "CreatedBy", "Size", "Comment"])
+    for line in table.listing(rows, {**_HEADINGS, "CreatedAt": "CREATED AT"}, form):
+        output.say(line)
+    return 0
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = common.parser(prog, "Show how an image was made.", f"{prog} debian:12")
+    parser.add_argument("image", metavar="IMAGE", help="a name, an id, or its beginning")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
+    parser.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
+    parser.add_argument("-H", "--human", type=_truth, nargs="?", const=True, default=True,
+                        metavar="BOOL", help="false: times as RFC 3339, sizes in bytes")  # fmt: skip
+    parser.add_argument("--format", metavar="FORM",
+                        help="table, json, a template, or table TEMPLATE; fields: "
+                        + " ".join(_HEADINGS))  # fmt: skip
+    return parser
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"{text} is not true or false")
+    return text.lower() in ("true", "1")
+
+
+def _rows(
+    image: Image, steps: list[Step], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    now = datetime.datetime.now(datetime.UTC)
+    id_ = common.short(image.id, whole=args.no_trunc)
+    for step in reversed(steps):
+        size = 0 if step.layer is None else image.layers[step.layer].size
+        created_by = step.created_by.replace("\t", " ")
+        if not args.no_trunc and len(created_by) > _CUT:
+            created_by = created_by[: _CUT - 1] + "…"
+        yield {
+            "ID": id_,
+            "CreatedSince": _since(step.created, now),
+            "CreatedAt": step.created or "N/A",
+            "CreatedBy": created_by,
+            "Size": units.size(size) if args.human else str(size),
+            "Comment": step.comment,
+        }
+        # Steps have no ids of their own where the image was not built.
+        id_ = _MISSING
+
+
+def _since(created: str, now: datetime.datetime) -> str:
+    then = units.parse_time(created)
+    return "N/A" if then is None or then <= _NO_TIME else units.since(created, now)

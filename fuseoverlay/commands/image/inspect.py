@@ -1,0 +1,82 @@
+"""`fuseoverlay inspect`: all about images, as JSON with Docker's fields."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fuseoverlay.commands import output
+from fuseoverlay.commands.image import common
+from fuseoverlay.commands.show.template import Template
+from fuseoverlay.errors import visible
+from fuseoverlay.oci import model
+from fuseoverlay.store import places
+from fuseoverlay.store.images import Image, Images
+
+
+def command(argv: list[str], prog: str) -> int:
+    """Show images; returns the exit code. Those that are there are shown if one is not."""
+    parser = common.parser(
+        prog, "Show all about images.",
+        f"{prog} debian:12", f"{prog} --format '{{{{json .Config.Env}}}}' debian:12",
+    )  # fmt: skip
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a name, an id, its beginning")
+    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="json, or a template")
+    parser.add_argument("--type", choices=["image"], help="image, which is all there is")
+    args = parser.parse_args(argv)
+    images = common.images_at(args.root)
+    form = None if args.format in (None, "json") else Template(args.format)
+    found: list[dict[str, Any]] = []
+
+    def show(word: str) -> None:
+        data = described(images, images.resolve(word))
+        if form is None:
+            found.append(data)
+        else:
+            output.say("\n".join(map(visible, form.fill(data).split("\n"))))
+
+    code = common.each(args.images, show)
+    if form is None:
+        output.say(json.dumps(found, indent=4 if args.format is None else None))
+    return code
+
+
+def described(images: Images, image: Image) -> dict[str, Any]:
+    """What `docker image inspect` says of an image. Raises `ImageError`."""
+    config = model.expect_fields(images.config(image), "image config")
+    steps = images.history(image)
+    about = {
+        "Id": str(image.id),
+        "RepoTags": [common.familiar(name) for name in image.names],
+        "RepoDigests": [common.familiar(name) for name in image.repo_digests],
+        "Comment": steps[-1].comment if steps else "",
+        "Created": image.created,
+        "Author": config.get("author") or "",
+        "Config": config.get("config") or {},
+        "Architecture": config.get("architecture") or "",
+        "Variant": config.get("variant") or "",
+        "Os": config.get("os") or "",
+        "OsVersion": config.get("os.version") or "",
+        "Size": image.size,
+        "GraphDriver": {"Name": "fuseoverlay", "Data": _directories(images, image)},
+        "RootFS": {"Type": "layers", "Layers": [str(digest) for digest in image.diff_ids]},
+        "Descriptor": image.entries[0].descriptor.to_json() if image.entries else None,
+    }
+    return {key: value for key, value in about.items() if value or key not in _OPTIONAL}
+
+
+#: Left out where there is nothing to say, as Docker does.
+_OPTIONAL = ("Variant", "OsVersion")
+
+
+def _directories(images: Images, image: Image) -> dict[str, str] | None:
+    """Where the layers are unpacked, top first; None where they are not."""
+    root = images.store.root
+    for base in (places.REAL, places.OVERRIDE):
+        found = [
+            next((path for place in pair if (path := root / base / place).is_dir()), None)
+            for pair in places.places(image.diff_ids)
+        ]
+        if found and all(found):
+            return {"LowerDir": ":".join(str(path) for path in reversed(found))}
+    return None

@@ -1,0 +1,112 @@
+"""`fuseoverlay image ls`, and `fuseoverlay images`: the images of the store."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Iterator
+from typing import Any, Final
+
+from fuseoverlay.commands import output
+from fuseoverlay.commands.image import common, filters
+from fuseoverlay.commands.show import table, units
+from fuseoverlay.store.images import Image
+
+_HEADINGS: Final = {
+    "Repository": "REPOSITORY",
+    "Tag": "TAG",
+    "Digest": "DIGEST",
+    "ID": "IMAGE ID",
+    "CreatedSince": "CREATED",
+    "CreatedAt": "CREATED AT",
+    "Size": "SIZE",
+    "Platform": "PLATFORM",
+}
+_COLUMNS: Final = ("Repository", "Tag", "ID", "CreatedSince", "Size")
+#: What `--sort` may name, and the key of each.
+_ORDERS: Final = ("created", "id", "repository", "size", "tag")
+
+
+def command(argv: list[str], prog: str) -> int:
+    """List images; returns the exit code."""
+    args = _parser(prog).parse_args(argv)
+    images = common.images_at(args.root)
+    chosen = filters.joined(args.filter, args.reference)
+    fits = filters.wanted(chosen, images, filters.LISTING)
+    rows = _sorted([row for image in images.list() if fits(image) for row in _rows(image, args)],
+                   args.sort)  # fmt: skip
+    if args.quiet:
+        for id_ in dict.fromkeys(row["ID"] for row in rows):
+            output.say(id_)
+        return 0
+    form = args.format
+    if form in (None, "table"):
+        form = table.by_default(_columns(digests=args.digests))
+    shown = [{key: row[key] for key in _HEADINGS} for row in rows]
+    for line in table.listing(shown, _HEADINGS, form):
+        output.say(line)
+    return 0
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = common.parser(
+        prog, "List the images of the store.",
+        f"{prog}", f"{prog} --filter reference='deb*' --format '{{{{.ID}}}} {{{{.Size}}}}'",
+    )  # fmt: skip
+    parser.add_argument("reference", nargs="?", metavar="REPOSITORY[:TAG]",
+                        help="only the images with this name; * stands for any text")  # fmt: skip
+    parser.add_argument("-a", "--all", action="store_true",
+                        help="all images; those without a name are always listed")  # fmt: skip
+    parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
+    parser.add_argument("--digests", action="store_true", help="also the digests of manifests")
+    parser.add_argument("--no-trunc", action="store_true", help="whole ids")
+    parser.add_argument("--format", metavar="FORM",
+                        help="table, json, a template, or table TEMPLATE; fields: "
+                        + " ".join(_HEADINGS))  # fmt: skip
+    parser.add_argument("-f", "--filter", action="append", default=[], metavar="KIND=VALUE",
+                        help="dangling, label, label!, before, since, until, reference")  # fmt: skip
+    parser.add_argument("--sort", choices=_ORDERS, default="created",
+                        help="the order (default created, the newest first)")  # fmt: skip
+    return parser
+
+
+def _columns(*, digests: bool) -> list[str]:
+    columns = list(_COLUMNS)
+    if digests:
+        columns.insert(2, "Digest")
+    return columns
+
+
+def _rows(image: Image, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each name, or one for an image that has none."""
+    now = datetime.datetime.now(datetime.UTC)
+    shared = {
+        "ID": common.short(image.id, whole=args.no_trunc),
+        "CreatedSince": units.since(image.created, now) or "N/A",
+        "CreatedAt": units.at(image.created) or "N/A",
+        "Size": units.size(image.size),
+        "Platform": str(image.platform or ""),
+        "created": image.created_at.timestamp() if image.created_at else 0.0,
+        "bytes": image.size,
+    }
+    for entry in image.entries:
+        if entry.name is None and image.names:
+            continue
+        repository, tag = common.split(entry.name) if entry.name else _nameless(entry.repository)
+        digest = str(entry.descriptor.digest)
+        yield {"Repository": repository, "Tag": tag, "Digest": digest, **shared}
+
+
+def _nameless(repository: str | None) -> tuple[str, str]:
+    return (common.familiar_repository(repository) if repository else common.NONE), common.NONE
+
+
+def _sorted(rows: list[dict[str, Any]], order: str) -> list[dict[str, Any]]:
+    match order:
+        case "created":
+            return sorted(rows, key=lambda row: -row["created"])
+        case "size":
+            return sorted(rows, key=lambda row: -row["bytes"])
+        case _:
+            key = {"id": "ID", "repository": "Repository", "tag": "Tag"}[order]
+            return sorted(rows, key=lambda row: (row[key], row["Repository"], row["Tag"]))

@@ -1,0 +1,62 @@
+"""Which words name a command for images, and how each of them is run.
+
+The modules are imported only when they are needed: most of them take longer to load than to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Final
+
+from fuseoverlay.commands import output
+from fuseoverlay.errors import UsageError
+
+#: After `image`: the module, and what the command does.
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "ls": ("ls", "list the images"),
+    "pull": ("pull", "get an image from a registry"),
+    "load": ("load", "get images from a file or directory"),
+    "inspect": ("inspect", "show all about images"),
+    "history": ("history", "show how an image was made"),
+    "tag": ("tag", "give an image a further name"),
+    "rm": ("rm", "remove images"),
+    "prune": ("prune", "remove what is not needed"),
+    "df": ("df", "show what the store takes up"),
+}
+#: Other words for them after `image`.
+_ALSO: Final = {"list": "ls", "remove": "rm"}
+#: What Docker's users write without `image`.
+SPELLINGS: Final = {
+    "images": "ls",
+    "pull": "pull",
+    "load": "load",
+    "inspect": "inspect",
+    "history": "history",
+    "tag": "tag",
+    "rmi": "rm",
+}
+
+
+def command(argv: list[str]) -> int:
+    """`fuseoverlay image COMMAND ...`."""
+    word, *rest = argv or ["--help"]
+    if word in ("--help", "-h", "help"):
+        output.say("usage: fuseoverlay image COMMAND [OPTIONS] [ARGUMENTS]\n")
+        for name, (_, what) in COMMANDS.items():
+            output.say(f"  {name:8} {what}")
+        output.say("\nfuseoverlay image COMMAND --help says more.")
+        return 0
+    name = _ALSO.get(word, word)
+    if name not in COMMANDS:
+        raise UsageError(
+            f"image {word} is no command", hint=f"the commands are {', '.join(COMMANDS)}"
+        )
+    return run(name, rest, f"fuseoverlay image {word}")
+
+
+def run(name: str, argv: list[str], prog: str) -> int:
+    """Run one of `COMMANDS`; `prog` is how it was called."""
+    module = importlib.import_module(f"fuseoverlay.commands.image.{COMMANDS[name][0]}")
+    found: int = module.command(argv, prog)
+    return found
