@@ -43,7 +43,7 @@ def prepared(
     store.prepare()
     with contextlib.ExitStack() as undo:
         changes = undo.enter_context(_place(store, config, keep_in))
-        claim = changes.claimed(attributes=store.override()) if changes else None
+        claim = changes.claimed(attributes=stored.override(store)) if changes else None
         with claim or contextlib.nullcontext():
             config = changes.of(config) if changes else config
             check(config)

@@ -17,12 +17,13 @@ from typing import IO, Final
 from fuseoverlay.errors import DigestError, ImageError, describe
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Descriptor, Digest, Hasher
-from fuseoverlay.oci.streams import CHUNK
 from fuseoverlay.store.root import Store, sync_directory
 from fuseoverlay.system import syscalls
 
 #: Manifests, indexes and configs are read into memory; real ones stay below 1 MiB.
 MAX_JSON: Final = 16 << 20
+#: So much is read at once.
+_CHUNK: Final = 256 << 10
 #: In a workspace: names of the blobs that its maker needs, see `Lease`.
 _LEASED: Final = "leased"
 #: So many bytes are written before the kernel is asked to begin with them, so that the wait at the
@@ -139,16 +140,12 @@ class Content:
         """All complete blobs with their sizes in bytes."""
         for folder in _entries(self.store.root / "blobs"):
             for entry in _entries(folder.path):
-                digest = _digest(folder.name, entry.name)
-                if digest is not None:
-                    yield digest, entry.stat(follow_symlinks=False).st_size
+                yield from _sized(_digest(folder.name, entry.name), entry)
 
     def partials(self) -> Iterator[tuple[Digest, int]]:
         """All partial blobs, and how many bytes of them are there."""
         for entry in _entries(self.store.root / "partial"):
-            digest = _digest(*entry.name.partition("-")[::2])
-            if digest is not None:
-                yield digest, entry.stat(follow_symlinks=False).st_size
+            yield from _sized(_digest(*entry.name.partition("-")[::2]), entry)
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Lease]:
@@ -260,7 +257,7 @@ def _hash_file(fd: int, most: int, hasher: Hasher) -> int:
     if os.fstat(fd).st_size > most:
         os.ftruncate(fd, 0)
     position = 0
-    while data := os.pread(fd, CHUNK, position):
+    while data := os.pread(fd, _CHUNK, position):
         hasher.update(data)
         position += len(data)
     return position
@@ -290,12 +287,19 @@ def _digest(algorithm: str, hex_digits: str) -> Digest | None:
         return None
 
 
+def _sized(digest: Digest | None, entry: os.DirEntry[str]) -> Iterator[tuple[Digest, int]]:
+    """The blob with its size in bytes, unless it is none, or gone."""
+    with contextlib.suppress(FileNotFoundError):
+        if digest is not None:
+            yield digest, entry.stat(follow_symlinks=False).st_size
+
+
 def _locked(path: pathlib.Path, wait: bool) -> int | None:
     """The file at `path`, made if there is none, and locked; None if it has moved away since."""
     fd = os.open(path, _PARTIAL_FLAGS, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if _is_at(fd, path):
+        if is_at(fd, path):
             return fd
     except BaseException:
         os.close(fd)
@@ -304,7 +308,7 @@ def _locked(path: pathlib.Path, wait: bool) -> int | None:
     return None
 
 
-def _is_at(fd: int, path: pathlib.Path) -> bool:
+def is_at(fd: int, path: pathlib.Path) -> bool:
     """Whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fuseoverlay.errors import StoreError
-from fuseoverlay.oci import names
+from fuseoverlay.layers import trust
+from fuseoverlay.oci import metadata, names
 from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image
 from fuseoverlay.oci.job import Job, store_error
 from fuseoverlay.oci.malformed import malformed
@@ -24,6 +25,7 @@ from fuseoverlay.oci.streams import ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
 from fuseoverlay.store import places
 from fuseoverlay.store.root import Store
+from fuseoverlay.system.syscalls import DIR_FLAGS
 
 _UNPACKED: Final = "layer"
 
@@ -118,6 +120,22 @@ def _check_platform(image: str, platform: Platform, warn: Callable[[str], None])
         )
 
 
+def override(store: Store) -> bool:
+    """Whether owners and modes are only recorded in the store, in an attribute. StoreError."""
+    if not store.is_writable():
+        # There is nothing to try it with: it is as the one who wrote here found it.
+        return not (trust.is_superuser() and (store.root / places.REAL).is_dir())
+    try:
+        with store.workspace() as path:
+            fd = os.open(path, DIR_FLAGS)
+            try:
+                return not metadata.can_own(fd)
+            finally:
+                os.close(fd)
+    except OSError as exc:
+        raise store_error(exc, "cannot store a layer", store.root) from exc
+
+
 class StoredImage:
     """One image, and the unpacking of its layers into the store."""
 
@@ -134,7 +152,7 @@ class StoredImage:
         self._image = image
         self._progress = progress
         self._warn = warn
-        self._override = store.override()
+        self._override = override(store)
         self._base = store.root / (places.OVERRIDE if self._override else places.REAL)
         self._done = self._total = self._number = self._count = 0
 

@@ -24,8 +24,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fuseoverlay.errors import StoreError, os_error
-from fuseoverlay.layers import trust
-from fuseoverlay.oci import metadata, model
+from fuseoverlay.oci import model
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.system import syscalls
 from fuseoverlay.system.removal import remove_tree
@@ -204,21 +203,6 @@ class Store:
             except OSError as plain:
                 if plain.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-
-    def override(self) -> bool:
-        """Whether owners and modes are only recorded here, in an attribute. Raises StoreError."""
-        if not self.is_writable():
-            # There is nothing to try it with: it is as the one who wrote here found it.
-            return not (trust.is_superuser() and (self.root / "layers").is_dir())
-        try:
-            with self.workspace() as path:
-                fd = os.open(path, DIR_FLAGS)
-                try:
-                    return not metadata.can_own(fd)
-                finally:
-                    os.close(fd)
-        except OSError as exc:
-            raise store_error(exc, "cannot store a layer", self.root) from exc
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

@@ -11,7 +11,9 @@ from tests.helpers.repeated import skip_repeated
 from tests.oci.conftest import place  # noqa: F401  # a fixture
 
 #: Modules in which it does not matter who runs them. `test_layers` sets real owners as root.
-_ALL_THE_SAME = {"test_content", "test_images", "test_kills", "test_load", "test_names"}
+_ALL_THE_SAME = {
+    *("test_content", "test_garbage", "test_images", "test_kills", "test_load", "test_names"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,299 @@
+"""The images of the store, as a person sees them.
+
+An image is what has one config; the digest of that is its id. It may have several names, each an
+entry of the index. Of an image for several platforms, the one for this machine is shown if it is
+there. Source: OCI image-spec config.md, manifest.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final
+
+from fuseoverlay.errors import FuseOverlayError, ImageError
+from fuseoverlay.oci import model
+from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
+from fuseoverlay.oci.reference import Reference
+from fuseoverlay.store.content import Content
+from fuseoverlay.store.names import Entry, Names, repository_of
+from fuseoverlay.store.reach import decoded, manifests
+from fuseoverlay.store.root import Store
+
+_HEX: Final = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{1,128})\Z")
+#: The texts of a line of the history: fields of the config and of `Step`.
+_STEP: Final = ("created", "created_by", "author", "comment")
+#: Ids are shown and named by so many digits.
+_SHORT: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image. `entries`: its places in the index. `manifest` and what follows: of the platform
+    shown; `layers` bottom first, with the digests of the plain layers in `diff_ids`. `created` is
+    RFC 3339 text as the config has it, or "". `problem` says what is wrong with an image that
+    cannot be read; its id is then the digest of what the index names."""
+
+    id: Digest
+    entries: tuple[Entry, ...]
+    manifest: Descriptor
+    config: Descriptor | None = None
+    platform: Platform | None = None
+    created: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    layers: tuple[Descriptor, ...] = ()
+    diff_ids: tuple[Digest, ...] = ()
+    problem: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its full names, sorted."""
+        return tuple(sorted(entry.name for entry in self.entries if entry.name))
+
+    @property
+    def dangling(self) -> bool:
+        """Whether it has no name."""
+        return not self.names
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """The digests of what its names stand for: manifests, or indexes of several platforms."""
+        return tuple(dict.fromkeys(entry.descriptor.digest for entry in self.entries))
+
+    @property
+    def repo_digests(self) -> tuple[str, ...]:
+        """REPOSITORY@DIGEST, with full names, sorted: where its registry has it."""
+        found = set()
+        for entry in self.entries:
+            repository = repository_of(entry.name) if entry.name else entry.repository
+            if repository:
+                found.add(f"{repository}@{entry.descriptor.digest}")
+        return tuple(sorted(found))
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Manifest, config and layers, each once."""
+        config = () if self.config is None else (self.config,)
+        found = {blob.digest: blob for blob in (self.manifest, *config, *self.layers)}
+        return tuple(found.values())
+
+    @property
+    def size(self) -> int:
+        """The size of `blobs` in bytes: what is downloaded for it."""
+        return sum(blob.size for blob in self.blobs)
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When it was made; None if that is not known."""
+        return parse_time(self.created)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the history of an image. `layer` is the number of the layer that it made, from 0
+    at the bottom; None if it made none."""
+
+    created: str = ""
+    created_by: str = ""
+    author: str = ""
+    comment: str = ""
+    layer: int | None = None
+
+
+class Images:
+    """The images in `store`."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.content = Content(store)
+        self.names = Names(store)
+
+    def all(self, platform: Platform | None = None) -> list[Image]:
+        """All images, dangling and unreadable ones, too, in the order of the index. Of several
+        platforms, `platform` is preferred to this machine's. ImageError for a damaged index."""
+        return self.of(self.names.entries(), platform)
+
+    def of(self, entries: Sequence[Entry], platform: Platform | None = None) -> list[Image]:
+        """The images that these entries name."""
+        wanted = platform or Platform.host()
+        read: dict[Digest, Image] = {}
+        listed: dict[Digest, Image] = {}
+        for entry in entries:
+            descriptor = entry.descriptor
+            if descriptor.digest not in read:
+                read[descriptor.digest] = self._read(descriptor, wanted)
+            image = read[descriptor.digest]
+            before = listed.get(image.id, replace(image, entries=()))
+            listed[image.id] = replace(before, entries=(*before.entries, entry))
+        return list(listed.values())
+
+    def _read(self, descriptor: Descriptor, wanted: Platform) -> Image:
+        try:
+            found = list(manifests(self.content, descriptor))
+            if not found:
+                return _unreadable(descriptor, "nothing of it that is an image is here")
+            if len(found) == 1:
+                return self._describe(found[0])
+            ranks = [self._rank(manifest, wanted) for manifest in found]
+            return self._describe(found[ranks.index(min(ranks))])
+        except FuseOverlayError as exc:
+            return _unreadable(descriptor, str(exc))
+
+    def _rank(self, manifest: Descriptor, wanted: Platform) -> float:
+        """How well the image serves `wanted`; the less the better."""
+        platform = manifest.platform or self._describe(manifest).platform
+        rank = platform.rank(wanted) if platform else None
+        return math.inf if rank is None else rank
+
+    def _describe(self, descriptor: Descriptor) -> Image:
+        manifest = Manifest.parse(decoded(self.content, descriptor))
+        data = decoded(self.content, manifest.config)
+        config = Config.parse(data)
+        fields = model.expect_fields(data, "image config")
+        return Image(
+            id=manifest.config.digest,
+            entries=(),
+            manifest=descriptor,
+            config=manifest.config,
+            platform=config.platform,
+            created=_text(fields.get("created")),
+            labels=_labels(fields.get("config")),
+            layers=manifest.layers,
+            diff_ids=config.diff_ids,
+        )
+
+    def config(self, image: Image) -> Any:
+        """The decoded config of an image. ImageError."""
+        if image.config is None:
+            raise ImageError(image.problem or "no image", where=image.id)
+        return decoded(self.content, image.config)
+
+    def history(self, image: Image) -> list[Step]:
+        """How the image was made, oldest first; layers that it does not tell of come last.
+        ImageError."""
+        data = model.expect_fields(self.config(image), "image config").get("history") or []
+        steps = []
+        layers = iter(range(len(image.layers)))
+        for item in data if isinstance(data, list) else []:
+            fields = model.expect_fields(item, "history")
+            texts = {name: _text(fields.get(name)) for name in _STEP}
+            number = None if fields.get("empty_layer") else next(layers, None)
+            steps.append(Step(layer=number, **texts))
+        return steps + [Step(layer=number) for number in layers]
+
+    def resolve(self, text: str, platform: Platform | None = None) -> Image:
+        """The image that `text` names: see `find`."""
+        return self.find(text, platform)[0]
+
+    def find(self, text: str, platform: Platform | None = None) -> tuple[Image, Entry | None]:
+        """The image that `text` names, and the entry if it does so by name.
+
+        A name in the short or the full form, NAME@DIGEST; the id, the digest of a manifest or
+        index, or the beginning of one of these. ImageError if there is none, or two.
+        """
+        images = self.all(platform)
+        named = _by_name(images, text)
+        found = _by_digest(images, text)
+        if named and any(image.id != named[0].id for image in found):
+            other = next(image for image in found if image.id != named[0].id)
+            raise _ambiguous(text, [named[0], other])
+        if named:
+            return named
+        if len(found) > 1:
+            raise _ambiguous(text, found)
+        if not found:
+            raise ImageError("no such image", where=text, hint="`image ls` lists what is here")
+        return found[0], None
+
+    def tag(self, text: str, name: str) -> Digest | None:
+        """Give the image that `text` names the further name `name`; returns the digest of the
+        image that lost it, which may dangle now. ImageError, StoreError."""
+        reference = Reference.parse(name)
+        if reference.digest is not None:
+            raise ImageError("a name with a digest cannot be given", where=name)
+        image, entry = self.find(text)
+        with self.names.editing() as index:
+            return index.set(str(reference), entry or image.entries[0])
+
+
+def parse_time(text: str) -> datetime | None:
+    """The time in RFC 3339 text, with a zone; None if it is none."""
+    # Python takes at most six digits of a fraction.
+    match = re.fullmatch(r"(.{19})(\.\d+)?(Z|[+-]\d\d:\d\d)", text, re.ASCII)
+    if match is None:
+        return None
+    try:
+        return datetime.fromisoformat(f"{match[1]}{(match[2] or '')[:7]}{match[3]}")
+    except ValueError:
+        return None
+
+
+def _unreadable(descriptor: Descriptor, problem: str) -> Image:
+    return Image(descriptor.digest, (), descriptor, problem=problem)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _labels(config: object) -> dict[str, str]:
+    labels = model.Fields(config).get("Labels") if isinstance(config, dict) else None
+    if not isinstance(labels, dict):
+        return {}
+    return {key: value for key, value in labels.items() if isinstance(value, str)}
+
+
+def _by_name(images: Sequence[Image], text: str) -> tuple[Image, Entry] | None:
+    wanted = {text}
+    digest = None
+    try:
+        reference = Reference.parse(text)
+    except ImageError:
+        # Other tools' names need not be those of registries.
+        reference = None
+    if reference is not None:
+        wanted.add(str(reference))
+        digest = reference.digest
+    entries = [(image, entry) for image in images for entry in image.entries]
+    for image, entry in entries:
+        if entry.name in wanted:
+            return image, entry
+    for image, entry in entries:
+        if digest is not None and reference is not None and _is_of(image, entry, reference):
+            return image, entry
+    return None
+
+
+def _is_of(image: Image, entry: Entry, reference: Reference) -> bool:
+    """Whether the entry is of the repository and digest of `reference`."""
+    repository = repository_of(entry.name) if entry.name else entry.repository
+    known = (entry.descriptor.digest, image.manifest.digest)
+    return repository == reference.name and reference.digest in known
+
+
+def _by_digest(images: Sequence[Image], text: str) -> list[Image]:
+    match = _HEX.match(text)
+    if match is None:
+        return []
+
+    def fits(digest: Digest) -> bool:
+        return digest.hex.startswith(match[2]) and match[1] in (None, digest.algorithm)
+
+    return [
+        image
+        for image in images
+        if any(map(fits, (image.id, image.manifest.digest, *image.digests)))
+    ]
+
+
+def _ambiguous(text: str, images: Sequence[Image]) -> ImageError:
+    shown = " and ".join(_shown(image) for image in images[:2])
+    return ImageError(f"may be {shown}", where=text, hint="say which")
+
+
+def _shown(image: Image) -> str:
+    names = image.names or ("without a name",)
+    return f"{image.id.hex[:_SHORT]} ({names[0]})"
