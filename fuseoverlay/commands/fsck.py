@@ -53,10 +53,10 @@ def _of_directories(name: str, parsed: MountConfig) -> MountConfig:
 
 def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
     """The mount options for a check of this image's changes."""
-    from fuseoverlay.commands import images, progress
+    from fuseoverlay.commands import imagemount, progress
 
     with progress.shown("Unpacking") as report:
-        return images.to_check(
+        return imagemount.to_check(
             args.what,
             parsed,
             platform=args.platform,

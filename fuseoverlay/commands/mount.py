@@ -134,7 +134,7 @@ def _serve(
 
 
 def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog) -> None:
-    from fuseoverlay.commands import images, progress
+    from fuseoverlay.commands import imagemount, progress
     from fuseoverlay.fuse import mount
 
     mountpoint = os.fsencode(args.paths[-1])
@@ -142,7 +142,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
     with contextlib.ExitStack() as changes:
         with progress.shown("Unpacking") as report:
             config = changes.enter_context(
-                images.prepared(
+                imagemount.prepared(
                     args.paths[0],
                     config,
                     platform=args.platform,

@@ -9,23 +9,10 @@ from typing import Final
 
 from fuseoverlay.errors import ImageError, describe
 
-#: Transports that skopeo and podman write before a name, and whether a local file follows that we
-#: can read.
-_TRANSPORTS: Final = {
-    "oci": True,
-    "oci-archive": True,
-    "docker-archive": True,
-    "docker": False,
-    "docker-daemon": False,
-    "containers-storage": False,
-    "dir": False,
-}
-#: NAME[:TAG][@DIGEST] in a registry; `last`: the last part of the name. Stricter than registries
-#: are, because it becomes part of a command that is shown.
-_REMOTE: Final = re.compile(
-    r"(?:[a-z0-9][a-z0-9.-]*(?::[0-9]+)?/)?(?:[a-z0-9._-]+/)*(?P<last>[a-z0-9][a-z0-9._-]*)"
-    r"(?::[A-Za-z0-9._-]+)?(?:@sha256:[0-9a-f]+)?\Z"
-)
+#: Transports that skopeo and podman write before the name of a file that we can read, and the
+#: others of theirs.
+FILES: Final = frozenset({"oci", "oci-archive", "docker-archive"})
+OTHERS: Final = frozenset({"docker", "docker-daemon", "containers-storage", "dir"})
 _PATH: Final = re.compile(r"[/.~]|.*\.(?:tar|tgz|tar\.[a-z0-9]+)(?::|\Z)")
 
 
@@ -47,9 +34,9 @@ def parse_image_name(text: str) -> tuple[str, str | None]:
 
 
 def find(text: str) -> tuple[str, str | None]:
-    """`parse_image_name` for an image that must exist; ImageError says how to get one that does
-    not."""
-    path, ref = parse_image_name(text)
+    """`parse_image_name` for an image file that must exist; skopeo's transports for files may be
+    written before it. ImageError."""
+    path, ref = parse_image_name(without_transport(text))
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -60,45 +47,35 @@ def find(text: str) -> tuple[str, str | None]:
     return path, ref
 
 
+def transport(text: str) -> str | None:
+    """The transport of skopeo and podman that the name begins with, unless a file is called so."""
+    word, colon, _ = text.partition(":")
+    known = bool(colon) and word in FILES | OTHERS
+    return word if known and not os.path.lexists(parse_image_name(text)[0]) else None
+
+
+def without_transport(text: str) -> str:
+    """The name without the transport of a file."""
+    return text.partition(":")[2] if transport(text) in FILES else text
+
+
+def is_path(text: str) -> bool:
+    """Whether the name can only be one of a file: it begins like a path, or ends like an archive.
+    No name in a registry does."""
+    return transport(text) in FILES or _PATH.match(text) is not None
+
+
 def _missing(text: str, path: str) -> ImageError:
-    transport, colon, rest = text.partition(":")
-    if colon and transport in _TRANSPORTS:
-        return _skopeos(text, transport, rest)
     if os.path.islink(path):
         what = f"{path} is a link to {os.readlink(path)}, which does not exist"
         return ImageError(what, where=text, hint="correct it")
     missing = "such file or directory" if path == text else f"file or directory {path}"
-    what = f"there is no {missing}"
-    if _PATH.match(text) or not _REMOTE.match(text):
-        return ImageError(what, where=text, hint="correct the path")
-    how = _copied(f"docker://{text}", text)
-    return ImageError(f"{what} here", where=text, hint=f"if a registry has it, {how}")
-
-
-def _skopeos(text: str, transport: str, rest: str) -> ImageError:
-    """The error for a name with a transport of skopeo and podman."""
-    if _TRANSPORTS[transport]:
-        path, _ = parse_image_name(rest)
-        if os.path.lexists(path):
-            what = f"{transport}: does not belong here"
-            return ImageError(what, where=text, hint=f"write {rest}")
-        return ImageError(f"there is no file or directory {path}", where=text, hint="correct it")
-    return ImageError(
-        "images come from files, there is no download",
-        where=text,
-        hint=_copied(text, rest.lstrip("/")),
-    )
-
-
-def _copied(source: str, name: str) -> str:
-    match = _REMOTE.match(name)
-    file = f"{match['last'] if match else 'image'}.tar"
-    return f"get it with skopeo copy {source} oci-archive:{file}, and mount {file}"
+    return ImageError(f"there is no {missing}", where=text, hint="correct the path")
 
 
 def is_image(text: str) -> bool:
     """Whether `IMAGE[:REF]` names a file, or a directory that looks like an image."""
-    path, _ = parse_image_name(text)
+    path, _ = parse_image_name(without_transport(text))
     try:
         if stat.S_ISREG(os.stat(path).st_mode):
             return True

@@ -25,7 +25,7 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fuseoverlay.errors import DigestError, ImageError
@@ -51,16 +51,27 @@ _AUFS_LINKS: Final = b".wh..wh.plnk"
 _IMPLIED_INSIDE: Final = b"x"
 
 
-def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> bool:
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What came of unpacking a layer.
+
+    `used_lowers`: `job.lowers` supplied data or influenced a decision, so that the result is valid
+    only above those. `size`: bytes of all files, as they are read.
+    """
+
+    used_lowers: bool
+    size: int
+
+
+def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> Unpacked:
     """Unpack `blob` into the empty directory `target`; verify its digest and `diff_id`.
 
-    Returns whether `job.lowers` supplied data or influenced a decision, so that the result is valid
-    only above those. Raises ImageError, DigestError, StoreError; `target` then holds junk.
+    Raises ImageError, DigestError, StoreError; `target` then holds junk.
     """
     try:
         stream = ForwardStream(decompress(blob, job.where), diff_id, job.where)
         with malformed(job.where):
-            used_lowers = unpack_stream(stream, target, job)
+            unpacked = unpack_stream(stream, target, job)
         stream.finish()
         blob.finish()
     except DigestError:
@@ -69,10 +80,10 @@ def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> boo
         # A damaged blob is the likeliest cause, and its error says more than what it led to.
         blob.finish()
         raise
-    return used_lowers
+    return unpacked
 
 
-def unpack_stream(stream: ForwardStream, target: str, job: Job) -> bool:
+def unpack_stream(stream: ForwardStream, target: str, job: Job) -> Unpacked:
     """`unpack_blob` for a plain tar stream. Does not read the stream to its end."""
     with contextlib.ExitStack() as stack:
         root_fd = os.open(target, DIR_FLAGS)
@@ -85,7 +96,7 @@ def unpack_stream(stream: ForwardStream, target: str, job: Job) -> bool:
                 layer.add(entry)
             layer.finish()
         warnings.report(job.warn, job.where)
-        return layer.below.used
+        return Unpacked(layer.below.used, layer.size)
 
 
 class _Layer:
@@ -101,6 +112,7 @@ class _Layer:
         self.made = Made(cache, job, self._writer)
         self.below = Below(job.lowers)
         self._deletions = Deletions(self.made, self.below)
+        self.size = 0
 
     # one entry
 
@@ -159,6 +171,7 @@ class _Layer:
             if stat.S_ISREG(entry.mode):
                 if not write_data(self._stream, entry, fd):
                     raise self.made.bad("the archive ends in the middle of this file")
+                self.size += entry.size
             elif entry.link:
                 write_all(fd, entry.link, 0)
             self._writer.finish(entry, fd)

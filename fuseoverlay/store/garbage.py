@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fuseoverlay.errors import StoreError
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Digest
-from fuseoverlay.store import places
+from fuseoverlay.store import places, sizes
 from fuseoverlay.store.content import Content, is_at
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.names import Editing, repository_of
@@ -178,6 +178,8 @@ class _Removal:
                     continue
                 self.removed.layers[str(path.relative_to(self._root))] = disk_usage(path)
                 self._move(path)
+                if self._moved is not None:
+                    sizes.forget(self._content.store, place)
 
     def _collect_partial(self) -> None:
         for digest, size in list(self._content.partials()):

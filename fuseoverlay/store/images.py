@@ -21,6 +21,7 @@ from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store.content import Content
 from fuseoverlay.store.names import Entry, Names, repository_of
 from fuseoverlay.store.reach import decoded, manifests
+from fuseoverlay.store import sizes
 from fuseoverlay.store.root import Store
 
 _HEX: Final = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{1,128})\Z")
@@ -34,7 +35,8 @@ _SHORT: Final = 12
 class Image:
     """One image. `entries`: its places in the index. `manifest` and what follows: of the platform
     shown; `layers` bottom first, with the digests of the plain layers in `diff_ids`. `created` is
-    RFC 3339 text as the config has it, or "". `problem` says what is wrong with an image that
+    RFC 3339 text as the config has it, or "". `unpacked`: of each layer, how many bytes its files
+    have; None where it was never unpacked here. `problem` says what is wrong with an image that
     cannot be read; its id is then the digest of what the index names."""
 
     id: Digest
@@ -46,6 +48,7 @@ class Image:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     layers: tuple[Descriptor, ...] = ()
     diff_ids: tuple[Digest, ...] = ()
+    unpacked: tuple[int | None, ...] = ()
     problem: str | None = None
 
     @property
@@ -84,6 +87,12 @@ class Image:
     def size(self) -> int:
         """The size of `blobs` in bytes: what is downloaded for it."""
         return sum(blob.size for blob in self.blobs)
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Bytes of each layer: of its files if it was unpacked, else of its blob."""
+        pairs = zip(self.unpacked, self.layers, strict=True)
+        return tuple(blob.size if files is None else files for files, blob in pairs)
 
     @property
     def created_at(self) -> datetime | None:
@@ -153,6 +162,9 @@ class Images:
         data = decoded(self.content, manifest.config)
         config = Config.parse(data)
         fields = model.expect_fields(data, "image config")
+        if len(config.diff_ids) != len(manifest.layers):
+            count = f"{len(manifest.layers)} layers, the config {len(config.diff_ids)}"
+            raise ImageError(f"the manifest has {count}", where=descriptor.digest)
         return Image(
             id=manifest.config.digest,
             entries=(),
@@ -163,6 +175,7 @@ class Images:
             labels=_labels(fields.get("config")),
             layers=manifest.layers,
             diff_ids=config.diff_ids,
+            unpacked=tuple(sizes.known(self.store, digest) for digest in config.diff_ids),
         )
 
     def config(self, image: Image) -> Any:

@@ -23,7 +23,7 @@ from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Descriptor, Digest, Platform
 from fuseoverlay.oci.streams import ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
-from fuseoverlay.store import places
+from fuseoverlay.store import places, sizes
 from fuseoverlay.store.root import Store
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
@@ -228,8 +228,9 @@ class StoredImage:
             place=str(self._store.root),
         )
         with self._making() as target, self._source.open_layer(layer, self._tell) as blob:
-            used_lowers = unpack_blob(blob, layer.diff_id, str(target), job)
-            self._store.publish(target, paths[used_lowers])
+            unpacked = unpack_blob(blob, layer.diff_id, str(target), job)
+            sizes.note(self._store, layer.diff_id, unpacked.size)
+            self._store.publish(target, paths[unpacked.used_lowers])
 
     def _add_empty(
         self, paths: Sequence[pathlib.Path], locks: contextlib.ExitStack

@@ -175,7 +175,7 @@ class _Interpreter:
 def _main() -> None:
     from fuseoverlay import __main__
 
-    for module in ("commands.dispatch", "commands.images", "fuse.mount"):
+    for module in ("commands.dispatch", "commands.imagemount", "fuse.mount"):
         importlib.import_module(f"fuseoverlay.{module}")
     gc.collect()
     gc.freeze()

@@ -82,7 +82,7 @@ class Unpacker:
         """Unpack an archive."""
         target = self.target()
         stream = ForwardStream(io.BytesIO(tar), Digest.of(tar), "image")
-        self.used_lowers = unpack_stream(stream, str(target), self.job(lowers))
+        self.used_lowers = unpack_stream(stream, str(target), self.job(lowers)).used_lowers
         stream.finish()
         return target
 

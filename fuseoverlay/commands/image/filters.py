@@ -21,7 +21,6 @@ PRUNING: Final = ("until", "label", "label!")
 
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
 _LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
-_OLDEST: Final = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 _Wanted = Callable[[Image], bool]
 
@@ -57,7 +56,7 @@ def _one(kind: str, value: str, images: Images) -> _Wanted:
         case "label" | "label!":
             return _label(value, absent=kind == "label!")
         case "before" | "since":
-            limit = images.resolve(value).created_at or _OLDEST
+            limit = images.resolve(value).created_at
             return _older(limit) if kind == "before" else _newer(limit)
         case "until":
             return _older(_moment(value))
@@ -79,12 +78,13 @@ def _label(value: str, *, absent: bool) -> _Wanted:
     return lambda image: (image.labels.get(key) == wanted) != absent
 
 
-def _older(limit: datetime.datetime) -> _Wanted:
-    return lambda image: (image.created_at or _OLDEST) < limit
+def _older(limit: datetime.datetime | None) -> _Wanted:
+    """What has no time is not known to be older, so it is not removed for it."""
+    return lambda image: bool(image.created_at and limit and image.created_at < limit)
 
 
-def _newer(limit: datetime.datetime) -> _Wanted:
-    return lambda image: (image.created_at or _OLDEST) > limit
+def _newer(limit: datetime.datetime | None) -> _Wanted:
+    return lambda image: bool(image.created_at and limit and image.created_at > limit)
 
 
 def _moment(text: str) -> datetime.datetime:

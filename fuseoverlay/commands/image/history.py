@@ -71,7 +71,7 @@ def _rows(
     now = datetime.datetime.now(datetime.UTC)
     id_ = common.short(image.id, whole=args.no_trunc)
     for step in reversed(steps):
-        size = 0 if step.layer is None else image.layers[step.layer].size
+        size = 0 if step.layer is None else image.layer_sizes[step.layer]
         created_by = step.created_by.replace("\t", " ")
         if not args.no_trunc and len(created_by) > _CUT:
             created_by = created_by[: _CUT - 1] + "…"

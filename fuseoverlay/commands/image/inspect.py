@@ -57,7 +57,7 @@ def described(images: Images, image: Image) -> dict[str, Any]:
         "Variant": config.get("variant") or "",
         "Os": config.get("os") or "",
         "OsVersion": config.get("os.version") or "",
-        "Size": image.size,
+        "Size": sum(image.layer_sizes),
         "GraphDriver": {"Name": "fuseoverlay", "Data": _directories(images, image)},
         "RootFS": {"Type": "layers", "Layers": [str(digest) for digest in image.diff_ids]},
         "Descriptor": image.entries[0].descriptor.to_json() if image.entries else None,

@@ -33,7 +33,7 @@ def command(argv: list[str], prog: str) -> int:
     images = common.images_at(args.root)
     chosen = filters.joined(args.filter, args.reference)
     fits = filters.wanted(chosen, images, filters.LISTING)
-    rows = _sorted([row for image in images.list() if fits(image) for row in _rows(image, args)],
+    rows = _sorted([row for image in images.all() if fits(image) for row in _rows(image, args)],
                    args.sort)  # fmt: skip
     if args.quiet:
         for id_ in dict.fromkeys(row["ID"] for row in rows):
@@ -84,10 +84,10 @@ def _rows(image: Image, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "ID": common.short(image.id, whole=args.no_trunc),
         "CreatedSince": units.since(image.created, now) or "N/A",
         "CreatedAt": units.at(image.created) or "N/A",
-        "Size": units.size(image.size),
+        "Size": units.size(sum(image.layer_sizes)),
         "Platform": str(image.platform or ""),
         "created": image.created_at.timestamp() if image.created_at else 0.0,
-        "bytes": image.size,
+        "bytes": sum(image.layer_sizes),
     }
     for entry in image.entries:
         if entry.name is None and image.names:

@@ -20,8 +20,12 @@ def lines(removed: Removed, untagged: str, deleted: str) -> Iterator[str]:
 
 def complain(removed: Removed) -> None:
     """Say why something stayed."""
-    for what in removed.in_use:
-        output.warn(f"{what}: in use, so it stays; unmount, and run image prune")
+    if removed.in_use:
+        what = f"{removed.in_use[0]} and {len(removed.in_use) - 1} more"
+        output.warn(
+            f"{what if removed.in_use[1:] else removed.in_use[0]}: in use, so not removed; "
+            "image prune does it when nothing uses them"
+        )
     for problem in removed.problems:
         output.warn(f"{problem}; so only names were removed")
 

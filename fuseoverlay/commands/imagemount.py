@@ -11,9 +11,9 @@ from dataclasses import replace
 from fuseoverlay.commands.changes import Changes, Owner
 from fuseoverlay.errors import UsageError
 from fuseoverlay.layers import trust, xattrs
-from fuseoverlay.oci import names
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.store import layers as stored
+from fuseoverlay.store import sources
 from fuseoverlay.store.layers import ProgressCallback
 from fuseoverlay.store.root import Store, default_root
 from fuseoverlay.system.syscalls import DIR_FLAGS
@@ -38,7 +38,7 @@ def prepared(
     has no layers yet: reading a compressed archive takes as long as unpacking it. Raises
     `ImageError`, `DigestError`, `StoreError`, `UpperError`, and what `check` raises.
     """
-    names.find(image)
+    sources.check(image)
     store = Store(default_root())
     store.prepare()
     with contextlib.ExitStack() as undo:
@@ -47,7 +47,7 @@ def prepared(
         with claim or contextlib.nullcontext():
             config = changes.of(config) if changes else config
             check(config)
-            with stored.opened(
+            with sources.opened(
                 store, image, platform=platform, progress=progress, warn=warn
             ) as found:
                 if changes is not None and keep_in is not None:
@@ -73,7 +73,7 @@ def to_check(
     Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
     """
     store = Store(default_root())
-    with stored.opened(store, image, platform=platform, progress=progress, warn=warn) as found:
+    with sources.opened(store, image, platform=platform, progress=progress, warn=warn) as found:
         changes = Changes(keep_in)
         changes.check(Owner(image, found.diff_ids))
         layers = found.layers()

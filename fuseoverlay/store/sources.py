@@ -1,0 +1,102 @@
+"""What IMAGE means on a command line: a file, or an image of the store by its name or id."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from fuseoverlay.errors import ImageError, UsageError
+from fuseoverlay.oci import names
+from fuseoverlay.oci.model import Platform
+from fuseoverlay.store import layers
+from fuseoverlay.store.images import Images
+from fuseoverlay.store.layers import ProgressCallback, StoredImage
+from fuseoverlay.store.root import Store
+
+#: Gets the image with this name into the store, or raises why not.
+Fetch = Callable[[str], None]
+
+
+def check(text: str) -> None:
+    """Raise what can be said of a name before anything is done: `ImageError`, if a file is meant
+    and is not there, or a transport is not supported."""
+    if names.is_path(text):
+        names.find(text)
+    elif names.transport(text) in names.OTHERS - {"docker"}:
+        raise ImageError(
+            f"{names.transport(text)}: is not supported",
+            where=text,
+            hint=f"get it with skopeo copy {text} oci-archive:image.tar",
+        )
+
+
+@contextlib.contextmanager
+def opened(
+    store: Store,
+    text: str,
+    *,
+    platform: str | None = None,
+    fetch: Fetch | None = None,
+    progress: ProgressCallback | None = None,
+    warn: Callable[[str], None],
+) -> Iterator[StoredImage]:
+    """The image that `text` means. No layer has been read yet, only what describes the image.
+
+    `fetch` is asked for an image that is not in the store. Raises `UsageError` where a file and an
+    image of the store may be meant, `ImageError`, `DigestError`, `StoreError`, and what `fetch`
+    raises.
+    """
+    check(text)
+    store.prepare()
+    name = text.removeprefix("docker:").lstrip("/") if names.transport(text) else text
+    if _means_file(Images(store), text):
+        found = layers.opened(store, text, platform=platform, progress=progress, warn=warn)
+    else:
+        found = _stored(store, name, platform, fetch, progress, warn)
+    with found as image:
+        yield image
+
+
+def _means_file(images: Images, text: str) -> bool:
+    if names.is_path(text):
+        return True
+    if names.transport(text) or not names.is_image(text):
+        return False
+    if _is_there(images, text):
+        raise UsageError(
+            f"{text} is a file here, and an image of the store",
+            hint=f"write ./{text} or docker://{text}",
+        )
+    return True
+
+
+def _is_there(images: Images, text: str) -> bool:
+    try:
+        images.find(text)
+    except ImageError:
+        return False
+    return True
+
+
+def _stored(
+    store: Store,
+    name: str,
+    platform: str | None,
+    fetch: Fetch | None,
+    progress: ProgressCallback | None,
+    warn: Callable[[str], None],
+) -> contextlib.AbstractContextManager[StoredImage]:
+    images = Images(store)
+    wanted = Platform.parse(platform) if platform else None
+    if fetch is not None and not _is_there(images, name):
+        fetch(name)
+    found = images.resolve(name, wanted)
+    if found.problem is not None:
+        raise ImageError(found.problem, where=name, hint="get it again, or remove it")
+    if wanted is not None and (found.platform is None or found.platform.rank(wanted) is None):
+        raise ImageError(
+            f"no image for {wanted}", where=name, hint=f"there is one for {found.platform}"
+        )
+    return layers.stored(
+        store, found.manifest, name, check_platform=wanted is None, progress=progress, warn=warn
+    )

@@ -1,0 +1,175 @@
+"""The commands for images print what a real Docker prints for the same image."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Cli
+from tests.commands.dockerd import Docker, missing
+from tests.helpers.mounts import MODE, NATIVE, scratch
+
+pytestmark = [
+    pytest.mark.skipif(MODE != "root" or not NATIVE, reason="Docker's daemon runs once, as root"),
+    pytest.mark.timeout(180),
+]
+
+DOCKERFILE = """\
+FROM base:1
+LABEL keeper=somebody version=2
+COPY file /srv/file
+ENV COLOUR=blue LENGTH=42
+COPY file /srv/a/long/way/down/to/the/place/where/it/lies/file
+WORKDIR /srv
+EXPOSE 80/tcp
+VOLUME /data
+USER 1000
+ENTRYPOINT ["/bin/program"]
+CMD ["--help"]
+"""
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    """A daemon with an image of two names, `ex:1` and `localhost:5000/team/ex:2`."""
+    if lacking := missing():
+        pytest.skip(f"missing tool: {lacking}")
+    # A short path: that of a socket has an end.
+    with scratch() as base, Docker(base) as docker:
+        docker.run("import", "--message", "from a tar", "-", "base:1", input=_root())
+        context = base / "context"
+        context.mkdir()
+        (context / "Dockerfile").write_text(DOCKERFILE)
+        (context / "file").write_text("content of the file\n")
+        docker.run("build", "--quiet", "--tag", "ex:1", context)
+        docker.run("tag", "ex:1", "localhost:5000/team/ex:2")
+        yield docker
+
+
+def _root() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("bin/program")
+        member.size, member.mode = 1_977_000, 0o755
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def loaded(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """A store with the same images."""
+    cli = Cli(tmp_path_factory.mktemp("commands"))
+    archive = cli.base / "saved.tar"
+    docker.run("save", "--output", archive, "base:1", "ex:1", "localhost:5000/team/ex:2")
+    cli.said("load", "--quiet", "--input", archive)
+    return cli
+
+
+FORMATS = [
+    *("{{.Repository}}:{{.Tag}} {{.ID}} {{.Size}}", "{{.CreatedAt}}", "table {{.ID}}\t{{.Tag}}"),
+    *('{{json .Repository}}', "table"),
+]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((), ("--no-trunc",), ("-a",), ("ex",), ("localhost:5000/*/ex",), ("nothing",), ("e?:1",)),
+        *(("--filter", "label=keeper"), ("--filter", "label=version=3"), ("-f", "dangling=true")),
+        *(("--filter", "reference=*:1"), ("-f", "before=ex:1"), ("-f", "since=base:1")),
+        *(("-f", "label=keeper=somebody", "-f", "label=version=2"), ("-q",), ("-q", "--no-trunc")),
+        *(("-f", "reference=base", "-f", "reference=ex"),),
+        *(("--format", form) for form in FORMATS),
+    ],
+    ids=" ".join,
+)
+def test_images(docker: Docker, loaded: Cli, words: tuple[str, ...]) -> None:
+    for spelling in (["images"], ["image", "ls"]):
+        expected = docker.said(*spelling, *words).replace("Less than a second", "1 second")
+        actual = loaded.said(*spelling, *words).replace("Less than a second", "1 second")
+        assert _timeless(actual) == _timeless(expected)
+
+
+def _timeless(text: str) -> list[str]:
+    """Sorted words of each line without how many seconds ago: time goes on in between."""
+    lines = [[word for word in line.split() if not word.isdigit()] for line in text.splitlines()]
+    return sorted(" ".join(line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((), ("--no-trunc",), ("-H=false",), ("--human=false", "--no-trunc"), ("-q",)),
+        *(("--format", form) for form in ("{{.CreatedBy}}|{{.Size}}|{{.Comment}}", "table {{.ID}}")),
+    ],
+    ids=" ".join,
+)
+def test_history(docker: Docker, loaded: Cli, words: tuple[str, ...]) -> None:
+    """But for the ids of steps, which an image that was not built here has not."""
+    expected, actual = (
+        who.said("history", *words, "ex:1").splitlines() for who in (docker, loaded)
+    )
+    ids = docker.said("history", "--no-trunc", "-q", "ex:1").split()
+    for id_ in ids[1:]:
+        for shown in (id_, id_.partition(":")[2][:12]):
+            expected = [line.replace(shown, "<missing>".ljust(len(shown))) for line in expected]
+    assert [_timeless(line) for line in actual] == [_timeless(line) for line in expected]
+
+
+SAME = [
+    *("Id", "Created", "Author", "Architecture", "Os", "Size", "Comment"),
+    *("RootFS", "RepoTags"),
+]
+
+
+def test_inspect(docker: Docker, loaded: Cli) -> None:
+    (expected,), (actual,) = (json.loads(who.said("inspect", "ex:1")) for who in (docker, loaded))
+    assert {key: actual[key] for key in SAME} == {
+        key: sorted(expected[key]) if key == "RepoTags" else expected[key] for key in SAME
+    }
+    assert actual["Config"] == expected["Config"]
+    assert actual["GraphDriver"]["Name"] == "fuseoverlay"
+    lowers = actual["GraphDriver"]["Data"]["LowerDir"].split(":")
+    assert (Path(lowers[0]) / "srv/a/long/way/down/to/the/place/where/it/lies/file").exists()
+    assert (Path(lowers[-1]) / "bin/program").stat().st_size == 1_977_000
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("{{.Id}}", "{{.Config.Env}}", "{{json .Config.Labels}}", "{{.RootFS.Type}}"),
+        *("{{range .Config.Env}}{{println .}}{{end}}", "{{index .Config.Cmd 0}}", "{{.Size}}"),
+        *("{{len .RootFS.Layers}}", "{{if .Author}}a{{else}}b{{end}}", "{{.Config.Labels.keeper}}"),
+        *('{{printf "%d bytes" .Size}}', "{{.Config.Labels}}", "{{.Config.ExposedPorts}}"),
+        *("{{join .Config.Env \"+\"}}", "{{upper .Os}}", "{{index .Config.Labels \"version\"}}"),
+    ],
+)
+def test_inspect_format(docker: Docker, loaded: Cli, form: str) -> None:
+    assert loaded.said("inspect", "-f", form, "ex:1") == docker.said("inspect", "-f", form, "ex:1")
+
+
+def test_names_and_removal(docker: Docker, loaded: Cli) -> None:
+    """The same steps, with the same words for them. Of what Docker deletes we name the image."""
+    for words in (("tag", "base:1", "base:2"), ("rmi", "base:2"), ("rmi", "ex:1")):
+        assert loaded.said(*words) == docker.said(*words)
+    for words in (("rmi", "nothing"), ("tag", "nothing", "x"), ("inspect", "nothing")):
+        assert docker.run(*words, check=False).returncode == 1
+        done = loaded.run(*words)
+        assert done.returncode != 0 and "nothing" in done.stderr
+    expected = docker.said("rmi", "localhost:5000/team/ex:2").splitlines()
+    actual = loaded.said("rmi", "localhost:5000/team/ex:2").splitlines()
+    assert actual == expected[: len(actual)] and len(actual) == 2
+
+
+def test_saved_by_us_is_loaded_by_skopeo(loaded: Cli) -> None:
+    """The store is an OCI layout, as it stands."""
+    where = f"oci:{loaded.root}:docker.io/library/base:1"
+    argv = ["skopeo", "inspect", "--config", where]
+    config = json.loads(subprocess.run(argv, check=True, capture_output=True, timeout=60).stdout)
+    assert config["history"][-1]["comment"] == "from a tar"

@@ -1,0 +1,107 @@
+"""`image ls`, `inspect`, `history`, `tag` and `df` on what is in the store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Cli
+
+DEBIAN = "docker.io/library/debian:12"
+
+
+def test_empty(cli: Cli) -> None:
+    assert cli.said("images") == "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n"
+    assert cli.said("image", "ls", "-q") == ""
+    assert json.loads(cli.said("image", "df", "--json"))["kinds"][0]["Total"] == 0
+
+
+def test_names(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", DEBIAN)
+    cli.add(layout, "two", "quay.io/team/tool:latest")
+    shown = {line.split()[0] for line in cli.said("images").splitlines()[1:]}
+    assert shown == {"debian", "quay.io/team/tool"}
+    cli.said("tag", "debian:12", "mine")
+    cli.said("tag", "quay.io/team/tool", "localhost:5000/x/y:z")
+    form = "{{.Repository}} {{.Tag}}"
+    assert cli.said("images", "--sort", "repository", "--format", form).splitlines() == [
+        "debian 12", "localhost:5000/x/y z", "mine latest", "quay.io/team/tool latest",
+    ]  # fmt: skip
+    (data,) = json.loads(cli.said("inspect", "mine"))
+    assert data["RepoTags"] == ["debian:12", "mine:latest"]
+    digest = data["Descriptor"]["digest"]
+    assert data["RepoDigests"] == [f"debian@{digest}", f"mine@{digest}"]
+    for name in (data["Id"], data["Id"][7:19], digest, f"debian@{digest}", "docker.io/library/mine"):
+        assert cli.said("inspect", "-f", "{{.Id}}", name).strip() == data["Id"]
+
+
+def test_moved_name_leaves_a_dangling_image(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", DEBIAN)
+    cli.add(layout, "two", "two:1")
+    old = cli.said("inspect", "-f", "{{.Id}}", "debian:12").strip()
+    cli.said("tag", "two:1", "debian:12")
+    assert cli.said("images", "-q", "--no-trunc", "--filter", "dangling=true").strip() == old
+    (line,) = [x for x in cli.said("images", "--no-trunc").splitlines() if old in x]
+    assert line.split()[:2] in (["debian", "<none>"], ["<none>", "<none>"])
+
+
+def test_names_that_would_break_the_terminal(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", DEBIAN)
+    index = json.loads((cli.root / "index.json").read_text())
+    annotations = index["manifests"][0]["annotations"]
+    annotations["org.opencontainers.image.ref.name"] = "a\x1b[31m\nb"
+    (cli.root / "index.json").write_text(json.dumps(index))
+    for words in (("images",), ("image", "df", "-v"), ("inspect", "-f", "{{.RepoTags}}", "a\x1b[31m\nb")):
+        said = cli.said(*words)
+        assert "\x1b" not in said and "\\x1b[31m" in said, words
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("image", "lss"), "image lss is no command"),
+        (("images", "--filter", "colour=red"), "no such filter"),
+        (("images", "--filter", "dangling"), "no such filter"),
+        (("images", "--filter", "dangling=perhaps"), "not true or false"),
+        (("images", "--filter", "until=yesterday"), "is no time"),
+        (("image", "prune", "--filter", "reference=x"), "no such filter"),
+    ],
+)
+def test_words_that_are_refused(cli: Cli, words: tuple[str, ...], says: str) -> None:
+    cli.refused(2, says, *words)
+
+
+def test_format_that_is_refused(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", DEBIAN)
+    cli.refused(2, "no field Nothing; there are Repository", "images", "--format", "{{.Nothing}}")
+
+
+def test_what_is_not_there(cli: Cli) -> None:
+    for words in (("inspect", "x"), ("history", "x"), ("tag", "x", "y"), ("rmi", "x")):
+        cli.refused(7, "x: no such image", *words)
+    cli.refused(7, "x: no such image", "images", "--filter", "since=x")
+
+
+def test_damaged_image_is_listed_and_can_go(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", DEBIAN)
+    cli.add(layout, "two", "two:1")
+    (data,) = json.loads(cli.said("inspect", "debian:12"))
+    config = data["Id"].partition(":")[2]
+    (cli.root / "blobs/sha256" / config).write_text("{}")
+    assert "debian" in cli.said("images") and "two" in cli.said("images")
+    cli.refused(7, config, "inspect", "debian:12")
+    assert "Untagged: debian:12" in cli.said("rmi", "debian:12")
+
+
+def test_two_hundred_images(cli: Cli, layout: Path) -> None:
+    """Each manifest and config is read once."""
+    cli.add(layout, "one", DEBIAN)
+    for number in range(200):
+        index = json.loads((cli.root / "index.json").read_text())
+        entry = json.loads(json.dumps(index["manifests"][0]))
+        entry["annotations"]["org.opencontainers.image.ref.name"] = f"docker.io/library/x:{number}"
+        index["manifests"].append(entry)
+        (cli.root / "index.json").write_text(json.dumps(index))
+    assert len(cli.said("images").splitlines()) == 202
