@@ -41,6 +41,11 @@ class AuthFile:
     helpers: Mapping[str, str]
     store: str
 
+    def helper_of(self, host: str) -> tuple[str, str] | None:
+        """The helper for one server, and what it calls that."""
+        found = ((name, key) for key, name in self.helpers.items() if server_of(key) == host)
+        return next(found, None)
+
 
 async def account_of(host: str, repository: str, settings: Settings) -> Account | None:
     """Who shall ask HOST for `repository`; None means nobody in particular.
@@ -60,18 +65,28 @@ async def account_of(host: str, repository: str, settings: Settings) -> Account 
 
 
 def paths(settings: Settings) -> list[str]:
-    """The auth files that count, in order; the first is the one that `login` writes."""
+    """The auth files that count, in order: ours, which are podman's, too, and docker's."""
     environment = settings.environment
-    only = settings.auth_file or environment.get("REGISTRY_AUTH_FILE")
-    if only:
-        return [only]
+    if _only(settings):
+        return own_paths(settings)
     docker = environment.get("DOCKER_CONFIG") or os.path.join(home(environment), ".docker")
     return [
-        os.path.join(runtime(environment), "auth.json"),
-        os.path.join(config_home(environment), "auth.json"),
+        *own_paths(settings),
         os.path.join(docker, "config.json"),
         os.path.join(home(environment), ".dockercfg"),
     ]
+
+
+def own_paths(settings: Settings) -> list[str]:
+    """The auth files that `login` and `logout` change: the first one that can be written."""
+    if only := _only(settings):
+        return [only]
+    places = (runtime(settings.environment), config_home(settings.environment))
+    return [os.path.join(place, "auth.json") for place in places]
+
+
+def _only(settings: Settings) -> str | None:
+    return settings.auth_file or settings.environment.get("REGISTRY_AUTH_FILE")
 
 
 def read(path: str, settings: Settings) -> AuthFile | None:
@@ -82,8 +97,8 @@ def read(path: str, settings: Settings) -> AuthFile | None:
     # The old .dockercfg has nothing but entries.
     old = "auths" not in data and os.path.basename(path) == ".dockercfg"
     entries = _objects(data if old else data.get("auths"), path)
-    named = data.get("credHelpers") or {}
-    store = data.get("credsStore") or ""
+    named = data.get("credHelpers", {})
+    store = data.get("credsStore", "")
     if not isinstance(named, dict) or not isinstance(store, str):
         raise malformed(path, "credHelpers or credsStore")
     if any(_secrets(entry) for entry in entries.values()):
@@ -123,6 +138,11 @@ def server_of(key: str) -> str:
     return f"{host}/{rest}" if rest and "://" not in key else host
 
 
+def store_key(host: str) -> str:
+    """What docker calls the registry `host` to the helper for all servers."""
+    return _HUB_KEY if host == HUB else host
+
+
 def malformed(path: str, what: str) -> RegistryError:
     """The error for an auth file."""
     return RegistryError(f"malformed: {what}", where=path, hint="correct or remove it")
@@ -132,11 +152,10 @@ async def _account_in(
     file: AuthFile, host: str, repository: str, settings: Settings
 ) -> Account | None:
     # A helper is for a server; it is asked before the file's own entries.
-    for key, name in file.helpers.items():
-        if server_of(key) == host:
-            account = await helpers.get(name, key, settings.environment)
-            if account is not None:
-                return account
+    if (helper := file.helper_of(host)) is not None:
+        account = await helpers.get(*helper, settings.environment)
+        if account is not None:
+            return account
     servers = {server_of(key): entry for key, entry in file.entries.items()}
     # Exact keys count before those that only mean the same server.
     servers |= file.entries
@@ -145,8 +164,7 @@ async def _account_in(
         if account is not None:
             return account
     if file.store:
-        server = _HUB_KEY if host == HUB else host
-        return await helpers.get(file.store, server, settings.environment)
+        return await helpers.get(file.store, store_key(host), settings.environment)
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Final
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _NEXT: Final = re.compile(
     rf"[\s,]*(?:(?P<name>{_WORD})\s*=\s*"
-    rf'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]*))|(?P<scheme>{_WORD})(?=[\s,]|\Z))'
+    rf'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+))|(?P<scheme>{_WORD})(?=[\s,]|\Z))'
 )
 _ESCAPED: Final = re.compile(r"\\(.)")
 

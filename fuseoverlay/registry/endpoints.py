@@ -28,6 +28,11 @@ def endpoints(reference: Reference, settings: Settings) -> list[Endpoint]:
     return [Endpoint(reference.host, reference.repository, _insecure(reference.host, settings))]
 
 
+def registry_at(host: str, settings: Settings) -> Endpoint:
+    """The registry at `host` itself, and no repository in it."""
+    return Endpoint(host, "", _insecure(host, settings))
+
+
 def _insecure(host: str, settings: Settings, configured: bool = False) -> bool:
     """Whether plain HTTP will do: what the command says counts first. This computer is trusted, as
     docker does."""

@@ -1,11 +1,13 @@
 """Credential helpers: programs named docker-credential-NAME, which keep secrets in a keychain.
 
 Source: docker-credential-helpers' protocol: `get` reads a server's name and writes {"ServerURL",
-"Username", "Secret"}; the user `<token>` means that the secret is an identity token.
+"Username", "Secret"}, `store` reads the latter, `erase` a name; the user `<token>` means that the
+secret is an identity token. RegistryError if a helper is missing, fails, or takes too long.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Mapping
@@ -27,38 +29,59 @@ _TOKEN_USER: Final = "<token>"  # noqa: S105  # a name
 async def get(
     name: str, server: str, environment: Mapping[str, str], seconds: float = _SECONDS
 ) -> Account | None:
-    """What the helper `name` keeps for `server`; None if that is nothing.
+    """What the helper `name` keeps for `server`; None if that is nothing. It has `seconds`."""
+    output = await _asked(name, "get", server, environment, seconds)
+    return None if output is None else _parsed(_program(name), output)
 
-    RegistryError if the helper is missing, fails, or takes longer than `seconds`.
-    """
+
+async def store(name: str, server: str, account: Account, environment: Mapping[str, str]) -> None:
+    """Have the helper `name` keep `account` for `server`."""
+    told = {"ServerURL": server, "Username": account.user, "Secret": account.password}
+    if account.identity_token:
+        told |= {"Username": _TOKEN_USER, "Secret": account.identity_token}
+    await _asked(name, "store", json.dumps(told), environment, _SECONDS)
+
+
+async def erase(name: str, server: str, environment: Mapping[str, str]) -> bool:
+    """Have the helper `name` forget `server`; whether it knew it."""
+    return await _asked(name, "erase", server, environment, _SECONDS) is not None
+
+
+def _program(name: str) -> str:
     if not _NAME.match(name):
         raise RegistryError(f"{name!r} is no credential helper", hint="correct the auth file")
-    program = f"docker-credential-{name}"
-    done = await _run(program, server, environment, seconds)
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip()
-        if _NONE in said:
-            return None
-        text = printable(said[:200]) or f"exit code {done.returncode}"
-        raise _failed(program, f"fails for {server}: {text}")
-    return _parsed(program, done.stdout)
+    return f"docker-credential-{name}"
+
+
+async def _asked(
+    name: str, verb: str, text: str, environment: Mapping[str, str], seconds: float
+) -> bytes | None:
+    """What the helper writes when it reads `text`; None if it does not know the server."""
+    program = _program(name)
+    done = await _run(program, verb, text, environment, seconds)
+    if not done.returncode:
+        return done.stdout
+    said = (done.stdout + done.stderr).strip()
+    if _NONE in said:
+        return None
+    raise _failed(program, f"{verb} fails: {printable(said[:200]) or done.returncode}")
 
 
 async def _run(
-    program: str, server: str, environment: Mapping[str, str], seconds: float
+    program: str, verb: str, text: str, environment: Mapping[str, str], seconds: float
 ) -> subprocess.CompletedProcess[bytes]:
     try:
         with trio.fail_after(seconds):
             return await trio.run_process(
-                [program, "get"],
-                stdin=server.encode(),
+                [program, verb],
+                stdin=text.encode(),
                 capture_stdout=True,
                 capture_stderr=True,
                 check=False,
                 env=dict(environment),
             )
     except trio.TooSlowError as exc:
-        raise _failed(program, f"no answer for {server} within {seconds:g} s") from exc
+        raise _failed(program, f"no answer within {seconds:g} s") from exc
     except OSError as exc:
         raise _failed(program, f"cannot be run: {describe(exc)}") from exc
 

@@ -76,7 +76,9 @@ class Session:
         self._transport = Transport(
             settings, insecure=endpoint.insecure, names={host: endpoint.host}
         )
-        self._authorizer = Authorizer(self._transport, settings, endpoint.host, find_account)
+        self._authorizer = Authorizer(
+            self._transport, settings, endpoint.host, self.name, find_account
+        )
         self._root: httpx2.URL | None = None
         self._finding_root = trio.Lock()
 
@@ -94,7 +96,7 @@ class Session:
     @property
     def name(self) -> str:
         """HOST/REPOSITORY, for messages."""
-        return f"{self.endpoint.host}/{self.endpoint.repository}"
+        return f"{self.endpoint.host}/{self.endpoint.repository}".rstrip("/")
 
     async def reply(self, call: Call, limit: int = _MAX_REPLY) -> Reply:
         """The answer to `call`, at most `limit` bytes; RegistryError if there is none in time."""
@@ -150,7 +152,10 @@ class Session:
             found = challenges(response.headers.get_list("www-authenticate"))
             await response.aclose()
             await self._authorizer.answer(found, scopes, sent, url)
-            response, sent = await self._sent(call, url, scopes)
+            response, _ = await self._sent(call, url, scopes)
+            if response.status_code == 401 and same_origin(response.url, url):
+                await response.aclose()
+                raise self._authorizer.denied()
         return response
 
     async def _sent(

@@ -7,7 +7,7 @@ via OAuth2".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -47,7 +47,8 @@ class _Token:
 class Authorizer:
     """What is known of one registry's demands, and the tokens got for them.
 
-    `find_account` is called once, when the registry first asks. `host` is for messages.
+    `find_account` is called once, when the registry first asks. `host` and `name`, HOST/REPOSITORY,
+    are for messages.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Authorizer:
         transport: Transport,
         settings: Settings,
         host: str,
-        find_account: Callable[[], Any],
+        name: str,
+        find_account: Callable[[], Awaitable[Account | None]],
     ) -> None:
         self._transport = transport
         self._settings = settings
         self._host = host
+        self._name = name
         self._find_account = find_account
         self._account: Account | None = None
         self._asked = False
@@ -93,7 +96,7 @@ class Authorizer:
                     return
             by_name = any(challenge.scheme == "basic" for challenge in found)
             if not by_name or account is None or account.basic in {None, sent}:
-                raise self._denied()
+                raise self.denied()
             self._basic = True
 
     async def _known_account(self) -> Account | None:
@@ -121,7 +124,7 @@ class Authorizer:
         target = joined(url, realm)
         if target.scheme != "https" and not self._transport.insecure:
             raise RegistryError(
-                f"wants secrets sent in the clear, to {shown(target)}", where=self._host,
+                f"wants secrets sent in the clear, to {shown(target)}", where=self._name,
                 hint="only --tls-verify=false or `insecure` in registries.conf allow that",
             )  # fmt: skip
         return target
@@ -135,7 +138,7 @@ class Authorizer:
             if reply.status == 200:
                 return self._parsed(reply, realm)
             if reply.status in {400, 401, 403}:
-                raise self._denied()
+                raise self.denied()
             raise refusal(
                 reply.status, reply.headers, reply.body, where=shown(realm), host=self._host
             )
@@ -176,7 +179,8 @@ class Authorizer:
         seconds = float(life) if isinstance(life, int) and _LIFE < life < 1 << 31 else _LIFE
         return _Token(f"Bearer {token}", trio.current_time() + seconds * _FRESH)
 
-    def _denied(self) -> RegistryError:
+    def denied(self) -> RegistryError:
+        """The error for a 401 in spite of all that can be proved."""
         account = self._account
         if account is None:
             what = "access denied without a login, or there is no such repository"
@@ -185,7 +189,7 @@ class Authorizer:
             name = f" of user {account.user}" if account.user else ""
             what = f"the credentials{name} are refused"
             hint = f"log in anew with `fuseoverlay login {self._host}`"
-        return RegistryError(what, where=self._host, hint=hint, status=401)
+        return RegistryError(what, where=self._name, hint=hint, status=401)
 
 
 def _all(scopes: Scopes, challenge: Challenge) -> Scopes:
