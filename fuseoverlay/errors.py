@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from typing import Final
 
 
@@ -83,6 +84,28 @@ class StoreError(FuseOverlayError):
     """The layer store cannot be written."""
 
     exit_code = 9
+
+
+class RegistryError(FuseOverlayError):
+    """A registry cannot be reached, refuses or answers wrongly, or its configuration is wrong."""
+
+    exit_code = 11
+
+    #: `status` is that of HTTP, where there was an answer. `limits` are the headers of it that say
+    #: how much one may ask for: "ratelimit-remaining" -> "0;w=21600".
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        hint: str | None = None,
+        status: int | None = None,
+        limits: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.status = status
+        self.limits: Mapping[str, str] = limits or {}
 
 
 #: Not an error: a check has left problems unrepaired.

@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 from fuseoverlay.errors import DigestError, ImageError
 from fuseoverlay.oci import model
@@ -31,7 +31,6 @@ _MAX_DEPTH: Final = 8
 #: At most so many names in one message.
 _SHOWN: Final = 20
 
-_CONTAINERD_NAME: Final = "io.containerd.image.name"
 _HUB: Final = ("docker.io/library/", "docker.io/")
 _HEX_NAME: Final = re.compile(r"(?:^|/)([0-9a-f]{64})(?:\.json)?\Z")
 
@@ -55,6 +54,15 @@ class Image:
 
     platform: Platform | None
     layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedImage:
+    """An image of a `docker save` archive: its names, and its config as it is there."""
+
+    names: tuple[str, ...]
+    config: bytes
+    image: Image
 
 
 @contextlib.contextmanager
@@ -112,6 +120,38 @@ class ImageSource:
     def open_layer(self, layer: Layer, progress: Callable[[int], None] | None = None) -> BlobReader:
         """The bytes of a layer as stored in the image, checked while they are read."""
         return self._open(layer.name, layer.size, layer.digest, progress)
+
+    # what is inside, to be copied
+
+    @property
+    def entries(self) -> tuple[Descriptor, ...]:
+        """The entries of the OCI index; none if this is only a `docker save` archive."""
+        return self._index.manifests if self._index else ()
+
+    def has_blob(self, blob: Descriptor) -> bool:
+        """Whether the file of this blob is here."""
+        return self._files.has(_blob_name(blob))
+
+    def open_blob(self, blob: Descriptor) -> IO[bytes]:
+        """A blob, from its beginning. Nothing is verified but that it is not too long. ImageError,
+        DigestError."""
+        return self._open_file(_blob_name(blob), blob.size, str(blob.digest))[0]
+
+    def read_blob(self, blob: Descriptor) -> bytes:
+        """The content of a manifest or config, verified. ImageError, DigestError."""
+        return self._read(_blob_name(blob), blob.size, blob.digest)
+
+    def saved(self) -> list[SavedImage]:
+        """The images of a `docker save` archive."""
+        return [
+            SavedImage(saved.tags, self._read(saved.config, None, _digest_in(saved.config)), image)
+            for saved in self._saved
+            for image in [self._load_saved(saved, None)]
+        ]
+
+    def open_saved(self, layer: Layer) -> IO[bytes]:
+        """The file of a layer, as `open_blob` does."""
+        return self._open_file(layer.name, layer.size, layer.name)[0]
 
     # OCI
 
@@ -255,12 +295,16 @@ class ImageSource:
         digest: Digest | None,
         progress: Callable[[int], None] | None = None,
     ) -> BlobReader:
-        file, found = self._files.open(name)
         where = f"{self.path}: {digest or name}"
+        file, found = self._open_file(name, size, where)
+        return BlobReader(file, found if size is None else size, digest, where, progress)
+
+    def _open_file(self, name: str, size: int | None, where: str) -> tuple[IO[bytes], int]:
+        file, found = self._files.open(name)
         if size is not None and found > size:
             file.close()
             raise DigestError(f"{found} bytes, it should be {size}", where=where)
-        return BlobReader(file, found if size is None else size, digest, where, progress)
+        return file, found
 
     def _no_ref(self, what: str) -> ImageError:
         refs = _some([repr(ref) for ref in self.refs()]) or "none that has a name"
@@ -290,8 +334,8 @@ class _Saved:
 
 
 def _names(entry: Descriptor) -> list[str]:
-    annotations = entry.annotations
-    return [annotations[key] for key in (_CONTAINERD_NAME, model.REF_NAME) if key in annotations]
+    keys = (model.CONTAINERD_NAME, model.REF_NAME)
+    return [entry.annotations[key] for key in keys if key in entry.annotations]
 
 
 def _matching(items: list[tuple[_T, list[str]]], ref: str) -> list[_T]:

@@ -39,6 +39,8 @@ LAYER_TYPES: Final = frozenset(
 )
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
+#: The full name, where containerd and docker write an index; REF_NAME is then only the tag.
+CONTAINERD_NAME: Final = "io.containerd.image.name"
 #: On a manifest that belongs to another one, such as an attestation of where it came from.
 _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 
@@ -216,6 +218,27 @@ class Descriptor:
         if self.platform is not None:
             data["platform"] = platform_json(self.platform)
         return data
+
+
+#: The fields of manifests and indexes, artifacts' among them, that hold descriptors of what they
+#: need. `subject` is not one: it is what a manifest is about.
+_NEEDED: Final = ("config", "layers", "manifests", "blobs")
+
+
+def needed(value: object) -> list[Descriptor]:
+    """The descriptors in a decoded manifest or index of any kind. ImageError."""
+    data = expect_fields(value, "manifest")
+    found: list[Descriptor] = []
+    for name in _NEEDED:
+        part = data.get(name)
+        items = part if isinstance(part, list) else [part]
+        found += [Descriptor.parse(item) for item in items if isinstance(item, dict)]
+    return found
+
+
+def is_manifest(media_type: str) -> bool:
+    """Whether a blob is a manifest or index, also one of a kind that we do not know."""
+    return media_type in MANIFEST_TYPES | INDEX_TYPES or ".manifest." in media_type
 
 
 def is_image(entry: Descriptor) -> bool:

@@ -122,7 +122,8 @@ class Editing:
             return digest
         self.take_away({name})
         self._drop(lambda entry: entry.name is None and entry.descriptor.digest == digest)
-        self._add(_annotated(raw, {model.REF_NAME: name, REPOSITORY: None}))
+        names = {model.REF_NAME: name, model.CONTAINERD_NAME: None, REPOSITORY: None}
+        self._add(_annotated(raw, names))
         return before[0] if before else None
 
     def take_away(self, names: Collection[str]) -> None:
@@ -130,7 +131,7 @@ class Editing:
         lost = self._drop(lambda entry: entry.name in names)
         for entry in lost:
             repository = repository_of(entry.name or "")
-            self._keep(entry.raw, {model.REF_NAME: None, REPOSITORY: repository})
+            self._keep(entry.raw, repository)
 
     def untag(self, names: Collection[str]) -> None:
         """Drop these names; nothing is left of their entries."""
@@ -138,7 +139,7 @@ class Editing:
 
     def keep(self, descriptor: Descriptor, repository: str | None = None) -> None:
         """List an image without a name, unless it is listed already."""
-        self._keep(descriptor.to_json(), {model.REF_NAME: None, REPOSITORY: repository})
+        self._keep(descriptor.to_json(), repository)
 
     def forget(self, digests: Collection[Digest]) -> None:
         """Drop all entries of the images with these manifests or indexes."""
@@ -154,10 +155,11 @@ class Editing:
             self._version = self._write(self._data, self._version)
             self._saved = copy.deepcopy(self._data)
 
-    def _keep(self, raw: _Raw, annotations: dict[str, str | None]) -> None:
+    def _keep(self, raw: _Raw, repository: str | None) -> None:
         digest = Digest.parse(raw["digest"])
         if all(entry.descriptor.digest != digest for entry in self.entries()):
-            self._add(_annotated(raw, annotations))
+            names = {model.REF_NAME: None, model.CONTAINERD_NAME: None, REPOSITORY: repository}
+            self._add(_annotated(raw, names))
 
     def _add(self, raw: _Raw) -> None:
         self._data["manifests"].append(raw)

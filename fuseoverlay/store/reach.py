@@ -18,9 +18,6 @@ from fuseoverlay.store.content import Content
 
 #: Depth of indexes inside indexes. Real images have one.
 _MAX_DEPTH: Final = 8
-#: The fields of manifests and indexes, artifacts' among them, that hold descriptors of what they
-#: need. `subject` is not one: it is what a manifest is about.
-_NEEDED: Final = ("config", "layers", "manifests", "blobs")
 
 
 def manifests(content: Content, entry: Descriptor) -> Iterator[Descriptor]:
@@ -77,28 +74,17 @@ def reach(content: Content, entries: Iterable[Descriptor]) -> Reach:
 
 def _needed(content: Content, descriptor: Descriptor, found: Reach) -> list[Descriptor]:
     """The descriptors in a manifest or index; notes the layers of a config."""
-    media_type = descriptor.media_type
+    is_config = descriptor.media_type in model.CONFIG_TYPES
+    if not is_config and not model.is_manifest(descriptor.media_type):
+        return []
     if not content.has(descriptor):
         # Of another size it is damaged; missing, it is a manifest that was not fetched.
-        if content.size(descriptor.digest) is not None and _is_json(media_type):
+        if content.size(descriptor.digest) is not None:
             raise ImageError("damaged", where=descriptor.digest, hint="remove or fetch the image")
         return []
-    if media_type in model.CONFIG_TYPES:
-        config = Config.parse(decoded(content, descriptor))
-        found.layers.update(place for pair in places.places(config.diff_ids) for place in pair)
+    data = decoded(content, descriptor)
+    if is_config:
+        pairs = places.places(Config.parse(data).diff_ids)
+        found.layers.update(place for pair in pairs for place in pair)
         return []
-    if not _is_json(media_type):
-        return []
-    data = model.expect_fields(decoded(content, descriptor), "manifest")
-    return [inner for name in _NEEDED for inner in _descriptors(data.get(name))]
-
-
-def _is_json(media_type: str) -> bool:
-    """Whether it is a manifest or index, also one of a kind that we do not know."""
-    known = model.MANIFEST_TYPES | model.INDEX_TYPES | model.CONFIG_TYPES
-    return media_type in known or ".manifest." in media_type
-
-
-def _descriptors(value: object) -> list[Descriptor]:
-    items = value if isinstance(value, list) else [value]
-    return [Descriptor.parse(item) for item in items if isinstance(item, dict)]
+    return model.needed(data)

@@ -78,6 +78,19 @@ def test_images_know_nothing_of_layers() -> None:
         assert known <= SHARED, f"{module} is not shared any more"
 
 
+def test_the_client_of_registries_knows_only_what_images_are() -> None:
+    ours = {module for module in MODULES if package(module) == "registry"}
+    used = {name for module in ours for name in imports(module)[0] if package(name) == "oci"}
+    assert used <= {"oci.model", "oci.names", "oci.reference"}
+    assert "oci.model" in used
+
+
+def test_only_the_client_of_registries_knows_http() -> None:
+    knowing = {name for name in MODULES if imports(name)[1] & {"httpx2", "httpcore2", "h2"}}
+    assert knowing
+    assert {package(name) for name in knowing} == {"registry"}
+
+
 def test_only_the_command_line_prints() -> None:
     printers = {
         module

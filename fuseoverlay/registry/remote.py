@@ -1,0 +1,85 @@
+"""A repository in a registry, as it is configured: with its mirrors, and with who asks.
+
+async with remote.connect(reference, settings) as registry:
+    received = await registry.manifest(reference.tag)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from fuseoverlay.errors import ImageError, RegistryError
+from fuseoverlay.oci.model import Descriptor, Digest
+from fuseoverlay.oci.reference import Reference
+from fuseoverlay.registry import manifests
+from fuseoverlay.registry.accounts import Account
+from fuseoverlay.registry.authfiles import account_of
+from fuseoverlay.registry.download import Download
+from fuseoverlay.registry.endpoints import Endpoint, endpoints
+from fuseoverlay.registry.manifests import Received
+from fuseoverlay.registry.session import Session
+from fuseoverlay.registry.settings import Settings
+
+_T = TypeVar("_T")
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    reference: Reference, settings: Settings | None = None
+) -> AsyncIterator[Registry]:
+    """The repository of `reference`. Nothing is sent yet; connections end with the context.
+
+    RegistryError if the registry is blocked, or files of its configuration are malformed.
+    """
+    chosen = settings or Settings()
+    async with contextlib.AsyncExitStack() as stack:
+        sessions = [
+            await stack.enter_async_context(_session(endpoint, chosen))
+            for endpoint in endpoints(reference, chosen)
+        ]
+        yield Registry(reference, sessions)
+
+
+class Registry:
+    """One repository. All methods may run at the same time; all raise RegistryError."""
+
+    def __init__(self, reference: Reference, sessions: list[Session]) -> None:
+        self.reference = reference
+        #: Mirrors first, in the order in which they are asked. The last one is the registry.
+        self._sessions = sessions
+
+    async def manifest(self, what: Digest | str) -> Received:
+        """The manifest or index with this digest or tag, verified; `status` 404 if there is none.
+        DigestError if the bytes are others."""
+        return await self._first(lambda session: manifests.fetch(session, what))
+
+    async def head(self, what: Digest | str) -> Descriptor | None:
+        """What the registry says of a manifest, unverified; None if it has none or does not say."""
+        return await manifests.head(self._sessions[-1], what)
+
+    def blob(self, descriptor: Descriptor, offset: int = 0) -> Download:
+        """A context manager and async iterator: the bytes of a blob from `offset`, up to its size.
+
+        It goes on where a connection breaks. The digest is not checked.
+        """
+        return Download([*self._sessions], descriptor, offset)
+
+    async def _first(self, ask: Callable[[Session], Awaitable[_T]]) -> _T:
+        """The answer of the first that has one."""
+        *mirrors, registry = self._sessions
+        for session in mirrors:
+            with contextlib.suppress(RegistryError, ImageError):
+                return await ask(session)
+            # What a mirror lacks, is asked of the others from now on.
+            with contextlib.suppress(ValueError):
+                self._sessions.remove(session)
+        return await ask(registry)
+
+
+def _session(endpoint: Endpoint, settings: Settings) -> Session:
+    async def find() -> Account | None:
+        return await account_of(endpoint.host, endpoint.repository, settings)
+
+    return Session(endpoint, settings, find)
