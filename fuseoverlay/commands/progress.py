@@ -22,9 +22,10 @@ class Report(Protocol):
 
 
 @contextlib.contextmanager
-def shown(what: str) -> Iterator[Callable[[Report], None] | None]:
-    """Yields a function that takes reports; None if stderr is no terminal."""
-    if not sys.stderr.isatty():
+def shown(what: str, *, quiet: bool = False) -> Iterator[Callable[[Report], None] | None]:
+    """Yields a function that takes reports; None if stderr is no terminal, or if
+    `quiet`."""
+    if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

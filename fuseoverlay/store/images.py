@@ -18,10 +18,10 @@ from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
 from fuseoverlay.oci.reference import Reference
+from fuseoverlay.store import sizes
 from fuseoverlay.store.content import Content
 from fuseoverlay.store.names import Entry, Names, repository_of
 from fuseoverlay.store.reach import decoded, manifests
-from fuseoverlay.store import sizes
 from fuseoverlay.store.root import Store
 
 _HEX: Final = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{1,128})\Z")

@@ -18,9 +18,7 @@ _THE_SAME = {"test_listing", "test_removal"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`skip_repeated`."""
-    skip_repeated(
-        items, Path(__file__).parent, without_extension=_THE_SAME, by_anybody=_THE_SAME
-    )
+    skip_repeated(items, Path(__file__).parent, without_extension=_THE_SAME, by_anybody=_THE_SAME)
 
 
 class Cli:

@@ -33,7 +33,8 @@ def test_names(cli: Cli, layout: Path) -> None:
     assert data["RepoTags"] == ["debian:12", "mine:latest"]
     digest = data["Descriptor"]["digest"]
     assert data["RepoDigests"] == [f"debian@{digest}", f"mine@{digest}"]
-    for name in (data["Id"], data["Id"][7:19], digest, f"debian@{digest}", "docker.io/library/mine"):
+    names = (data["Id"], data["Id"][7:19], digest, f"debian@{digest}", "docker.io/library/mine")
+    for name in names:
         assert cli.said("inspect", "-f", "{{.Id}}", name).strip() == data["Id"]
 
 
@@ -51,9 +52,9 @@ def test_names_that_would_break_the_terminal(cli: Cli, layout: Path) -> None:
     cli.add(layout, "one", DEBIAN)
     index = json.loads((cli.root / "index.json").read_text())
     annotations = index["manifests"][0]["annotations"]
-    annotations["org.opencontainers.image.ref.name"] = "a\x1b[31m\nb"
+    name = annotations["org.opencontainers.image.ref.name"] = "a\x1b[31m\nb"
     (cli.root / "index.json").write_text(json.dumps(index))
-    for words in (("images",), ("image", "df", "-v"), ("inspect", "-f", "{{.RepoTags}}", "a\x1b[31m\nb")):
+    for words in (("images",), ("image", "df", "-v"), ("inspect", "-f", "{{.RepoTags}}", name)):
         said = cli.said(*words)
         assert "\x1b" not in said and "\\x1b[31m" in said, words
 

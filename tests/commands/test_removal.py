@@ -69,7 +69,7 @@ def test_prune(cli: Cli, layout: Path) -> None:
     assert total.startswith("Total reclaimed space: ")
     assert "0" * 64 not in blobs(cli)
     assert cli.said("image", "prune", "-f") == "Total reclaimed space: 0B\n"
-    assert len(cli.said("images", "-q").split()) == 1
+    assert len(set(cli.said("images", "-q").split())) == 1
 
 
 def test_prune_all_with_filters(cli: Cli, layout: Path) -> None:

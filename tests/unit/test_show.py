@@ -15,7 +15,8 @@ from fuseoverlay.errors import UsageError
     ("count", "text"),
     [
         *((0, "0B"), (3, "3B"), (999, "999B"), (1000, "1kB"), (1024, "1.02kB")),
-        *((1_977_000, "1.98MB"), (124_000_000, "124MB"), (1_130_000_000, "1.13GB"), (999_999, "1e+03kB")),
+        *((1_977_000, "1.98MB"), (124_000_000, "124MB"), (1_130_000_000, "1.13GB")),
+        (999_999, "1e+03kB"),
     ],
 )
 def test_size(count: int, text: str) -> None:
@@ -42,6 +43,9 @@ def test_time_of_an_image() -> None:
     assert units.since("2026-11-28T11:58:00.123456789Z", now) == "About a minute ago"
     assert units.since("2026-11-28T13:58:00+02:00", now) == "2 minutes ago"
     assert units.since("once upon a time", now) == ""
+    assert units.parse_time(units.in_seconds("2026-11-28T11:58:00.9Z")) == now.replace(
+        hour=11, minute=58
+    )
 
 
 def test_table() -> None:
@@ -87,10 +91,10 @@ DATA = {
         ("{{if .Config.User}}{{.Config.User}}{{else}}root{{end}}", "root"),
         ("{{if .None}}a{{else if .Size}}b{{else}}c{{end}}", "b"),
         ("{{with .Config}}{{.Env}}{{end}}", "[A=b]"),
-        ("{{index .Names 1}} {{index .Config.Labels \"a\"}}", "two:2 first"),
-        ("{{join .Names \", \"}} {{upper (index .Names 0)}}", "one:1, two:2 ONE:1"),
+        ('{{index .Names 1}} {{index .Config.Labels "a"}}', "two:2 first"),
+        ('{{join .Names ", "}} {{upper (index .Names 0)}}', "one:1, two:2 ONE:1"),
         ("{{len .Names}} {{eq .Size 12}}", "2 true"),
-        ("{{printf \"%5d|%v\" .Size .Id}}", "   12|sha256:abc"),
+        ('{{printf "%5d|%v" .Size .Id}}', "   12|sha256:abc"),
         ("a {{- .Size -}} b {{/* no */}}", "a12b "),
         ("{{.None}}", "<no value>"),
         ("{{not .Size}} {{and .Size .Id}} {{or .None `x`}}", "false sha256:abc x"),

@@ -66,7 +66,9 @@ def _one(kind: str, value: str, images: Images) -> _Wanted:
 
 def _dangling(value: str) -> _Wanted:
     if value.lower() not in ("true", "1", "false", "0"):
-        raise UsageError(f"--filter dangling={value}: not true or false", hint="write dangling=true")
+        raise UsageError(
+            f"--filter dangling={value}: not true or false", hint="write dangling=true"
+        )
     asked = value.lower() in ("true", "1")
     return lambda image: image.dangling == asked
 
@@ -88,7 +90,7 @@ def _newer(limit: datetime.datetime | None) -> _Wanted:
 
 
 def _moment(text: str) -> datetime.datetime:
-    """A moment: RFC 3339, a date, seconds since 1970, or a length of time before now (10m, 1h30m)."""
+    """A moment: RFC 3339, a date, seconds since 1970, or how long ago (10m, 1h30m)."""
     parts = _LENGTH.findall(text)
     if parts and "".join(map("".join, parts)) == text:
         ago = sum(float(number) * _UNITS[unit] for number, unit in parts)
@@ -104,6 +106,15 @@ def _moment(text: str) -> datetime.datetime:
                 f"{text} is no time", hint="write 24h, 2026-01-31 or 2026-01-31T12:00:00Z"
             ) from None
     return found if found.tzinfo else found.astimezone()
+
+
+def named(filters: Sequence[str]) -> Callable[[str | None], bool]:
+    """Whether a name, or none, is one that the `reference` filters ask for; if there are none, all
+    are."""
+    patterns = [text.partition("=")[2] for text in filters if text.startswith("reference=")]
+    return lambda name: (
+        not patterns or (name is not None and any(_matches(pattern, name) for pattern in patterns))
+    )
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -52,7 +52,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
     parser.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
     parser.add_argument("-H", "--human", type=_truth, nargs="?", const=True, default=True,
-                        metavar="BOOL", help="false: times as RFC 3339, sizes in bytes")  # fmt: skip
+                        metavar="BOOL",
+                        help="false: times as RFC 3339, sizes in bytes")  # fmt: skip
     parser.add_argument("--format", metavar="FORM",
                         help="table, json, a template, or table TEMPLATE; fields: "
                         + " ".join(_HEADINGS))  # fmt: skip
@@ -65,9 +66,7 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
-def _rows(
-    image: Image, steps: list[Step], args: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def _rows(image: Image, steps: list[Step], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     now = datetime.datetime.now(datetime.UTC)
     id_ = common.short(image.id, whole=args.no_trunc)
     for step in reversed(steps):
@@ -78,7 +77,7 @@ def _rows(
         yield {
             "ID": id_,
             "CreatedSince": _since(step.created, now),
-            "CreatedAt": step.created or "N/A",
+            "CreatedAt": units.in_seconds(step.created) or "N/A",
             "CreatedBy": created_by,
             "Size": units.size(size) if args.human else str(size),
             "Comment": step.comment,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from fuseoverlay.commands import output
@@ -33,11 +33,13 @@ def command(argv: list[str], prog: str) -> int:
     images = common.images_at(args.root)
     chosen = filters.joined(args.filter, args.reference)
     fits = filters.wanted(chosen, images, filters.LISTING)
-    rows = _sorted([row for image in images.all() if fits(image) for row in _rows(image, args)],
-                   args.sort)  # fmt: skip
+    named = filters.named(chosen)
+    rows = [row for image in images.all() if fits(image) for row in _rows(image, named, args)]
+    rows = _sorted(rows, args.sort)
     if args.quiet:
-        for id_ in dict.fromkeys(row["ID"] for row in rows):
-            output.say(id_)
+        # Once for each name, as Docker does.
+        for row in rows:
+            output.say(row["ID"])
         return 0
     form = args.format
     if form in (None, "table"):
@@ -64,7 +66,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
                         help="table, json, a template, or table TEMPLATE; fields: "
                         + " ".join(_HEADINGS))  # fmt: skip
     parser.add_argument("-f", "--filter", action="append", default=[], metavar="KIND=VALUE",
-                        help="dangling, label, label!, before, since, until, reference")  # fmt: skip
+                        help=", ".join(filters.LISTING))  # fmt: skip
     parser.add_argument("--sort", choices=_ORDERS, default="created",
                         help="the order (default created, the newest first)")  # fmt: skip
     return parser
@@ -77,8 +79,10 @@ def _columns(*, digests: bool) -> list[str]:
     return columns
 
 
-def _rows(image: Image, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each name, or one for an image that has none."""
+def _rows(
+    image: Image, named: Callable[[str | None], bool], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """A row for each name that is `named`, or one for an image that has none."""
     now = datetime.datetime.now(datetime.UTC)
     shared = {
         "ID": common.short(image.id, whole=args.no_trunc),
@@ -90,7 +94,7 @@ def _rows(image: Image, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "bytes": sum(image.layer_sizes),
     }
     for entry in image.entries:
-        if entry.name is None and image.names:
+        if not named(entry.name) or (entry.name is None and image.names):
             continue
         repository, tag = common.split(entry.name) if entry.name else _nameless(entry.repository)
         digest = str(entry.descriptor.digest)

@@ -269,7 +269,11 @@ def _written(value: Any) -> str:
 
 
 def _inner(value: Any) -> str:
-    return "<nil>" if value is None else _written(value)
+    """A value inside another one. An empty object there is a struct of Docker's, such as that of an
+    exposed port."""
+    if value is None:
+        return "<nil>"
+    return "{}" if value == {} else _written(value)
 
 
 def _json(value: Any) -> str:

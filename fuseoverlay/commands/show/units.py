@@ -58,6 +58,15 @@ def since(text: str, now: datetime.datetime) -> str:
     return "" if then is None else f"{age((now - then).total_seconds())} ago"
 
 
+def in_seconds(text: str) -> str:
+    """A time of an image as RFC 3339 without a fraction, in the local zone."""
+    then = parse_time(text)
+    if then is None:
+        return ""
+    shown = then.astimezone().isoformat(timespec="seconds")
+    return shown.removesuffix("+00:00") + "Z" if shown.endswith("+00:00") else shown
+
+
 def at(text: str) -> str:
     """A time of an image as Docker's `CreatedAt` has it: 2024-02-01 13:00:00 +0100 CET."""
     then = parse_time(text)

@@ -1,0 +1,92 @@
+"""`fuseoverlay load`: images from a file, a directory or standard input."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+
+from fuseoverlay.commands import output, progress
+from fuseoverlay.commands.image import common
+from fuseoverlay.errors import UsageError
+from fuseoverlay.oci.job import store_error
+from fuseoverlay.oci.model import Platform
+from fuseoverlay.store import layers
+from fuseoverlay.store.images import Image, Images
+from fuseoverlay.store.load import Loaded, load
+from fuseoverlay.store.names import Entry
+from fuseoverlay.store.root import Store
+
+
+def command(argv: list[str], prog: str) -> int:
+    """Load images and unpack them; returns the exit code."""
+    parser = common.parser(
+        prog, "Load images from an OCI layout, an OCI archive or a docker-save archive.",
+        f"{prog} -i image.tar", f"docker save debian:12 | {prog}",
+    )  # fmt: skip
+    parser.add_argument("file", nargs="?", metavar="FILE", help="the same as -i FILE")
+    parser.add_argument("-i", "--input", metavar="FILE",
+                        help="a file or directory (default: standard input)")  # fmt: skip
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="only this one of a multi-platform image (default: all)")  # fmt: skip
+    parser.add_argument("--name", metavar="NAME[:TAG]", help="what the only image is called")
+    args = parser.parse_args(argv)
+    if args.input is not None and args.file is not None:
+        raise UsageError("two files are given", hint="leave -i or FILE out")
+    platform = Platform.parse(args.platform) if args.platform else None
+    images = common.images_at(args.root)
+    with _source(images.store, args.input or args.file) as path:
+        found = load(images.store, path, platform=platform, name=args.name)
+    for one in found:
+        _unpack(images, one, quiet=args.quiet)
+        _tell(images, one)
+    return 0
+
+
+@contextlib.contextmanager
+def _source(store: Store, file: str | None) -> Iterator[str]:
+    """The path to read; standard input is copied into the store for as long as it takes."""
+    if file is not None:
+        yield file
+        return
+    if sys.stdin.isatty():
+        raise UsageError("no file is given", hint="write -i FILE, or pipe an archive in")
+    with store.workspace() as work:
+        path = work / "standard-input.tar"
+        try:
+            with path.open("wb") as target:
+                shutil.copyfileobj(sys.stdin.buffer, target, 1 << 20)
+        except OSError as exc:
+            raise store_error(exc, "cannot copy standard input", store.root) from exc
+        yield str(path)
+
+
+def _image(images: Images, loaded: Loaded) -> Image:
+    """Of several platforms, the one for this machine."""
+    (image,) = images.of([Entry(loaded.name, loaded.descriptor)])
+    return image
+
+
+def _unpack(images: Images, loaded: Loaded, *, quiet: bool) -> None:
+    """Unpack it, so that it can be mounted at once."""
+    image = _image(images, loaded)
+    with (
+        progress.shown("Unpacking", quiet=quiet) as report,
+        layers.stored(
+            images.store, image.manifest, str(image.id), check_platform=False, progress=report,
+            warn=output.warn,
+        ) as found,
+    ):  # fmt: skip
+        found.layers()
+
+
+def _tell(images: Images, loaded: Loaded) -> None:
+    if loaded.name is None:
+        output.say(f"Loaded image ID: {_image(images, loaded).id}")
+        return
+    name = common.familiar(loaded.name)
+    if loaded.replaced is not None:
+        output.say(f"{name} was the name of another image, which has no name now")
+    output.say(f"Loaded image: {name}")
