@@ -60,9 +60,13 @@ def without_transport(text: str) -> str:
 
 
 def is_path(text: str) -> bool:
-    """Whether the name can only be one of a file: it begins like a path, or ends like an archive.
-    No name in a registry does."""
-    return transport(text) in FILES or _PATH.match(text) is not None
+    """Whether the name can only be one of a file: it begins like a path, ends like an archive, or
+    leads into a directory that is here."""
+    if transport(text):
+        return transport(text) in FILES
+    path, _ = parse_image_name(text)
+    first, slash, _ = path.partition("/")
+    return _PATH.match(text) is not None or (bool(slash) and os.path.isdir(first))
 
 
 def _missing(text: str, path: str) -> ImageError:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from fuseoverlay.errors import ImageError, UsageError
 from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Platform
+from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store import layers
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import ProgressCallback, StoredImage
 from fuseoverlay.store.root import Store
+
+#: An id, or the beginning of one.
+_ID: Final = re.compile(r"(?:sha(?:256|512):)?[0-9a-f]+\Z")
 
 #: Gets the image with this name into the store, or raises why not.
 Fetch = Callable[[str], None]
@@ -20,7 +27,7 @@ Fetch = Callable[[str], None]
 def check(text: str) -> None:
     """Raise what can be said of a name before anything is done: `ImageError`, if a file is meant
     and is not there, or a transport is not supported."""
-    if names.is_path(text):
+    if names.is_path(text) or not _may_be_stored(text):
         names.find(text)
     elif names.transport(text) in names.OTHERS - {"docker"}:
         raise ImageError(
@@ -49,6 +56,7 @@ def opened(
     check(text)
     store.prepare()
     name = text.removeprefix("docker:").lstrip("/") if names.transport(text) else text
+    found: contextlib.AbstractContextManager[StoredImage]
     if _means_file(Images(store), text):
         found = layers.opened(store, text, platform=platform, progress=progress, warn=warn)
     else:
@@ -57,8 +65,22 @@ def opened(
         yield image
 
 
+def _may_be_stored(text: str) -> bool:
+    """Whether it can be a name of an image in a registry, or the beginning of an id."""
+    if names.transport(text):
+        return True
+    path, _ = names.parse_image_name(text)
+    if os.path.islink(path) and not os.path.exists(path):
+        return False
+    try:
+        Reference.parse(text)
+    except ImageError:
+        return _ID.match(text) is not None
+    return True
+
+
 def _means_file(images: Images, text: str) -> bool:
-    if names.is_path(text):
+    if names.is_path(text) or not _may_be_stored(text):
         return True
     if names.transport(text) or not names.is_image(text):
         return False
