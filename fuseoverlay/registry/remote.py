@@ -16,6 +16,7 @@ from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import manifests
 from fuseoverlay.registry.accounts import Account
 from fuseoverlay.registry.authfiles import account_of
+from fuseoverlay.registry.configuration import read
 from fuseoverlay.registry.download import Download
 from fuseoverlay.registry.endpoints import Endpoint, endpoints
 from fuseoverlay.registry.manifests import Received
@@ -34,10 +35,11 @@ async def connect(
     RegistryError if the registry is blocked, or files of its configuration are malformed.
     """
     chosen = settings or Settings()
+    configuration = read(chosen.environment, chosen.warn)
     async with contextlib.AsyncExitStack() as stack:
         sessions = [
             await stack.enter_async_context(_session(endpoint, chosen))
-            for endpoint in endpoints(reference, chosen)
+            for endpoint in endpoints(reference, configuration, chosen)
         ]
         yield Registry(reference, sessions)
 
