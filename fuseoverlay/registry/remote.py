@@ -13,7 +13,7 @@ from typing import TypeVar
 from fuseoverlay.errors import ImageError, RegistryError
 from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.oci.reference import Reference
-from fuseoverlay.registry import manifests
+from fuseoverlay.registry import manifests, tags
 from fuseoverlay.registry.accounts import Account
 from fuseoverlay.registry.authfiles import account_of
 from fuseoverlay.registry.configuration import read
@@ -67,6 +67,19 @@ class Registry:
         It goes on where a connection breaks. The digest is not checked.
         """
         return Download([*self._sessions], descriptor, offset)
+
+    async def tags(self) -> list[str]:
+        """All tags, in the registry's order; `status` 404 if there is no such repository."""
+        return await tags.fetch(self._sessions[-1])
+
+    async def no_such_tag(self, tag: str) -> RegistryError:
+        """The error for a tag that is not there, with the near ones, as far as they can be got."""
+        hint = "correct it"
+        with contextlib.suppress(RegistryError):
+            found = tags.near(tag, await self.tags())
+            hint = f"the near ones are {', '.join(found)}" if found else "it has no tags at all"
+        where = self.reference.with_tag(tag).familiar()
+        return RegistryError("no such tag", where=where, hint=hint, status=404)
 
     async def _first(self, ask: Callable[[Session], Awaitable[_T]]) -> _T:
         """The answer of the first that has one."""
