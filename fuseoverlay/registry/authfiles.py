@@ -55,6 +55,7 @@ async def account_of(host: str, repository: str, settings: Settings) -> Account 
     """
     if settings.account is not None:
         return settings.account
+    host = server_of(host)
     for path in paths(settings):
         file = read(path, settings)
         if file is not None:

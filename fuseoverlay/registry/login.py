@@ -20,6 +20,7 @@ from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import authfiles, helpers
 from fuseoverlay.registry.accounts import Account
 from fuseoverlay.registry.authfiles import AuthFile
+from fuseoverlay.registry.configuration import read
 from fuseoverlay.registry.endpoints import registry_at
 from fuseoverlay.registry.session import Call, Session
 from fuseoverlay.registry.settings import Settings
@@ -79,7 +80,9 @@ async def _try(host: str, account: Account, settings: Settings) -> None:
     async def find() -> Account:
         return account
 
-    async with Session(registry_at(host, settings), settings, find) as session:
+    configuration = read(settings.environment, settings.warn)
+    endpoint = registry_at(host, configuration, settings)
+    async with Session(endpoint, settings, find) as session:
         await session.reply(Call("GET", "", _OK))
 
 

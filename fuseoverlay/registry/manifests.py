@@ -70,6 +70,21 @@ async def head(session: Session, what: Digest | str) -> Descriptor | None:
         raise session.wrong(exc.what, shown) from exc
 
 
+async def put(session: Session, received: Received, what: Digest | str) -> Reply:
+    """Put a manifest into the repository, by its digest or with a tag. RegistryError if the
+    registry refuses it, or keeps another."""
+    path, shown = _path(what)
+    headers = {"content-type": received.media_type}
+    accept = frozenset({201})
+    call = Call("PUT", path, accept, shown, headers, received.data, push=True)
+    reply = await session.reply(call)
+    kept = reply.headers.get("docker-content-digest", str(received.digest))
+    # A registry may name a manifest by another algorithm than we do.
+    if kept.partition(":")[0] == received.digest.algorithm and kept != str(received.digest):
+        raise session.wrong(f"keeps the manifest {received.digest} as {model.short(kept)}", shown)
+    return reply
+
+
 def _path(what: Digest | str) -> tuple[str, str]:
     return f"manifests/{what}", f"{'@' if isinstance(what, Digest) else ':'}{what}"
 

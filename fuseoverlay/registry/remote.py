@@ -13,14 +13,17 @@ from typing import TypeVar
 from fuseoverlay.errors import ImageError, RegistryError
 from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.oci.reference import Reference
-from fuseoverlay.registry import manifests
+from fuseoverlay.registry import manifests, referrers, tags, upload
 from fuseoverlay.registry.accounts import Account
 from fuseoverlay.registry.authfiles import account_of
+from fuseoverlay.registry.configuration import read
 from fuseoverlay.registry.download import Download
-from fuseoverlay.registry.endpoints import Endpoint, endpoints
+from fuseoverlay.registry.endpoints import Endpoint, endpoints, registry_of
 from fuseoverlay.registry.manifests import Received
+from fuseoverlay.registry.referrers import Referrer
 from fuseoverlay.registry.session import Session
 from fuseoverlay.registry.settings import Settings
+from fuseoverlay.registry.upload import Source
 
 _T = TypeVar("_T")
 
@@ -34,19 +37,24 @@ async def connect(
     RegistryError if the registry is blocked, or files of its configuration are malformed.
     """
     chosen = settings or Settings()
+    configuration = read(chosen.environment, chosen.warn)
     async with contextlib.AsyncExitStack() as stack:
         sessions = [
             await stack.enter_async_context(_session(endpoint, chosen))
-            for endpoint in endpoints(reference, chosen)
+            for endpoint in endpoints(reference, configuration, chosen)
         ]
-        yield Registry(reference, sessions)
+        to = registry_of(reference, configuration, chosen)
+        target = await stack.enter_async_context(_session(to, chosen))
+        yield Registry(reference, sessions, target)
 
 
 class Registry:
     """One repository. All methods may run at the same time; all raise RegistryError."""
 
-    def __init__(self, reference: Reference, sessions: list[Session]) -> None:
+    def __init__(self, reference: Reference, sessions: list[Session], target: Session) -> None:
         self.reference = reference
+        #: What is pushed goes here: where the name says, whatever mirrors there are.
+        self._target = target
         #: Mirrors first, in the order in which they are asked. The last one is the registry.
         self._sessions = sessions
 
@@ -65,6 +73,53 @@ class Registry:
         It goes on where a connection breaks. The digest is not checked.
         """
         return Download([*self._sessions], descriptor, offset)
+
+    async def tags(self) -> list[str]:
+        """All tags, in the registry's order; `status` 404 if there is no such repository."""
+        return await tags.fetch(self._sessions[-1])
+
+    async def exists(self, digest: Digest) -> bool:
+        """Whether the repository has the blob."""
+        return await upload.exists(self._target, digest)
+
+    async def mount(self, digest: Digest, source: Reference) -> bool:
+        """Have the registry take a blob from another of its repositories; whether it did."""
+        here = self._target.endpoint.host == source.host
+        return here and await upload.mount(self._target, digest, source.repository)
+
+    async def upload(self, descriptor: Descriptor, source: Source) -> None:
+        """Put a blob into the repository. `source(offset)` gives its bytes from there to its end,
+        and is called anew for each try. Large blobs go in pieces, and on where a piece broke."""
+        await upload.upload(self._target, descriptor, source)
+
+    async def put_manifest(
+        self, data: bytes, media_type: str, what: Digest | str | None = None
+    ) -> Digest:
+        """Put a manifest into the repository, with a tag, or by its digest; its digest.
+
+        What it needs has to be there already. If it has a subject of which the registry takes no
+        notice, the list of what refers to that is changed, too.
+        """
+        digest = what if isinstance(what, Digest) else Digest.of(data)
+        received = Received(data, media_type, digest)
+        reply = await manifests.put(self._target, received, digest if what is None else what)
+        subject = referrers.subject_of(data)
+        if subject is not None and "oci-subject" not in reply.headers:
+            await referrers.note(self._target, subject, data, received.descriptor)
+        return digest
+
+    async def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Referrer]:
+        """What refers to a manifest, unverified; only of `artifact_type`, if given."""
+        return await referrers.fetch(self._sessions[-1], digest, artifact_type)
+
+    async def no_such_tag(self, tag: str) -> RegistryError:
+        """The error for a tag that is not there, with the near ones, as far as they can be got."""
+        hint = "correct it"
+        with contextlib.suppress(RegistryError):
+            found = tags.near(tag, await self.tags())
+            hint = f"the near ones are {', '.join(found)}" if found else "it has no tags at all"
+        where = self.reference.with_tag(tag).familiar()
+        return RegistryError("no such tag", where=where, hint=hint, status=404)
 
     async def _first(self, ask: Callable[[Session], Awaitable[_T]]) -> _T:
         """The answer of the first that has one."""

@@ -100,12 +100,12 @@ class Session:
 
     async def reply(self, call: Call, limit: int = _MAX_REPLY) -> Reply:
         """The answer to `call`, at most `limit` bytes; RegistryError if there is none in time."""
+        return await retried(self.settings.patience, lambda: self.once(call, limit))
 
-        async def once() -> Reply:
-            async with self.opened(call) as response:
-                return await read(response, response.url, self.settings.patience, limit)
-
-        return await retried(self.settings.patience, once)
+    async def once(self, call: Call, limit: int = _MAX_REPLY) -> Reply:
+        """The same in a single try: `Passing` if another one makes sense."""
+        async with self.opened(call) as response:
+            return await read(response, response.url, self.settings.patience, limit)
 
     @contextlib.asynccontextmanager
     async def opened(self, call: Call) -> AsyncIterator[httpx2.Response]:

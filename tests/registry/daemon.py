@@ -24,10 +24,15 @@ TOOLS = ("docker-registry", "skopeo", "openssl")
 
 class Daemon:
     """A running registry in `base`. `more` is added to its configuration; with `certificate`, a
-    file with its key, it speaks TLS."""
+    file with its key, it speaks TLS, with more settings `tls`."""
 
     def __init__(
-        self, base: Path, *, certificate: Path | None = None, more: dict[str, Any] | None = None
+        self,
+        base: Path,
+        *,
+        certificate: Path | None = None,
+        more: dict[str, Any] | None = None,
+        tls: dict[str, Any] | None = None,
     ) -> None:
         for tool in TOOLS:
             if shutil.which(tool) is None:
@@ -37,7 +42,7 @@ class Daemon:
             self.host = f"127.0.0.1:{free.getsockname()[1]}"
         http: dict[str, Any] = {"addr": self.host}
         if certificate is not None:
-            http["tls"] = {"certificate": str(certificate), "key": str(certificate)}
+            http["tls"] = {"certificate": str(certificate), "key": str(certificate)} | (tls or {})
         config = {
             "version": "0.1",
             "log": {"level": "error", "accesslog": {"disabled": True}},

@@ -99,6 +99,7 @@ class Hostile:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     hostile: Hostile
 
     def log_message(self, *_args: Any) -> None:
