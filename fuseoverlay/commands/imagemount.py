@@ -11,11 +11,13 @@ from dataclasses import replace
 from fuseoverlay.commands.changes import Changes, Owner
 from fuseoverlay.errors import UsageError
 from fuseoverlay.layers import trust, xattrs
+from fuseoverlay.oci.model import Platform
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.store import layers as stored
 from fuseoverlay.store import sources
 from fuseoverlay.store.layers import ProgressCallback
 from fuseoverlay.store.root import Store, default_root
+from fuseoverlay.store.sources import Remote
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 
@@ -27,6 +29,7 @@ def prepared(
     platform: str | None,
     keep_in: str | None,
     check: Callable[[MountConfig], None],
+    pull: str,
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
 ) -> Iterator[MountConfig]:
@@ -36,7 +39,7 @@ def prepared(
     Changes are kept in the directory `keep_in`; if that is None, they go when the context ends.
     Everything that can be checked without the image comes first, including `check`, whose argument
     has no layers yet: reading a compressed archive takes as long as unpacking it. Raises
-    `ImageError`, `DigestError`, `StoreError`, `UpperError`, and what `check` raises.
+    `ImageError`, `DigestError`, `StoreError`, `UpperError`, and what `check` raises. `pull` is one of `sources.POLICIES`.
     """
     sources.check(image)
     store = Store(default_root())
@@ -48,8 +51,9 @@ def prepared(
             config = changes.of(config) if changes else config
             check(config)
             with sources.opened(
-                store, image, platform=platform, progress=progress, warn=warn
-            ) as found:
+                store, image, platform=platform, remote=_remote(store, platform, pull),
+                progress=progress, warn=warn,
+            ) as found:  # fmt: skip
                 if changes is not None and keep_in is not None:
                     changes.belong_to(Owner(image, found.diff_ids))
                 layers = found.layers(undo)
@@ -57,6 +61,18 @@ def prepared(
                 top = _listed_root(layers)
                 changes.begin(top, keeps=_keeps_owners(top, config))
         yield _with_layers(layers, config)
+
+
+def _remote(store: Store, platform: str | None, policy: str) -> Remote:
+    """How an image comes from a registry; what that needs is imported only then."""
+
+    def fetch(name: str) -> str:
+        from fuseoverlay.commands.image import fetching
+
+        wanted = Platform.parse(platform) if platform else None
+        return fetching.fetch(store, name, platform=wanted).name
+
+    return Remote(fetch, policy)
 
 
 def to_check(

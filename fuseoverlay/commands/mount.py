@@ -27,8 +27,8 @@ def command(argv: list[str]) -> int:
     """Mount what the arguments name; return the exit code."""
     parser = parser_of("fuseoverlay mount")
     parser.description = (
-        "Mount layer directories (-o lowerdir=...) or an image: an OCI layout directory, an "
-        "OCI archive or a docker-save archive, as IMAGE[:REF]."
+        "Mount layer directories (-o lowerdir=...) or an image: a name in the store or in a "
+        "registry, or an OCI layout, an OCI archive or a docker-save archive, as PATH[:REF]."
     )
     parser.set_defaults(command=True)
     return mount(parser.parse_intermixed_args(argv))
@@ -52,7 +52,8 @@ def helper(argv: list[str]) -> int:
     parser.add_argument("-t", dest="type", metavar="TYPE", help="fuseoverlay, whatever is said")
     for flag in "snvw":
         parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(foreground=False, debug=False, upper=None, platform=None, command=True)
+    parser.set_defaults(foreground=False, debug=False, upper=None, platform=None, pull=None,
+                        command=True)  # fmt: skip
     args = parser.parse_intermixed_args(argv)
     args.paths = [args.source, args.mountpoint]
     if args.fake:
@@ -76,6 +77,8 @@ def parser_of(prog: str) -> Parser:
     parser.add_argument("--read-only", action="store_true", help="allow no changes")
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="image: which of a multi-platform image")  # fmt: skip
+    parser.add_argument("--pull", choices=("missing", "always", "newer", "never"),
+                        help="image: when a registry is asked for it (default missing)")  # fmt: skip
     return parser
 
 
@@ -88,7 +91,7 @@ def mount(args: argparse.Namespace) -> int:
     advice.check_paths(
         args.paths,
         directories=bool(parsed.lowerdirs),
-        image=bool(args.upper or args.platform),
+        image=bool(args.upper or args.platform or args.pull),
         command=args.command,
     )
     if args.read_only:
@@ -99,8 +102,9 @@ def mount(args: argparse.Namespace) -> int:
     if parsed.lowerdirs or len(args.paths) == 1:
         if args.upper:
             raise UsageError("--upper is for images", hint="use upperdir= and workdir=")
-        if args.platform:
-            raise UsageError("--platform is for images", hint="leave it out")
+        for name in ("platform", "pull"):
+            if getattr(args, name):
+                raise UsageError(f"--{name} is for images", hint="leave it out")
         config.check(parsed)
         _serve(args, parsed, DaemonLog(parsed.log, debug=args.debug))
     else:
@@ -148,6 +152,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
                     platform=args.platform,
                     keep_in=args.upper,
                     check=lambda now: mount.check(now, mountpoint),
+                    pull=args.pull or "missing",
                     progress=report,
                     warn=output.warn,
                 )

@@ -51,6 +51,14 @@ def complain(level: str, text: str) -> None:
         _drop(sys.stderr)
 
 
+def note(text: str) -> None:
+    """Print a line of progress on stderr. If that fails, nothing is lost."""
+    try:
+        print(visible(text), file=sys.stderr)
+    except OSError:
+        _drop(sys.stderr)
+
+
 def warn(text: str) -> None:
     """Print a warning on stderr."""
     complain("warning", text)

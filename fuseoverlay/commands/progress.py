@@ -37,10 +37,14 @@ def shown(what: str, *, quiet: bool = False) -> Iterator[Callable[[Report], None
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with contextlib.ExitStack() as running:
+        bar = Progress(*columns, console=Console(stderr=True), transient=True)
         task = bar.add_task(what, total=None)
 
         def report(now: Report) -> None:
+            # Shown from the first report on: until then something else may be shown.
+            if not bar.live.is_started:
+                running.enter_context(bar)
             text = f"{what} layer {now.layer} of {now.layers}"
             bar.update(task, description=text, completed=now.done, total=now.total)
 

@@ -6,9 +6,10 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
-from fuseoverlay.errors import ImageError, UsageError
+from fuseoverlay.errors import ImageError, RegistryError, UsageError
 from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Platform
 from fuseoverlay.oci.reference import Reference
@@ -20,8 +21,21 @@ from fuseoverlay.store.root import Store
 #: An id, or the beginning of one.
 _ID: Final = re.compile(r"(?:sha(?:256|512):)?[0-9a-f]+\Z")
 
-#: Gets the image with this name into the store, or raises why not.
-Fetch = Callable[[str], None]
+#: Gets the image that a name means into the store; its full name.
+Fetch = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How images come from registries. `policy`: always asks the registry, newer does, too, but
+    goes on with what is there if that fails, missing only for what is not there, never."""
+
+    fetch: Fetch
+    policy: str = "missing"
+
+
+#: What `Remote.policy` may be.
+POLICIES: Final = ("missing", "always", "newer", "never")
 
 
 def check(text: str) -> None:
@@ -43,15 +57,14 @@ def opened(
     text: str,
     *,
     platform: str | None = None,
-    fetch: Fetch | None = None,
+    remote: Remote | None = None,
     progress: ProgressCallback | None = None,
     warn: Callable[[str], None],
 ) -> Iterator[StoredImage]:
     """The image that `text` means. No layer has been read yet, only what describes the image.
 
-    `fetch` is asked for an image that is not in the store. Raises `UsageError` where a file and an
-    image of the store may be meant, `ImageError`, `DigestError`, `StoreError`, and what `fetch`
-    raises.
+    Raises `UsageError` where a file and an image of the store may be meant, `ImageError`,
+    `DigestError`, `StoreError`, and what `remote.fetch` raises.
     """
     check(text)
     store.prepare()
@@ -60,7 +73,7 @@ def opened(
     if _means_file(Images(store), text):
         found = layers.opened(store, text, platform=platform, progress=progress, warn=warn)
     else:
-        found = _stored(store, name, platform, fetch, progress, warn)
+        found = _stored(store, name, platform, remote, progress, warn)
     with found as image:
         yield image
 
@@ -92,6 +105,20 @@ def _means_file(images: Images, text: str) -> bool:
     return True
 
 
+def _fetched(images: Images, name: str, remote: Remote, warn: Callable[[str], None]) -> str:
+    """Bring the image into the store if the policy asks for it; the name that it has there."""
+    there = _is_there(images, name)
+    if remote.policy == "never" or (there and remote.policy == "missing"):
+        return name
+    try:
+        return remote.fetch(name)
+    except RegistryError as exc:
+        if not (there and remote.policy == "newer"):
+            raise
+        warn(f"{exc}; what is here is used")
+        return name
+
+
 def _is_there(images: Images, text: str) -> bool:
     try:
         images.find(text)
@@ -104,14 +131,13 @@ def _stored(
     store: Store,
     name: str,
     platform: str | None,
-    fetch: Fetch | None,
+    remote: Remote | None,
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
 ) -> contextlib.AbstractContextManager[StoredImage]:
     images = Images(store)
     wanted = Platform.parse(platform) if platform else None
-    if fetch is not None and not _is_there(images, name):
-        fetch(name)
+    name = _fetched(images, name, remote, warn) if remote else name
     found = images.resolve(name, wanted)
     if found.problem is not None:
         raise ImageError(found.problem, where=name, hint="get it again, or remove it")

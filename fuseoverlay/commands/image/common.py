@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterable
 
@@ -60,6 +61,13 @@ def split(name: str) -> tuple[str, str]:
 def short(digest: Digest, *, whole: bool = False) -> str:
     """The first digits of an id, or all of it."""
     return str(digest) if whole else digest.hex[:_SHORT]
+
+
+def truth(text: str) -> bool:
+    """A truth value on the command line."""
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"{text} is not true or false")
+    return text.lower() in ("true", "1")
 
 
 def each(words: Iterable[str], act: Callable[[str], None]) -> int:

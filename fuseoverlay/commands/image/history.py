@@ -51,19 +51,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("image", metavar="IMAGE", help="a name, an id, or its beginning")
     parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
     parser.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
-    parser.add_argument("-H", "--human", type=_truth, nargs="?", const=True, default=True,
+    parser.add_argument("-H", "--human", type=common.truth, nargs="?", const=True, default=True,
                         metavar="BOOL",
                         help="false: times as RFC 3339, sizes in bytes")  # fmt: skip
     parser.add_argument("--format", metavar="FORM",
                         help="table, json, a template, or table TEMPLATE; fields: "
                         + " ".join(_HEADINGS))  # fmt: skip
     return parser
-
-
-def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise argparse.ArgumentTypeError(f"{text} is not true or false")
-    return text.lower() in ("true", "1")
 
 
 def _rows(image: Image, steps: list[Step], args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,53 @@
+"""`fuseoverlay pull`: an image from a registry."""
+
+from __future__ import annotations
+
+from fuseoverlay.commands import output
+from fuseoverlay.commands.image import common, fetching
+from fuseoverlay.errors import INTERRUPTED
+from fuseoverlay.oci.model import Platform
+from fuseoverlay.store.pull import Pulled
+
+
+def command(argv: list[str], prog: str) -> int:
+    """Pull images and unpack them; returns the exit code. The others come also if one cannot."""
+    parser = common.parser(
+        prog,
+        "Get images from registries. A pull that was interrupted goes on where it was.",
+        f"{prog} debian:12", f"{prog} --platform linux/arm64 quay.io/team/tool@sha256:...",
+    )  # fmt: skip
+    parser.add_argument("images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="what to get")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the name only")
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="which of several platforms (default: this machine's)")  # fmt: skip
+    parser.add_argument("--all-platforms", action="store_true", help="all of them")
+    parser.add_argument("--no-unpack", action="store_true",
+                        help="leave that to the first mount")  # fmt: skip
+    fetching.add_options(parser)
+    args = parser.parse_args(argv)
+    images = common.images_at(args.root)
+    platform = Platform.parse(args.platform) if args.platform else None
+
+    def get(word: str) -> None:
+        pulled = fetching.fetch(
+            images.store, word, platform=platform, all_platforms=args.all_platforms,
+            unpack=not args.no_unpack, settings=fetching.settings_of(args), quiet=args.quiet,
+        )  # fmt: skip
+        _tell(pulled, quiet=args.quiet)
+
+    try:
+        return common.each(args.images, get)
+    except KeyboardInterrupt:
+        output.complain("error", "interrupted; the same command goes on with what is here")
+        return INTERRUPTED
+
+
+def _tell(pulled: Pulled, *, quiet: bool) -> None:
+    """Docker's last lines."""
+    if not quiet:
+        shown = common.familiar(pulled.name)
+        new = pulled.received or pulled.replaced is not None
+        output.say(f"Digest: {pulled.descriptor.digest}")
+        what = "Downloaded newer image" if new else "Image is up to date"
+        output.say(f"Status: {what} for {shown}")
+    output.say(pulled.name)
