@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from fuseoverlay.errors import UsageError
 
 #: Docker's commands for images, which `image` has, too.
-FOR_IMAGES = ("images", "pull", "load", "inspect", "history", "tag", "rmi")
+FOR_IMAGES = (
+    *("images", "pull", "load", "inspect", "history", "tag", "rmi", "info", "login", "logout"),
+)
 COMMANDS = ("mount", "unmount", "umount", "fsck", "image", *FOR_IMAGES, "help", "version")
 
 _HOW = "fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"

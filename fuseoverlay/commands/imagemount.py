@@ -39,7 +39,9 @@ def prepared(
     Changes are kept in the directory `keep_in`; if that is None, they go when the context ends.
     Everything that can be checked without the image comes first, including `check`, whose argument
     has no layers yet: reading a compressed archive takes as long as unpacking it. Raises
-    `ImageError`, `DigestError`, `StoreError`, `UpperError`, and what `check` raises. `pull` is one of `sources.POLICIES`.
+    `ImageError`, `DigestError`, `StoreError`, `UpperError`, and what `check` raises.
+
+    `pull` is one of `sources.POLICIES`.
     """
     sources.check(image)
     store = Store(default_root())

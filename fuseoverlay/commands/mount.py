@@ -78,7 +78,7 @@ def parser_of(prog: str) -> Parser:
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="image: which of a multi-platform image")  # fmt: skip
     parser.add_argument("--pull", choices=("missing", "always", "newer", "never"),
-                        help="image: when a registry is asked for it (default missing)")  # fmt: skip
+                        help="image: when to ask a registry (default missing)")  # fmt: skip
     return parser
 
 

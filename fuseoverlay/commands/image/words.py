@@ -23,6 +23,9 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "rm": ("rm", "remove images"),
     "prune": ("prune", "remove what is not needed"),
     "df": ("df", "show what the store takes up"),
+    "info": ("info", "show the store and the storage driver"),
+    "login": ("login", "keep the account for a registry"),
+    "logout": ("login", "forget it"),
 }
 #: Other words for them after `image`.
 _ALSO: Final = {"list": "ls", "remove": "rm"}
@@ -35,6 +38,9 @@ SPELLINGS: Final = {
     "history": "history",
     "tag": "tag",
     "rmi": "rm",
+    "info": "info",
+    "login": "login",
+    "logout": "logout",
 }
 
 
