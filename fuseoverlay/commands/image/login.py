@@ -1,4 +1,4 @@
-"""`fuseoverlay login` and `logout`: the account for a registry."""
+"""`fuseoverlay login`: an account for a registry is tried and kept."""
 
 from __future__ import annotations
 
@@ -18,12 +18,8 @@ from fuseoverlay.registry.accounts import Account
 
 
 def command(argv: list[str], prog: str) -> int:
-    """Log in, or out, which the last word of `prog` says; returns the exit code."""
-    return _logout(argv, prog) if prog.endswith("logout") else _login(argv, prog)
-
-
-def _login(argv: list[str], prog: str) -> int:
-    parser = _parser(
+    """Log in; returns the exit code."""
+    parser = parser_of(
         prog, "Try an account at a registry, and keep it where podman does.",
         f"{prog} quay.io", f"echo $TOKEN | {prog} -u me --password-stdin ghcr.io",
     )  # fmt: skip
@@ -31,7 +27,6 @@ def _login(argv: list[str], prog: str) -> int:
     parser.add_argument("-p", "--password", metavar="PASSWORD",
                         help="others can see it; better --password-stdin")  # fmt: skip
     parser.add_argument("--password-stdin", action="store_true", help="read it from there")
-    fetching.add_options(parser)
     args = parser.parse_args(argv)
     if args.password_stdin and (args.password is not None or args.username is None):
         raise UsageError(
@@ -44,22 +39,12 @@ def _login(argv: list[str], prog: str) -> int:
     return 0
 
 
-def _logout(argv: list[str], prog: str) -> int:
-    parser = _parser(prog, "Forget the account for a registry.", f"{prog} quay.io")
-    fetching.add_options(parser)
-    args = parser.parse_args(argv)
-    for place in trio.run(
-        functools.partial(registry.logout, args.server, fetching.settings_of(args))
-    ):
-        output.note(f"removed from {place}")
-    output.say(f"Removed login credentials for {args.server}")
-    return 0
-
-
-def _parser(prog: str, description: str, *examples: str) -> Parser:
+def parser_of(prog: str, description: str, *examples: str) -> Parser:
+    """A parser for the account of a registry."""
     parser = common.parser(prog, description, *examples)
     parser.add_argument("server", nargs="?", default=HUB, metavar="SERVER",
                         help="HOST[:PORT][/NAMESPACE] (default docker.io)")  # fmt: skip
+    fetching.add_options(parser)
     return parser
 
 

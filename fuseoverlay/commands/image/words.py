@@ -12,20 +12,20 @@ from typing import Final
 from fuseoverlay.commands import output
 from fuseoverlay.errors import UsageError
 
-#: After `image`: the module, and what the command does.
-COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
-    "ls": ("ls", "list the images"),
-    "pull": ("pull", "get an image from a registry"),
-    "load": ("load", "get images from a file or directory"),
-    "inspect": ("inspect", "show all about images"),
-    "history": ("history", "show how an image was made"),
-    "tag": ("tag", "give an image a further name"),
-    "rm": ("rm", "remove images"),
-    "prune": ("prune", "remove what is not needed"),
-    "df": ("df", "show what the store takes up"),
-    "info": ("info", "show the store and the storage driver"),
-    "login": ("login", "keep the account for a registry"),
-    "logout": ("login", "forget it"),
+#: After `image`: the module, which is called so, and what it does.
+COMMANDS: Final[Mapping[str, str]] = {
+    "ls": "list the images",
+    "pull": "get an image from a registry",
+    "load": "get images from a file or directory",
+    "inspect": "show all about images",
+    "history": "show how an image was made",
+    "tag": "give an image a further name",
+    "rm": "remove images",
+    "prune": "remove what is not needed",
+    "df": "show what the store takes up",
+    "info": "show the store and the storage driver",
+    "login": "keep the account for a registry",
+    "logout": "forget it",
 }
 #: Other words for them after `image`.
 _ALSO: Final = {"list": "ls", "remove": "rm"}
@@ -49,7 +49,7 @@ def command(argv: list[str]) -> int:
     word, *rest = argv or ["--help"]
     if word in ("--help", "-h", "help"):
         output.say("usage: fuseoverlay image COMMAND [OPTIONS] [ARGUMENTS]\n")
-        for name, (_, what) in COMMANDS.items():
+        for name, what in COMMANDS.items():
             output.say(f"  {name:8} {what}")
         output.say("\nfuseoverlay image COMMAND --help says more.")
         return 0
@@ -63,6 +63,6 @@ def command(argv: list[str]) -> int:
 
 def run(name: str, argv: list[str], prog: str) -> int:
     """Run one of `COMMANDS`; `prog` is how it was called."""
-    module = importlib.import_module(f"fuseoverlay.commands.image.{COMMANDS[name][0]}")
+    module = importlib.import_module(f"fuseoverlay.commands.image.{name}")
     found: int = module.command(argv, prog)
     return found

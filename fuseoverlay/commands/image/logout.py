@@ -1,0 +1,21 @@
+"""`fuseoverlay logout`: the account for a registry is forgotten."""
+
+from __future__ import annotations
+
+import functools
+
+import trio
+
+from fuseoverlay.commands import output
+from fuseoverlay.commands.image import fetching
+from fuseoverlay.commands.image.login import parser_of
+from fuseoverlay.registry.login import logout
+
+
+def command(argv: list[str], prog: str) -> int:
+    """Log out; returns the exit code."""
+    args = parser_of(prog, "Forget the account for a registry.", f"{prog} quay.io").parse_args(argv)
+    for place in trio.run(functools.partial(logout, args.server, fetching.settings_of(args))):
+        output.note(f"removed from {place}")
+    output.say(f"Removed login credentials for {args.server}")
+    return 0
