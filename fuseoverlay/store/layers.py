@@ -12,16 +12,16 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from fuseoverlay.errors import StoreError
 from fuseoverlay.layers import trust
 from fuseoverlay.oci import metadata, names
-from fuseoverlay.oci.blobs import Image, ImageSource, Layer, open_image
+from fuseoverlay.oci.blobs import Image, Layer, open_image
 from fuseoverlay.oci.job import Job, store_error
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Descriptor, Digest, Platform
-from fuseoverlay.oci.streams import ForwardStream
+from fuseoverlay.oci.streams import BlobReader, ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
 from fuseoverlay.store import places, sizes
 from fuseoverlay.store.root import Store
@@ -136,13 +136,33 @@ def override(store: Store) -> bool:
         raise store_error(exc, "cannot store a layer", store.root) from exc
 
 
+def check_attributes(store: Store) -> None:
+    """Raise StoreError if layers cannot be kept in the store for want of attributes."""
+    if override(store):
+        try:
+            with store.workspace() as path:
+                os.setxattr(path, b"user.fuseoverlay", b"")
+        except OSError as exc:
+            raise store_error(exc, "cannot store layers", store.root) from exc
+
+
+class LayerSource(Protocol):
+    """Where the files of layers come from; `path` is for messages."""
+
+    path: str
+
+    def open_layer(
+        self, layer: Layer, progress: Callable[[int], None] | None = None
+    ) -> BlobReader: ...
+
+
 class StoredImage:
     """One image, and the unpacking of its layers into the store."""
 
     def __init__(
         self,
         store: Store,
-        source: ImageSource,
+        source: LayerSource,
         image: Image,
         progress: ProgressCallback | None,
         warn: Callable[[str], None],

@@ -1,0 +1,381 @@
+"""Images from registries into the store: bit for bit, and no byte twice.
+
+Blobs come in parallel, each into its partial file, where a later pull goes on. Layers are unpacked
+while they come. The index is kept whole, and of its manifests those that were asked for, each once
+all its blobs are there; last of all the name is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+import trio
+
+from fuseoverlay.errors import DigestError, ImageError
+from fuseoverlay.oci import model
+from fuseoverlay.oci.blobs import Image, Layer
+from fuseoverlay.oci.malformed import malformed
+from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
+from fuseoverlay.oci.reference import Reference
+from fuseoverlay.registry import remote
+from fuseoverlay.registry.remote import Registry
+from fuseoverlay.registry.settings import Settings
+from fuseoverlay.store.arriving import Arrivals, ArrivingLayers, StoppedError
+from fuseoverlay.store.content import Content, Lease, Partial
+from fuseoverlay.store.layers import StoredImage, check_attributes
+from fuseoverlay.store.names import Names
+from fuseoverlay.store.root import Store
+
+_T = TypeVar("_T")
+
+#: Blobs at a time, as docker and podman do by default about.
+_PARALLEL: Final = 4
+#: Bytes that are collected before a thread writes them.
+_PIECE: Final = 512 << 10
+#: Seconds between two looks whether another process has ended or completed its download.
+_LOOK: Final = 0.2
+#: Depth of indexes inside indexes. Real images have one.
+_MAX_DEPTH: Final = 8
+#: At most so many platforms in one message.
+_SHOWN: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How far a blob is: `done` of its bytes are there, of which `before` were before this pull.
+    `waiting`: another process is at it."""
+
+    blob: Descriptor
+    done: int
+    before: int = 0
+    waiting: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is verified and in its place, or about to be."""
+        return self.done == self.blob.size and not self.waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What was pulled: the full name; the manifest or index that it stands for; the manifests that
+    are complete now; how many bytes came; and the digest of the image that had the name, if that
+    was another one."""
+
+    name: str
+    descriptor: Descriptor
+    manifests: tuple[Descriptor, ...]
+    received: int
+    replaced: Digest | None = None
+
+
+async def pull(
+    store: Store,
+    reference: Reference,
+    *,
+    platform: Platform | None = None,
+    all_platforms: bool = False,
+    unpack: bool = True,
+    settings: Settings | None = None,
+    progress: Callable[[Arrival], None] = lambda arrival: None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Pulled:
+    """Bring an image into the store, for `platform` (default: this machine's) or for all.
+
+    With `unpack`, the layers of one platform are unpacked, too. What is there is not asked for.
+    RegistryError, ImageError, DigestError, StoreError; whatever ends it, what was downloaded stays
+    for the next time.
+    """
+    await _in_thread(store.prepare)
+    if unpack:
+        await _in_thread(check_attributes, store)
+    content = Content(store)
+    name = _name_of(reference)
+    async with remote.connect(reference, settings) as registry:
+        with content.lease() as lease, malformed(name):
+            puller = _Puller(registry, content, lease, progress)
+            top = await puller.find(reference)
+            chosen = await puller.choose(top, platform, all_platforms=all_platforms)
+            await puller.fetch(chosen, _Unpacking(store, name, warn) if unpack else None)
+            await _in_thread(puller.keep, [*chosen, *puller.indexes])
+            replaced = await _in_thread(_set_name, Names(store), name, top)
+    return Pulled(name, top, tuple(chosen), puller.received, replaced)
+
+
+class _Puller:
+    """One pull."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        content: Content,
+        lease: Lease,
+        progress: Callable[[Arrival], None],
+    ) -> None:
+        self._registry = registry
+        self._content = content
+        self._lease = lease
+        self._progress = progress
+        self._limiter = trio.CapacityLimiter(_PARALLEL)
+        #: Manifests and indexes; they are kept when what they need is there.
+        self._documents: dict[Digest, bytes] = {}
+        #: All indexes of the image, the innermost first.
+        self.indexes: list[Descriptor] = []
+        #: Bytes that came of blobs.
+        self.received = 0
+
+    # manifests
+
+    async def find(self, reference: Reference) -> Descriptor:
+        """What the reference stands for: a manifest or an index."""
+        what = reference.digest or reference.tag or ""
+        found = await self._registry.manifest(what)
+        self._documents[found.digest] = found.data
+        return found.descriptor
+
+    async def choose(
+        self, top: Descriptor, platform: Platform | None, *, all_platforms: bool
+    ) -> list[Descriptor]:
+        """The manifests to pull: all, or the one for `platform`; that for this machine first."""
+        found = [entry async for entry in self._manifests(top, 0)]
+        if found == [top] and platform is None:
+            return found
+        images = [entry for entry in found if model.is_image(entry)]
+        ranked = await self._ranked(images, platform or Platform.host())
+        if all_platforms:
+            first = [entry for _, entry in ranked[:1]]
+            return list(dict.fromkeys([*first, *found]))
+        if not ranked:
+            raise await self._no_platform(images, platform or Platform.host())
+        return [ranked[0][1]]
+
+    async def _manifests(self, entry: Descriptor, depth: int) -> AsyncIterator[Descriptor]:
+        if depth > _MAX_DEPTH:
+            raise ImageError("too many indexes inside indexes", where=entry.digest)
+        if entry.media_type not in model.INDEX_TYPES:
+            yield entry
+            return
+        if entry in self.indexes:
+            return
+        for inner in model.needed(await self._document(entry)):
+            if model.is_manifest(inner.media_type):
+                async for manifest in self._manifests(inner, depth + 1):
+                    yield manifest
+        self.indexes.append(entry)
+
+    async def _ranked(
+        self, images: list[Descriptor], wanted: Platform
+    ) -> list[tuple[int, Descriptor]]:
+        """Those that serve the platform, the best first."""
+        ranked = []
+        for entry in images:
+            platform = entry.platform or await self._platform(entry)
+            rank = platform.rank(wanted) if platform else None
+            if rank is not None:
+                ranked.append((rank, entry))
+        return sorted(ranked, key=lambda item: item[0])
+
+    async def _platform(self, entry: Descriptor) -> Platform | None:
+        """The platform that the config of an image tells."""
+        config = Manifest.parse(await self._document(entry)).config
+        await _in_thread(self._lease.add, [config.digest])
+        await self._complete(config, Arrivals(self._content, [config]))
+        data = await _in_thread(self._content.read, config)
+        return Config.parse(model.decode_json(data, config.digest)).platform
+
+    async def _no_platform(self, images: list[Descriptor], wanted: Platform) -> ImageError:
+        there = {str(entry.platform or await self._platform(entry)) for entry in images}
+        hint = f"there are: {', '.join(sorted(there)[:_SHOWN])}"
+        return ImageError(f"no image for {wanted}", where=self._registry.reference, hint=hint)
+
+    async def _document(self, descriptor: Descriptor) -> Any:
+        """A decoded manifest or index."""
+        digest = descriptor.digest
+        if digest not in self._documents:
+            self._documents[digest] = await self._fetched(descriptor)
+        return model.decode_json(self._documents[digest], digest)
+
+    async def _fetched(self, descriptor: Descriptor) -> bytes:
+        if self._content.has(descriptor):
+            with contextlib.suppress(DigestError):
+                return await _in_thread(self._content.read, descriptor)
+        found = await self._registry.manifest(descriptor.digest)
+        if found.descriptor.size != descriptor.size:
+            what = f"{len(found.data)} bytes, the index says {descriptor.size}"
+            raise DigestError(what, where=descriptor.digest)
+        if found.media_type != descriptor.media_type:
+            what = f"sent as {found.media_type}, the index says {descriptor.media_type}"
+            raise ImageError(what, where=descriptor.digest)
+        return found.data
+
+    def keep(self, documents: Iterable[Descriptor]) -> None:
+        """Store manifests and indexes, of which all that was asked for is there."""
+        for descriptor in documents:
+            self._content.add(self._documents[descriptor.digest], descriptor.digest)
+
+    # blobs
+
+    async def fetch(self, manifests: list[Descriptor], unpacking: _Unpacking | None) -> None:
+        """Complete all blobs of the manifests, and unpack the first image."""
+        blobs: dict[Digest, Descriptor] = {}
+        for manifest in manifests:
+            for blob in model.needed(await self._document(manifest)):
+                if blobs.setdefault(blob.digest, blob).size != blob.size:
+                    raise ImageError("a blob of two sizes", where=blob.digest)
+        documents = [*manifests, *self.indexes]
+        await _in_thread(self._lease.add, [*blobs, *(item.digest for item in documents)])
+        arrivals = Arrivals(self._content, blobs.values())
+        async with _nursery() as nursery:
+            for blob in blobs.values():
+                nursery.start_soon(self._download, blob, arrivals)
+            if unpacking is not None:
+                image = Manifest.parse(await self._document(manifests[0]))
+                nursery.start_soon(unpacking.run, image, self._content, arrivals)
+
+    async def _download(self, blob: Descriptor, arrivals: Arrivals) -> None:
+        async with self._limiter:
+            await self._complete(blob, arrivals)
+
+    async def _complete(self, blob: Descriptor, arrivals: Arrivals) -> None:
+        """Complete a blob: what is there already is verified, not asked for."""
+        with contextlib.ExitStack() as stack:
+            partial = await self._claimed(blob, stack)
+            if partial is None:
+                self._progress(Arrival(blob, blob.size, blob.size))
+            else:
+                await self._receive(blob, partial, arrivals)
+        arrivals.completed(blob.digest)
+
+    async def _claimed(self, blob: Descriptor, stack: contextlib.ExitStack) -> Partial | None:
+        """The partial file of the blob, ours alone; None if the blob is complete."""
+        while True:
+            try:
+                claim = self._content.partial(blob, wait=False)
+                return await _in_thread(stack.enter_context, claim)
+            except BlockingIOError:
+                self._progress(Arrival(blob, 0, waiting=True))
+                await trio.sleep(_LOOK)
+
+    async def _receive(self, blob: Descriptor, partial: Partial, arrivals: Arrivals) -> None:
+        before = partial.offset
+        try:
+            await self._append(blob, partial, arrivals, before)
+        except DigestError:
+            if not before:
+                raise
+            # What was there may have been wrong, and is gone now.
+            await self._append(blob, partial, arrivals, 0)
+
+    async def _append(
+        self, blob: Descriptor, partial: Partial, arrivals: Arrivals, before: int
+    ) -> None:
+        self._progress(Arrival(blob, partial.offset, before))
+        collected, written = bytearray(), partial.offset
+        try:
+            async with self._registry.blob(blob, partial.offset) as parts:
+                async for data in parts:
+                    collected += data
+                    if len(collected) >= _PIECE:
+                        await _in_thread(partial.write, collected)
+                        self.received += partial.offset - written
+                        collected, written = bytearray(), partial.offset
+                        arrivals.arrived(blob.digest, partial.offset)
+                        self._progress(Arrival(blob, partial.offset, before))
+        finally:
+            # Whatever ends it, what came is kept, unless it cannot be written.
+            if collected and partial.offset == written:
+                partial.write(collected)
+                self.received += len(collected)
+        arrivals.arrived(blob.digest, partial.offset)
+        self._progress(Arrival(blob, partial.offset, before))
+        await _in_thread(partial.commit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unpacking:
+    """Unpacks the layers of an image while they come; `name` is for messages."""
+
+    store: Store
+    name: str
+    warn: Callable[[str], None]
+
+    async def run(self, manifest: Manifest, content: Content, arrivals: Arrivals) -> None:
+        """Unpack all layers, bottom first. Ends soon if it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_at_end, arrivals)
+            await _in_thread(self._unpack, manifest, content, arrivals)
+            nursery.cancel_scope.cancel()
+
+    def _unpack(self, manifest: Manifest, content: Content, arrivals: Arrivals) -> None:
+        with malformed(self.name), contextlib.suppress(StoppedError):
+            arrivals.wait_complete(manifest.config.digest)
+            image = self._image(manifest, content)
+            source = ArrivingLayers(self.name, arrivals)
+            try:
+                StoredImage(self.store, source, image, None, self.warn).layers()
+            except ImageError:
+                # A blob that came wrong fails at its end, which says more; or it came again.
+                for layer in manifest.layers:
+                    arrivals.wait_complete(layer.digest)
+                StoredImage(self.store, source, image, None, self.warn).layers()
+
+    def _image(self, manifest: Manifest, content: Content) -> Image:
+        data = model.decode_json(content.read(manifest.config), manifest.config.digest)
+        config = Config.parse(data)
+        if len(config.diff_ids) != len(manifest.layers):
+            raise ImageError(
+                f"the manifest has {len(manifest.layers)} layers, the config"
+                f" {len(config.diff_ids)}",
+                where=self.name,
+            )
+        pairs = zip(config.diff_ids, manifest.layers, strict=True)
+        return Image(
+            config.platform,
+            tuple(Layer(diff_id, "", blob.size, blob.digest) for diff_id, blob in pairs),
+        )
+
+
+async def _stop_at_end(arrivals: Arrivals) -> None:
+    """Let nobody wait for what does not come any more. A thread cannot be cancelled otherwise."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        arrivals.stop()
+
+
+@contextlib.asynccontextmanager
+async def _nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery that raises one error, not a group: the first that tells why it ended."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        raise _cause(group) from None
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    cancelled, others = group.split(trio.Cancelled)
+    stopped, causes = others.split(StoppedError) if others else (None, None)
+    found: BaseException = causes or cancelled or stopped or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+def _name_of(reference: Reference) -> str:
+    """The full name: with a digest, which decides, there is no tag."""
+    return str(replace(reference, tag=None) if reference.digest else reference)
+
+
+def _set_name(names: Names, name: str, descriptor: Descriptor) -> Digest | None:
+    with names.editing() as index:
+        before = index.set(name, descriptor)
+    return None if before == descriptor.digest else before
+
+
+async def _in_thread(function: Callable[..., _T], *args: Any) -> _T:
+    """The result of a call that may block. It is waited for also if the caller is cancelled."""
+    return await trio.to_thread.run_sync(function, *args)
