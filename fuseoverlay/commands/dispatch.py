@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from fuseoverlay import __version__
-from fuseoverlay.commands import advice, mount, output
+from fuseoverlay.commands import advice, output
 from fuseoverlay.errors import (
     INTERRUPTED,
     FuseOverlayError,
@@ -29,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
 
 def main_of_helper(argv: Sequence[str]) -> int:
     """The same for the helper of mount(8), with the exit codes of mount(8)."""
+    from fuseoverlay.commands import mount
+
     return mount_exit_code(_bounded(mount.helper, argv))
 
 
@@ -57,6 +59,8 @@ def _run(argv: list[str]) -> int:
         return _command(argv[0], argv[1:])
     if argv:
         advice.check_first(argv[0])
+    from fuseoverlay.commands import mount
+
     parser = mount.parser_of("fuseoverlay")
     parser.add_argument("--version", "-V", action="store_true",
                         help="print the version; with -v also of what it runs on")  # fmt: skip
@@ -73,6 +77,8 @@ def _run(argv: list[str]) -> int:
 def _command(name: str, argv: list[str]) -> int:
     match name:
         case "mount":
+            from fuseoverlay.commands import mount
+
             return mount.command(argv)
         case "unmount" | "umount":
             from fuseoverlay.commands import unmount

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fuseoverlay.commands import output
 from fuseoverlay.errors import UsageError, exit_codes
-from fuseoverlay.overlay import mountoptions
-from fuseoverlay.overlay.config import MountConfig
+
+if TYPE_CHECKING:
+    from fuseoverlay.overlay.config import MountConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +52,9 @@ class Parser(argparse.ArgumentParser):
 
 def parsed_options(options: Sequence[str]) -> MountConfig:
     """What the arguments of `-o` and the environment ask for. Warns of unknown options."""
+    # The commands for images need none of it.
+    from fuseoverlay.overlay import mountoptions
+
     parsed = mountoptions.parse(os.fsencode(",".join(options)))
     parsed = mountoptions.with_environment(parsed, os.environ)
     for option in parsed.ignored:

@@ -115,11 +115,15 @@ class Registry:
     async def no_such_tag(self, tag: str) -> RegistryError:
         """The error for a tag that is not there, with the near ones, as far as they can be got."""
         hint = "correct it"
-        with contextlib.suppress(RegistryError):
+        what = "no such tag"
+        try:
             found = tags.near(tag, await self.tags())
             hint = f"the near ones are {', '.join(found)}" if found else "it has no tags at all"
+        except RegistryError as exc:
+            if exc.status == 404:
+                what = f"{self.reference.host} has no such image"
         where = self.reference.with_tag(tag).familiar()
-        return RegistryError("no such tag", where=where, hint=hint, status=404)
+        return RegistryError(what, where=where, hint=hint, status=404)
 
     async def _first(self, ask: Callable[[Session], Awaitable[_T]]) -> _T:
         """The answer of the first that has one."""

@@ -119,6 +119,8 @@ class Images:
         self.store = store
         self.content = Content(store)
         self.names = Names(store)
+        #: What is known of unpacked layers, which many images share.
+        self._sizes: dict[Digest, int | None] = {}
 
     def all(self, platform: Platform | None = None) -> list[Image]:
         """All images, dangling and unreadable ones, too, in the order of the index. Of several
@@ -175,8 +177,13 @@ class Images:
             labels=_labels(fields.get("config")),
             layers=manifest.layers,
             diff_ids=config.diff_ids,
-            unpacked=tuple(sizes.known(self.store, digest) for digest in config.diff_ids),
+            unpacked=tuple(map(self._unpacked_size, config.diff_ids)),
         )
+
+    def _unpacked_size(self, diff_id: Digest) -> int | None:
+        if diff_id not in self._sizes:
+            self._sizes[diff_id] = sizes.known(self.store, diff_id)
+        return self._sizes[diff_id]
 
     def config(self, image: Image) -> Any:
         """The decoded config of an image. ImageError."""

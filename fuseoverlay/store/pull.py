@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from fuseoverlay.errors import DigestError, ImageError
+from fuseoverlay.errors import DigestError, ImageError, RegistryError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.blobs import Image, Layer
 from fuseoverlay.oci.malformed import malformed
@@ -132,7 +132,12 @@ class _Puller:
     async def find(self, reference: Reference) -> Descriptor:
         """What the reference stands for: a manifest or an index."""
         what = reference.digest or reference.tag or ""
-        found = await self._registry.manifest(what)
+        try:
+            found = await self._registry.manifest(what)
+        except RegistryError as exc:
+            if exc.status != 404 or reference.digest is not None:
+                raise
+            raise await self._registry.no_such_tag(str(what)) from None
         self._documents[found.digest] = found.data
         return found.descriptor
 

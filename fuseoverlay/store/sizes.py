@@ -30,7 +30,8 @@ def note(store: Store, diff_id: Digest, size: int) -> None:
 def known(store: Store, diff_id: Digest) -> int | None:
     """The size of a layer in bytes; None if it was never unpacked here."""
     with contextlib.suppress(OSError):
-        text = _path(store, diff_id).read_bytes()[: _LONGEST + 1]
+        with open(_path(store, diff_id), "rb") as file:
+            text = file.read(_LONGEST + 1)
         # The line's end shows that the note is whole.
         if text.endswith(b"\n") and text[:-1].isdigit():
             return int(text)

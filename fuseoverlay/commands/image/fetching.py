@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 from typing import Any
 
 import trio
@@ -51,6 +52,8 @@ def fetch(
 ) -> Pulled:
     """Pull what `text` may mean, the first that there is. Raises what `pull` raises."""
     chosen = settings or Settings(warn=output.warn)
+    # Every request is nothing that was asked for.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     read = configuration.read(chosen.environment, chosen.warn)
     *others, last = shortnames.candidates(text, read)
     with arrivals.shown(quiet=quiet) as progress:
