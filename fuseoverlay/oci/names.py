@@ -54,6 +54,11 @@ def transport(text: str) -> str | None:
     return word if known and not os.path.lexists(parse_image_name(text)[0]) else None
 
 
+def in_registry(text: str) -> str:
+    """The name of an image in a registry, without the transport `docker:`."""
+    return text[len("docker:") :].removeprefix("//") if transport(text) == "docker" else text
+
+
 def without_transport(text: str) -> str:
     """The name without the transport of a file."""
     return text.partition(":")[2] if transport(text) in FILES else text

@@ -68,7 +68,7 @@ def opened(
     """
     check(text)
     store.prepare()
-    name = text.removeprefix("docker:").lstrip("/") if names.transport(text) else text
+    name = names.in_registry(text)
     found: contextlib.AbstractContextManager[StoredImage]
     if _means_file(Images(store), text):
         found = layers.opened(store, text, platform=platform, progress=progress, warn=warn)

@@ -27,11 +27,12 @@ class Cli:
     def __init__(self, base: Path) -> None:
         self.base, self.root, self.mnt = base, base / "store", base / "mnt"
         self.mnt.mkdir()
+        self.env: dict[str, str] = {}
 
     def run(self, *argv: object, input: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
-            command(*argv), env=daemon_env(FUSEOVERLAY_ROOT=str(self.root)),
+            command(*argv), env=daemon_env(FUSEOVERLAY_ROOT=str(self.root), **self.env),
             input=input, capture_output=True, text=True, timeout=60, check=False, cwd=self.base,
         )  # fmt: skip
 

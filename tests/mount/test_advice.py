@@ -8,7 +8,7 @@ import pytest
 
 from fuseoverlay import __version__
 from fuseoverlay.oci.layout import LayoutWriter, Node, layer_tar
-from tests.helpers.mounts import mounts_at
+from tests.helpers.mounts import mounts_at, unmount
 from tests.mount.conftest import Cli
 from tests.mount.test_bad_input import IMAGE, USAGE, refused
 
@@ -33,7 +33,7 @@ def here(cli: Cli) -> Cli:
         ("mount", f"no mount point given; {DIRECTORIES}"),
         ("mount -o lowerdir=l0", "no mount point given"),
         ("mount image", MISSING_MNT),
-        ("image", MISSING_MNT),
+        ("image mnt", "image mnt is no command; the commands are ls, pull"),
         ("image:latest", MISSING_MNT.replace("image:", "image:latest:", 1)),
         ("mount mnt", f"no lowerdir= and no image given; {DIRECTORIES}"),
         ("mnt", f"no lowerdir= and no image given; {DIRECTORIES}"),
@@ -93,20 +93,13 @@ def test_empty_source_of_directories(here: Cli) -> None:
     here.mount("", here.space.mnt, "-o", "lowerdir=l0", cwd=here.space.base)
 
 
-SKOPEO = "get it with skopeo copy docker://debian{} oci-archive:debian.tar, and mount debian.tar"
-
-
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("debian:12", f"there is no file or directory debian here; if a registry has it, {SKOPEO}"),
-        ("docker://debian:12", f"images come from files, there is no download; {SKOPEO}"),
-        ("docker://debian", f"images come from files, there is no download; {SKOPEO}"),
-        ("quay.io:443/a/b@sha256:0", "oci-archive:b.tar, and mount b.tar"),
-        ("docker-daemon:debian:12", "skopeo copy docker-daemon:debian:12 oci-archive:debian.tar"),
-        ("oci:image:latest", "oci: does not belong here; write image:latest"),
-        ("oci-archive:image", "oci-archive: does not belong here; write image"),
-        ("oci:nothing:latest", "there is no file or directory nothing; correct it"),
+        ("quay.io:443/a/b@sha256:0", "there is no file or directory quay.io:443/a/b@sha256"),
+        ("docker-daemon:debian:12", "skopeo copy docker-daemon:debian:12 oci-archive:image.tar"),
+        ("dir:debian", "skopeo copy dir:debian oci-archive:image.tar"),
+        ("oci:nothing:latest", "there is no file or directory nothing; correct the path"),
         ("./debian:12", "there is no file or directory ./debian; correct the path"),
         ("debian.tar", "there is no such file or directory; correct the path"),
         ("debian.tar.gz:12", "there is no file or directory debian.tar.gz; correct the path"),
@@ -115,16 +108,28 @@ SKOPEO = "get it with skopeo copy docker://debian{} oci-archive:debian.tar, and 
     ],
 )
 def test_image_that_is_not_here(here: Cli, image: str, message: str) -> None:
-    """The message has the whole word and how to get the image. Nothing is made on the way."""
+    """The message has the whole word and what to do. Nothing is made on the way."""
     space = here.space
     (space.base / "nowhere").symlink_to("gone")
     env = {"PATH": "/usr/bin:/bin", "XDG_DATA_HOME": str(space.base / "data")}
-    tag = image.removeprefix("docker://").removeprefix("debian")
-    words = ("mount", image, space.mnt)
-    said = refused(here, IMAGE, *words, word=message.format(tag), cwd=space.base, env=env)
+    said = refused(here, IMAGE, "mount", image, space.mnt, word=message, cwd=space.base, env=env)
     assert f"error: {image}: " in said
     assert not (space.base / "data").exists()
     refused(here, IMAGE, "nowhere", space.mnt, cwd=space.base, env=env, word="is a link to gone")
+
+
+@pytest.mark.parametrize("image", ["debian:12", "docker://debian", "quay.io/a/b", "0123abcd"])
+def test_image_that_no_registry_is_asked_for(here: Cli, image: str) -> None:
+    env = {"PATH": "/usr/bin:/bin", "FUSEOVERLAY_ROOT": str(here.space.base / "store")}
+    words = ("mount", "--pull", "never", image, here.space.mnt)
+    refused(here, IMAGE, *words, word="no such image; `image ls` lists", env=env)
+
+
+def test_image_with_the_transport_of_a_file(here: Cli) -> None:
+    env = {"PATH": "/usr/bin:/bin", "FUSEOVERLAY_ROOT": str(here.space.base / "store")}
+    for image in ("oci:image:latest", "oci:image"):
+        here.mount("mount", image, here.space.mnt, cwd=here.space.base, env=env)
+        unmount(here.space.mnt)
 
 
 def test_source_that_looks_like_a_command_but_is_meant(here: Cli) -> None:

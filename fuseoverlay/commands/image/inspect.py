@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
@@ -52,7 +52,7 @@ def described(images: Images, image: Image) -> dict[str, Any]:
         "Comment": steps[-1].comment if steps else "",
         "Created": image.created,
         "Author": config.get("author") or "",
-        "Config": config.get("config") or {},
+        "Config": {**_CONFIG, **(config.get("config") or {})},
         "Architecture": config.get("architecture") or "",
         "Variant": config.get("variant") or "",
         "Os": config.get("os") or "",
@@ -65,6 +65,20 @@ def described(images: Images, image: Image) -> dict[str, Any]:
     return {key: value for key, value in about.items() if value or key not in _OPTIONAL}
 
 
+#: What a config that does not say has, for Docker.
+_CONFIG: Final[dict[str, Any]] = {
+    **dict.fromkeys(("Hostname", "Domainname", "User"), ""),
+    **dict.fromkeys(("AttachStdin", "AttachStdout", "AttachStderr"), False),
+    **dict.fromkeys(("Tty", "OpenStdin", "StdinOnce"), False),
+    "Env": None,
+    "Cmd": None,
+    "Image": "",
+    "Volumes": None,
+    "WorkingDir": "",
+    "Entrypoint": None,
+    "OnBuild": None,
+    "Labels": None,
+}
 #: Left out where there is nothing to say, as Docker does.
 _OPTIONAL = ("Variant", "OsVersion")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, fetching
 from fuseoverlay.errors import INTERRUPTED
+from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Platform
 from fuseoverlay.store.pull import Pulled
 
@@ -30,8 +31,9 @@ def command(argv: list[str], prog: str) -> int:
 
     def get(word: str) -> None:
         pulled = fetching.fetch(
-            images.store, word, platform=platform, all_platforms=args.all_platforms,
-            unpack=not args.no_unpack, settings=fetching.settings_of(args), quiet=args.quiet,
+            images.store, names.in_registry(word), platform=platform,
+            all_platforms=args.all_platforms, unpack=not args.no_unpack,
+            settings=fetching.settings_of(args), quiet=args.quiet,
         )  # fmt: skip
         _tell(pulled, quiet=args.quiet)
 
