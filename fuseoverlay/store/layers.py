@@ -12,7 +12,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from fuseoverlay.errors import StoreError
 from fuseoverlay.layers import trust
@@ -27,7 +27,11 @@ from fuseoverlay.store import places, sizes
 from fuseoverlay.store.root import Store
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
-_UNPACKED: Final = "layer"
+#: The layer of an image without layers.
+_EMPTY: Final = Layer(Digest.of(places.EMPTY_TAR), "", len(places.EMPTY_TAR), None)
+#: Layers of so many bytes, as they are in the image, are written to disk together: a sync waits
+#: also for what others have written. More would be lost if the process is killed.
+_TOGETHER: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,59 @@ class LayerSource(Protocol):
     ) -> BlobReader: ...
 
 
+class _Batch:
+    """Layers that are unpacked, written to disk together, and then published. Those that are
+    finished when an exception comes are published, too."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stack = contextlib.ExitStack()
+        self._work: pathlib.Path | None = None
+        self._count = self._size = 0
+        #: Where each is to go, and where it is.
+        self._made: dict[pathlib.Path, pathlib.Path] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        with self._stack:
+            self._publish()
+
+    def new(self) -> pathlib.Path:
+        """A new empty directory, to unpack a layer into."""
+        if self._work is None:
+            self._work = self._stack.enter_context(self._store.workspace())
+        self._count += 1
+        target = self._work / str(self._count)
+        target.mkdir(mode=0o700)
+        return target
+
+    def add(self, target: pathlib.Path, place: pathlib.Path, size: int) -> pathlib.Path:
+        """A layer of `size` bytes is finished; returns `place`, where it goes."""
+        self._made[place] = target
+        self._size += size
+        if self._size >= _TOGETHER:
+            self._publish()
+        return place
+
+    def holds(self, paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
+        """The first of these places for which there is a layer that is not published yet."""
+        return next((path for path in paths if path in self._made), None)
+
+    def where(self, place: pathlib.Path) -> pathlib.Path:
+        """Where the layer is now that belongs to `place`."""
+        return self._made.get(place, place)
+
+    def _publish(self) -> None:
+        if self._made:
+            self._store.sync()
+            for place, target in self._made.items():
+                self._store.publish(target, place)
+        self._made.clear()
+        self._size = 0
+
+
 class StoredImage:
     """One image, and the unpacking of its layers into the store."""
 
@@ -196,21 +253,23 @@ class StoredImage:
         return list(dict.fromkeys(reversed(found)))
 
     def _directories(self, locks: contextlib.ExitStack) -> list[pathlib.Path]:
-        layers = self._image.layers
-        candidates = [
-            [self._base / place for place in pair]
-            for pair in places.places([layer.diff_id for layer in layers])
-        ]
-        if not layers:
-            return [self._hold(candidates[0], locks) or self._add_empty(candidates[0], locks)]
+        """All layers, bottom first, held from now on."""
+        pairs = places.places([layer.diff_id for layer in self._image.layers])
+        candidates = [[self._base / place for place in pair] for pair in pairs]
+        layers = self._image.layers or [_EMPTY]
         held = [self._hold(paths, locks) for paths in candidates]
         missing = [layer for layer, path in zip(layers, held, strict=True) if path is None]
         self._count = len(missing)
         self._total = sum(layer.size for layer in missing)
         found: list[pathlib.Path] = []
-        for layer, path, paths in zip(layers, held, candidates, strict=True):
-            found.append(path or self._add(layer, paths, found, locks))
-        return found
+        with _Batch(self._store) as batch:
+            for layer, path, paths in zip(layers, held, candidates, strict=True):
+                place = path or batch.holds(paths) or self._hold(paths, locks)
+                found.append(place or self._unpack(layer, paths, found, batch))
+        # Somebody may have removed a layer before it is held.
+        if all(held[at] or self._hold([path], locks) for at, path in enumerate(found)):
+            return found
+        return self._directories(locks)
 
     def _hold(
         self, paths: Sequence[pathlib.Path], locks: contextlib.ExitStack
@@ -223,54 +282,32 @@ class StoredImage:
                 return path
         return None
 
-    def _add(
+    def _unpack(
         self,
         layer: Layer,
         paths: Sequence[pathlib.Path],
-        below: list[pathlib.Path],
-        locks: contextlib.ExitStack,
+        below: Sequence[pathlib.Path],
+        batch: _Batch,
     ) -> pathlib.Path:
-        self._number += 1
-        # It may be there by now, if it comes twice. Somebody may remove it before it is held.
-        while (path := self._hold(paths, locks)) is None:
-            self._unpack(layer, paths, below)
-        return path
-
-    def _unpack(
-        self, layer: Layer, paths: Sequence[pathlib.Path], below: list[pathlib.Path]
-    ) -> None:
-        self._tell(0)
+        """Unpack a layer; returns where it will be."""
         job = Job(
             override=self._override,
-            lowers=list(reversed(below)),
+            lowers=[batch.where(path) for path in reversed(below)],
             warn=self._warn,
             where=f"{self._source.path}: layer {layer.digest or layer.diff_id}",
             place=str(self._store.root),
         )
-        with self._making() as target, self._source.open_layer(layer, self._tell) as blob:
+        target = batch.new()
+        if layer is _EMPTY:
+            stream = ForwardStream(io.BytesIO(places.EMPTY_TAR), layer.diff_id, "empty layer")
+            unpack_stream(stream, str(target), job)
+            return batch.add(target, paths[0], layer.size)
+        self._number += 1
+        self._tell(0)
+        with self._source.open_layer(layer, self._tell) as blob:
             unpacked = unpack_blob(blob, layer.diff_id, str(target), job)
-            sizes.note(self._store, layer.diff_id, unpacked.size)
-            self._store.publish(target, paths[unpacked.used_lowers])
-
-    def _add_empty(
-        self, paths: Sequence[pathlib.Path], locks: contextlib.ExitStack
-    ) -> pathlib.Path:
-        diff_id = Digest.of(places.EMPTY_TAR)
-        while (path := self._hold(paths, locks)) is None:
-            with self._making() as target:
-                job = Job(override=self._override, place=str(self._store.root))
-                stream = ForwardStream(io.BytesIO(places.EMPTY_TAR), diff_id, "empty layer")
-                unpack_stream(stream, str(target), job)
-                self._store.publish(target, paths[0])
-        return path
-
-    @contextlib.contextmanager
-    def _making(self) -> Iterator[pathlib.Path]:
-        """A new empty directory to unpack into, inside a workspace."""
-        with self._store.workspace() as work:
-            target = work / _UNPACKED
-            target.mkdir(mode=0o700)
-            yield target
+        sizes.note(self._store, layer.diff_id, unpacked.size)
+        return batch.add(target, paths[unpacked.used_lowers], layer.size)
 
     @contextlib.contextmanager
     def _store_errors(self) -> Iterator[None]:

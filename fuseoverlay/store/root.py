@@ -178,13 +178,17 @@ class Store:
             os.rename(made, self.root / name)
         sync_directory((self.root / name).parent)
 
-    def publish(self, made: pathlib.Path, target: pathlib.Path) -> None:
-        """Move a finished directory to its place; leave it if another process was faster."""
-        fd = os.open(made, DIR_FLAGS)
+    def sync(self) -> None:
+        """Write all that was made in `tmp` to disk. OSError."""
+        fd = os.open(self.tmp, DIR_FLAGS)
         try:
             syscalls.syncfs(fd)
         finally:
             os.close(fd)
+
+    def publish(self, made: pathlib.Path, target: pathlib.Path) -> None:
+        """Move a finished directory to its place, after `sync`; leave it if another process was
+        faster. OSError."""
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         source, goal = os.fsencode(made), os.fsencode(target)
         try:

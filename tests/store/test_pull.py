@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -410,3 +412,51 @@ async def test_unpacked_as_from_a_file(images: Images, registry: Registry, serve
 
 def inode(path: Path) -> int:
     return path.stat().st_ino
+
+
+CHILD = """
+import sys, trio
+from fuseoverlay.oci.reference import Reference
+from fuseoverlay.registry.settings import Settings
+from fuseoverlay.store.pull import pull
+from fuseoverlay.store.root import Store
+trio.run(lambda: pull(
+    Store(sys.argv[1]), Reference.parse(sys.argv[2]),
+    settings=Settings(environment={"HOME": "/nonexistent"}),
+    progress=lambda step: print(step.done, flush=True),
+))
+"""
+
+
+async def test_a_killed_pull_goes_on(images: Images, registry: Registry, server: Hostile) -> None:
+    manifest = registry.tags["1"] = large(registry.source)
+    layer = largest(registry, manifest)
+    registry.break_blob = lambda what, asked, data: (
+        Answer(200, data, cut=2 << 20, stalls=True)
+        if what == str(layer.digest) and not asked.start
+        else None
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, images.store.root, f"{server.host}/a:1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) > 1 << 20:
+            break
+    # It protects what it has as long as it lives.
+    assert not prune(images).freed
+    child.kill()
+    child.communicate()
+    there = dict(images.content.partials())[layer.digest]
+    assert there > 1 << 20
+    complete = blobs(images.store.root)
+    server.asked.clear()
+    found = await pulled(images, server.host)
+    assert [asked.start for asked in server.of(str(layer.digest))] == [there]
+    assert not {digest.partition(":")[2] for digest in asked_blobs(server)} & complete.keys()
+    assert images.resolve(found.name).problem is None
+    assert os.listdir(images.store.tmp) == []
+    assert not prune(images).freed

@@ -1,0 +1,170 @@
+"""What is saved is what was loaded, bit for bit, and others read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from fuseoverlay.errors import DigestError, ImageError, StoreError
+from fuseoverlay.store.images import Images
+from fuseoverlay.store.load import load
+from fuseoverlay.store.root import Store
+from fuseoverlay.store.save import Saved, save_archive, save_layout
+from tests.store.pictures import HOST, OTHER, Painter, painter
+
+DEBIAN = "docker.io/library/debian:12"
+
+
+@pytest.fixture
+def paint(kept: Store) -> Painter:
+    return painter(kept)
+
+
+@pytest.fixture
+def images(kept: Store, paint: Painter) -> Images:
+    return Images(kept)
+
+
+@pytest.fixture
+def other(place: Path) -> Images:
+    """Another store."""
+    store = Store(place / "other")
+    store.prepare()
+    return Images(store)
+
+
+def blobs(root: Path) -> dict[str, bytes]:
+    """The blobs of a layout, with their content."""
+    return {path.name: path.read_bytes() for path in root.glob("blobs/*/*")}
+
+
+def saved(images: Images, path: Path, how: str, *texts: str) -> list[Saved]:
+    """Save in one of the forms."""
+    if how == "layout":
+        return save_layout(images, texts, path)
+    with path.open("wb") as file:
+        return save_archive(images, texts, file)
+
+
+@pytest.mark.parametrize("how", ["layout", "archive"])
+def test_there_and_back(
+    images: Images, paint: Painter, other: Images, place: Path, how: str
+) -> None:
+    index = paint.index(paint.manifest("a", "b"), paint.manifest("s", platform=OTHER))
+    paint.name(index, DEBIAN)
+    paint.name(paint.manifest("a", "c"), "localhost:5000/x:1")
+    done = saved(images, place / "out", how, "debian:12", "localhost:5000/x:1")
+    assert [(item.names, item.whole) for item in done] == [
+        ((DEBIAN,), True),
+        (("localhost:5000/x:1",), True),
+    ]
+    loaded = load(other.store, str(place / "out"))
+    assert [item.name for item in loaded] == [DEBIAN, "localhost:5000/x:1"]
+    assert loaded[0].descriptor.digest == index.digest
+    assert blobs(other.store.root) == blobs(images.store.root)
+    again = saved(other, place / "again", how, "debian:12", "localhost:5000/x:1")
+    assert len(again) == 2
+    if how == "archive":
+        assert (place / "again").read_bytes() == (place / "out").read_bytes()
+
+
+def test_only_what_is_needed(images: Images, paint: Painter, place: Path) -> None:
+    paint.name(paint.manifest("a"), "one")
+    paint.name(paint.manifest("b"), "two")
+    save_layout(images, ["one"], place / "out")
+    assert len(blobs(place / "out")) == 3
+
+
+def test_an_index_that_is_not_whole(images: Images, paint: Painter, place: Path) -> None:
+    """Its digest would promise what is not there."""
+    missing = paint.manifest("s", platform=OTHER)
+    ours = paint.manifest("a")
+    paint.name(paint.index(missing, ours), DEBIAN)
+    images.content.path(missing.digest).unlink()
+    (done,) = save_layout(images, ["debian:12"], place / "out")
+    assert not done.whole
+    assert done.descriptor.digest == ours.digest
+    assert done.image.platform == HOST
+    index = json.loads((place / "out/index.json").read_bytes())
+    assert [entry["digest"] for entry in index["manifests"]] == [str(ours.digest)]
+
+
+def test_one_platform(images: Images, paint: Painter, place: Path) -> None:
+    theirs = paint.manifest("s", platform=OTHER)
+    paint.name(paint.index(paint.manifest("a"), theirs), DEBIAN)
+    (done,) = save_layout(images, ["debian:12"], place / "out", platform=OTHER)
+    assert done.descriptor.digest == theirs.digest
+    paint.name(paint.manifest("b"), "b")
+    with pytest.raises(ImageError, match=f"no image for {OTHER}"):
+        save_layout(images, ["b"], place / "more", platform=OTHER)
+
+
+def test_by_id_with_all_names(images: Images, paint: Painter, place: Path) -> None:
+    paint.name(paint.manifest("a"), DEBIAN)
+    images.tag("debian:12", "mine")
+    image = images.resolve("mine")
+    with (place / "a.tar").open("wb") as file:
+        save_archive(images, [image.id.hex[:12]], file)
+        file.flush()
+    with tarfile.open(place / "a.tar") as archive:
+        member = archive.extractfile("manifest.json")
+        assert member is not None
+        (item,) = json.loads(member.read())
+    assert item["RepoTags"] == ["debian:12", "mine:latest"]
+    assert item["Config"] == f"blobs/sha256/{image.id.hex}"
+
+
+@pytest.mark.parametrize("damage", ["missing", "wrong", "cut"])
+def test_damage(images: Images, paint: Painter, place: Path, damage: str) -> None:
+    paint.name(paint.manifest("a"), DEBIAN)
+    path = images.content.path(images.resolve("debian:12").layers[0].digest)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ImageError if damage == "missing" else DigestError):
+        save_layout(images, ["debian:12"], place / "out")
+
+
+def test_where_it_cannot_be_saved(images: Images, paint: Painter, place: Path) -> None:
+    paint.name(paint.manifest("a"), DEBIAN)
+    (place / "full").mkdir()
+    (place / "full/x").touch()
+    with pytest.raises(StoreError, match="not empty"):
+        save_layout(images, ["debian:12"], place / "full")
+    assert os.listdir(place / "full") == ["x"]
+    with pytest.raises(StoreError, match="Not a directory"):
+        save_layout(images, ["debian:12"], place / "full/x/y")
+    with pytest.raises(ImageError, match="no such image"):
+        save_layout(images, ["debian:13"], place / "new")
+    assert not (place / "new").exists()
+
+
+def tool(*args: object) -> str:
+    """Run a program; its output."""
+    if shutil.which(str(args[0])) is None:
+        pytest.skip(f"missing tool: {args[0]}")
+    done = subprocess.run([str(arg) for arg in args], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
+def test_skopeo_reads_it(images: Images, paint: Painter, place: Path, transport: str) -> None:
+    manifest = paint.name(paint.manifest("a", "b"), DEBIAN)
+    saved(images, place / "out", "layout" if transport == "oci" else "archive", "debian:12")
+    where = f"{transport}:{place / 'out'}:{DEBIAN}"
+    config = json.loads(tool("skopeo", "--tmpdir", place, "inspect", "--config", where))
+    image = images.resolve("debian:12")
+    assert config["rootfs"]["diff_ids"] == [str(diff_id) for diff_id in image.diff_ids]
+    if transport != "docker-archive":
+        found = json.loads(tool("skopeo", "--tmpdir", place, "inspect", where))
+        assert found["Digest"] == str(manifest.digest)
