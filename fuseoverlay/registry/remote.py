@@ -64,8 +64,14 @@ class Registry:
         return await self._first(lambda session: manifests.fetch(session, what))
 
     async def head(self, what: Digest | str) -> Descriptor | None:
-        """What the registry says of a manifest, unverified; None if it has none or does not say."""
-        return await manifests.head(self._sessions[-1], what)
+        """What is said of a manifest where it would come from, unverified; None if nobody has it or
+        says so."""
+        *mirrors, registry = self._sessions
+        for session in mirrors:
+            with contextlib.suppress(RegistryError, ImageError):
+                if (found := await manifests.head(session, what)) is not None:
+                    return found
+        return await manifests.head(registry, what)
 
     def blob(self, descriptor: Descriptor, offset: int = 0) -> Download:
         """A context manager and async iterator: the bytes of a blob from `offset`, up to its size.

@@ -103,6 +103,8 @@ class _Pieces:
         self._location: httpx2.URL | None = None
         #: What the registry has.
         self._position = 0
+        #: The most that it ever had: an upload that begins anew is no progress.
+        self._furthest = 0
         #: The smallest piece that it takes, but for the last.
         self._minimum = 0
 
@@ -154,7 +156,9 @@ class _Pieces:
         self._position = self._received(reply, start + length)
         if self._position <= start:
             raise Passing(self._wrong(f"does not keep the piece from byte {start} on"))
-        self._tries.progress()
+        if self._position > self._furthest:
+            self._furthest = self._position
+            self._tries.progress()
         return self._located(reply)
 
     async def _done_or_located(self) -> bool:

@@ -245,6 +245,21 @@ async def test_an_upload_that_is_forgotten_begins_again() -> None:
     assert uploads.blobs == {str(Digest.of(DATA)): DATA}
 
 
+async def test_an_upload_that_is_forgotten_again_and_again() -> None:
+    uploads = Uploads()
+
+    def answer(asked: Asked) -> Answer:
+        if asked.method == "PATCH" and uploads.got:
+            return Answer(503)
+        if asked.method == "GET" and "/uploads/" in asked.path:
+            return Answer(404)
+        return uploads.answer(asked)
+
+    with hostile(answer) as server, pytest.raises(RegistryError, match="503"):
+        await put(server.host, DATA)
+    assert uploads.sessions == HASTE.tries
+
+
 async def test_a_blob_of_which_only_the_answer_was_lost() -> None:
     uploads = Uploads()
 

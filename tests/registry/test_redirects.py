@@ -117,7 +117,10 @@ async def test_redirects_to_nowhere(where: str) -> None:
 async def test_what_cannot_be_trusted(certified: Path, trusting: Path, tmp_path: Path) -> None:
     with hostile(lambda asked: ranged(DATA, asked), certificate=certified) as server:
         unknown = Settings(True, patience=HASTE, environment=HOME)
-        with pytest.raises(RegistryError, match=r"not trusted.*certs.d/127.0.0.1:\d+/ca.crt"):
+        with pytest.raises(
+            RegistryError,
+            match=r"not trusted \(self-signed certificate\).*certs.d/127.0.0.1:\d+/ca.crt",
+        ):
             await got(server, unknown)
         assert not server.asked
         known = Settings(True, patience=HASTE, certificates=str(trusting), environment=HOME)
