@@ -181,12 +181,18 @@ def _partial(cli: Cli) -> int:
     return sum(path.stat().st_size for path in cli.root.glob("partial/*"))
 
 
-def test_the_walk_of_the_document(hub: Cli) -> None:
-    """The commands of docs/images.md, as they stand."""
-    text = (PROJECT / "docs/images.md").read_text()
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("docs/images.md", ("changes/diff/root/hello", "Untagged: mine:1", "REPOSITORY")),
+        ("README.md", ("REPOSITORY   TAG", "debian       12")),
+    ],
+)
+def test_the_commands_of_the_document(hub: Cli, document: str, words: tuple[str, ...]) -> None:
+    """As they stand."""
+    text = (PROJECT / document).read_text()
     walk = re.search(r"^```sh\n(fuseoverlay pull.*?)^```", text, re.M | re.S)
     assert walk
-    hub.mnt.mkdir(exist_ok=True)
     env = {
         **BARE_ENV, **hub.env, "FUSEOVERLAY_ROOT": str(hub.root),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -199,6 +205,5 @@ def test_the_walk_of_the_document(hub: Cli) -> None:
     finally:
         detach(hub.mnt)
     assert done.returncode == 0, done.stderr
-    for said in ("docker.io/library/debian:12", "changes/diff/root/hello", "Untagged: mine:1"):
+    for said in ("docker.io/library/debian:12", *words):
         assert said in done.stdout
-    assert hub.said("images", "-q") == ""

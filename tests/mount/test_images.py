@@ -486,4 +486,4 @@ def test_fsck_called_wrongly(images: Images) -> None:
     refused(cli, USAGE, "fsck", "image", word=word, **how)
     words = ("fsck", "--upper", "changes", "image", "-o", "lowerdir=l0")
     refused(cli, USAGE, *words, word="leave one of the two out", **how)
-    refused(cli, 7, "fsck", "--upper", "changes", "missing", word="there is no such file", **how)
+    refused(cli, 7, "fsck", "--upper", "changes", "./missing", word="there is no such file", **how)

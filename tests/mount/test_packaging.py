@@ -29,7 +29,10 @@ pytestmark = [fuse_only, pytest.mark.timeout(600)]
 
 #: What no build may need.
 IGNORED = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", ".*", "build", "dist")
-MANUALS = {"share/man/man1/fuseoverlay.1", "share/man/man8/mount.fuseoverlay.8"}
+MANUALS = {
+    *("share/man/man1/fuseoverlay.1", "share/man/man1/fuseoverlay-image.1"),
+    "share/man/man8/mount.fuseoverlay.8",
+}
 TYPES = {"fuseoverlay/py.typed", "fuseoverlay/native/_native.pyi"}
 MODULES = {str(path.relative_to(PROJECT)) for path in PROJECT.glob("fuseoverlay/**/*.py")}
 

@@ -1,6 +1,7 @@
 """The commands of README as they stand, one after the other in one directory.
 
-Those of its section on podman are in tests/clients/test_readme.py.
+Those of its section on podman are in tests/clients/test_readme.py, those of images in
+tests/commands/test_pull.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["host"]
 pytestmark = fuse_only
 
 README = (PROJECT / "README.md").read_text()
-SECTIONS = ("Mount directories", "Mount an image", "See and keep changes", "Check what was kept")
+SECTIONS = ("Mount directories", "See and keep changes", "Check what was kept")
 
 
 def block(section: str, kind: str = "sh") -> str:

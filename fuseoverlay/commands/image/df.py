@@ -7,6 +7,7 @@ from typing import Any
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import table, units
 from fuseoverlay.store.usage import Usage, usage
 
@@ -16,10 +17,7 @@ _OF_IMAGES = {"Image": "IMAGE", "ID": "IMAGE ID", "Shared": "SHARED SIZE", "Uniq
 
 def command(argv: list[str], prog: str) -> int:
     """Show what the store takes up; returns the exit code."""
-    parser = common.parser(prog, "Show what the store takes up.", f"{prog} -v")
-    parser.add_argument("-v", "--verbose", action="store_true", help="also of each image")
-    parser.add_argument("--json", action="store_true", help="bytes, as JSON")
-    args = parser.parse_args(argv)
+    args = parser(prog).parse_args(argv)
     found = usage(common.images_at(args.root))
     if args.json:
         output.say(json.dumps({"kinds": _kinds(found), "images": _images(found)}, indent=4))
@@ -31,6 +29,14 @@ def command(argv: list[str], prog: str) -> int:
         for line in table.listing(map(_sized, _images(found)), _OF_IMAGES, _all(_OF_IMAGES)):
             output.say(line)
     return 0
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(prog, "Show what the store takes up.", f"{prog} -v")
+    made.add_argument("-v", "--verbose", action="store_true", help="also of each image")
+    made.add_argument("--json", action="store_true", help="bytes, as JSON")
+    return made
 
 
 def _all(headings: dict[str, str]) -> str:

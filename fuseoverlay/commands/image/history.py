@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import table, units
 from fuseoverlay.store.images import Image, Step
 
@@ -29,7 +30,7 @@ _NO_TIME: Final = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 
 def command(argv: list[str], prog: str) -> int:
     """Show the history of an image; returns the exit code."""
-    args = _parser(prog).parse_args(argv)
+    args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
     image = images.resolve(args.image)
     rows = list(_rows(image, images.history(image), args))
@@ -46,18 +47,19 @@ def command(argv: list[str], prog: str) -> int:
     return 0
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = common.parser(prog, "Show how an image was made.", f"{prog} debian:12")
-    parser.add_argument("image", metavar="IMAGE", help="a name, an id, or its beginning")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
-    parser.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
-    parser.add_argument("-H", "--human", type=common.truth, nargs="?", const=True, default=True,
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(prog, "Show how an image was made.", f"{prog} debian:12")
+    made.add_argument("image", metavar="IMAGE", help="a name, an id, or its beginning")
+    made.add_argument("-q", "--quiet", action="store_true", help="only the ids")
+    made.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
+    made.add_argument("-H", "--human", type=common.truth, nargs="?", const=True, default=True,
                         metavar="BOOL",
                         help="false: times as RFC 3339, sizes in bytes")  # fmt: skip
-    parser.add_argument("--format", metavar="FORM",
+    made.add_argument("--format", metavar="FORM",
                         help="table, json, a template, or table TEMPLATE; fields: "
                         + " ".join(_HEADINGS))  # fmt: skip
-    return parser
+    return made
 
 
 def _rows(image: Image, steps: list[Step], args: argparse.Namespace) -> Iterator[dict[str, Any]]:

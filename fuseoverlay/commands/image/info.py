@@ -9,6 +9,7 @@ from typing import Any
 from fuseoverlay import __version__
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show.template import Template
 from fuseoverlay.oci.model import Platform
 from fuseoverlay.store import layers, places
@@ -17,10 +18,7 @@ from fuseoverlay.store.images import Images
 
 def command(argv: list[str], prog: str) -> int:
     """Show the store and the storage driver; returns the exit code."""
-    parser = common.parser(prog, "Show the store and the storage driver.", f"{prog} -f "
-                           "'{{.Driver}}'")  # fmt: skip
-    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="json, or a template")
-    args = parser.parse_args(argv)
+    args = parser(prog).parse_args(argv)
     about = _about(common.images_at(args.root))
     if args.format is not None:
         form = "{{json .}}" if args.format == "json" else args.format
@@ -36,6 +34,14 @@ def command(argv: list[str], prog: str) -> int:
     output.say(f"Python: {platform.python_version()}")
     output.say(f"Version: {about['ServerVersion']}")
     return 0
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(prog, "Show the store and the storage driver.", f"{prog} -f "
+                           "'{{.Driver}}'")  # fmt: skip
+    made.add_argument("-f", "--format", metavar="TEMPLATE", help="json, or a template")
+    return made
 
 
 def _about(images: Images) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show.template import Template
 from fuseoverlay.errors import visible
 from fuseoverlay.oci import model
@@ -16,14 +17,7 @@ from fuseoverlay.store.images import Image, Images
 
 def command(argv: list[str], prog: str) -> int:
     """Show images; returns the exit code. Those that are there are shown if one is not."""
-    parser = common.parser(
-        prog, "Show all about images.",
-        f"{prog} debian:12", f"{prog} --format '{{{{json .Config.Env}}}}' debian:12",
-    )  # fmt: skip
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a name, an id, its beginning")
-    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="json, or a template")
-    parser.add_argument("--type", choices=["image"], help="image, which is all there is")
-    args = parser.parse_args(argv)
+    args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
     form = None if args.format in (None, "json") else Template(args.format)
     found: list[dict[str, Any]] = []
@@ -39,6 +33,18 @@ def command(argv: list[str], prog: str) -> int:
     if form is None:
         output.say(json.dumps(found, indent=4 if args.format is None else None))
     return code
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(
+        prog, "Show all about images.",
+        f"{prog} debian:12", f"{prog} --format '{{{{json .Config.Env}}}}' debian:12",
+    )  # fmt: skip
+    made.add_argument("images", nargs="+", metavar="IMAGE", help="a name, an id, its beginning")
+    made.add_argument("-f", "--format", metavar="TEMPLATE", help="json, or a template")
+    made.add_argument("--type", choices=["image"], help="image, which is all there is")
+    return made
 
 
 def described(images: Images, image: Image) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fuseoverlay.commands import output, progress
 from fuseoverlay.commands.image import common
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import UsageError
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Platform
@@ -21,18 +22,7 @@ from fuseoverlay.store.root import Store
 
 def command(argv: list[str], prog: str) -> int:
     """Load images and unpack them; returns the exit code."""
-    parser = common.parser(
-        prog, "Load images from an OCI layout, an OCI archive or a docker-save archive.",
-        f"{prog} -i image.tar", f"docker save debian:12 | {prog}",
-    )  # fmt: skip
-    parser.add_argument("file", nargs="?", metavar="FILE", help="the same as -i FILE")
-    parser.add_argument("-i", "--input", metavar="FILE",
-                        help="a file or directory (default: standard input)")  # fmt: skip
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
-                        help="only this one of a multi-platform image (default: all)")  # fmt: skip
-    parser.add_argument("--name", metavar="NAME[:TAG]", help="what the only image is called")
-    args = parser.parse_args(argv)
+    args = parser(prog).parse_args(argv)
     if args.input is not None and args.file is not None:
         raise UsageError("two files are given", hint="leave -i or FILE out")
     platform = Platform.parse(args.platform) if args.platform else None
@@ -43,6 +33,22 @@ def command(argv: list[str], prog: str) -> int:
         _unpack(images, one, quiet=args.quiet)
         _tell(images, one)
     return 0
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(
+        prog, "Load images from an OCI layout, an OCI archive or a docker-save archive.",
+        f"{prog} -i image.tar", f"docker save debian:12 | {prog}",
+    )  # fmt: skip
+    made.add_argument("file", nargs="?", metavar="FILE", help="the same as -i FILE")
+    made.add_argument("-i", "--input", metavar="FILE",
+                        help="a file or directory (default: standard input)")  # fmt: skip
+    made.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="only this one of a multi-platform image (default: all)")  # fmt: skip
+    made.add_argument("--name", metavar="NAME[:TAG]", help="what the only image is called")
+    return made
 
 
 @contextlib.contextmanager

@@ -19,15 +19,7 @@ from fuseoverlay.registry.accounts import Account
 
 def command(argv: list[str], prog: str) -> int:
     """Log in; returns the exit code."""
-    parser = parser_of(
-        prog, "Try an account at a registry, and keep it where podman does.",
-        f"{prog} quay.io", f"echo $TOKEN | {prog} -u me --password-stdin ghcr.io",
-    )  # fmt: skip
-    parser.add_argument("-u", "--username", metavar="NAME", help="otherwise it is asked for")
-    parser.add_argument("-p", "--password", metavar="PASSWORD",
-                        help="others can see it; better --password-stdin")  # fmt: skip
-    parser.add_argument("--password-stdin", action="store_true", help="read it from there")
-    args = parser.parse_args(argv)
+    args = parser(prog).parse_args(argv)
     if args.password_stdin and (args.password is not None or args.username is None):
         raise UsageError(
             "--password-stdin goes with -u and without -p", hint="write -u NAME --password-stdin"
@@ -37,6 +29,19 @@ def command(argv: list[str], prog: str) -> int:
     output.note(f"the account is kept in {trio.run(work)}")
     output.say("Login Succeeded")
     return 0
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = parser_of(
+        prog, "Try an account at a registry, and keep it where podman does.",
+        f"{prog} quay.io", f"echo $TOKEN | {prog} -u me --password-stdin ghcr.io",
+    )  # fmt: skip
+    made.add_argument("-u", "--username", metavar="NAME", help="otherwise it is asked for")
+    made.add_argument("-p", "--password", metavar="PASSWORD",
+                        help="others can see it; better --password-stdin")  # fmt: skip
+    made.add_argument("--password-stdin", action="store_true", help="read it from there")
+    return made
 
 
 def parser_of(prog: str, description: str, *examples: str) -> Parser:

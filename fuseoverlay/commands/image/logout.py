@@ -9,13 +9,19 @@ import trio
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import fetching
 from fuseoverlay.commands.image.login import parser_of
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.registry.login import logout
 
 
 def command(argv: list[str], prog: str) -> int:
     """Log out; returns the exit code."""
-    args = parser_of(prog, "Forget the account for a registry.", f"{prog} quay.io").parse_args(argv)
+    args = parser(prog).parse_args(argv)
     for place in trio.run(functools.partial(logout, args.server, fetching.settings_of(args))):
         output.note(f"removed from {place}")
     output.say(f"Removed login credentials for {args.server}")
     return 0
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    return parser_of(prog, "Forget the account for a registry.", f"{prog} quay.io")

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, filters
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import table, units
 from fuseoverlay.store.images import Image
 
@@ -29,7 +30,7 @@ _ORDERS: Final = ("created", "id", "repository", "size", "tag")
 
 def command(argv: list[str], prog: str) -> int:
     """List images; returns the exit code."""
-    args = _parser(prog).parse_args(argv)
+    args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
     chosen = filters.joined(args.filter, args.reference)
     fits = filters.wanted(chosen, images, filters.LISTING)
@@ -50,26 +51,27 @@ def command(argv: list[str], prog: str) -> int:
     return 0
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = common.parser(
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(
         prog, "List the images of the store.",
         f"{prog}", f"{prog} --filter reference='deb*' --format '{{{{.ID}}}} {{{{.Size}}}}'",
     )  # fmt: skip
-    parser.add_argument("reference", nargs="?", metavar="REPOSITORY[:TAG]",
+    made.add_argument("reference", nargs="?", metavar="REPOSITORY[:TAG]",
                         help="only the images with this name; * stands for any text")  # fmt: skip
-    parser.add_argument("-a", "--all", action="store_true",
+    made.add_argument("-a", "--all", action="store_true",
                         help="all images; those without a name are always listed")  # fmt: skip
-    parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
-    parser.add_argument("--digests", action="store_true", help="also the digests of manifests")
-    parser.add_argument("--no-trunc", action="store_true", help="whole ids")
-    parser.add_argument("--format", metavar="FORM",
+    made.add_argument("-q", "--quiet", action="store_true", help="only the ids")
+    made.add_argument("--digests", action="store_true", help="also the digests of manifests")
+    made.add_argument("--no-trunc", action="store_true", help="whole ids")
+    made.add_argument("--format", metavar="FORM",
                         help="table, json, a template, or table TEMPLATE; fields: "
                         + " ".join(_HEADINGS))  # fmt: skip
-    parser.add_argument("-f", "--filter", action="append", default=[], metavar="KIND=VALUE",
+    made.add_argument("-f", "--filter", action="append", default=[], metavar="KIND=VALUE",
                         help=", ".join(filters.LISTING))  # fmt: skip
-    parser.add_argument("--sort", choices=_ORDERS, default="created",
+    made.add_argument("--sort", choices=_ORDERS, default="created",
                         help="the order (default created, the newest first)")  # fmt: skip
-    return parser
+    return made
 
 
 def _columns(*, digests: bool) -> list[str]:

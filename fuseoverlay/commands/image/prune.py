@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, filters, removal
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.store import garbage
 
 _QUESTION = """\
@@ -13,16 +14,7 @@ Are you sure you want to continue? [y/N] """
 
 def command(argv: list[str], prog: str) -> int:
     """Remove what is not needed; returns the exit code."""
-    parser = common.parser(
-        prog, "Remove images without a name, and what no image needs. What a mount uses stays.",
-        f"{prog}", f"{prog} -a --filter until=240h --dry-run",
-    )  # fmt: skip
-    parser.add_argument("-a", "--all", action="store_true", help="all images that no mount uses")
-    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
-    parser.add_argument("--filter", action="append", default=[], metavar="KIND=VALUE",
-                        help="until, label, label!: only these images")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
-    args = parser.parse_args(argv)
+    args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
     fits = filters.wanted(args.filter, images, filters.PRUNING)
     what = "images that no mount uses" if args.all else "images without a name"
@@ -35,3 +27,17 @@ def command(argv: list[str], prog: str) -> int:
     output.say(f"Total reclaimed space: {removal.freed(removed)}")
     removal.complain(removed)
     return 0
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(
+        prog, "Remove images without a name, and what no image needs. What a mount uses stays.",
+        f"{prog}", f"{prog} -a --filter until=240h --dry-run",
+    )  # fmt: skip
+    made.add_argument("-a", "--all", action="store_true", help="all images that no mount uses")
+    made.add_argument("-f", "--force", action="store_true", help="do not ask")
+    made.add_argument("--filter", action="append", default=[], metavar="KIND=VALUE",
+                        help="until, label, label!: only these images")  # fmt: skip
+    made.add_argument("--dry-run", action="store_true", help="only say what would go")
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, fetching
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import INTERRUPTED
 from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Platform
@@ -12,20 +13,7 @@ from fuseoverlay.store.pull import Pulled
 
 def command(argv: list[str], prog: str) -> int:
     """Pull images and unpack them; returns the exit code. The others come also if one cannot."""
-    parser = common.parser(
-        prog,
-        "Get images from registries. A pull that was interrupted goes on where it was.",
-        f"{prog} debian:12", f"{prog} --platform linux/arm64 quay.io/team/tool@sha256:...",
-    )  # fmt: skip
-    parser.add_argument("images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="what to get")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the name only")
-    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
-                        help="which of several platforms (default: this machine's)")  # fmt: skip
-    parser.add_argument("--all-platforms", action="store_true", help="all of them")
-    parser.add_argument("--no-unpack", action="store_true",
-                        help="leave that to the first mount")  # fmt: skip
-    fetching.add_options(parser)
-    args = parser.parse_args(argv)
+    args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
     platform = Platform.parse(args.platform) if args.platform else None
 
@@ -42,6 +30,24 @@ def command(argv: list[str], prog: str) -> int:
     except KeyboardInterrupt:
         output.complain("error", "interrupted; the same command goes on with what is here")
         return INTERRUPTED
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(
+        prog,
+        "Get images from registries. A pull that was interrupted goes on where it was.",
+        f"{prog} debian:12", f"{prog} --platform linux/arm64 quay.io/team/tool@sha256:...",
+    )  # fmt: skip
+    made.add_argument("images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="what to get")
+    made.add_argument("-q", "--quiet", action="store_true", help="print the name only")
+    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                        help="which of several platforms (default: this machine's)")  # fmt: skip
+    made.add_argument("--all-platforms", action="store_true", help="all of them")
+    made.add_argument("--no-unpack", action="store_true",
+                        help="leave that to the first mount")  # fmt: skip
+    fetching.add_options(made)
+    return made
 
 
 def _tell(pulled: Pulled, *, quiet: bool) -> None:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, removal
+from fuseoverlay.commands.parser import Parser
 from fuseoverlay.store import garbage
 
 
 def command(argv: list[str], prog: str) -> int:
     """Remove images; returns the exit code. The others go also if one is not there."""
-    parser = common.parser(
-        prog, "Remove names, and images that have no other name. What a mount uses stays.",
-        f"{prog} debian:12", f"{prog} --dry-run debian:12",
-    )  # fmt: skip
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a name, an id, its beginning")
-    parser.add_argument("-f", "--force", action="store_true",
-                        help="by id: also if it has names in several repositories")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
-    args = parser.parse_args(argv)
+    args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
 
     def remove(word: str) -> None:
@@ -27,3 +20,16 @@ def command(argv: list[str], prog: str) -> int:
         removal.complain(removed)
 
     return common.each(args.images, remove)
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = common.parser(
+        prog, "Remove names, and images that have no other name. What a mount uses stays.",
+        f"{prog} debian:12", f"{prog} --dry-run debian:12",
+    )  # fmt: skip
+    made.add_argument("images", nargs="+", metavar="IMAGE", help="a name, an id, its beginning")
+    made.add_argument("-f", "--force", action="store_true",
+                        help="by id: also if it has names in several repositories")  # fmt: skip
+    made.add_argument("--dry-run", action="store_true", help="only say what would go")
+    return made
