@@ -192,7 +192,6 @@ class _Archive:
         info.size, info.mode = size, 0o644
         self._archive.addfile(info, source)
 
-
     def _add_directory(self, name: str) -> None:
         """Add a directory with those above: skopeo gives those that are not listed to root, which
         other users may not."""
