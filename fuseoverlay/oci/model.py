@@ -223,6 +223,8 @@ class Descriptor:
 #: The fields of manifests and indexes, artifacts' among them, that hold descriptors of what they
 #: need. `subject` is not one: it is what a manifest is about.
 _NEEDED: Final = ("config", "layers", "manifests", "blobs")
+#: A manifest or index that names more is no image of this world, and would take long to refuse.
+_MAX_NEEDED: Final = 10_000
 
 
 def needed(value: object) -> list[Descriptor]:
@@ -233,6 +235,8 @@ def needed(value: object) -> list[Descriptor]:
         part = data.get(name)
         items = part if isinstance(part, list) else [part]
         found += [Descriptor.parse(item) for item in items if isinstance(item, dict)]
+        if len(found) > _MAX_NEEDED:
+            raise ImageError(f"a manifest that names more than {_MAX_NEEDED} parts")
     return found
 
 

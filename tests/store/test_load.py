@@ -202,6 +202,16 @@ def test_a_broken_load_goes_on(source: Painter, images: Images) -> None:
     assert images.content.read(layer) == content
 
 
+def test_a_manifest_without_end(source: Painter, images: Images) -> None:
+    layer = source.layer("a").descriptor
+    config = source.writer.add_json(model.OCI_CONFIG, {})
+    data = {"config": config.to_json(), "layers": [layer.to_json()] * 10_001}
+    source.name(source.writer.add_json(model.OCI_MANIFEST, data), DEBIAN)
+    with pytest.raises(ImageError, match="more than 10000 parts"):
+        load(images.store, str(source.writer.path))
+    assert blobs(images.store.root) == {}
+
+
 # docker save
 
 
