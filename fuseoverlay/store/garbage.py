@@ -23,7 +23,7 @@ from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.names import Editing, repository_of
 from fuseoverlay.store.reach import Reach, reach
 from fuseoverlay.store.root import Store
-from fuseoverlay.store.usage import disk_usage
+from fuseoverlay.store.sizes import disk_usage
 
 
 @dataclass(slots=True)
@@ -178,6 +178,15 @@ class _Removal:
                     continue
                 self.removed.layers[str(path.relative_to(self._root))] = disk_usage(path)
                 self._move(path)
+        if self._moved is not None:
+            self._forget_sizes()
+
+    def _forget_sizes(self) -> None:
+        store = self._content.store
+        there = {f"{path.parent.name}/{path.name}" for path in places.unpacked(store)}
+        for place in places.noted(store):
+            if place not in there:
+                places.forget_size(store, place)
 
     def _collect_partial(self) -> None:
         for digest, size in list(self._content.partials()):

@@ -20,6 +20,7 @@ from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store.content import Content
 from fuseoverlay.store.names import Entry, Names, repository_of
+from fuseoverlay.store.places import noted_size, places
 from fuseoverlay.store.reach import decoded, manifests
 from fuseoverlay.store.root import Store
 
@@ -170,6 +171,15 @@ class Images:
         if image.config is None:
             raise ImageError(image.problem or "no image", where=image.id)
         return decoded(self.content, image.config)
+
+    def unpacked_sizes(self, image: Image) -> list[int | None]:
+        """How many bytes the files of each layer hold, bottom first; None where a layer was never
+        unpacked. Docker shows these, and their sum, as sizes."""
+        sizes = []
+        for plain, chain in places(image.diff_ids) if image.diff_ids else []:
+            size = noted_size(self.store, plain)
+            sizes.append(noted_size(self.store, chain) if size is None else size)
+        return sizes
 
     def history(self, image: Image) -> list[Step]:
         """How the image was made, oldest first; layers that it does not tell of come last.

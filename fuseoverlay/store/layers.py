@@ -25,6 +25,7 @@ from fuseoverlay.oci.streams import BlobReader, ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
 from fuseoverlay.store import places
 from fuseoverlay.store.root import Store
+from fuseoverlay.store.sizes import content_size
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 #: The layer of an image without layers.
@@ -208,6 +209,8 @@ class _Batch:
         if self._made:
             self._store.sync()
             for place, target in self._made.items():
+                name = f"{place.parent.name}/{place.name}"
+                places.note_size(self._store, name, content_size(target))
                 self._store.publish(target, place)
         self._made.clear()
         self._size = 0

@@ -3,6 +3,8 @@
     ROOT/layers/sha256/DIFF_ID            unpacked with real owners, modes and devices
     ROOT/layers/chain/CHAIN_ID            the same, with data of the layers below in it
     ROOT/layers-override/...              the same two, owners and modes only recorded
+    ROOT/sizes/sha256-DIFF_ID, chain-CHAIN_ID
+                                          a symbolic link to the number of bytes in its files
 
 Whoever uses a layer holds a shared flock(2) on its directory, in a descriptor that lives as long as
 the use: a mount's daemon inherits it. Who removes one has an exclusive lock, and moves it away
@@ -45,6 +47,42 @@ def places(diff_ids: Sequence[Digest]) -> list[tuple[str, str]]:
         (plain_place(diff_id), chain_place(chain))
         for diff_id, chain in zip(found, chain_ids(found), strict=True)
     ]
+
+
+def note_size(store: Store, place: str, size: int) -> None:
+    """Note how many bytes the files of a layer hold; `place` as from `places`. A link is made and
+    read in one call each, and is never half there. OSError."""
+    path = _size_path(store, place)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(str(size), path)
+
+
+def forget_size(store: Store, place: str) -> None:
+    """Drop the note. OSError."""
+    _size_path(store, place).unlink(missing_ok=True)
+
+
+def noted_size(store: Store, place: str) -> int | None:
+    """How many bytes the files of a layer hold; None if that was never noted."""
+    try:
+        text = os.readlink(_size_path(store, place))
+    except OSError:
+        return None
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def noted(store: Store) -> list[str]:
+    """The places for which a size is noted."""
+    try:
+        names = os.listdir(store.root / "sizes")
+    except FileNotFoundError:
+        return []
+    return [name.replace("-", "/", 1) for name in names]
+
+
+def _size_path(store: Store, place: str) -> pathlib.Path:
+    return store.root / "sizes" / place.replace("/", "-", 1)
 
 
 def unpacked(store: Store) -> list[pathlib.Path]:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final
 
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.store import places
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.reach import reach
-from fuseoverlay.system import syscalls
-from fuseoverlay.system.syscalls import DIR_FLAGS
-
-#: What st_blocks counts in; stat(2).
-_BLOCK: Final = 512
+from fuseoverlay.store.sizes import disk_usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,40 +92,3 @@ def _of_layers(images: Images, needed: set[str]) -> list[LayerUsage]:
             is_needed = f"{path.parent.name}/{path.name}" in needed
             found.append(LayerUsage(place, disk_usage(path), in_use, is_needed))
     return found
-
-
-def disk_usage(path: str | os.PathLike[str]) -> int:
-    """The bytes on disk of a directory and everything below, of a file with several names once.
-    Directories that may not be read count for themselves. OSError."""
-    root = os.open(path, DIR_FLAGS)
-    try:
-        total = os.fstat(root).st_blocks * _BLOCK
-        seen: set[int] = set()
-        todo = [b"."]
-        while todo:
-            for name, st in _children(root, todo.pop()):
-                if stat.S_ISDIR(st.st_mode):
-                    todo.append(name)
-                elif st.st_nlink > 1 and st.st_ino in seen:
-                    continue
-                seen.add(st.st_ino)
-                total += st.st_blocks * _BLOCK
-        return total
-    finally:
-        os.close(root)
-
-
-def _children(root: int, path: bytes) -> list[tuple[bytes, os.stat_result]]:
-    """What the directory `path` below `root` holds, as paths below it, too."""
-    try:
-        fd = syscalls.open_beneath(root, path, DIR_FLAGS)
-    except PermissionError:
-        return []
-    try:
-        with os.scandir(fd) as entries:
-            return [
-                (path + b"/" + os.fsencode(entry.name), entry.stat(follow_symlinks=False))
-                for entry in entries
-            ]
-    finally:
-        os.close(fd)

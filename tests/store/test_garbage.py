@@ -16,7 +16,8 @@ from fuseoverlay.store.garbage import Removed, prune, remove
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.layers import stored, unpacked
 from fuseoverlay.store.root import Store
-from fuseoverlay.store.usage import disk_usage, usage
+from fuseoverlay.store.sizes import disk_usage
+from fuseoverlay.store.usage import usage
 from tests.store.pictures import OTHER, Painter, painter
 
 DEBIAN = "docker.io/library/debian:12"
@@ -327,6 +328,23 @@ def test_what_other_tools_wrote_stays(two: Images) -> None:
 
 
 # usage
+
+
+def test_sizes_of_what_is_unpacked(two: Images, paint: Painter) -> None:
+    image = two.resolve(DEBIAN)
+    assert two.unpacked_sizes(image) == [len("shared") * 50, 50]
+    new = paint.name(paint.manifest("shared", "new", "zeros"), "new")
+    assert two.unpacked_sizes(two.resolve("new")) == [300, None, None]
+    remove(two, "new")
+    assert not two.content.has(new)
+    remove(two, DEBIAN)
+    assert [path.name for path in sorted((two.store.root / "sizes").iterdir())] == sorted(
+        f"sha256-{diff_id.hex}" for diff_id in two.resolve(OTHERS).diff_ids
+    )
+    # What earlier versions unpacked has none.
+    for path in (two.store.root / "sizes").iterdir():
+        path.unlink()
+    assert two.unpacked_sizes(two.resolve(OTHERS)) == [None, None]
 
 
 def test_usage(two: Images, paint: Painter) -> None:
