@@ -10,7 +10,7 @@ import base64
 import binascii
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from fuseoverlay.oci.model import decode_json
 from fuseoverlay.oci.reference import HUB
 from fuseoverlay.registry import helpers
 from fuseoverlay.registry.accounts import Account
+from fuseoverlay.registry.configuration import AUTH_FILES
 from fuseoverlay.registry.places import config_home, home, runtime
 from fuseoverlay.registry.settings import Settings
 
@@ -47,15 +48,29 @@ class AuthFile:
         return next(found, None)
 
 
-async def account_of(host: str, repository: str, settings: Settings) -> Account | None:
+async def account_of(
+    host: str, repository: str, settings: Settings, places: Iterable[str] = (AUTH_FILES,)
+) -> Account | None:
     """Who shall ask HOST for `repository`; None means nobody in particular.
 
-    RegistryError if a file is malformed or a helper fails. Files with secrets that others may read
-    are told to `settings.warn`.
+    `places`: the names of helpers for all registries, and `AUTH_FILES`, in order. RegistryError if
+    a file is malformed or a helper fails. Files with secrets that others may read are told to
+    `settings.warn`.
     """
     if settings.account is not None:
         return settings.account
     host = server_of(host)
+    for place in places:
+        if place == AUTH_FILES:
+            account = await _account_in_files(host, repository, settings)
+        else:
+            account = await helpers.get(place, host, settings.environment)
+        if account is not None:
+            return account
+    return None
+
+
+async def _account_in_files(host: str, repository: str, settings: Settings) -> Account | None:
     for path in paths(settings):
         file = read(path, settings)
         if file is not None:

@@ -1,7 +1,7 @@
 """Reads registries.conf: which registry is where, and what short names mean.
 
 Source: containers-registries.conf(5), version 2, and containers-registries.conf.d(5). The old
-version 1 is told and left out. Credentials are not in these files.
+version 1 is told and left out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from fuseoverlay.registry.places import cache_home, config_home
 
 SYSTEM: Final = "/etc/containers"
 _NAME: Final = "registries.conf"
+_SEARCH: Final = "unqualified-search-registries"
+_HELPERS: Final = "credential-helpers"
 _ALIASES: Final = "short-name-aliases.conf"
 #: Bytes of a file.
 _MAX_FILE: Final = 4 << 20
+
+#: Stands for the files of containers-auth.json(5) among the credential helpers.
+AUTH_FILES: Final = "containers-auth.json"
 
 ALL, DIGEST_ONLY, TAG_ONLY = "all", "digest-only", "tag-only"
 
@@ -48,11 +53,13 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """All files together. `rules` by prefix; `search`: registries for short names, in order, None
-    if nobody says; `aliases`: short names to HOST/REPOSITORY."""
+    if nobody says; `aliases`: short names to HOST/REPOSITORY; `helpers`: where credentials are, in
+    order, `AUTH_FILES` among them."""
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
     search: tuple[str, ...] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    helpers: tuple[str, ...] = (AUTH_FILES,)
 
 
 def read(
@@ -61,6 +68,7 @@ def read(
     """Read all the files; RegistryError with the file's name if one is malformed."""
     rules: dict[str, Rule] = {}
     search: tuple[str, ...] | None = None
+    helpers: tuple[str, ...] = (AUTH_FILES,)
     aliases: dict[str, str] = {}
     for path in _paths(environment, system):
         data = _read_toml(path)
@@ -69,9 +77,11 @@ def read(
             continue
         file = _File(path, data)
         rules |= file.rules()
-        search = file.search() if "unqualified-search-registries" in data else search
+        search = file.texts(_SEARCH) if _SEARCH in data else search
+        helpers = file.texts(_HELPERS) if data.get(_HELPERS) else helpers
         aliases |= file.aliases()
-    return Configuration(rules, search, {name: value for name, value in aliases.items() if value})
+    aliases = {name: value for name, value in aliases.items() if value}
+    return Configuration(rules, search, aliases, helpers)
 
 
 def _paths(environment: Mapping[str, str], system: str) -> list[str]:
@@ -121,8 +131,7 @@ class _File:
         found = [self._rule(table) for table in self._tables(self._data, "registry")]
         return {rule.prefix: rule for rule in found}
 
-    def search(self) -> tuple[str, ...]:
-        name = "unqualified-search-registries"
+    def texts(self, name: str) -> tuple[str, ...]:
         value = self._data.get(name)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self._wrong(f"{name} is no list of text")

@@ -16,7 +16,7 @@ from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import manifests, referrers, tags, upload
 from fuseoverlay.registry.accounts import Account
 from fuseoverlay.registry.authfiles import account_of
-from fuseoverlay.registry.configuration import read
+from fuseoverlay.registry.configuration import Configuration, read
 from fuseoverlay.registry.download import Download
 from fuseoverlay.registry.endpoints import Endpoint, endpoints, registry_of
 from fuseoverlay.registry.manifests import Received
@@ -40,11 +40,11 @@ async def connect(
     configuration = read(chosen.environment, chosen.warn)
     async with contextlib.AsyncExitStack() as stack:
         sessions = [
-            await stack.enter_async_context(_session(endpoint, chosen))
+            await stack.enter_async_context(_session(endpoint, configuration, chosen))
             for endpoint in endpoints(reference, configuration, chosen)
         ]
         to = registry_of(reference, configuration, chosen)
-        target = await stack.enter_async_context(_session(to, chosen))
+        target = await stack.enter_async_context(_session(to, configuration, chosen))
         yield Registry(reference, sessions, target)
 
 
@@ -143,8 +143,8 @@ class Registry:
         return await ask(registry)
 
 
-def _session(endpoint: Endpoint, settings: Settings) -> Session:
+def _session(endpoint: Endpoint, configuration: Configuration, settings: Settings) -> Session:
     async def find() -> Account | None:
-        return await account_of(endpoint.host, endpoint.repository, settings)
+        return await account_of(endpoint.host, endpoint.repository, settings, configuration.helpers)
 
     return Session(endpoint, settings, find)

@@ -11,7 +11,7 @@ from fuseoverlay.errors import FuseOverlayError, RegistryError
 from fuseoverlay.oci.model import Manifest, decode_json
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import configuration, remote
-from fuseoverlay.registry.configuration import Configuration
+from fuseoverlay.registry.configuration import AUTH_FILES, Configuration
 from fuseoverlay.registry.endpoints import Endpoint, endpoints, registry_of
 from fuseoverlay.registry.settings import Settings
 from fuseoverlay.registry.shortnames import candidates
@@ -152,6 +152,7 @@ def test_locations_that_are_none(tmp_path: Path, location: str) -> None:
         '[[registry.mirror]]\nlocation = "b"\npull-from-mirror = "all"',
         'unqualified-search-registries = "docker.io"',
         "unqualified-search-registries = [1]",
+        "credential-helpers = [1]",
         "aliases = 1",
         "[aliases]\na = 1",
         "\udcff",
@@ -230,6 +231,12 @@ alias = "three.io/y"
 )
 def test_short_names(tmp_path: Path, text: str, expected: list[str]) -> None:
     assert [str(found) for found in candidates(text, read(tmp_path, SHORT))] == expected
+
+
+def test_helpers(tmp_path: Path) -> None:
+    assert read(tmp_path, "").helpers == (AUTH_FILES,)
+    assert read(tmp_path, "credential-helpers = []").helpers == (AUTH_FILES,)
+    assert read(tmp_path, 'credential-helpers = ["a", "b"]').helpers == ("a", "b")
 
 
 def test_short_names_are_dockers_if_nobody_says_otherwise() -> None:

@@ -14,6 +14,7 @@ from fuseoverlay.registry import authfiles, helpers
 from fuseoverlay.registry.accounts import Account
 from fuseoverlay.registry.authfiles import account_of
 from fuseoverlay.registry.challenges import Challenge, challenges
+from fuseoverlay.registry.configuration import AUTH_FILES
 from fuseoverlay.registry.settings import Settings
 
 HUB = "https://index.docker.io/v1/"
@@ -169,6 +170,16 @@ async def test_helpers(settings: Settings) -> None:
     assert await account_of("kept.io", "a", settings) == Account("u", "kept.io")
     assert await account_of("docker.io", "library/a", settings) == Account("u", HUB)
     assert await account_of("none.io", "a", settings) is None
+
+
+async def test_helpers_for_all_registries(settings: Settings) -> None:
+    write(authfiles.paths(settings)[0], {"auths": {"kept.io": entry("file"), "x.io": entry("x")}})
+    before, after = ("test", AUTH_FILES), (AUTH_FILES, "test")
+    assert await account_of("kept.io", "a", settings, before) == Account("u", "kept.io")
+    assert await account_of("kept.io", "a", settings, after) == Account("file", "p")
+    assert await account_of("x.io", "a", settings, before) == Account("x", "p")
+    assert await account_of("token.io", "a", settings, after) == Account(identity_token="it")
+    assert await account_of("x.io", "a", settings, ("test",)) is None
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,8 @@ async def test_uploads_elsewhere_get_no_secret() -> None:
     uploads = Uploads()
 
     def there(asked: Asked) -> Answer:
+        if asked.headers.get("authorization") != "Bearer secret":
+            return Answer(401, headers={"WWW-Authenticate": 'Bearer realm="x"'})
         found = uploads.answer(asked)
         return replace(found, headers={**found.headers, "Location": f"{other.url}/uploads/1"})
 

@@ -76,11 +76,12 @@ def settings(account: Account | None = None) -> Settings:
     return Settings(patience=HASTE, account=account, environment={"HOME": "/nonexistent"})
 
 
-async def pull(tokens: Tokens, account: Account | None = None) -> None:
-    """Get a manifest and some blobs at once."""
+async def pull(tokens: Tokens, account: Account | None = None, *, at_once: bool = False) -> None:
+    """Get a manifest, unless `at_once`, and then some blobs at once."""
     reference = Reference.parse(f"{tokens.registry.host}/a/b")
     async with remote.connect(reference, settings(account)) as registry:
-        await registry.manifest("1")
+        if not at_once:
+            await registry.manifest("1")
 
         async def one() -> None:
             async with registry.blob(blob_of(DATA)) as parts:
@@ -91,8 +92,9 @@ async def pull(tokens: Tokens, account: Account | None = None) -> None:
                 nursery.start_soon(one)
 
 
-async def test_one_token_for_all(tokens: Tokens) -> None:
-    await pull(tokens)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_one_token_for_all(tokens: Tokens, at_once: bool) -> None:
+    await pull(tokens, at_once=at_once)
     (asked,) = tokens.server.of("/token")
     wanted = {"x": ["1"], "service": ["the registry"], "scope": ["repository:a/b:pull"]}
     assert parse_qs(urlsplit(asked.path).query) == wanted
