@@ -49,7 +49,8 @@ async def connect(
 
 
 class Registry:
-    """One repository. All methods may run at the same time; all raise RegistryError."""
+    """One repository. All methods may run at the same time; all raise RegistryError, of which
+    `status` and `limits` say more."""
 
     def __init__(self, reference: Reference, sessions: list[Session], target: Session) -> None:
         self.reference = reference

@@ -187,7 +187,8 @@ def joined(url: httpx2.URL, location: str) -> httpx2.URL:
     """The target of a Location header, which may be relative; without user and password."""
     with told(url):
         target = url.join(location)
-        if target.scheme not in {"http", "https"} or not target.host:
+        port = 0 < _port(target) < 1 << 16
+        if target.scheme not in {"http", "https"} or not target.host or not port:
             raise _bad_redirect(url, f"a redirect to {shown(target)}")
         # httpx would make a header of them.
         return target.copy_with(username=None, password=None, fragment=None)
@@ -275,7 +276,8 @@ def _bad_redirect(url: httpx2.URL, what: str) -> RegistryError:
 
 
 def _port(url: httpx2.URL) -> int:
-    return url.port or (443 if url.scheme == "https" else 80)
+    usual = 443 if url.scheme == "https" else 80
+    return usual if url.port is None else url.port
 
 
 def _bracketed(host: str) -> str:
