@@ -20,12 +20,13 @@ class Endpoint:
     """One repository in one place.
 
     `host` is HOST or HOST:PORT, "docker.io" for Docker Hub. `insecure`: plain HTTP, or any
-    certificate, will do.
+    certificate, will do. A `mirror` belongs to somebody else.
     """
 
     host: str
     repository: str
     insecure: bool = False
+    mirror: bool = False
 
 
 def endpoints(
@@ -44,13 +45,13 @@ def endpoints(
             hint="take it from elsewhere, or have that changed",
         )  # fmt: skip
     wanted = {ALL, TAG_ONLY if reference.digest is None else DIGEST_ONLY}
-    mirrors = [mirror for mirror in rule.mirrors if mirror.pull in wanted]
-    places = [(mirror.location, mirror.insecure) for mirror in mirrors]
-    places.append((rule.location, rule.insecure))
-    return [
-        _endpoint(_replaced(reference, rule, location), insecure, settings)
-        for location, insecure in places
+    mirrors = [
+        _endpoint(_replaced(reference, rule, place.location), place.insecure, settings, mirror=True)
+        for place in rule.mirrors
+        if place.pull in wanted
     ]
+    name = _replaced(reference, rule, rule.location)
+    return [*mirrors, _endpoint(name, rule.insecure, settings)]
 
 
 def registry_of(reference: Reference, configuration: Configuration, settings: Settings) -> Endpoint:
@@ -104,9 +105,9 @@ def _replaced(reference: Reference, rule: Rule, location: str) -> str:
     )  # fmt: skip
 
 
-def _endpoint(name: str, insecure: bool, settings: Settings) -> Endpoint:
+def _endpoint(name: str, insecure: bool, settings: Settings, *, mirror: bool = False) -> Endpoint:
     host, _, repository = name.partition("/")
-    return Endpoint(host, repository, _insecure(host, insecure, settings))
+    return Endpoint(host, repository, _insecure(host, insecure, settings), mirror)
 
 
 def _insecure(host: str, configured: bool, settings: Settings) -> bool:

@@ -113,7 +113,10 @@ def _verified(reply: Reply, what: Digest | str, where: str) -> Digest:
 def _media_type(reply: Reply, where: str) -> str:
     """The media type of a manifest, on which the header and the document agree."""
     header = _content_type(reply)
-    data = model.decode_json(reply.body, where)
+    try:
+        data = model.decode_json(reply.body, where)
+    except ImageError as exc:
+        raise RegistryError(exc.what, where=where, hint=ASK) from exc
     if not isinstance(data, dict):
         raise RegistryError("not a JSON object", where=where, hint="this is no image")
     inside = _field(data, "mediaType")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from fuseoverlay.errors import ImageError, RegistryError
@@ -49,7 +50,8 @@ async def connect(
 
 
 class Registry:
-    """One repository. All methods may run at the same time; all raise RegistryError."""
+    """One repository. All methods may run at the same time; all raise RegistryError, of which
+    `status` and `limits` say more."""
 
     def __init__(self, reference: Reference, sessions: list[Session], target: Session) -> None:
         self.reference = reference
@@ -144,7 +146,10 @@ class Registry:
 
 
 def _session(endpoint: Endpoint, configuration: Configuration, settings: Settings) -> Session:
+    # Who asks by name and password means the registry that was named.
+    asking = replace(settings, account=None) if endpoint.mirror else settings
+
     async def find() -> Account | None:
-        return await account_of(endpoint.host, endpoint.repository, settings, configuration.helpers)
+        return await account_of(endpoint.host, endpoint.repository, asking, configuration.helpers)
 
     return Session(endpoint, settings, find)

@@ -44,18 +44,6 @@ async def read(response: httpx2.Response, url: httpx2.URL, patience: Patience, l
     return Reply(response.status_code, response.headers, bytes(body), response.url)
 
 
-async def beginning(response: httpx2.Response, limit: int, seconds: float) -> bytes:
-    """As much of a body as comes: at most `limit` bytes, within `seconds`. For messages."""
-    body = bytearray()
-    with trio.move_on_after(seconds), contextlib.suppress(httpx2.HTTPError, httpx2.StreamError):
-        async with contextlib.aclosing(response.aiter_raw()) as parts:
-            async for data in parts:
-                body += data
-                if len(body) >= limit:
-                    break
-    return bytes(body[:limit])
-
-
 def _too_much(url: httpx2.URL, limit: int) -> RegistryError:
     what = f"an answer of more than {limit} bytes"
     return RegistryError(what, where=shown(url), hint=ASK)

@@ -17,7 +17,7 @@ from fuseoverlay.registry.accounts import Account
 from fuseoverlay.registry.challenges import challenges
 from fuseoverlay.registry.endpoints import Endpoint
 from fuseoverlay.registry.refusals import refusal
-from fuseoverlay.registry.replies import Reply, beginning, read
+from fuseoverlay.registry.replies import Reply, read
 from fuseoverlay.registry.retries import Passing, retried
 from fuseoverlay.registry.settings import Settings
 from fuseoverlay.registry.tokens import Authorizer, Scopes
@@ -26,8 +26,10 @@ from fuseoverlay.registry.transport import (
     Content,
     Request,
     Transport,
+    beginning,
     joined,
     netloc,
+    put_away,
     same_origin,
     told,
 )
@@ -72,10 +74,12 @@ class Session:
         self.endpoint = endpoint
         self.settings = settings
         host = _HUB_HOST if endpoint.host == HUB else endpoint.host
-        self._host = host
-        self._transport = Transport(
-            settings, insecure=endpoint.insecure, names={host: endpoint.host}
-        )
+        with told(httpx2.URL("https://registry")):
+            self._secure, self._plain = (
+                httpx2.URL(f"{scheme}://{host}/") for scheme in ("https", "http")
+            )
+        names = {netloc(url): endpoint.host for url in (self._secure, self._plain)}
+        self._transport = Transport(settings, insecure=endpoint.insecure, names=names)
         self._authorizer = Authorizer(
             self._transport, settings, endpoint.host, self.name, find_account
         )
@@ -145,26 +149,28 @@ class Session:
         return RegistryError(what, where=f"{self.name}{detail}", hint=ASK)
 
     async def _authorized(self, call: Call) -> httpx2.Response:
+        """The answer to `call`, after what the registry asks for has been proved. What others ask
+        for, to whom it has led, is not answered."""
         url = await self.url(call.path)
+        root = await self._found_root()
+        if not same_origin(url, root):
+            return await self._sent(call, url, None)
         scopes = self._scopes(call)
-        response, sent = await self._sent(call, url, scopes)
-        if response.status_code == 401 and same_origin(response.url, url):
+        header = self._authorizer.header(scopes)
+        response = await self._sent(call, url, header)
+        if response.status_code == 401 and same_origin(response.url, root):
             found = challenges(response.headers.get_list("www-authenticate"))
-            await response.aclose()
-            await self._authorizer.answer(found, scopes, sent, url)
-            response, _ = await self._sent(call, url, scopes)
-            if response.status_code == 401 and same_origin(response.url, url):
-                await response.aclose()
+            await put_away(response)
+            await self._authorizer.answer(found, scopes, header, url)
+            response = await self._sent(call, url, self._authorizer.header(scopes))
+            if response.status_code == 401 and same_origin(response.url, root):
+                await put_away(response)
                 raise self._authorizer.denied()
         return response
 
-    async def _sent(
-        self, call: Call, url: httpx2.URL, scopes: Scopes
-    ) -> tuple[httpx2.Response, str | None]:
-        own = same_origin(url, await self._found_root())
-        header = self._authorizer.header(scopes) if own else None
+    async def _sent(self, call: Call, url: httpx2.URL, header: str | None) -> httpx2.Response:
         request = Request(call.method, url, call.headers, call.content, header)
-        return await self._transport.send(request), header
+        return await self._transport.send(request)
 
     def _scopes(self, call: Call) -> Scopes:
         repository = self.endpoint.repository
@@ -175,7 +181,7 @@ class Session:
 
     def _refusal(self, response: httpx2.Response, body: bytes, call: Call) -> Exception:
         where = f"{self.name}{call.what}"
-        if netloc(response.url) != self._host:
+        if response.url.host != self._secure.host:
             where = f"{where} from {netloc(response.url)}"
         return refusal(
             response.status_code, response.headers, body, where=where, host=self.endpoint.host
@@ -189,20 +195,15 @@ class Session:
         return self._root
 
     async def _find_root(self) -> httpx2.URL:
-        with told(httpx2.URL("https://registry")):
-            secure, plain = (
-                httpx2.URL(f"{scheme}://{self._host}/") for scheme in ("https", "http")
-            )
         if not self.endpoint.insecure:
-            return secure
+            return self._secure
         try:
-            await self._probe(secure)
+            await self._probe(self._secure)
         except (Passing, RegistryError):
             # Not remembered if it fails, too: then another try begins with https.
-            await self._probe(plain)
-            return plain
-        return secure
+            await self._probe(self._plain)
+            return self._plain
+        return self._secure
 
     async def _probe(self, root: httpx2.URL) -> None:
-        response = await self._transport.send(Request("GET", root.join("/v2/")))
-        await response.aclose()
+        await put_away(await self._transport.send(Request("GET", root.join("/v2/"))))

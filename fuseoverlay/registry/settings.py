@@ -42,8 +42,9 @@ class Settings:
     """Options of a command.
 
     `tls_verify`: False allows plain HTTP and any certificate; None means what registries.conf says,
-    and True neither, wherever the registry is. `account`: instead of what is in files. `auth_file`
-    and `certificates` (a directory) replace the usual places. `warn` gets one line at a time.
+    and True neither, wherever the registry is. `account`: for the registry that is named, instead
+    of what is in files; mirrors do not get it. `auth_file` and `certificates` (a directory) replace
+    the usual places. `warn` gets one line at a time.
     `chunk`: larger blobs are uploaded in pieces of so many bytes.
     """
 

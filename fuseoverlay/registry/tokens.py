@@ -23,7 +23,7 @@ from fuseoverlay.registry.refusals import refusal
 from fuseoverlay.registry.replies import Reply, read
 from fuseoverlay.registry.retries import retried
 from fuseoverlay.registry.settings import Settings
-from fuseoverlay.registry.transport import Request, Transport, joined, shown
+from fuseoverlay.registry.transport import Request, Transport, joined, shown, with_query
 
 _CLIENT: Final = "fuseoverlay"
 #: Bytes of a token server's answer.
@@ -162,7 +162,7 @@ class Authorizer:
         basic = account.basic if account is not None else None
         if account is not None and basic is not None:
             query |= {"account": account.user, "client_id": _CLIENT}
-        return Request("GET", realm.copy_merge_params(query), authorization=basic)
+        return Request("GET", with_query(realm, query), authorization=basic)
 
     def _parsed(self, reply: Reply, realm: httpx2.URL) -> _Token:
         try:

@@ -10,13 +10,15 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import urlencode
 
 import httpx2
+import trio
 
 from fuseoverlay import __version__
 from fuseoverlay.errors import RegistryError
@@ -29,6 +31,10 @@ _MAX_REDIRECTS: Final = 10
 #: Followed with the same method; the others only where that is GET or HEAD.
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _SAME_METHOD: Final = frozenset({307, 308})
+
+#: Bytes and seconds for a body that does not matter.
+_LITTLE: Final = 1 << 16
+_SOON: Final = 1.0
 
 #: What to do about answers that are against the rules.
 ASK: Final = "ask who runs the registry"
@@ -84,7 +90,7 @@ class Transport:
             if response.status_code not in _REDIRECTS:
                 return response
             location = response.headers.get("location")
-            await response.aclose()
+            await put_away(response)
             url = self._redirected(request, url, response.status_code, location)
         raise RegistryError(
             f"more than {_MAX_REDIRECTS} redirects",
@@ -150,11 +156,39 @@ def bytes_of(response: httpx2.Response) -> AsyncGenerator[bytes]:
     return response.aiter_raw()
 
 
+async def beginning(response: httpx2.Response, limit: int, seconds: float) -> bytes:
+    """As much of a body as comes: at most `limit` bytes, within `seconds`. For messages."""
+    body = bytearray()
+    with trio.move_on_after(seconds), contextlib.suppress(httpx2.HTTPError, httpx2.StreamError):
+        async with contextlib.aclosing(response.aiter_raw()) as parts:
+            async for data in parts:
+                body += data
+                if len(body) >= limit:
+                    break
+    return bytes(body[:limit])
+
+
+async def put_away(response: httpx2.Response) -> None:
+    """Close an answer whose body does not matter. The little that there is of it is read, so that
+    its connection can be used again."""
+    try:
+        await beginning(response, _LITTLE, _SOON)
+    finally:
+        await response.aclose()
+
+
+def with_query(url: httpx2.URL, values: Mapping[str, str | Sequence[str]]) -> httpx2.URL:
+    """`url` with more `values` in its query. What is there stays as it is: it may be signed."""
+    more = urlencode(values, doseq=True).encode()
+    return url.copy_with(query=b"&".join(part for part in (url.query, more) if part))
+
+
 def joined(url: httpx2.URL, location: str) -> httpx2.URL:
     """The target of a Location header, which may be relative; without user and password."""
     with told(url):
         target = url.join(location)
-        if target.scheme not in {"http", "https"} or not target.host:
+        port = 0 < _port(target) < 1 << 16
+        if target.scheme not in {"http", "https"} or not target.host or not port:
             raise _bad_redirect(url, f"a redirect to {shown(target)}")
         # httpx would make a header of them.
         return target.copy_with(username=None, password=None, fragment=None)
@@ -242,7 +276,8 @@ def _bad_redirect(url: httpx2.URL, what: str) -> RegistryError:
 
 
 def _port(url: httpx2.URL) -> int:
-    return url.port or (443 if url.scheme == "https" else 80)
+    usual = 443 if url.scheme == "https" else 80
+    return usual if url.port is None else url.port
 
 
 def _bracketed(host: str) -> str:

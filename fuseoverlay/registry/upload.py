@@ -19,6 +19,7 @@ from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.registry.replies import Reply
 from fuseoverlay.registry.retries import Passing, Tries, retried
 from fuseoverlay.registry.session import Call, Session
+from fuseoverlay.registry.transport import with_query
 
 #: The bytes of a blob, from an offset to its end.
 Source = Callable[[int], AsyncGenerator[bytes]]
@@ -218,7 +219,7 @@ def _begin(descriptor: Descriptor) -> Call:
 
 
 def _finished(location: httpx2.URL, descriptor: Descriptor) -> httpx2.URL:
-    return location.copy_merge_params({"digest": str(descriptor.digest)})
+    return with_query(location, {"digest": str(descriptor.digest)})
 
 
 async def _part(parts: AsyncGenerator[bytes], length: int) -> AsyncGenerator[bytes]:

@@ -55,7 +55,9 @@ class Daemon:
 
     def __enter__(self) -> Daemon:
         log = (self.base / "log").open("wb")
-        argv = ["docker-registry", "serve", str(self.base / "config.yml")]
+        # It ends with us, also when we are killed.
+        argv = ["setpriv", "--pdeathsig", "KILL"]
+        argv += ["docker-registry", "serve", str(self.base / "config.yml")]
         self._process = subprocess.Popen(argv, stdout=log, stderr=log)
         log.close()
         host, port = self.host.split(":")

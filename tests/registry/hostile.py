@@ -64,6 +64,8 @@ class Hostile:
     ) -> None:
         self.answer = answer
         self.asked: list[Asked] = []
+        #: How many connections brought requests.
+        self.connections = 0
         self.ending = threading.Event()
         outer = self
 
@@ -111,6 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             if plain and self.connection.recv(1, socket.MSG_PEEK) == b"\x16":
                 return
+            self.hostile.connections += 1
             super().handle()
 
     def finish(self) -> None:

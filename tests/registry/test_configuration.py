@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from fuseoverlay.errors import FuseOverlayError, RegistryError
 from fuseoverlay.oci.model import Manifest, decode_json
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import configuration, remote
+from fuseoverlay.registry.accounts import Account
 from fuseoverlay.registry.configuration import AUTH_FILES, Configuration
 from fuseoverlay.registry.endpoints import Endpoint, endpoints, registry_of
 from fuseoverlay.registry.settings import Settings
 from fuseoverlay.registry.shortnames import candidates
 from tests.registry.daemon import Daemon, layer_of, layout_of
-from tests.registry.hostile import HASTE, Answer, as_manifest, hostile, manifest_of
+from tests.registry.hostile import HASTE, Answer, Asked, as_manifest, hostile, manifest_of
 
 SUM = f"sha256:{'0' * 64}"
 
@@ -341,3 +343,26 @@ async def test_a_client_certificate_is_shown(tmp_path: Path, certified: Path) ->
         async with remote.connect(reference, shown) as registry:
             with pytest.raises(RegistryError):
                 await registry.head("1")
+
+
+async def test_the_account_of_the_command_is_not_for_mirrors(tmp_path: Path) -> None:
+    """It is for the registry that was named."""
+
+    def asking(asked: Asked) -> Answer:
+        if "authorization" not in asked.headers:
+            return Answer(401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+        return as_manifest(manifest_of())
+
+    with hostile(asking) as mirror, hostile(asking) as registry:
+        rule = f"""
+        [[registry]]
+        location = "{registry.host}"
+        [[registry.mirror]]
+        location = "{mirror.host}"
+        """
+        settings = replace(conf(tmp_path, rule), account=Account("me", "secret"))
+        async with remote.connect(Reference.parse(f"{registry.host}/a"), settings) as connected:
+            await connected.manifest("1")
+        assert mirror.of("manifests")
+        assert not any("authorization" in asked.headers for asked in mirror.asked)
+        assert registry.of("manifests")[-1].headers["authorization"].startswith("Basic ")

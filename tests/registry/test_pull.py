@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.errors import DigestError, FuseOverlayError, RegistryError
+from fuseoverlay.errors import DigestError, RegistryError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Descriptor, Digest, Manifest
 from fuseoverlay.oci.reference import Reference
@@ -137,7 +137,7 @@ async def test_a_manifest_may_name_its_type_in_one_place_only() -> None:
 )
 async def test_false_manifests(answer: Answer, message: str) -> None:
     with hostile(lambda _: answer) as server:
-        with pytest.raises(FuseOverlayError, match=message):
+        with pytest.raises(RegistryError, match=message):
             await manifest(server.host)
         assert len(server.of("manifests")) == 1
 

@@ -438,3 +438,46 @@ async def test_a_page_for_people_is_no_list() -> None:
     with hostile(answer) as server:
         async with remote.connect(Reference.parse(f"{server.host}/p"), SETTINGS) as registry:
             assert await registry.referrers(Digest.of(b"")) == []
+
+
+async def test_what_uploads_elsewhere_ask_for_is_not_answered() -> None:
+    """Another host cannot have our credentials sent to whom it likes."""
+    account = Account("me", "secret")
+
+    def asking(_: Asked) -> Answer:
+        challenge = f'Bearer realm="{thief.url}/token", Basic realm="x"'
+        return Answer(401, headers={"WWW-Authenticate": challenge})
+
+    def there(_: Asked) -> Answer:
+        return Answer(202, headers={"Location": f"{other.url}/uploads/1"})
+
+    with hostile(lambda _: Answer(200)) as thief, hostile(asking) as other:
+        with hostile(there) as server:
+            reference = Reference.parse(f"{server.host}/p")
+            for size in (10, 200_000):
+                async with remote.connect(reference, replace(SETTINGS, account=account)) as to:
+                    with pytest.raises(RegistryError) as caught:
+                        await to.upload(blob_of(DATA[:size]), Bytes(DATA[:size]))
+                    assert caught.value.status == 401
+        assert other.asked
+        assert not any("authorization" in asked.headers for asked in other.asked)
+        assert not thief.asked
+
+
+async def test_the_query_of_a_location_stays_as_it_is() -> None:
+    uploads = Uploads()
+    query = "?_state=a%2Fb+c/d%3d==&sig=%c3%a4~&x"
+
+    def answer(asked: Asked) -> Answer:
+        found = uploads.answer(asked)
+        told = dict(found.headers)
+        if "Location" in told:
+            told["Location"] = told["Location"].partition("?")[0] + query
+        return replace(found, headers=told)
+
+    with hostile(answer) as server:
+        for size in (10, 200_000):
+            await put(server.host, DATA[:size])
+        sent = [asked.path for asked in server.asked if asked.method in {"PUT", "PATCH"}]
+    assert len(sent) == 4
+    assert all(query in path for path in sent)

@@ -107,7 +107,10 @@ async def test_from_https_to_http(certified: Path, trusting: Path) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["", "ftp://x/", "file:///etc/passwd", "http://", "http://[", "http://x:99999/", "\x00"],
+    [
+        *("", "ftp://x/", "file:///etc/passwd", "http://", "http://[", "\x00"),
+        *("http://x:99999/", "http://x:99999999999999999999/", "http://x:0/"),
+    ],
 )
 async def test_redirects_to_nowhere(where: str) -> None:
     with hostile(lambda _: leading(where)) as server, pytest.raises(RegistryError):

@@ -56,7 +56,7 @@ class Tokens:
         if asked.headers.get("authorization") == f"Bearer t{self._given}":
             return as_manifest(manifest_of()) if "manifests" in asked.path else Answer(200, DATA)
         challenge = f'Bearer realm="{self.server.url}/token?x=1",service="the registry"'
-        return Answer(401, headers={"WWW-Authenticate": challenge})
+        return Answer(401, b"please", headers={"WWW-Authenticate": challenge})
 
     def forget(self) -> None:
         """The token given last is not good any more."""
@@ -209,3 +209,14 @@ async def test_basic_where_there_is_no_better(certified: Path, trusting: Path) -
             with pytest.raises(RegistryError) as caught:
                 await registry.manifest("1")
             assert caught.value.status == 401
+
+
+async def test_connections_are_used_again(tokens: Tokens) -> None:
+    """Also after a 401, whose body has to be read for that."""
+    reference = Reference.parse(f"{tokens.registry.host}/a")
+    async with remote.connect(reference, settings()) as registry:
+        for _ in range(5):
+            await registry.manifest("1")
+            tokens.forget()
+    assert len(tokens.registry.of("manifests")) == 10
+    assert tokens.registry.connections == 1
