@@ -152,6 +152,8 @@ class _Removal:
             return
         self._collect_blobs(before, after)
         self._collect_layers(before, after)
+        if self._moved is not None:
+            self._forget_sizes(after)
         if everything:
             self._collect_partial()
 
@@ -178,8 +180,12 @@ class _Removal:
                     continue
                 self.removed.layers[str(path.relative_to(self._root))] = disk_usage(path)
                 self._move(path)
-                if self._moved is not None:
-                    sizes.forget(self._content.store, place)
+
+    def _forget_sizes(self, after: Reach) -> None:
+        store = self._content.store
+        for place in sizes.noted(store):
+            if place not in after.layers:
+                sizes.forget(store, place)
 
     def _collect_partial(self) -> None:
         for digest, size in list(self._content.partials()):

@@ -38,8 +38,13 @@ def known(store: Store, diff_id: Digest) -> int | None:
     return None
 
 
+def noted(store: Store) -> list[str]:
+    """The layers with a note, each as `ALGORITHM/HEX`."""
+    return [f"{path.parent.name}/{path.name}" for path in (store.root / "sizes").glob("*/*")]
+
+
 def forget(store: Store, place: str) -> None:
-    """Remove the note on the layer whose `place` is `ALGORITHM/HEX`; that of a chain has none."""
+    """Remove the note on the layer `ALGORITHM/HEX`."""
     with contextlib.suppress(OSError):
         os.unlink(store.root / "sizes" / place)
 

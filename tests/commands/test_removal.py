@@ -98,3 +98,4 @@ def test_what_a_mount_uses_stays(cli: Cli, layout: Path) -> None:
     assert not any((cli.root / "layers").glob("*/*"))
     assert not any((cli.root / "layers-override").glob("*/*"))
     assert json.loads(cli.said("image", "df", "--json"))["kinds"][1]["Total"] == 0
+    assert not any((cli.root / "sizes").glob("*/*"))
