@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -18,6 +18,7 @@ from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
 from fuseoverlay.oci.reference import Reference
+from fuseoverlay.oci.times import parse_time
 from fuseoverlay.store import sizes
 from fuseoverlay.store.content import Content
 from fuseoverlay.store.names import Entry, Names, repository_of
@@ -113,10 +114,14 @@ class Step:
 
 
 class Images:
-    """The images in `store`."""
+    """The images in `store`. `meanings`: what a short name may mean to this user, the likeliest
+    first, before what Docker takes it for."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, meanings: Callable[[str], Sequence[Reference]] = lambda text: ()
+    ) -> None:
         self.store = store
+        self._meanings = meanings
         self.content = Content(store)
         self.names = Names(store)
         #: What is known of unpacked layers, which many images share.
@@ -215,7 +220,7 @@ class Images:
         index, or the beginning of one of these. ImageError if there is none, or two.
         """
         images = self.all(platform)
-        named = _by_name(images, text)
+        named = _by_name(images, text, self._references(text))
         found = _by_digest(images, text)
         if named and any(image.id != named[0].id for image in found):
             other = next(image for image in found if image.id != named[0].id)
@@ -228,6 +233,13 @@ class Images:
             raise ImageError("no such image", where=text, hint="`image ls` lists what is here")
         return found[0], None
 
+    def _references(self, text: str) -> list[Reference]:
+        try:
+            return list(dict.fromkeys([*self._meanings(text), Reference.parse(text)]))
+        except ImageError:
+            # Other tools' names need not be those of registries.
+            return []
+
     def tag(self, text: str, name: str) -> Digest | None:
         """Give the image that `text` names the further name `name`; returns the digest of the
         image that lost it, which may dangle now. ImageError, StoreError."""
@@ -237,18 +249,6 @@ class Images:
         image, entry = self.find(text)
         with self.names.editing() as index:
             return index.set(str(reference), entry or image.entries[0])
-
-
-def parse_time(text: str) -> datetime | None:
-    """The time in RFC 3339 text, with a zone; None if it is none."""
-    # Python takes at most six digits of a fraction.
-    match = re.fullmatch(r"(.{19})(\.\d+)?(Z|[+-]\d\d:\d\d)", text, re.ASCII)
-    if match is None:
-        return None
-    try:
-        return datetime.fromisoformat(f"{match[1]}{(match[2] or '')[:7]}{match[3]}")
-    except ValueError:
-        return None
 
 
 def _unreadable(descriptor: Descriptor, problem: str) -> Image:
@@ -266,24 +266,19 @@ def _labels(config: object) -> dict[str, str]:
     return {key: value for key, value in labels.items() if isinstance(value, str)}
 
 
-def _by_name(images: Sequence[Image], text: str) -> tuple[Image, Entry] | None:
-    wanted = {text}
-    digest = None
-    try:
-        reference = Reference.parse(text)
-    except ImageError:
-        # Other tools' names need not be those of registries.
-        reference = None
-    if reference is not None:
-        wanted.add(str(reference))
-        digest = reference.digest
+def _by_name(
+    images: Sequence[Image], text: str, references: Sequence[Reference]
+) -> tuple[Image, Entry] | None:
+    """The first image of which the text is the name, or of those which it may mean."""
     entries = [(image, entry) for image in images for entry in image.entries]
-    for image, entry in entries:
-        if entry.name in wanted:
-            return image, entry
-    for image, entry in entries:
-        if digest is not None and reference is not None and _is_of(image, entry, reference):
-            return image, entry
+    for name in (*map(str, references), text):
+        for image, entry in entries:
+            if entry.name == name:
+                return image, entry
+    for reference in references:
+        for image, entry in entries:
+            if reference.digest is not None and _is_of(image, entry, reference):
+                return image, entry
     return None
 
 

@@ -13,6 +13,7 @@ from fuseoverlay.errors import ImageError, RegistryError, UsageError
 from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Platform
 from fuseoverlay.oci.reference import Reference
+from fuseoverlay.registry import shortnames
 from fuseoverlay.store import layers
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import ProgressCallback, StoredImage
@@ -70,7 +71,7 @@ def opened(
     store.prepare()
     name = names.in_registry(text)
     found: contextlib.AbstractContextManager[StoredImage]
-    if _means_file(Images(store), text):
+    if _means_file(Images(store, shortnames.meanings), text):
         found = layers.opened(store, text, platform=platform, progress=progress, warn=warn)
     else:
         found = _stored(store, name, platform, remote, progress, warn)
@@ -135,7 +136,7 @@ def _stored(
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
 ) -> contextlib.AbstractContextManager[StoredImage]:
-    images = Images(store)
+    images = Images(store, shortnames.meanings)
     wanted = Platform.parse(platform) if platform else None
     name = _fetched(images, name, remote, warn) if remote else name
     found = images.resolve(name, wanted)

@@ -94,6 +94,10 @@ def test_mount_gets_what_is_missing(hub: Cli) -> None:
         assert (hub.mnt / "etc/version").read_text() == "12"
         hub.said("unmount", hub.mnt)
     assert len(hub.said("images", "-q").split()) == 1
+    for words in (("inspect", "-f", "{{index .RepoTags 0}}"), ("rmi", "--dry-run")):
+        assert "debian:12\n" in hub.said(*words, "bookworm:12"), "an alias"
+    hub.said("mount", "--pull", "never", "bookworm:12", hub.mnt)
+    hub.said("unmount", hub.mnt)
     id_ = hub.said("images", "-q").strip()
     for policy in ("missing", "always", "newer", "never"):
         name = id_ if policy in ("missing", "never") else "debian:12"

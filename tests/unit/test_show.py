@@ -9,6 +9,7 @@ import pytest
 from fuseoverlay.commands.show import table, units
 from fuseoverlay.commands.show.template import Template
 from fuseoverlay.errors import UsageError
+from fuseoverlay.oci.times import parse_time
 
 
 @pytest.mark.parametrize(
@@ -43,9 +44,7 @@ def test_time_of_an_image() -> None:
     assert units.since("2026-11-28T11:58:00.123456789Z", now) == "About a minute ago"
     assert units.since("2026-11-28T13:58:00+02:00", now) == "2 minutes ago"
     assert units.since("once upon a time", now) == ""
-    assert units.parse_time(units.in_seconds("2026-11-28T11:58:00.9Z")) == now.replace(
-        hour=11, minute=58
-    )
+    assert parse_time(units.in_seconds("2026-11-28T11:58:00.9Z")) == now.replace(hour=11, minute=58)
 
 
 def test_table() -> None:

@@ -11,6 +11,7 @@ from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import FuseOverlayError, ImageError, exit_codes
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.reference import Reference
+from fuseoverlay.registry import shortnames
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.root import Store, default_root
 
@@ -32,7 +33,7 @@ def images_at(root: str | None) -> Images:
     """The images of the store at `root`, or of the default one. Raises `StoreError`."""
     store = Store(root or default_root())
     store.prepare()
-    return Images(store)
+    return Images(store, shortnames.meanings)
 
 
 def familiar(name: str) -> str:

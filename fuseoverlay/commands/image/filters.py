@@ -13,7 +13,8 @@ from typing import Final
 
 from fuseoverlay.commands.image import common
 from fuseoverlay.errors import UsageError
-from fuseoverlay.store.images import Image, Images, parse_time
+from fuseoverlay.oci.times import parse_time
+from fuseoverlay.store.images import Image, Images
 
 #: Of `ls`, and of `prune`.
 LISTING: Final = ("dangling", "label", "label!", "before", "since", "until", "reference")

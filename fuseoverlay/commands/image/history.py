@@ -11,6 +11,7 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import table, units
+from fuseoverlay.oci.times import parse_time
 from fuseoverlay.store.images import Image, Step
 
 _HEADINGS: Final = {
@@ -83,5 +84,5 @@ def _rows(image: Image, steps: list[Step], args: argparse.Namespace) -> Iterator
 
 
 def _since(created: str, now: datetime.datetime) -> str:
-    then = units.parse_time(created)
+    then = parse_time(created)
     return "N/A" if then is None or then <= _NO_TIME else units.since(created, now)

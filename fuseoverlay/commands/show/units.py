@@ -6,11 +6,11 @@ Source: docker/go-units, `HumanSizeWithPrecision` and `HumanDuration`.
 from __future__ import annotations
 
 import datetime
-import re
 from typing import Final
 
+from fuseoverlay.oci.times import parse_time
+
 _SIZES: Final = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
-_FRACTION: Final = re.compile(r"(\.\d{1,6})\d*")
 _HOUR: Final = 3600
 _DAY: Final = 24 * _HOUR
 #: Up to how many hours an age is given in a unit, the unit, and its hours.
@@ -41,15 +41,6 @@ def age(seconds: float) -> str:
         if hours < limit:
             return f"{hours // length} {unit}"
     return f"{whole // _DAY // 365} years"
-
-
-def parse_time(text: str) -> datetime.datetime | None:
-    """A time of an image, RFC 3339 with up to nine digits of a second; None if it is none."""
-    try:
-        found = datetime.datetime.fromisoformat(_FRACTION.sub(r"\1", text))
-    except ValueError:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
 
 
 def since(text: str, now: datetime.datetime) -> str:
