@@ -91,11 +91,12 @@ async def test_no_tags() -> None:
             assert "it has no tags at all" in str(await registry.no_such_tag("1"))
 
 
-async def test_near_tags_are_a_favour() -> None:
-    """Where there is no list, the message is without them."""
-    with hostile(lambda _: Answer(404)) as server:
+@pytest.mark.parametrize(("status", "says"), [(403, "no such tag"), (404, "has no such image")])
+async def test_near_tags_are_a_favour(status: int, says: str) -> None:
+    """Where there is no list, the message is without them; where there is no image, it says so."""
+    with hostile(lambda _: Answer(status)) as server:
         async with remote.connect(Reference.parse(f"{server.host}/a"), SETTINGS) as registry:
-            assert str(await registry.no_such_tag("1")).endswith("a:1: no such tag; correct it")
+            assert str(await registry.no_such_tag("1")).endswith(f"{says}; correct it")
 
 
 DEBIAN = ["10", "11", "12", "12-slim", "12.1", "12.10", "9", "bookworm", "bookworm-slim", "latest",

@@ -277,7 +277,8 @@ async def test_an_interrupted_pull_goes_on(
 
         await pulled(images, server.host, progress=stop)
     assert scope.cancelled_caught
-    ((_, there),) = images.content.partials()
+    # Another blob may be on its way, too.
+    there = dict(images.content.partials())[layer.digest]
     assert there > 1 << 20
     assert os.listdir(images.store.tmp) == []
     assert threading.active_count() <= threads + 8
