@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import replace
 
-from fuseoverlay.commands import advice, output
+from fuseoverlay.commands import advice, mount, output
 from fuseoverlay.commands.parser import Parser, parsed_options
 from fuseoverlay.errors import PROBLEMS_LEFT, UsageError
 from fuseoverlay.fsck import run
@@ -29,6 +29,7 @@ def command(argv: list[str]) -> int:
     parser.add_argument("--upper", metavar="DIR", help="image: check the changes kept in DIR")
     parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="image: which of a multi-platform image")  # fmt: skip
+    mount.add_parts(parser)
     parser.add_argument("--repair", action="store_true",
                         help="repair what leaves the view of a mount unchanged")  # fmt: skip
     parser.add_argument("--force", action="store_true",
@@ -36,6 +37,11 @@ def command(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     parsed = parsed_options(args.options)
     advice.check_given({"--upper": args.upper, "--platform": args.platform})
+    for name in ("layer", "only_layer"):
+        flag = f"--{name.replace('_', '-')}"
+        advice.check_given({flag: getattr(args, name)})
+        if getattr(args, name) and args.upper is None:
+            raise UsageError(f"{flag} is for images", hint="leave it out")
     advice.check_given({"UPPER" if args.upper is None else "IMAGE": args.what})
     advice.check_fsck(args.what, directories=bool(parsed.lowerdirs), kept=args.upper)
     upper = _of_image(args, parsed) if args.upper else _of_directories(args.what, parsed)
@@ -60,6 +66,7 @@ def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
             args.what,
             parsed,
             platform=args.platform,
+            part=mount.part_of(args),
             keep_in=args.upper,
             progress=report,
             warn=output.warn,

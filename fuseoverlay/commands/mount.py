@@ -21,6 +21,10 @@ from fuseoverlay.overlay.config import MountConfig
 
 if TYPE_CHECKING:
     from fuseoverlay.fuse.daemonlog import DaemonLog
+    from fuseoverlay.store.part import Part
+
+#: The options that choose what of an image is mounted.
+_FOR_IMAGES = ("platform", "pull", "layer", "only_layer")
 
 
 def command(argv: list[str]) -> int:
@@ -53,7 +57,7 @@ def helper(argv: list[str]) -> int:
     for flag in "snvw":
         parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(foreground=False, debug=False, upper=None, platform=None, pull=None,
-                        command=True)  # fmt: skip
+                        layer=None, only_layer=None, command=True)  # fmt: skip
     args = parser.parse_intermixed_args(argv)
     args.paths = [args.source, args.mountpoint]
     if args.fake:
@@ -79,7 +83,28 @@ def parser_of(prog: str) -> Parser:
                         help="image: which of a multi-platform image")  # fmt: skip
     parser.add_argument("--pull", choices=("missing", "always", "newer", "never"),
                         help="image: when to ask a registry (default missing)")  # fmt: skip
+    add_parts(parser)
     return parser
+
+
+def add_parts(parser: Parser) -> None:
+    """The options that choose layers of an image."""
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--layer", metavar="LAYER",
+                       help="image: as of that layer: its number, from 1 at the bottom, its digest "
+                       "or the beginning of that, or history:LINE")  # fmt: skip
+    parts.add_argument("--only-layer", metavar="LAYER", help="image: that layer alone")
+
+
+def part_of(args: argparse.Namespace) -> Part | None:
+    """The part of the image that they ask for. Raises `UsageError`."""
+    word = args.only_layer or args.layer
+    if word is None:
+        return None
+    # Mounting directories must import nothing that only images need.
+    from fuseoverlay.store.part import Part
+
+    return Part(word, alone=args.only_layer is not None)
 
 
 def mount(args: argparse.Namespace) -> int:
@@ -87,11 +112,18 @@ def mount(args: argparse.Namespace) -> int:
     from fuseoverlay.fuse.daemonlog import DaemonLog
 
     parsed = parsed_options(args.options)
-    advice.check_given({"--upper": args.upper, "--platform": args.platform})
+    advice.check_given(
+        {
+            "--upper": args.upper,
+            "--platform": args.platform,
+            "--layer": args.layer,
+            "--only-layer": args.only_layer,
+        }
+    )
     advice.check_paths(
         args.paths,
         directories=bool(parsed.lowerdirs),
-        image=bool(args.upper or args.platform or args.pull),
+        image=bool(args.upper or any(getattr(args, name) for name in _FOR_IMAGES)),
         command=args.command,
     )
     if args.read_only:
@@ -102,9 +134,10 @@ def mount(args: argparse.Namespace) -> int:
     if parsed.lowerdirs or len(args.paths) == 1:
         if args.upper:
             raise UsageError("--upper is for images", hint="use upperdir= and workdir=")
-        for name in ("platform", "pull"):
+        for name in _FOR_IMAGES:
             if getattr(args, name):
-                raise UsageError(f"--{name} is for images", hint="leave it out")
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} is for images", hint="leave it out")
         config.check(parsed)
         _serve(args, parsed, DaemonLog(parsed.log, debug=args.debug))
     else:
@@ -141,6 +174,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
     from fuseoverlay.commands import imagemount, progress
     from fuseoverlay.fuse import mount
 
+    part = part_of(args)
     mountpoint = os.fsencode(args.paths[-1])
     mount.check(config, mountpoint)
     with contextlib.ExitStack() as changes:
@@ -150,6 +184,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
                     args.paths[0],
                     config,
                     platform=args.platform,
+                    part=part,
                     keep_in=args.upper,
                     check=lambda now: mount.check(now, mountpoint),
                     pull=args.pull or "missing",

@@ -50,10 +50,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image for one platform; `layers` bottom first."""
+    """One image for one platform; `layers` bottom first; `steps`: `model.layers_of_history`."""
 
     platform: Platform | None
     layers: tuple[Layer, ...]
+    steps: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +253,8 @@ class ImageSource:
                 where=self.path,
             )
         pairs = zip(config.diff_ids, blobs, strict=True)
-        return Image(config.platform, tuple(Layer(diff_id, *blob) for diff_id, blob in pairs))
+        layers = tuple(Layer(diff_id, *blob) for diff_id, blob in pairs)
+        return Image(config.platform, layers, config.steps)
 
     def _read_index(self) -> Index | None:
         if not self._files.has("index.json"):

@@ -194,15 +194,14 @@ class Images:
     def history(self, image: Image) -> list[Step]:
         """How the image was made, oldest first; layers that it does not tell of come last.
         ImageError."""
-        data = model.expect_fields(self.config(image), "image config").get("history") or []
+        data = model.expect_fields(self.config(image), "image config").get("history")
+        made = model.layers_of_history(data, len(image.layers))
         steps = []
-        layers = iter(range(len(image.layers)))
-        for item in data if isinstance(data, list) else []:
+        for item, number in zip(data if isinstance(data, list) else [], made, strict=False):
             fields = model.expect_fields(item, "history")
             texts = {name: _text(fields.get(name)) for name in _STEP}
-            number = None if fields.get("empty_layer") else next(layers, None)
             steps.append(Step(layer=number, **texts))
-        return steps + [Step(layer=number) for number in layers]
+        return steps + [Step(layer=number) for number in made[len(steps) :]]
 
     def resolve(self, text: str, platform: Platform | None = None) -> Image:
         """The image that `text` names: see `find`."""

@@ -24,6 +24,7 @@ from fuseoverlay.oci.model import Descriptor, Digest, Platform
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
 from fuseoverlay.store import places, sizes
+from fuseoverlay.store.part import Part
 from fuseoverlay.store.root import Store
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
@@ -231,12 +232,23 @@ class StoredImage:
         self._warn = warn
         self._override = override(store)
         self._base = store.root / (places.OVERRIDE if self._override else places.REAL)
+        self._alone = False
         self._done = self._total = self._number = self._count = 0
+
+    def keep(self, part: Part, where: str) -> None:
+        """Be only this part of the image from now on. ImageError, which calls it `where`."""
+        place = part.place(self._image, where)
+        self._image = replace(self._image, layers=self._image.layers[: place + 1])
+        self._alone = part.alone
 
     @property
     def diff_ids(self) -> tuple[str, ...]:
         """The digests of its plain layers, bottom first."""
-        return tuple(str(layer.diff_id) for layer in self._image.layers)
+        return tuple(str(layer.diff_id) for layer in self._image.layers[self._shown()])
+
+    def _shown(self) -> slice:
+        """Which of the layers are shown. A layer may need those below to be unpacked."""
+        return slice(-1, None) if self._alone else slice(None)
 
     def layers(self, held: contextlib.ExitStack | None = None) -> list[pathlib.Path]:
         """The layer directories, top first. Unpacks what is missing.
@@ -250,7 +262,7 @@ class StoredImage:
                 held.enter_context(locks.pop_all())
         # If a layer comes twice, only the upper one is kept: what the lower one holds or hides is
         # held or hidden by the upper already, whatever lies between.
-        return list(dict.fromkeys(reversed(found)))
+        return list(dict.fromkeys(reversed(found[self._shown()])))
 
     def _directories(self, locks: contextlib.ExitStack) -> list[pathlib.Path]:
         """All layers, bottom first, held from now on."""

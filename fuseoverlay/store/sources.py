@@ -16,6 +16,7 @@ from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store import layers
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import ProgressCallback, StoredImage
+from fuseoverlay.store.part import Part
 from fuseoverlay.store.root import Store
 
 #: An id, or the beginning of one.
@@ -58,10 +59,12 @@ def opened(
     *,
     platform: str | None = None,
     remote: Remote | None = None,
+    part: Part | None = None,
     progress: ProgressCallback | None = None,
     warn: Callable[[str], None],
 ) -> Iterator[StoredImage]:
-    """The image that `text` means. No layer has been read yet, only what describes the image.
+    """The image that `text` means, or that part of it. No layer has been read yet, only what
+    describes the image.
 
     Raises `UsageError` where a file and an image of the store may be meant, `ImageError`,
     `DigestError`, `StoreError`, and what `remote.fetch` raises.
@@ -75,6 +78,8 @@ def opened(
     else:
         found = _stored(store, name, platform, remote, progress, warn)
     with found as image:
+        if part is not None:
+            image.keep(part, text)
         yield image
 
 
