@@ -67,7 +67,8 @@ def _run(argv: list[str]) -> int:
     parser.add_argument("-v", dest="verbose", action="store_true", help=argparse.SUPPRESS)
     parser.description = (
         "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
-        "Commands: mount (also images), unmount, fsck, help, version; see fuseoverlay mount --help."
+        "Commands: mount (also images), unmount, mounts, fsck, help, version; see "
+        "fuseoverlay mount --help."
     )
     parser.set_defaults(command=False)
     args = parser.parse_intermixed_args(argv)
@@ -84,6 +85,10 @@ def _command(name: str, argv: list[str]) -> int:
             from fuseoverlay.commands import unmount
 
             return unmount.command(argv)
+        case "mounts":
+            from fuseoverlay.commands import mounts
+
+            return mounts.command(argv)
         case "fsck":
             from fuseoverlay.commands import fsck
 

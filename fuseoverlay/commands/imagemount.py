@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from fuseoverlay.commands.changes import Changes, Owner
 from fuseoverlay.errors import UsageError
+from fuseoverlay.fuse.mounts import MountedImage
 from fuseoverlay.layers import trust, xattrs
 from fuseoverlay.oci.model import Platform
 from fuseoverlay.overlay.config import MountConfig
@@ -34,9 +35,9 @@ def prepared(
     pull: str,
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
-) -> Iterator[MountConfig]:
-    """The options for the mount of an image, good while the context lasts. Layers that the store
-    lacks are unpacked.
+) -> Iterator[tuple[MountConfig, MountedImage]]:
+    """The options for the mount of an image, good while the context lasts, and what lists of mounts
+    say of it. Layers that the store lacks are unpacked.
 
     Changes are kept in the directory `keep_in`; if that is None, they go when the context ends.
     Everything that can be checked without the image comes first, including `check`, whose argument
@@ -62,10 +63,17 @@ def prepared(
                 if changes is not None and keep_in is not None:
                     changes.belong_to(_owner(image, part, found))
                 layers = found.layers(undo)
+                shown = MountedImage(
+                    name=found.name,
+                    given=image,
+                    id=str(found.id) if found.id else None,
+                    part=str(part) if part else None,
+                    keeps=changes is None or keep_in is not None,
+                )
             if changes is not None and not config.read_only:
                 top = _listed_root(layers)
                 changes.begin(top, keeps=_keeps_owners(top, config))
-        yield _with_layers(layers, config)
+        yield _with_layers(layers, config), shown
 
 
 def _remote(store: Store, platform: str | None, policy: str) -> Remote:

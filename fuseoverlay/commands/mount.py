@@ -21,6 +21,7 @@ from fuseoverlay.overlay.config import MountConfig
 
 if TYPE_CHECKING:
     from fuseoverlay.fuse.daemonlog import DaemonLog
+    from fuseoverlay.fuse.mounts import MountedImage
     from fuseoverlay.store.part import Part
 
 #: The options that choose what of an image is mounted.
@@ -150,6 +151,7 @@ def _serve(
     args: argparse.Namespace,
     config: MountConfig,
     logs: DaemonLog,
+    image: MountedImage | None = None,
     at_exit: Callable[[], None] | None = None,
 ) -> None:
     # What is imported stays to the end: no collection, not even the last, needs to look at it.
@@ -166,6 +168,7 @@ def _serve(
         os.fsencode(args.paths[-1]),
         foreground=args.foreground or args.debug,
         logs=logs,
+        image=image,
         at_exit=at_exit,
     )
 
@@ -179,7 +182,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
     mount.check(config, mountpoint)
     with contextlib.ExitStack() as changes:
         with progress.shown("Unpacking") as report:
-            config = changes.enter_context(
+            config, image = changes.enter_context(
                 imagemount.prepared(
                     args.paths[0],
                     config,
@@ -192,4 +195,4 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
                     warn=output.warn,
                 )
             )
-        _serve(args, config, logs, at_exit=changes.close)
+        _serve(args, config, logs, image, at_exit=changes.close)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
+from fuseoverlay.oci.prefix import DigestPrefix
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store import sizes
 from fuseoverlay.store.content import Content
@@ -24,7 +25,6 @@ from fuseoverlay.store.names import Entry, Names, repository_of
 from fuseoverlay.store.reach import decoded, manifests
 from fuseoverlay.store.root import Store
 
-_HEX: Final = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{1,128})\Z")
 #: The texts of a line of the history: fields of the config and of `Step`.
 _STEP: Final = ("created", "created_by", "author", "comment")
 #: Ids are shown and named by so many digits.
@@ -294,17 +294,13 @@ def _is_of(image: Image, entry: Entry, reference: Reference) -> bool:
 
 
 def _by_digest(images: Sequence[Image], text: str) -> list[Image]:
-    match = _HEX.match(text)
-    if match is None:
+    prefix = DigestPrefix.parse(text)
+    if prefix is None:
         return []
-
-    def fits(digest: Digest) -> bool:
-        return digest.hex.startswith(match[2]) and match[1] in (None, digest.algorithm)
-
     return [
         image
         for image in images
-        if any(map(fits, (image.id, image.manifest.digest, *image.digests)))
+        if any(map(prefix.fits, (image.id, image.manifest.digest, *image.digests)))
     ]
 
 

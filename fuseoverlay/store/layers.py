@@ -88,9 +88,10 @@ def opened(
     scratch = str(store.tmp) if store.is_writable() else None
     with malformed(path), open_image(path, scratch=scratch) as source:
         chosen = source.resolve(ref, wanted)
+        name = os.path.abspath(path) + (f":{ref}" if ref else "")
         if wanted is None and chosen.platform is not None:
             _check_platform(image, chosen.platform, warn)
-        yield StoredImage(store, source, chosen, progress, warn)
+        yield StoredImage(store, source, chosen, progress, warn, name)
 
 
 @contextlib.contextmanager
@@ -99,18 +100,20 @@ def stored(
     manifest: Descriptor,
     name: str,
     *,
+    full_name: str = "",
     check_platform: bool = True,
     progress: ProgressCallback | None = None,
     warn: Callable[[str], None] = _ignore,
 ) -> Iterator[StoredImage]:
     """The image in the store that has this manifest, as `opened` gives those at a path. `name` is
-    for messages. With `check_platform`, `warn` is told if it is for other machines."""
+    for messages, `full_name` for lists. With `check_platform`, `warn` is told if it is for other
+    machines."""
     where = str(store.root)
     with malformed(name), open_image(where) as source:
         image = source.image(manifest)
         if check_platform and image.platform is not None:
             _check_platform(name, image.platform, warn)
-        yield StoredImage(store, source, image, progress, warn)
+        yield StoredImage(store, source, image, progress, warn, full_name)
 
 
 def _check_platform(image: str, platform: Platform, warn: Callable[[str], None]) -> None:
@@ -224,7 +227,10 @@ class StoredImage:
         image: Image,
         progress: ProgressCallback | None,
         warn: Callable[[str], None],
+        name: str = "",
     ) -> None:
+        """`name`: what it is called in lists, a full name or an absolute path."""
+        self.name = name
         self._store = store
         self._source = source
         self._image = image
@@ -240,6 +246,11 @@ class StoredImage:
         place = part.place(self._image, where)
         self._image = replace(self._image, layers=self._image.layers[: place + 1])
         self._alone = part.alone
+
+    @property
+    def id(self) -> Digest | None:
+        """The digest of its config, if that is known."""
+        return self._image.id
 
     @property
     def diff_ids(self) -> tuple[str, ...]:

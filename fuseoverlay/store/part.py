@@ -9,11 +9,11 @@ from typing import Final
 
 from fuseoverlay.errors import ImageError, UsageError
 from fuseoverlay.oci.blobs import Image, Layer
+from fuseoverlay.oci.prefix import DigestPrefix
 
 #: No image has so many layers that a longer word is a number and not the beginning of a digest.
 _NUMBER: Final = re.compile(r"[0-9]{1,4}\Z")
 _LINE: Final = re.compile(r"history:([0-9]{1,9})\Z")
-_DIGEST: Final = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{1,128})\Z")
 #: At most so many layers are listed in one message, by so many digits.
 _LISTED: Final = 20
 _DIGITS: Final = 12
@@ -29,7 +29,7 @@ class Part:
     alone: bool = False
 
     def __post_init__(self) -> None:
-        if not any(form.match(self.word) for form in (_NUMBER, _LINE, _DIGEST)):
+        if not (_LINE.match(self.word) or DigestPrefix.parse(self.word)):
             raise UsageError(
                 f"no layer can be called {self.word!r}",
                 hint="write its number, from 1 at the bottom, its digest, or history:LINE",
@@ -54,12 +54,8 @@ class Part:
         raise ImageError(self._missing(image.steps), where=where, hint=_listed(image.layers))
 
     def _is_digest_of(self, layer: Layer) -> bool:
-        match = _DIGEST.match(self.word)
-        return match is not None and any(
-            digest.hex.startswith(match[2]) and match[1] in (None, digest.algorithm)
-            for digest in (layer.diff_id, layer.digest)
-            if digest is not None
-        )
+        prefix = DigestPrefix.parse(self.word)
+        return prefix is not None and (prefix.fits(layer.diff_id) or prefix.fits(layer.digest))
 
     def _missing(self, steps: Sequence[int | None]) -> str:
         line = _LINE.match(self.word)

@@ -143,7 +143,7 @@ def _stored(
     images = Images(store)
     wanted = Platform.parse(platform) if platform else None
     name = _fetched(images, name, remote, warn) if remote else name
-    found = images.resolve(name, wanted)
+    found, entry = images.find(name, wanted)
     if found.problem is not None:
         raise ImageError(found.problem, where=name, hint="get it again, or remove it")
     if wanted is not None and (found.platform is None or found.platform.rank(wanted) is None):
@@ -151,5 +151,11 @@ def _stored(
             f"no image for {wanted}", where=name, hint=f"there is one for {found.platform}"
         )
     return layers.stored(
-        store, found.manifest, name, check_platform=wanted is None, progress=progress, warn=warn
+        store,
+        found.manifest,
+        name,
+        full_name=(entry.name if entry else None) or str(found.id),
+        check_platform=wanted is None,
+        progress=progress,
+        warn=warn,
     )

@@ -81,7 +81,7 @@ def test_tables_are_not_stale() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("command", ["", "mount", "unmount", "fsck"])
+@pytest.mark.parametrize("command", ["", "mount", "unmount", "mounts", "fsck"])
 def test_flag_is_documented(command: str) -> None:
     """Each flag in `--help` is among the flags of the manual page."""
     told = _helped(*command.split()).partition("\noptions:")[2]
