@@ -12,7 +12,8 @@ FOR_IMAGES = (
     *("images", "pull", "load", "inspect", "history", "tag", "rmi", "info", "login", "logout"),
 )
 COMMANDS = (
-    *("mount", "unmount", "umount", "fsck", "mounts", "image", *FOR_IMAGES, "help", "version"),
+    *("mount", "unmount", "umount", "fsck", "mounts", "image", *FOR_IMAGES, "completion"),
+    *("help", "version"),
 )
 
 _HOW = "fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"

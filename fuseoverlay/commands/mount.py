@@ -30,13 +30,13 @@ _FOR_IMAGES = ("platform", "pull", "layer", "only_layer")
 
 def command(argv: list[str]) -> int:
     """Mount what the arguments name; return the exit code."""
-    parser = parser_of("fuseoverlay mount")
-    parser.description = (
+    made = parser("fuseoverlay mount")
+    made.description = (
         "Mount layer directories (-o lowerdir=...) or an image: a name in the store or in a "
         "registry, or an OCI layout, an OCI archive or a docker-save archive, as PATH[:REF]."
     )
-    parser.set_defaults(command=True)
-    return mount(parser.parse_intermixed_args(argv))
+    made.set_defaults(command=True)
+    return mount(made.parse_intermixed_args(argv))
 
 
 def helper(argv: list[str]) -> int:
@@ -67,25 +67,25 @@ def helper(argv: list[str]) -> int:
     return mount(args)
 
 
-def parser_of(prog: str) -> Parser:
+def parser(prog: str) -> Parser:
     """The parser for the arguments of `mount`."""
-    parser = Parser(prog=prog, lists_options=True)
-    parser.add_argument("paths", nargs="*", metavar="[IMAGE] MNT", help="what and where to mount")
-    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
-                        help="lowerdir=A:B,upperdir=U,workdir=W and others, see below")  # fmt: skip
-    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
-    parser.add_argument("-d", "--debug", action="store_true",
-                        help="log each request, with its error if any; implies -f")  # fmt: skip
-    parser.add_argument("-s", dest="single", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--upper", metavar="DIR",
-                        help="image: keep changes in DIR/diff, work in DIR/work")  # fmt: skip
-    parser.add_argument("--read-only", action="store_true", help="allow no changes")
-    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
-                        help="image: which of a multi-platform image")  # fmt: skip
-    parser.add_argument("--pull", choices=("missing", "always", "newer", "never"),
-                        help="image: when to ask a registry (default missing)")  # fmt: skip
-    add_parts(parser)
-    return parser
+    made = Parser(prog=prog, lists_options=True)
+    made.add_argument("paths", nargs="*", metavar="[IMAGE] MNT", help="what and where to mount")
+    made.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                      help="lowerdir=A:B,upperdir=U,workdir=W and others, see below")  # fmt: skip
+    made.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    made.add_argument("-d", "--debug", action="store_true",
+                      help="log each request, with its error if any; implies -f")  # fmt: skip
+    made.add_argument("-s", dest="single", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--upper", metavar="DIR",
+                      help="image: keep changes in DIR/diff, work in DIR/work")  # fmt: skip
+    made.add_argument("--read-only", action="store_true", help="allow no changes")
+    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                      help="image: which of a multi-platform image")  # fmt: skip
+    made.add_argument("--pull", choices=("missing", "always", "newer", "never"),
+                      help="image: when to ask a registry (default missing)")  # fmt: skip
+    add_parts(made)
+    return made
 
 
 def add_parts(parser: Parser) -> None:
