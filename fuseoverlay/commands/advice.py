@@ -11,7 +11,10 @@ from fuseoverlay.errors import UsageError
 FOR_IMAGES = (
     *("images", "pull", "load", "inspect", "history", "tag", "rmi", "info", "login", "logout"),
 )
-COMMANDS = ("mount", "unmount", "umount", "fsck", "image", *FOR_IMAGES, "help", "version")
+COMMANDS = (
+    *("mount", "unmount", "umount", "fsck", "mounts", "image", *FOR_IMAGES, "completion"),
+    *("help", "version"),
+)
 
 _HOW = "fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
 

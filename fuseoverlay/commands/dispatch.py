@@ -57,17 +57,22 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
 def _run(argv: list[str]) -> int:
     if argv and argv[0] in advice.COMMANDS:
         return _command(argv[0], argv[1:])
+    if argv and argv[0] == "__complete":
+        from fuseoverlay.commands import complete
+
+        return complete.command(argv[1:])
     if argv:
         advice.check_first(argv[0])
     from fuseoverlay.commands import mount
 
-    parser = mount.parser_of("fuseoverlay")
+    parser = mount.parser("fuseoverlay")
     parser.add_argument("--version", "-V", action="store_true",
                         help="print the version; with -v also of what it runs on")  # fmt: skip
     parser.add_argument("-v", dest="verbose", action="store_true", help=argparse.SUPPRESS)
     parser.description = (
         "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
-        "Commands: mount (also images), unmount, fsck, help, version; see fuseoverlay mount --help."
+        "Commands: mount (also images), unmount, mounts, fsck, help, version; see "
+        "fuseoverlay mount --help."
     )
     parser.set_defaults(command=False)
     args = parser.parse_intermixed_args(argv)
@@ -84,6 +89,14 @@ def _command(name: str, argv: list[str]) -> int:
             from fuseoverlay.commands import unmount
 
             return unmount.command(argv)
+        case "mounts":
+            from fuseoverlay.commands import mounts
+
+            return mounts.command(argv)
+        case "completion":
+            from fuseoverlay.commands import completion
+
+            return completion.command(argv)
         case "fsck":
             from fuseoverlay.commands import fsck
 

@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import replace
 
-from fuseoverlay.commands import advice, output
+from fuseoverlay.commands import advice, mount, output
 from fuseoverlay.commands.parser import Parser, parsed_options
 from fuseoverlay.errors import PROBLEMS_LEFT, UsageError
 from fuseoverlay.fsck import run
@@ -17,29 +17,40 @@ from fuseoverlay.overlay.config import MountConfig
 
 def command(argv: list[str]) -> int:
     """Check what the arguments name; return the exit code."""
-    parser = Parser(
-        prog="fuseoverlay fsck",
-        description="Check an upper directory that is not mounted: whiteouts, redirects, the "
-        "work directory. Name the layers, or the image, as for the mount.",
-    )
-    parser.add_argument("what", metavar="UPPER|IMAGE",
-                        help="the upper directory, or with --upper the image")  # fmt: skip
-    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
-                        help="lowerdir=A:B[,workdir=W] and what the mount has")  # fmt: skip
-    parser.add_argument("--upper", metavar="DIR", help="image: check the changes kept in DIR")
-    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
-                        help="image: which of a multi-platform image")  # fmt: skip
-    parser.add_argument("--repair", action="store_true",
-                        help="repair what leaves the view of a mount unchanged")  # fmt: skip
-    parser.add_argument("--force", action="store_true",
-                        help="repair although the layers seem to be the wrong ones")  # fmt: skip
-    args = parser.parse_intermixed_args(argv)
+    args = parser("fuseoverlay fsck").parse_intermixed_args(argv)
     parsed = parsed_options(args.options)
     advice.check_given({"--upper": args.upper, "--platform": args.platform})
+    for name in ("layer", "only_layer"):
+        flag = f"--{name.replace('_', '-')}"
+        advice.check_given({flag: getattr(args, name)})
+        if getattr(args, name) and args.upper is None:
+            raise UsageError(f"{flag} is for images", hint="leave it out")
     advice.check_given({"UPPER" if args.upper is None else "IMAGE": args.what})
     advice.check_fsck(args.what, directories=bool(parsed.lowerdirs), kept=args.upper)
     upper = _of_image(args, parsed) if args.upper else _of_directories(args.what, parsed)
     return _check(upper, repair=args.repair, force=args.force)
+
+
+def parser(prog: str) -> Parser:
+    """The parser of its arguments."""
+    made = Parser(
+        prog=prog,
+        description="Check an upper directory that is not mounted: whiteouts, redirects, the "
+        "work directory. Name the layers, or the image, as for the mount.",
+    )
+    made.add_argument("what", metavar="UPPER|IMAGE",
+                      help="the upper directory, or with --upper the image")  # fmt: skip
+    made.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                      help="lowerdir=A:B[,workdir=W] and what the mount has")  # fmt: skip
+    made.add_argument("--upper", metavar="DIR", help="image: check the changes kept in DIR")
+    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                      help="image: which of a multi-platform image")  # fmt: skip
+    mount.add_parts(made)
+    made.add_argument("--repair", action="store_true",
+                      help="repair what leaves the view of a mount unchanged")  # fmt: skip
+    made.add_argument("--force", action="store_true",
+                      help="repair although the layers seem to be the wrong ones")  # fmt: skip
+    return made
 
 
 def _of_directories(name: str, parsed: MountConfig) -> MountConfig:
@@ -60,6 +71,7 @@ def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
             args.what,
             parsed,
             platform=args.platform,
+            part=mount.part_of(args),
             keep_in=args.upper,
             progress=report,
             warn=output.warn,

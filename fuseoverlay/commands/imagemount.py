@@ -10,12 +10,14 @@ from dataclasses import replace
 
 from fuseoverlay.commands.changes import Changes, Owner
 from fuseoverlay.errors import UsageError
+from fuseoverlay.fuse.mounts import MountedImage
 from fuseoverlay.layers import trust, xattrs
 from fuseoverlay.oci.model import Platform
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.store import layers as stored
 from fuseoverlay.store import sources
-from fuseoverlay.store.layers import ProgressCallback
+from fuseoverlay.store.layers import ProgressCallback, StoredImage
+from fuseoverlay.store.part import Part
 from fuseoverlay.store.root import Store, default_root
 from fuseoverlay.store.sources import Remote
 from fuseoverlay.system.syscalls import DIR_FLAGS
@@ -27,21 +29,23 @@ def prepared(
     config: MountConfig,
     *,
     platform: str | None,
+    part: Part | None,
     keep_in: str | None,
     check: Callable[[MountConfig], None],
     pull: str,
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
-) -> Iterator[MountConfig]:
-    """The options for the mount of an image, good while the context lasts. Layers that the store
-    lacks are unpacked.
+) -> Iterator[tuple[MountConfig, MountedImage]]:
+    """The options for the mount of an image, good while the context lasts, and what lists of mounts
+    say of it. Layers that the store lacks are unpacked.
 
     Changes are kept in the directory `keep_in`; if that is None, they go when the context ends.
     Everything that can be checked without the image comes first, including `check`, whose argument
     has no layers yet: reading a compressed archive takes as long as unpacking it. Raises
     `ImageError`, `DigestError`, `StoreError`, `UpperError`, and what `check` raises.
 
-    `pull` is one of `sources.POLICIES`.
+    `part`: which of the image's layers are mounted, if not all. `pull` is one of
+    `sources.POLICIES`.
     """
     sources.check(image)
     store = Store(default_root())
@@ -54,15 +58,22 @@ def prepared(
             check(config)
             with sources.opened(
                 store, image, platform=platform, remote=_remote(store, platform, pull),
-                progress=progress, warn=warn,
+                part=part, progress=progress, warn=warn,
             ) as found:  # fmt: skip
                 if changes is not None and keep_in is not None:
-                    changes.belong_to(Owner(image, found.diff_ids))
+                    changes.belong_to(_owner(image, part, found))
                 layers = found.layers(undo)
+                shown = MountedImage(
+                    name=found.name,
+                    given=image,
+                    id=str(found.id) if found.id else None,
+                    part=str(part) if part else None,
+                    keeps=changes is None or keep_in is not None,
+                )
             if changes is not None and not config.read_only:
                 top = _listed_root(layers)
                 changes.begin(top, keeps=_keeps_owners(top, config))
-        yield _with_layers(layers, config)
+        yield _with_layers(layers, config), shown
 
 
 def _remote(store: Store, platform: str | None, policy: str) -> Remote:
@@ -82,6 +93,7 @@ def to_check(
     config: MountConfig,
     *,
     platform: str | None,
+    part: Part | None,
     keep_in: str,
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
@@ -91,9 +103,11 @@ def to_check(
     Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
     """
     store = Store(default_root())
-    with sources.opened(store, image, platform=platform, progress=progress, warn=warn) as found:
+    with sources.opened(
+        store, image, platform=platform, part=part, progress=progress, warn=warn
+    ) as found:
         changes = Changes(keep_in)
-        changes.check(Owner(image, found.diff_ids))
+        changes.check(_owner(image, part, found))
         layers = found.layers()
     return _with_layers(layers, changes.of(config))
 
@@ -115,6 +129,10 @@ def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[C
     else:
         with store.workspace() as scratch:
             yield Changes(scratch)
+
+
+def _owner(image: str, part: Part | None, found: StoredImage) -> Owner:
+    return Owner(f"{image}, {part}" if part else image, found.diff_ids)
 
 
 def _with_layers(lowers: Sequence[pathlib.Path], config: MountConfig) -> MountConfig:

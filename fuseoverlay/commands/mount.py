@@ -21,17 +21,22 @@ from fuseoverlay.overlay.config import MountConfig
 
 if TYPE_CHECKING:
     from fuseoverlay.fuse.daemonlog import DaemonLog
+    from fuseoverlay.fuse.mounts import MountedImage
+    from fuseoverlay.store.part import Part
+
+#: The options that choose what of an image is mounted.
+_FOR_IMAGES = ("platform", "pull", "layer", "only_layer")
 
 
 def command(argv: list[str]) -> int:
     """Mount what the arguments name; return the exit code."""
-    parser = parser_of("fuseoverlay mount")
-    parser.description = (
+    made = parser("fuseoverlay mount")
+    made.description = (
         "Mount layer directories (-o lowerdir=...) or an image: a name in the store or in a "
         "registry, or an OCI layout, an OCI archive or a docker-save archive, as PATH[:REF]."
     )
-    parser.set_defaults(command=True)
-    return mount(parser.parse_intermixed_args(argv))
+    made.set_defaults(command=True)
+    return mount(made.parse_intermixed_args(argv))
 
 
 def helper(argv: list[str]) -> int:
@@ -53,7 +58,7 @@ def helper(argv: list[str]) -> int:
     for flag in "snvw":
         parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(foreground=False, debug=False, upper=None, platform=None, pull=None,
-                        command=True)  # fmt: skip
+                        layer=None, only_layer=None, command=True)  # fmt: skip
     args = parser.parse_intermixed_args(argv)
     args.paths = [args.source, args.mountpoint]
     if args.fake:
@@ -62,24 +67,45 @@ def helper(argv: list[str]) -> int:
     return mount(args)
 
 
-def parser_of(prog: str) -> Parser:
+def parser(prog: str) -> Parser:
     """The parser for the arguments of `mount`."""
-    parser = Parser(prog=prog, lists_options=True)
-    parser.add_argument("paths", nargs="*", metavar="[IMAGE] MNT", help="what and where to mount")
-    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
-                        help="lowerdir=A:B,upperdir=U,workdir=W and others, see below")  # fmt: skip
-    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
-    parser.add_argument("-d", "--debug", action="store_true",
-                        help="log each request, with its error if any; implies -f")  # fmt: skip
-    parser.add_argument("-s", dest="single", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--upper", metavar="DIR",
-                        help="image: keep changes in DIR/diff, work in DIR/work")  # fmt: skip
-    parser.add_argument("--read-only", action="store_true", help="allow no changes")
-    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
-                        help="image: which of a multi-platform image")  # fmt: skip
-    parser.add_argument("--pull", choices=("missing", "always", "newer", "never"),
-                        help="image: when to ask a registry (default missing)")  # fmt: skip
-    return parser
+    made = Parser(prog=prog, lists_options=True)
+    made.add_argument("paths", nargs="*", metavar="[IMAGE] MNT", help="what and where to mount")
+    made.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
+                      help="lowerdir=A:B,upperdir=U,workdir=W and others, see below")  # fmt: skip
+    made.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    made.add_argument("-d", "--debug", action="store_true",
+                      help="log each request, with its error if any; implies -f")  # fmt: skip
+    made.add_argument("-s", dest="single", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--upper", metavar="DIR",
+                      help="image: keep changes in DIR/diff, work in DIR/work")  # fmt: skip
+    made.add_argument("--read-only", action="store_true", help="allow no changes")
+    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                      help="image: which of a multi-platform image")  # fmt: skip
+    made.add_argument("--pull", choices=("missing", "always", "newer", "never"),
+                      help="image: when to ask a registry (default missing)")  # fmt: skip
+    add_parts(made)
+    return made
+
+
+def add_parts(parser: Parser) -> None:
+    """The options that choose layers of an image."""
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--layer", metavar="LAYER",
+                       help="image: as of that layer: its number, from 1 at the bottom, its digest "
+                       "or the beginning of that, or history:LINE")  # fmt: skip
+    parts.add_argument("--only-layer", metavar="LAYER", help="image: that layer alone")
+
+
+def part_of(args: argparse.Namespace) -> Part | None:
+    """The part of the image that they ask for. Raises `UsageError`."""
+    word = args.only_layer or args.layer
+    if word is None:
+        return None
+    # Mounting directories must import nothing that only images need.
+    from fuseoverlay.store.part import Part
+
+    return Part(word, alone=args.only_layer is not None)
 
 
 def mount(args: argparse.Namespace) -> int:
@@ -87,11 +113,18 @@ def mount(args: argparse.Namespace) -> int:
     from fuseoverlay.fuse.daemonlog import DaemonLog
 
     parsed = parsed_options(args.options)
-    advice.check_given({"--upper": args.upper, "--platform": args.platform})
+    advice.check_given(
+        {
+            "--upper": args.upper,
+            "--platform": args.platform,
+            "--layer": args.layer,
+            "--only-layer": args.only_layer,
+        }
+    )
     advice.check_paths(
         args.paths,
         directories=bool(parsed.lowerdirs),
-        image=bool(args.upper or args.platform or args.pull),
+        image=bool(args.upper or any(getattr(args, name) for name in _FOR_IMAGES)),
         command=args.command,
     )
     if args.read_only:
@@ -102,9 +135,10 @@ def mount(args: argparse.Namespace) -> int:
     if parsed.lowerdirs or len(args.paths) == 1:
         if args.upper:
             raise UsageError("--upper is for images", hint="use upperdir= and workdir=")
-        for name in ("platform", "pull"):
+        for name in _FOR_IMAGES:
             if getattr(args, name):
-                raise UsageError(f"--{name} is for images", hint="leave it out")
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} is for images", hint="leave it out")
         config.check(parsed)
         _serve(args, parsed, DaemonLog(parsed.log, debug=args.debug))
     else:
@@ -117,6 +151,7 @@ def _serve(
     args: argparse.Namespace,
     config: MountConfig,
     logs: DaemonLog,
+    image: MountedImage | None = None,
     at_exit: Callable[[], None] | None = None,
 ) -> None:
     # What is imported stays to the end: no collection, not even the last, needs to look at it.
@@ -133,6 +168,7 @@ def _serve(
         os.fsencode(args.paths[-1]),
         foreground=args.foreground or args.debug,
         logs=logs,
+        image=image,
         at_exit=at_exit,
     )
 
@@ -141,15 +177,17 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
     from fuseoverlay.commands import imagemount, progress
     from fuseoverlay.fuse import mount
 
+    part = part_of(args)
     mountpoint = os.fsencode(args.paths[-1])
     mount.check(config, mountpoint)
     with contextlib.ExitStack() as changes:
         with progress.shown("Unpacking") as report:
-            config = changes.enter_context(
+            config, image = changes.enter_context(
                 imagemount.prepared(
                     args.paths[0],
                     config,
                     platform=args.platform,
+                    part=part,
                     keep_in=args.upper,
                     check=lambda now: mount.check(now, mountpoint),
                     pull=args.pull or "missing",
@@ -157,4 +195,4 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
                     warn=output.warn,
                 )
             )
-        _serve(args, config, logs, at_exit=changes.close)
+        _serve(args, config, logs, image, at_exit=changes.close)

@@ -14,9 +14,10 @@ import os
 from collections.abc import Callable
 
 from fuseoverlay.errors import UsageError
-from fuseoverlay.fuse import background, mountpoint, server, turns
+from fuseoverlay.fuse import background, mountpoint, mounts, server, turns
 from fuseoverlay.fuse.daemonlog import DaemonLog
 from fuseoverlay.fuse.ending import Ending
+from fuseoverlay.fuse.mounts import Facts, MountedImage
 from fuseoverlay.overlay import owners
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.overlay.owners import Overlay
@@ -31,14 +32,16 @@ def run(
     *,
     foreground: bool,
     logs: DaemonLog,
+    image: MountedImage | None = None,
     at_exit: Callable[[], None] | None = None,
 ) -> None:
     """Mount at `where` and serve until unmounted; in the background unless `foreground`.
 
-    `at_exit` runs once the mount is gone, in the process that served it. Raises
-    `FuseOverlayError` before anything is mounted.
+    `image`: where the lowers come from, for lists of mounts. `at_exit` runs once the mount is gone,
+    in the process that served it. Raises `FuseOverlayError` before anything is mounted.
     """
     os.umask(0)
+    facts = Facts.of(config, image)
     inherited = background.inherited()
     _check_allowed(config)
     where = mountpoint.check(where)
@@ -57,12 +60,22 @@ def run(
                 background.leave_when_ready(serving.ready, where, serving.device)
             background.detach(inherited)
             logs.detach()
+        _tell(facts, serving.device, undo)
         ending = Ending(undo, ov, at_exit)
         with contextlib.nullcontext() if foreground else background.last_words():
             try:
                 serving.serve(ending.finish)
             finally:
                 ending.finish()
+
+
+def _tell(facts: Facts, device: str | None, undo: contextlib.ExitStack) -> None:
+    """Let lists of mounts tell of this one. It works without."""
+    if device is not None:
+        try:
+            undo.callback(os.close, mounts.tell(facts, device))
+        except OSError as exc:
+            log.warning("lists of mounts will say nothing of this one: %s", exc)
 
 
 def check(config: MountConfig, where: bytes) -> None:

@@ -42,6 +42,14 @@ def unmount(mountpoint: bytes) -> bool:
         return daemon is None or bool(select.select([daemon], [], [], _END_PATIENCE)[0])
 
 
+def is_mount_point(path: bytes) -> bool:
+    """Whether a FUSE filesystem is mounted at this path."""
+    try:
+        return fuse_mount(_resolved(path)) is not None
+    except MountpointError:
+        return False
+
+
 def _umount(path: bytes) -> str | None:
     """Unmount; what went wrong, None if nothing did."""
     try:

@@ -50,10 +50,13 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image for one platform; `layers` bottom first."""
+    """One image for one platform; `layers` bottom first; `steps`: `model.layers_of_history`. `id`
+    is the digest of its config, if known."""
 
     platform: Platform | None
     layers: tuple[Layer, ...]
+    steps: tuple[int | None, ...] = ()
+    id: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class ImageSource:
         manifest = self._manifest(entry)
         config = self._config(manifest)
         layers = [(_blob_name(item), item.size, item.digest) for item in manifest.layers]
-        return self._image(config, layers)
+        return self._image(manifest.config.digest, config, layers)
 
     def open_layer(self, layer: Layer, progress: Callable[[int], None] | None = None) -> BlobReader:
         """The bytes of a layer as stored in the image, checked while they are read."""
@@ -236,7 +239,7 @@ class ImageSource:
             file, size = self._files.open(name)
             file.close()
             layers.append((name, size, _digest_in(name)))
-        return self._image(config, layers)
+        return self._image(_digest_in(saved.config), config, layers)
 
     def _saved_json(self, name: str) -> Any:
         """Read a config, whose name is its digest in both forms of the archive."""
@@ -245,14 +248,17 @@ class ImageSource:
 
     # both
 
-    def _image(self, config: Config, blobs: Sequence[tuple[str, int, Digest | None]]) -> Image:
+    def _image(
+        self, id_: Digest | None, config: Config, blobs: Sequence[tuple[str, int, Digest | None]]
+    ) -> Image:
         if len(config.diff_ids) != len(blobs):
             raise ImageError(
                 f"the manifest has {len(blobs)} layers, the config {len(config.diff_ids)}",
                 where=self.path,
             )
         pairs = zip(config.diff_ids, blobs, strict=True)
-        return Image(config.platform, tuple(Layer(diff_id, *blob) for diff_id, blob in pairs))
+        layers = tuple(Layer(diff_id, *blob) for diff_id, blob in pairs)
+        return Image(config.platform, layers, config.steps, id_)
 
     def _read_index(self) -> Index | None:
         if not self._files.has("index.json"):

@@ -289,10 +289,11 @@ class Manifest:
 @dataclass(frozen=True, slots=True)
 class Config:
     """The parts of an image's config used here: digests of the plain layers, bottom first;
-    platform."""
+    platform; `layers_of_history`."""
 
     diff_ids: tuple[Digest, ...]
     platform: Platform | None = None
+    steps: tuple[int | None, ...] = ()
 
     @classmethod
     def parse(cls, value: object) -> Config:
@@ -302,7 +303,18 @@ class Config:
         if rootfs.get("type") != "layers":
             raise ImageError(f"unknown rootfs type {short(rootfs.get('type'))} in the image config")
         diff_ids = tuple(Digest.parse(item) for item in _array(rootfs, "diff_ids"))
-        return cls(diff_ids, Platform.from_json(data))
+        steps = layers_of_history(data.get("history"), len(diff_ids))
+        return cls(diff_ids, Platform.from_json(data), tuple(steps))
+
+
+def layers_of_history(history: object, count: int) -> list[int | None]:
+    """Which of `count` layers, from 0 at the bottom, each line of an image's history made, oldest
+    first; None if it made none. Lines are added at the end for layers that it does not tell of;
+    config.md."""
+    layers = iter(range(count))
+    lines = history if isinstance(history, list) else []
+    empty = [isinstance(line, dict) and bool(Fields(line).get("empty_layer")) for line in lines]
+    return [*(None if is_empty else next(layers, None) for is_empty in empty), *layers]
 
 
 def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
+from fuseoverlay.oci.prefix import DigestPrefix
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.oci.times import parse_time
 from fuseoverlay.store import sizes
@@ -25,7 +26,6 @@ from fuseoverlay.store.names import Entry, Names, repository_of
 from fuseoverlay.store.reach import decoded, manifests
 from fuseoverlay.store.root import Store
 
-_HEX: Final = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{1,128})\Z")
 #: The texts of a line of the history: fields of the config and of `Step`.
 _STEP: Final = ("created", "created_by", "author", "comment")
 #: Ids are shown and named by so many digits.
@@ -199,15 +199,14 @@ class Images:
     def history(self, image: Image) -> list[Step]:
         """How the image was made, oldest first; layers that it does not tell of come last.
         ImageError."""
-        data = model.expect_fields(self.config(image), "image config").get("history") or []
+        data = model.expect_fields(self.config(image), "image config").get("history")
+        made = model.layers_of_history(data, len(image.layers))
         steps = []
-        layers = iter(range(len(image.layers)))
-        for item in data if isinstance(data, list) else []:
+        for item, number in zip(data if isinstance(data, list) else [], made, strict=False):
             fields = model.expect_fields(item, "history")
             texts = {name: _text(fields.get(name)) for name in _STEP}
-            number = None if fields.get("empty_layer") else next(layers, None)
             steps.append(Step(layer=number, **texts))
-        return steps + [Step(layer=number) for number in layers]
+        return steps + [Step(layer=number) for number in made[len(steps) :]]
 
     def resolve(self, text: str, platform: Platform | None = None) -> Image:
         """The image that `text` names: see `find`."""
@@ -290,17 +289,13 @@ def _is_of(image: Image, entry: Entry, reference: Reference) -> bool:
 
 
 def _by_digest(images: Sequence[Image], text: str) -> list[Image]:
-    match = _HEX.match(text)
-    if match is None:
+    prefix = DigestPrefix.parse(text)
+    if prefix is None:
         return []
-
-    def fits(digest: Digest) -> bool:
-        return digest.hex.startswith(match[2]) and match[1] in (None, digest.algorithm)
-
     return [
         image
         for image in images
-        if any(map(fits, (image.id, image.manifest.digest, *image.digests)))
+        if any(map(prefix.fits, (image.id, image.manifest.digest, *image.digests)))
     ]
 
 

@@ -24,6 +24,7 @@ from fuseoverlay.oci.model import Descriptor, Digest, Platform
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
 from fuseoverlay.store import places, sizes
+from fuseoverlay.store.part import Part
 from fuseoverlay.store.root import Store
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
@@ -87,9 +88,10 @@ def opened(
     scratch = str(store.tmp) if store.is_writable() else None
     with malformed(path), open_image(path, scratch=scratch) as source:
         chosen = source.resolve(ref, wanted)
+        name = os.path.abspath(path) + (f":{ref}" if ref else "")
         if wanted is None and chosen.platform is not None:
             _check_platform(image, chosen.platform, warn)
-        yield StoredImage(store, source, chosen, progress, warn)
+        yield StoredImage(store, source, chosen, progress, warn, name)
 
 
 @contextlib.contextmanager
@@ -98,18 +100,20 @@ def stored(
     manifest: Descriptor,
     name: str,
     *,
+    full_name: str = "",
     check_platform: bool = True,
     progress: ProgressCallback | None = None,
     warn: Callable[[str], None] = _ignore,
 ) -> Iterator[StoredImage]:
     """The image in the store that has this manifest, as `opened` gives those at a path. `name` is
-    for messages. With `check_platform`, `warn` is told if it is for other machines."""
+    for messages, `full_name` for lists. With `check_platform`, `warn` is told if it is for other
+    machines."""
     where = str(store.root)
     with malformed(name), open_image(where) as source:
         image = source.image(manifest)
         if check_platform and image.platform is not None:
             _check_platform(name, image.platform, warn)
-        yield StoredImage(store, source, image, progress, warn)
+        yield StoredImage(store, source, image, progress, warn, full_name)
 
 
 def _check_platform(image: str, platform: Platform, warn: Callable[[str], None]) -> None:
@@ -223,7 +227,10 @@ class StoredImage:
         image: Image,
         progress: ProgressCallback | None,
         warn: Callable[[str], None],
+        name: str = "",
     ) -> None:
+        """`name`: what it is called in lists, a full name or an absolute path."""
+        self.name = name
         self._store = store
         self._source = source
         self._image = image
@@ -231,12 +238,28 @@ class StoredImage:
         self._warn = warn
         self._override = override(store)
         self._base = store.root / (places.OVERRIDE if self._override else places.REAL)
+        self._alone = False
         self._done = self._total = self._number = self._count = 0
+
+    def keep(self, part: Part, where: str) -> None:
+        """Be only this part of the image from now on. ImageError, which calls it `where`."""
+        place = part.place(self._image, where)
+        self._image = replace(self._image, layers=self._image.layers[: place + 1])
+        self._alone = part.alone
+
+    @property
+    def id(self) -> Digest | None:
+        """The digest of its config, if that is known."""
+        return self._image.id
 
     @property
     def diff_ids(self) -> tuple[str, ...]:
         """The digests of its plain layers, bottom first."""
-        return tuple(str(layer.diff_id) for layer in self._image.layers)
+        return tuple(str(layer.diff_id) for layer in self._image.layers[self._shown()])
+
+    def _shown(self) -> slice:
+        """Which of the layers are shown. A layer may need those below to be unpacked."""
+        return slice(-1, None) if self._alone else slice(None)
 
     def layers(self, held: contextlib.ExitStack | None = None) -> list[pathlib.Path]:
         """The layer directories, top first. Unpacks what is missing.
@@ -250,7 +273,7 @@ class StoredImage:
                 held.enter_context(locks.pop_all())
         # If a layer comes twice, only the upper one is kept: what the lower one holds or hides is
         # held or hidden by the upper already, whatever lies between.
-        return list(dict.fromkeys(reversed(found)))
+        return list(dict.fromkeys(reversed(found[self._shown()])))
 
     def _directories(self, locks: contextlib.ExitStack) -> list[pathlib.Path]:
         """All layers, bottom first, held from now on."""

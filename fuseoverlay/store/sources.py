@@ -17,6 +17,7 @@ from fuseoverlay.registry import shortnames
 from fuseoverlay.store import layers
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import ProgressCallback, StoredImage
+from fuseoverlay.store.part import Part
 from fuseoverlay.store.root import Store
 
 #: An id, or the beginning of one.
@@ -59,10 +60,12 @@ def opened(
     *,
     platform: str | None = None,
     remote: Remote | None = None,
+    part: Part | None = None,
     progress: ProgressCallback | None = None,
     warn: Callable[[str], None],
 ) -> Iterator[StoredImage]:
-    """The image that `text` means. No layer has been read yet, only what describes the image.
+    """The image that `text` means, or that part of it. No layer has been read yet, only what
+    describes the image.
 
     Raises `UsageError` where a file and an image of the store may be meant, `ImageError`,
     `DigestError`, `StoreError`, and what `remote.fetch` raises.
@@ -76,6 +79,8 @@ def opened(
     else:
         found = _stored(store, name, platform, remote, progress, warn)
     with found as image:
+        if part is not None:
+            image.keep(part, text)
         yield image
 
 
@@ -139,7 +144,7 @@ def _stored(
     images = Images(store, shortnames.meanings)
     wanted = Platform.parse(platform) if platform else None
     name = _fetched(images, name, remote, warn) if remote else name
-    found = images.resolve(name, wanted)
+    found, entry = images.find(name, wanted)
     if found.problem is not None:
         raise ImageError(found.problem, where=name, hint="get it again, or remove it")
     if wanted is not None and (found.platform is None or found.platform.rank(wanted) is None):
@@ -147,5 +152,11 @@ def _stored(
             f"no image for {wanted}", where=name, hint=f"there is one for {found.platform}"
         )
     return layers.stored(
-        store, found.manifest, name, check_platform=wanted is None, progress=progress, warn=warn
+        store,
+        found.manifest,
+        name,
+        full_name=(entry.name if entry else None) or str(found.id),
+        check_platform=wanted is None,
+        progress=progress,
+        warn=warn,
     )

@@ -33,6 +33,12 @@ MANUALS = {
     *("share/man/man1/fuseoverlay.1", "share/man/man1/fuseoverlay-image.1"),
     "share/man/man8/mount.fuseoverlay.8",
 }
+COMPLETION = {
+    *("share/bash-completion/completions/fuseoverlay", "share/zsh/site-functions/_fuseoverlay"),
+    "share/fish/vendor_completions.d/fuseoverlay.fish",
+}
+#: What `fuseoverlay completion` prints.
+SCRIPTS = {f"fuseoverlay/completion/{Path(name).name}" for name in COMPLETION}
 TYPES = {"fuseoverlay/py.typed", "fuseoverlay/native/_native.pyi"}
 MODULES = {str(path.relative_to(PROJECT)) for path in PROJECT.glob("fuseoverlay/**/*.py")}
 
@@ -104,10 +110,11 @@ def test_source_archive_is_whole(built: Built) -> None:
 
 def test_wheel_has_what_is_used_and_nothing_else(built: Built) -> None:
     names = _names(built.wheel)
-    assert (MODULES | TYPES | MANUALS) - names == set()
+    known = MODULES | TYPES | MANUALS | COMPLETION | SCRIPTS
+    assert known - names == set()
     (info,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     rest = {name for name in names if not name.startswith(f"{info}/")}
-    assert rest - MODULES - TYPES - MANUALS == {"fuseoverlay/native/_native.abi3.so"}
+    assert rest - known == {"fuseoverlay/native/_native.abi3.so"}
 
 
 def test_one_wheel_is_for_every_python_that_we_take(built: Built) -> None:
@@ -174,7 +181,7 @@ def installed(built: Built, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def test_installed_has_its_files(installed: Path) -> None:
-    assert [name for name in sorted(MANUALS) if not (installed / name).is_file()] == []
+    assert [name for name in sorted(MANUALS | COMPLETION) if not (installed / name).is_file()] == []
     (package,) = installed.glob("lib/python3*/site-packages/fuseoverlay")
     beside = {path.name for path in package.parent.iterdir()}
     assert beside & {"tests", "benchmarks", "docs", "scripts"} == set()

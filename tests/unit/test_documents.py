@@ -81,7 +81,7 @@ def test_tables_are_not_stale() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("command", ["", "mount", "unmount", "fsck"])
+@pytest.mark.parametrize("command", ["", "mount", "unmount", "mounts", "fsck"])
 def test_flag_is_documented(command: str) -> None:
     """Each flag in `--help` is among the flags of the manual page."""
     told = _helped(*command.split()).partition("\noptions:")[2]
@@ -137,7 +137,8 @@ def test_manual_pages_are_installed() -> None:
     expected: dict[str, list[str]] = {}
     for page in PAGES:
         expected.setdefault(f"share/man/man{page.suffix[1:]}", []).append(f"docs/{page.name}")
-    assert installed == expected
+    pages = {place: names for place, names in installed.items() if place.startswith("share/man/")}
+    assert pages == expected
     commands = set(project["project"]["scripts"])
     about_images = {"fuseoverlay-image"}
     assert {page.stem for page in PAGES} == commands | about_images, "one page for each command"

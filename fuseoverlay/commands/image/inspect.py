@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, Final
 
+from fuseoverlay.commands import mounts as listing
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show.template import Template
 from fuseoverlay.errors import visible
+from fuseoverlay.fuse import mounts
 from fuseoverlay.oci import model
 from fuseoverlay.store import places
 from fuseoverlay.store.images import Image, Images
@@ -64,7 +67,10 @@ def described(images: Images, image: Image) -> dict[str, Any]:
         "Os": config.get("os") or "",
         "OsVersion": config.get("os.version") or "",
         "Size": sum(image.layer_sizes),
-        "GraphDriver": {"Name": "fuseoverlay", "Data": _directories(images, image)},
+        "GraphDriver": {
+            "Name": "fuseoverlay",
+            "Data": {**_directories(images, image), **_mounted(image)} or None,
+        },
         "RootFS": {"Type": "layers", "Layers": [str(digest) for digest in image.diff_ids]},
         "Descriptor": image.entries[0].descriptor.to_json() if image.entries else None,
     }
@@ -89,8 +95,8 @@ _CONFIG: Final[dict[str, Any]] = {
 _OPTIONAL = ("Variant", "OsVersion")
 
 
-def _directories(images: Images, image: Image) -> dict[str, str] | None:
-    """Where the layers are unpacked, top first; None where they are not."""
+def _directories(images: Images, image: Image) -> dict[str, str]:
+    """Where the layers are unpacked, top first; nothing where they are not."""
     root = images.store.root
     for base in (places.REAL, places.OVERRIDE):
         found = [
@@ -99,4 +105,14 @@ def _directories(images: Images, image: Image) -> dict[str, str] | None:
         ]
         if found and all(found):
             return {"LowerDir": ":".join(str(path) for path in reversed(found))}
-    return None
+    return {}
+
+
+def _mounted(image: Image) -> dict[str, str]:
+    """The mount of the image, the first if there are several; where its changes are."""
+    for mount in listing.of_id(image.id, mounts.mounted()):
+        facts = mount.facts
+        found = {"UpperDir": facts and facts.upper, "WorkDir": facts and facts.work}
+        changes = {key: path for key, path in found.items() if path}
+        return {**changes, "MergedDir": os.fsdecode(mount.path)}
+    return {}

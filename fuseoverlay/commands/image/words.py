@@ -49,16 +49,22 @@ def command(argv: list[str]) -> int:
     word, *rest = argv or ["--help"]
     if word in ("--help", "-h", "help"):
         output.say("usage: fuseoverlay image COMMAND [OPTIONS] [ARGUMENTS]\n")
-        for name, what in COMMANDS.items():
-            output.say(f"  {name:8} {what}")
+        for each, what in COMMANDS.items():
+            output.say(f"  {each:8} {what}")
         output.say("\nfuseoverlay image COMMAND --help says more.")
         return 0
-    name = _ALSO.get(word, word)
-    if name not in COMMANDS:
+    name = name_of(word)
+    if name is None:
         raise UsageError(
             f"image {word} is no command", hint=f"the commands are {', '.join(COMMANDS)}"
         )
     return run(name, rest, f"fuseoverlay image {word}")
+
+
+def name_of(word: str) -> str | None:
+    """The command that a word after `image` means; None if it is none."""
+    name = _ALSO.get(word, word)
+    return name if name in COMMANDS else None
 
 
 def run(name: str, argv: list[str], prog: str) -> int:
