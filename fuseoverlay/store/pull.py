@@ -98,8 +98,9 @@ async def pull(
         with content.lease() as lease, malformed(name):
             puller = _Puller(registry, content, lease, progress)
             top = await puller.find(reference)
-            chosen = await puller.choose(top, platform, all_platforms=all_platforms)
-            await puller.fetch(chosen, _Unpacking(store, name, warn) if unpack else None)
+            chosen, image = await puller.choose(top, platform, all_platforms=all_platforms)
+            unpacking = _Unpacking(store, name, warn) if unpack else None
+            await puller.fetch(chosen, image, unpacking)
             await _in_thread(puller.keep, [*chosen, *puller.indexes])
             replaced = await _in_thread(_set_name, Names(store), name, top)
     return Pulled(name, top, tuple(chosen), puller.received, replaced)
@@ -143,19 +144,20 @@ class _Puller:
 
     async def choose(
         self, top: Descriptor, platform: Platform | None, *, all_platforms: bool
-    ) -> list[Descriptor]:
-        """The manifests to pull: all, or the one for `platform`; that for this machine first."""
+    ) -> tuple[list[Descriptor], Descriptor | None]:
+        """The manifests to pull: all, or the one for `platform`; and which of them that is, if it
+        is there."""
         found = [entry async for entry in self._manifests(top, 0)]
         if found == [top] and platform is None:
-            return found
+            return found, top
         images = [entry for entry in found if model.is_image(entry)]
         ranked = await self._ranked(images, platform or Platform.host())
+        best = ranked[0][1] if ranked else None
         if all_platforms:
-            first = [entry for _, entry in ranked[:1]]
-            return list(dict.fromkeys([*first, *found]))
-        if not ranked:
+            return list(dict.fromkeys(found)), best
+        if best is None:
             raise await self._no_platform(images, platform or Platform.host())
-        return [ranked[0][1]]
+        return [best], best
 
     async def _manifests(self, entry: Descriptor, depth: int) -> AsyncIterator[Descriptor]:
         if depth > _MAX_DEPTH:
@@ -223,8 +225,13 @@ class _Puller:
 
     # blobs
 
-    async def fetch(self, manifests: list[Descriptor], unpacking: _Unpacking | None) -> None:
-        """Complete all blobs of the manifests, and unpack the first image."""
+    async def fetch(
+        self,
+        manifests: list[Descriptor],
+        image: Descriptor | None,
+        unpacking: _Unpacking | None,
+    ) -> None:
+        """Complete all blobs of the manifests, and unpack those of one image."""
         blobs: dict[Digest, Descriptor] = {}
         for manifest in manifests:
             for blob in model.needed(await self._document(manifest)):
@@ -236,9 +243,9 @@ class _Puller:
         async with _nursery() as nursery:
             for blob in blobs.values():
                 nursery.start_soon(self._download, blob, arrivals)
-            if unpacking is not None:
-                image = Manifest.parse(await self._document(manifests[0]))
-                nursery.start_soon(unpacking.run, image, self._content, arrivals)
+            if unpacking is not None and image is not None:
+                parsed = Manifest.parse(await self._document(image))
+                nursery.start_soon(unpacking.run, parsed, self._content, arrivals)
 
     async def _download(self, blob: Descriptor, arrivals: Arrivals) -> None:
         async with self._limiter:

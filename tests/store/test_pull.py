@@ -208,6 +208,15 @@ async def test_attestations_come_with_all_platforms(
     assert blobs(images.store.root) == blobs(source.writer.path)
 
 
+async def test_all_of_an_image_that_is_not_for_this_machine(
+    images: Images, registry: Registry, server: Hostile
+) -> None:
+    registry.tags["1"] = registry.source.index(registry.source.manifest("s", platform=OTHER))
+    found = await pulled(images, server.host, all_platforms=True)
+    assert images.resolve(found.name).platform == OTHER
+    assert places.unpacked(images.store) == []
+
+
 def large(source: Painter, megabytes: int = 3) -> Descriptor:
     """A manifest with a layer of random data."""
     tar = layer_tar([Node("large", data=os.urandom(megabytes << 20))])
