@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 from tests.commands.conftest import Cli
 from tests.commands.dockerd import Docker, missing
 from tests.helpers.mounts import MODE, NATIVE, scratch
+from tests.registry.daemon import Daemon
 
 pytestmark = [
     pytest.mark.skipif(MODE != "root" or not NATIVE, reason="Docker's daemon runs once, as root"),
@@ -152,6 +155,73 @@ def test_inspect(docker: Docker, loaded: Cli) -> None:
 )
 def test_inspect_format(docker: Docker, loaded: Cli, form: str) -> None:
     assert loaded.said("inspect", "-f", form, "ex:1") == docker.said("inspect", "-f", form, "ex:1")
+
+
+def test_save(docker: Docker, loaded: Cli) -> None:
+    """The same images under the same ids, names and layers, and Docker takes them as its own."""
+    words = ("save", "-o")
+    ours, theirs = loaded.base / "ours.tar", docker.base / "theirs.tar"
+    for who, path in ((loaded, ours), (docker, theirs)):
+        assert who.said(*words, path, "ex:1", "base:1") == ""
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert _saved(ours) == _saved(theirs)
+    names = ["ex:1", "localhost:5000/team/ex:2", "base:1"]
+    before = docker.said("images", "--no-trunc", "-q", *names[:1])
+    docker.run("rmi", "-f", *names)
+    assert docker.said("images", "-q") == ""
+    for source in (["-i", str(ours)], []):
+        piped = b"" if source else ours.read_bytes()
+        lines = docker.said("load", *source, input=piped).splitlines()
+        assert sorted(lines) == ["Loaded image: base:1", "Loaded image: ex:1"]
+        assert docker.said("images", "--no-trunc", "-q", *names[:1]) == before
+    docker.run("tag", "ex:1", names[1])
+
+
+def _saved(path: Path) -> list[tuple[str, list[str], list[str]]]:
+    """Ids, names, and digests of the layers of the images in an archive, whatever files have them:
+    that depends on Docker's version."""
+
+    def content(name: str) -> bytes:
+        member = archive.extractfile(name)
+        assert member
+        return member.read()
+
+    with tarfile.open(path) as archive:
+        return sorted(
+            (
+                hashlib.sha256(content(item["Config"])).hexdigest(),
+                item["RepoTags"],
+                [hashlib.sha256(content(name)).hexdigest() for name in item["Layers"]],
+            )
+            for item in json.loads(content("manifest.json"))
+        )
+
+
+def test_save_refuses(docker: Docker, loaded: Cli) -> None:
+    """What Docker refuses."""
+    for words in (("save", "-o", "out.tar", "nothing"), ("save",)):
+        assert docker.run(*words, check=False).returncode == 1
+        assert loaded.run(*words).returncode != 0
+    assert not (loaded.base / "out.tar").exists()
+
+
+def test_push(docker: Docker, loaded: Cli, tmp_path: Path) -> None:
+    """The same words on standard output, but for Docker's lines of progress. The manifest is
+    another one: an archive of Docker's has none."""
+    with Daemon(tmp_path) as registry:
+        name = f"{registry.host}/team/ex:1"
+        said = []
+        for who in (docker, loaded):
+            who.said("tag", "ex:1", name)
+            lines = who.said("push", name).splitlines()
+            said.append([lines[0], re.sub(r"sha256:\w{64} size: \d+", "DIGEST", lines[-1])])
+            assert who.said("push", "-q", name) == f"{name}\n"
+            docker.said("rmi", name) if who is docker else None
+            docker.said("pull", "-q", name)
+            id_ = docker.said("images", "-q", "--no-trunc", "ex:1")
+            assert docker.said("images", "-q", "--no-trunc", name) == id_
+            who.said("rmi", name)
+        assert said[0] == said[1]
 
 
 def test_names_and_removal(docker: Docker, loaded: Cli) -> None:

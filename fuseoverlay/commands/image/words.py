@@ -12,11 +12,13 @@ from typing import Final
 from fuseoverlay.commands import output
 from fuseoverlay.errors import UsageError
 
-#: After `image`: the module, which is called so, and what it does.
+#: After `image`: the word, which is mostly that of the module, and what it does.
 COMMANDS: Final[Mapping[str, str]] = {
     "ls": "list the images",
     "pull": "get an image from a registry",
+    "push": "put an image into a registry",
     "load": "get images from a file or directory",
+    "save": "write images into a file or directory",
     "inspect": "show all about images",
     "history": "show how an image was made",
     "tag": "give an image a further name",
@@ -33,7 +35,9 @@ _ALSO: Final = {"list": "ls", "remove": "rm"}
 SPELLINGS: Final = {
     "images": "ls",
     "pull": "pull",
+    "push": "push",
     "load": "load",
+    "save": "save",
     "inspect": "inspect",
     "history": "history",
     "tag": "tag",
