@@ -9,8 +9,8 @@ from fuseoverlay.errors import UsageError
 
 #: Docker's commands for images, which `image` has, too.
 FOR_IMAGES = (
-    *("images", "pull", "push", "load", "save", "inspect", "history", "tag", "rmi", "info"),
-    *("login", "logout"),
+    *("images", "pull", "push", "load", "save", "import", "inspect", "history", "tag", "rmi"),
+    *("info", "login", "logout"),
 )
 COMMANDS = ("mount", "unmount", "umount", "fsck", "image", *FOR_IMAGES, "help", "version")
 

@@ -105,6 +105,17 @@ class Content:
                 raise store_error(exc, "cannot store a blob", self.store.root) from exc
         return wanted
 
+    def take(self, path: pathlib.Path, digest: Digest) -> None:
+        """Move a file of the store, which is verified and on the disk, to the place of the blob.
+        StoreError."""
+        target = self.path(digest)
+        try:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            os.rename(path, target)
+            sync_directory(target.parent)
+        except OSError as exc:
+            raise store_error(exc, "cannot store a blob", self.store.root) from exc
+
     @contextlib.contextmanager
     def partial(self, descriptor: Descriptor, *, wait: bool = True) -> Iterator[Partial | None]:
         """The blob, to be completed; None if it is complete.
@@ -261,14 +272,11 @@ class Partial:
         except DigestError:
             self.discard()
             raise
-        target = self._content.path(digest)
         try:
             os.fsync(self._fd)
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            os.rename(self._path, target)
-            sync_directory(target.parent)
         except OSError as exc:
             raise store_error(exc, "cannot store a blob", self._content.store.root) from exc
+        self._content.take(self._path, digest)
 
 
 def _hash_file(fd: int, most: int, hasher: Hasher) -> int:

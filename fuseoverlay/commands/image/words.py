@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Final
 
 from fuseoverlay.commands import output
@@ -19,6 +20,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "push": "put an image into a registry",
     "load": "get images from a file or directory",
     "save": "write images into a file or directory",
+    "import": "make an image of a root file system",
     "inspect": "show all about images",
     "history": "show how an image was made",
     "tag": "give an image a further name",
@@ -29,6 +31,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "login": "keep the account for a registry",
     "logout": "forget it",
 }
+#: Modules that cannot be called like the word.
+_MODULES: Final = {"import": "importing"}
 #: Other words for them after `image`.
 _ALSO: Final = {"list": "ls", "remove": "rm"}
 #: What Docker's users write without `image`.
@@ -38,6 +42,7 @@ SPELLINGS: Final = {
     "push": "push",
     "load": "load",
     "save": "save",
+    "import": "import",
     "inspect": "inspect",
     "history": "history",
     "tag": "tag",
@@ -67,6 +72,10 @@ def command(argv: list[str]) -> int:
 
 def run(name: str, argv: list[str], prog: str) -> int:
     """Run one of `COMMANDS`; `prog` is how it was called."""
-    module = importlib.import_module(f"fuseoverlay.commands.image.{name}")
-    found: int = module.command(argv, prog)
+    found: int = module(name).command(argv, prog)
     return found
+
+
+def module(name: str) -> ModuleType:
+    """The module of one of `COMMANDS`."""
+    return importlib.import_module(f"fuseoverlay.commands.image.{_MODULES.get(name, name)}")
