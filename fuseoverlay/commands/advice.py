@@ -9,7 +9,8 @@ from fuseoverlay.errors import UsageError
 
 #: Docker's commands for images, which `image` has, too.
 FOR_IMAGES = (
-    *("images", "pull", "load", "inspect", "history", "tag", "rmi", "info", "login", "logout"),
+    *("images", "pull", "push", "load", "save", "import", "inspect", "history", "tag", "rmi"),
+    *("info", "login", "logout"),
 )
 COMMANDS = (
     *("mount", "unmount", "umount", "fsck", "mounts", "image", *FOR_IMAGES, "completion"),

@@ -148,6 +148,17 @@ def open_gzip(raw: IO[bytes]) -> Readable:
     return cast("Readable", opener(fileobj=raw, mode="rb"))
 
 
+def gzip_writer(target: IO[bytes]) -> IO[bytes]:
+    """A file that compresses into `target` what is written to it. The same bytes give the same."""
+    try:
+        from isal import igzip
+    except ImportError:
+        found: Any = gzip.GzipFile(fileobj=target, mode="wb", filename="", mtime=0)
+        return cast("IO[bytes]", found)
+    opener: Any = igzip.IGzipFile
+    return cast("IO[bytes]", opener(fileobj=target, mode="wb", filename="", mtime=0))
+
+
 def open_zstd(raw: IO[bytes]) -> Readable:
     """The plain bytes of a zstd stream."""
     return cast("Readable", zstd_module().ZstdFile(raw))

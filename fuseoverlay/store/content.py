@@ -11,12 +11,13 @@ import contextlib
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Final
 
 from fuseoverlay.errors import DigestError, ImageError, describe
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Descriptor, Digest, Hasher
+from fuseoverlay.oci.streams import BlobReader
 from fuseoverlay.store.root import Store, sync_directory
 from fuseoverlay.system import syscalls
 
@@ -82,6 +83,14 @@ class Content:
         _check_digest(descriptor.digest, _hashed(descriptor.digest, data), str(file.name))
         return data
 
+    def check(self, descriptor: Descriptor, progress: Callable[[int], None] | None = None) -> None:
+        """Read a blob of any size and verify it. ImageError, DigestError."""
+        file, digest = self.open(descriptor), descriptor.digest
+        with contextlib.closing(
+            BlobReader(file, descriptor.size, digest, str(digest), progress)
+        ) as reader:
+            reader.finish()
+
     def add(self, data: bytes, digest: Digest | None = None) -> Digest:
         """Keep a small blob; returns its digest. DigestError if `digest` is given and differs,
         StoreError."""
@@ -95,6 +104,17 @@ class Content:
             except OSError as exc:
                 raise store_error(exc, "cannot store a blob", self.store.root) from exc
         return wanted
+
+    def take(self, path: pathlib.Path, digest: Digest) -> None:
+        """Move a file of the store, which is verified and on the disk, to the place of the blob.
+        StoreError."""
+        target = self.path(digest)
+        try:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            os.rename(path, target)
+            sync_directory(target.parent)
+        except OSError as exc:
+            raise store_error(exc, "cannot store a blob", self.store.root) from exc
 
     @contextlib.contextmanager
     def partial(self, descriptor: Descriptor, *, wait: bool = True) -> Iterator[Partial | None]:
@@ -153,6 +173,16 @@ class Content:
         with self.store.workspace() as work:
             (work / _LEASED).mkdir()
             yield Lease(self.store, work / _LEASED)
+
+    @contextlib.contextmanager
+    def held(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """Keeps blobs that are read from being removed; where the store can be written at all."""
+        if not self.store.is_writable():
+            yield
+            return
+        with self.lease() as lease:
+            lease.add(digests)
+            yield
 
     def leased(self) -> set[Digest]:
         """The blobs in a lease now. Inside `Store.locked`, none is added."""
@@ -242,14 +272,11 @@ class Partial:
         except DigestError:
             self.discard()
             raise
-        target = self._content.path(digest)
         try:
             os.fsync(self._fd)
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            os.rename(self._path, target)
-            sync_directory(target.parent)
         except OSError as exc:
             raise store_error(exc, "cannot store a blob", self._content.store.root) from exc
+        self._content.take(self._path, digest)
 
 
 def _hash_file(fd: int, most: int, hasher: Hasher) -> int:

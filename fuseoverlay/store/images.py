@@ -8,7 +8,6 @@ there. Source: OCI image-spec config.md, manifest.md.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import trio
 
@@ -27,9 +27,8 @@ from fuseoverlay.store.arriving import Arrivals, ArrivingLayers, StoppedError
 from fuseoverlay.store.content import Content, Lease, Partial
 from fuseoverlay.store.layers import StoredImage, check_attributes
 from fuseoverlay.store.names import Names
+from fuseoverlay.store.parallel import in_thread, nursery
 from fuseoverlay.store.root import Store
-
-_T = TypeVar("_T")
 
 #: Blobs at a time, as docker and podman do by default about.
 _PARALLEL: Final = 4
@@ -89,9 +88,9 @@ async def pull(
     RegistryError, ImageError, DigestError, StoreError; whatever ends it, what was downloaded stays
     for the next time.
     """
-    await _in_thread(store.prepare)
+    await in_thread(store.prepare)
     if unpack:
-        await _in_thread(check_attributes, store)
+        await in_thread(check_attributes, store)
     content = Content(store)
     name = _name_of(reference)
     async with remote.connect(reference, settings) as registry:
@@ -101,8 +100,8 @@ async def pull(
             chosen, image = await puller.choose(top, platform, all_platforms=all_platforms)
             unpacking = _Unpacking(store, name, warn) if unpack else None
             await puller.fetch(chosen, image, unpacking)
-            await _in_thread(puller.keep, [*chosen, *puller.indexes])
-            replaced = await _in_thread(_set_name, Names(store), name, top)
+            await in_thread(puller.keep, [*chosen, *puller.indexes])
+            replaced = await in_thread(_set_name, Names(store), name, top)
     return Pulled(name, top, tuple(chosen), puller.received, replaced)
 
 
@@ -188,9 +187,9 @@ class _Puller:
     async def _platform(self, entry: Descriptor) -> Platform | None:
         """The platform that the config of an image tells."""
         config = Manifest.parse(await self._document(entry)).config
-        await _in_thread(self._lease.add, [config.digest])
+        await in_thread(self._lease.add, [config.digest])
         await self._complete(config, Arrivals(self._content, [config]))
-        data = await _in_thread(self._content.read, config)
+        data = await in_thread(self._content.read, config)
         return Config.parse(model.decode_json(data, config.digest)).platform
 
     async def _no_platform(self, images: list[Descriptor], wanted: Platform) -> ImageError:
@@ -208,7 +207,7 @@ class _Puller:
     async def _fetched(self, descriptor: Descriptor) -> bytes:
         if self._content.has(descriptor):
             with contextlib.suppress(DigestError):
-                return await _in_thread(self._content.read, descriptor)
+                return await in_thread(self._content.read, descriptor)
         found = await self._registry.manifest(descriptor.digest)
         if found.descriptor.size != descriptor.size:
             what = f"{len(found.data)} bytes, the index says {descriptor.size}"
@@ -238,14 +237,14 @@ class _Puller:
                 if blobs.setdefault(blob.digest, blob).size != blob.size:
                     raise ImageError("a blob of two sizes", where=blob.digest)
         documents = [*manifests, *self.indexes]
-        await _in_thread(self._lease.add, [*blobs, *(item.digest for item in documents)])
+        await in_thread(self._lease.add, [*blobs, *(item.digest for item in documents)])
         arrivals = Arrivals(self._content, blobs.values())
-        async with _nursery() as nursery:
+        async with nursery() as opened:
             for blob in blobs.values():
-                nursery.start_soon(self._download, blob, arrivals)
+                opened.start_soon(self._download, blob, arrivals)
             if unpacking is not None and image is not None:
                 parsed = Manifest.parse(await self._document(image))
-                nursery.start_soon(unpacking.run, parsed, self._content, arrivals)
+                opened.start_soon(unpacking.run, parsed, self._content, arrivals)
 
     async def _download(self, blob: Descriptor, arrivals: Arrivals) -> None:
         async with self._limiter:
@@ -266,7 +265,7 @@ class _Puller:
         while True:
             try:
                 claim = self._content.partial(blob, wait=False)
-                return await _in_thread(stack.enter_context, claim)
+                return await in_thread(stack.enter_context, claim)
             except BlockingIOError:
                 self._progress(Arrival(blob, 0, waiting=True))
                 await trio.sleep(_LOOK)
@@ -291,7 +290,7 @@ class _Puller:
                 async for data in parts:
                     collected += data
                     if len(collected) >= _PIECE:
-                        await _in_thread(partial.write, collected)
+                        await in_thread(partial.write, collected)
                         self.received += partial.offset - written
                         collected, written = bytearray(), partial.offset
                         arrivals.arrived(blob.digest, partial.offset)
@@ -303,7 +302,7 @@ class _Puller:
                 self.received += len(collected)
         arrivals.arrived(blob.digest, partial.offset)
         self._progress(Arrival(blob, partial.offset, before))
-        await _in_thread(partial.commit)
+        await in_thread(partial.commit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +317,7 @@ class _Unpacking:
         """Unpack all layers, bottom first. Ends soon if it is cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at_end, arrivals)
-            await _in_thread(self._unpack, manifest, content, arrivals)
+            await in_thread(self._unpack, manifest, content, arrivals)
             nursery.cancel_scope.cancel()
 
     def _unpack(self, manifest: Manifest, content: Content, arrivals: Arrivals) -> None:
@@ -358,25 +357,6 @@ async def _stop_at_end(arrivals: Arrivals) -> None:
         arrivals.stop()
 
 
-@contextlib.asynccontextmanager
-async def _nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery that raises one error, not a group: the first that tells why it ended."""
-    try:
-        async with trio.open_nursery() as nursery:
-            yield nursery
-    except BaseExceptionGroup as group:
-        raise _cause(group) from None
-
-
-def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    cancelled, others = group.split(trio.Cancelled)
-    stopped, causes = others.split(StoppedError) if others else (None, None)
-    found: BaseException = causes or cancelled or stopped or group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
-
-
 def _name_of(reference: Reference) -> str:
     """The full name: with a digest, which decides, there is no tag."""
     return str(replace(reference, tag=None) if reference.digest else reference)
@@ -386,8 +366,3 @@ def _set_name(names: Names, name: str, descriptor: Descriptor) -> Digest | None:
     with names.editing() as index:
         before = index.set(name, descriptor)
     return None if before == descriptor.digest else before
-
-
-async def _in_thread(function: Callable[..., _T], *args: Any) -> _T:
-    """The result of a call that may block. It is waited for also if the caller is cancelled."""
-    return await trio.to_thread.run_sync(function, *args)

@@ -1,32 +1,36 @@
-"""Images of the store as files that others load: OCI layouts, and archives of them.
+"""Images of the store as files that others load: OCI layouts, archives of them, docker's archives.
 
-An archive is at the same time what `docker save` writes: a layout with a `manifest.json`, which
-docker, podman and skopeo read (`oci-archive:`, `docker-archive:`). Manifests, configs and layers
-are as they came. The same images give the same bytes. Source: OCI image-spec image-layout.md.
+In an OCI layout manifests, configs and layers are as they came. An archive of one has a
+`manifest.json`, too, as `docker save` writes since version 25. A docker archive has plain layers:
+what docker, podman and skopeo all read, and the id stays. The same images give the same bytes.
+Source: OCI image-spec image-layout.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import pathlib
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import IO, Any, Final, Protocol, cast
+from typing import IO, Any, Final
 
-from fuseoverlay.errors import ImageError, StoreError, describe
+from fuseoverlay.errors import ImageError, StoreError
 from fuseoverlay.oci import model
+from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Descriptor, Digest, Platform
 from fuseoverlay.oci.reference import Reference
-from fuseoverlay.oci.streams import CHUNK, BlobReader
+from fuseoverlay.oci.streams import BlobReader, ForwardStream, decompress
+from fuseoverlay.store import targets
 from fuseoverlay.store.content import Content
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.reach import reach
+from fuseoverlay.store.targets import Target, encoded
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+
+_Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +44,23 @@ class Saved:
     whole: bool
 
 
-class _Target(Protocol):
-    """Where files are written, by their names in the layout."""
-
-    def write(self, name: str, source: IO[bytes], size: int) -> None: ...
-
-
 def save_archive(
     images: Images,
     texts: Sequence[str],
     file: IO[bytes],
     *,
     platform: Platform | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: _Progress | None = None,
 ) -> list[Saved]:
-    """Write the images that `texts` name into one archive. See `save_layout`.
+    """Write the images that `texts` name into one OCI archive. See `save_layout`.
 
     `file` is written front to back. OSError if it cannot be.
     """
-    saved = [_chosen(images, text, platform) for text in texts]
-    with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        target = _Archive(archive)
-        _write(images.content, saved, target, progress)
-        data = json.dumps([_docker_item(item) for item in _by_id(saved)]).encode()
-        target.write("manifest.json", io.BytesIO(data), len(data))
+    saved = [chosen(images, text, platform) for text in texts]
+    with images.content.held(_blobs(images, saved)), targets.archive(file) as target:
+        _write_layout(images.content, saved, target, progress)
+        items = [_docker_item(item, _oci_layers(item.image)) for item in _by_id(saved)]
+        _write_bytes(target, "manifest.json", encoded(items))
     return saved
 
 
@@ -73,73 +70,151 @@ def save_layout(
     path: str | os.PathLike[str],
     *,
     platform: Platform | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: _Progress | None = None,
 ) -> list[Saved]:
-    """Write the images that `texts` name into a new directory.
+    """Write the images that `texts` name into a directory: a new one, or a layout, where they take
+    the place of those of the same names.
 
-    A name brings its index whole if all of it is in the store, else the image of one platform:
-    this machine's if it is there, or `platform`. `progress` is told how many bytes each step wrote.
-    ImageError if there is no such image, or parts of it are missing; DigestError; StoreError if the
-    directory cannot be written.
+    A name brings its index whole, or the image of `platform`. `progress` is told how many bytes
+    each step wrote. ImageError if there is no such image, or parts of it are missing; DigestError;
+    StoreError if the directory cannot be written.
     """
-    saved = [_chosen(images, text, platform) for text in texts]
+    saved = [chosen(images, text, platform) for text in texts]
     root = pathlib.Path(path)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if os.listdir(root):
-            raise StoreError("the directory is not empty", where=root, hint="name a new one")
-        _write(images.content, saved, _Directory(root), progress)
-    except OSError as exc:
-        raise StoreError(f"cannot save: {describe(exc)}", where=root) from exc
+    if root.exists() and root.samefile(images.store.root):
+        raise StoreError("this is the store", where=root, hint="name another directory")
+    with (
+        images.content.held(_blobs(images, saved)),
+        targets.saving(root),
+        targets.layout(root) as target,
+    ):
+        _write_layout(images.content, saved, target, progress)
     return saved
 
 
-def _chosen(images: Images, text: str, platform: Platform | None) -> Saved:
+def save_docker(
+    images: Images,
+    texts: Sequence[str],
+    file: IO[bytes],
+    *,
+    platform: Platform | None = None,
+    progress: _Progress | None = None,
+) -> list[Saved]:
+    """Write the images that `texts` name into one docker archive: of several platforms, the one for
+    `platform` or this machine. `file` is written front to back. OSError if it cannot be."""
+    saved = [_of_platform(images, text, platform) for text in texts]
+    with images.content.held(_blobs(images, saved)), targets.archive(file) as target:
+        written: set[Digest] = set()
+        for item in saved:
+            _write_plain(images.content, item.image, target, written, progress)
+        items = [_docker_item(item, item.image.diff_ids) for item in _by_id(saved)]
+        _write_bytes(target, "manifest.json", encoded(items))
+    return saved
+
+
+# what is saved
+
+
+def chosen(images: Images, text: str, platform: Platform | None) -> Saved:
+    """What the name stands for, an index whole; or of it the image for `platform`. ImageError if
+    that is not there, or parts of it are missing."""
+    image, names, top = _found(images, text, platform)
+    if platform is not None:
+        return _complete(images.content, text, image, names, top)
+    if is_complete(images.content, top):
+        return Saved(image, names, top, whole=True)
+    if top.media_type in model.INDEX_TYPES and is_complete(images.content, image.manifest):
+        there = image.platform or "OS/ARCHITECTURE"
+        hint = f"write --platform {there}, or pull --all-platforms before"
+        raise ImageError("not all platforms of it are here", where=text, hint=hint)
+    raise _incomplete(text)
+
+
+def _of_platform(images: Images, text: str, platform: Platform | None) -> Saved:
+    image, names, top = _found(images, text, platform)
+    return _complete(images.content, text, image, names, top)
+
+
+def _found(
+    images: Images, text: str, platform: Platform | None
+) -> tuple[Image, tuple[str, ...], Descriptor]:
+    """The image, the names that are meant, and what the index has for them."""
     image, entry = images.find(text, platform)
     if image.problem is not None:
-        raise ImageError(image.problem, where=text)
+        raise ImageError(image.problem, where=text, hint="get it again, or remove it")
     if platform is not None and (image.platform is None or image.platform.rank(platform) is None):
         raise ImageError(f"no image for {platform}", where=text, hint=f"there is {image.platform}")
     names = image.names if entry is None else (entry.name,) if entry.name else ()
-    top = (entry or image.entries[0]).descriptor
-    if platform is None and _is_complete(images.content, top):
-        return Saved(image, names, top, whole=True)
-    if not _is_complete(images.content, image.manifest):
-        raise ImageError("parts of the image are missing", where=text, hint="pull it again")
+    return image, names, (entry or image.entries[0]).descriptor
+
+
+def _complete(
+    content: Content, text: str, image: Image, names: tuple[str, ...], top: Descriptor
+) -> Saved:
+    if not is_complete(content, image.manifest):
+        raise _incomplete(text)
     return Saved(image, names, image.manifest, whole=top.digest == image.manifest.digest)
 
 
-def _is_complete(content: Content, descriptor: Descriptor) -> bool:
+def _incomplete(text: str) -> ImageError:
+    return ImageError("parts of the image are missing", where=text, hint="pull it again")
+
+
+def is_complete(content: Content, descriptor: Descriptor) -> bool:
+    """Whether all that a manifest or index names is there."""
     found = reach(content, [descriptor])
     return not found.unreadable and all(content.size(blob) is not None for blob in found.blobs)
 
 
-def _write(
-    content: Content,
-    saved: Sequence[Saved],
-    target: _Target,
-    progress: Callable[[int], None] | None,
+def _blobs(images: Images, saved: Sequence[Saved]) -> set[Digest]:
+    return reach(images.content, [item.descriptor for item in saved]).blobs
+
+
+# OCI
+
+
+def _write_layout(
+    content: Content, saved: Sequence[Saved], target: Target, progress: _Progress | None
 ) -> None:
+    """The index comes last: what ends before leaves a layout without these images."""
+    entries = [entry for item in saved for entry in _entries(item)]
+    kept = [raw for raw in target.entries() if not _is_replaced(raw, entries)]
+    if not target.has(targets.LAYOUT, len(_LAYOUT)):
+        _write_bytes(target, targets.LAYOUT, _LAYOUT)
     written: set[Digest] = set()
     for item in saved:
         for digest in sorted(reach(content, [item.descriptor]).blobs - written, key=str):
             _write_blob(content, digest, target, progress)
             written.add(digest)
-    entries = [entry for item in saved for entry in _entries(item)]
-    index = {"schemaVersion": 2, "mediaType": model.OCI_INDEX, "manifests": entries}
-    for name, data in (("oci-layout", _LAYOUT), ("index.json", json.dumps(index).encode())):
-        target.write(name, io.BytesIO(data), len(data))
+    index = {"schemaVersion": 2, "mediaType": model.OCI_INDEX, "manifests": kept + entries}
+    _write_bytes(target, targets.INDEX, encoded(index))
+
+
+def _write_bytes(target: Target, name: str, data: bytes) -> None:
+    target.write(name, io.BytesIO(data), len(data))
 
 
 def _write_blob(
-    content: Content, digest: Digest, target: _Target, progress: Callable[[int], None] | None
+    content: Content, digest: Digest, target: Target, progress: _Progress | None
 ) -> None:
     size = content.size(digest) or 0
-    file = content.open(Descriptor(model.OCI_LAYER, digest, size))
-    with contextlib.closing(BlobReader(file, size, digest, str(digest), progress)) as reader:
-        target.write(f"blobs/{digest.algorithm}/{digest.hex}", cast("IO[bytes]", reader), size)
+    if target.has(_place(digest), size):
+        return
+    with contextlib.closing(_opened(content, digest, size, progress)) as reader:
+        target.write(_place(digest), reader, size)
         # The end is where the digest is verified.
         reader.finish()
+
+
+def _opened(
+    content: Content, digest: Digest, size: int, progress: _Progress | None = None
+) -> BlobReader:
+    file = content.open(Descriptor(model.OCI_LAYER, digest, size))
+    return BlobReader(file, size, digest, str(digest), progress)
+
+
+def _place(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
 def _entries(item: Saved) -> list[dict[str, Any]]:
@@ -149,6 +224,65 @@ def _entries(item: Saved) -> list[dict[str, Any]]:
     ]
     plain = replace(item.descriptor, annotations={})
     return [replace(plain, annotations=annotations).to_json() for annotations in names or [{}]]
+
+
+def _is_replaced(raw: Any, entries: Sequence[dict[str, Any]]) -> bool:
+    """Whether an entry that is there has a name of ours, or is one of ours without a name."""
+    if not isinstance(raw, dict):
+        return False
+    annotations = raw.get("annotations")
+    names = annotations if isinstance(annotations, dict) else {}
+    name = names.get(model.CONTAINERD_NAME) or names.get(model.REF_NAME)
+    return any(
+        entry["annotations"][model.REF_NAME] == name
+        if "annotations" in entry
+        else name is None and entry["digest"] == raw.get("digest")
+        for entry in entries
+    )
+
+
+# docker
+
+
+def _write_plain(
+    content: Content,
+    image: Image,
+    target: Target,
+    written: set[Digest],
+    progress: _Progress | None,
+) -> None:
+    """The config of an image, and its layers without compression."""
+    if image.id not in written:
+        _write_blob(content, image.id, target, None)
+        written.add(image.id)
+    for blob, diff_id in zip(image.layers, image.diff_ids, strict=True):
+        if diff_id not in written:
+            with malformed(str(blob.digest)):
+                size = _plain_size(content, blob, diff_id)
+            with _plain(content, blob, diff_id, progress) as stream:
+                target.write(_place(diff_id), stream, size)
+                stream.finish()
+            written.add(diff_id)
+
+
+def _plain_size(content: Content, blob: Descriptor, diff_id: Digest) -> int:
+    """A tar header comes before the data. To read a layer twice needs no room on the disk, and
+    whatever is wrong with it is found before anything is written."""
+    if blob.digest == diff_id:
+        return blob.size
+    with _plain(content, blob, diff_id) as stream:
+        stream.finish()
+        return stream.tell()
+
+
+@contextlib.contextmanager
+def _plain(
+    content: Content, blob: Descriptor, diff_id: Digest, progress: _Progress | None = None
+) -> Iterator[ForwardStream]:
+    """The plain bytes of a layer; `finish` verifies them."""
+    with contextlib.closing(_opened(content, blob.digest, blob.size, progress)) as reader:
+        where = str(blob.digest)
+        yield ForwardStream(decompress(reader, where), diff_id, where)
 
 
 def _by_id(saved: Sequence[Saved]) -> list[Saved]:
@@ -161,13 +295,16 @@ def _by_id(saved: Sequence[Saved]) -> list[Saved]:
     return list(found.values())
 
 
-def _docker_item(item: Saved) -> dict[str, Any]:
+def _oci_layers(image: Image) -> tuple[Digest, ...]:
+    return tuple(blob.digest for blob in image.layers)
+
+
+def _docker_item(item: Saved, layers: Sequence[Digest]) -> dict[str, Any]:
     """What `manifest.json` says of an image."""
-    blobs = [f"blobs/{blob.digest.algorithm}/{blob.digest.hex}" for blob in item.image.layers]
     return {
-        "Config": f"blobs/{item.image.id.algorithm}/{item.image.id.hex}",
+        "Config": _place(item.image.id),
         "RepoTags": [_tag(name) for name in item.names if "@" not in name],
-        "Layers": blobs,
+        "Layers": [_place(digest) for digest in layers],
     }
 
 
@@ -176,43 +313,3 @@ def _tag(name: str) -> str:
     with contextlib.suppress(ImageError):
         return Reference.parse(name).familiar()
     return name
-
-
-class _Archive:
-    """A tar archive that is written from front to back."""
-
-    def __init__(self, archive: tarfile.TarFile) -> None:
-        self._archive = archive
-        self._directories = {""}
-
-    def write(self, name: str, source: IO[bytes], size: int) -> None:
-        """Add a file. Time and owner are always the same."""
-        self._add_directory(name.rpartition("/")[0])
-        info = tarfile.TarInfo(name)
-        info.size, info.mode = size, 0o644
-        self._archive.addfile(info, source)
-
-    def _add_directory(self, name: str) -> None:
-        """Add a directory with those above: skopeo gives those that are not listed to root, which
-        other users may not."""
-        if name not in self._directories:
-            self._add_directory(name.rpartition("/")[0])
-            self._directories.add(name)
-            info = tarfile.TarInfo(name)
-            info.type, info.mode = tarfile.DIRTYPE, 0o755
-            self._archive.addfile(info)
-
-
-class _Directory:
-    """A directory."""
-
-    def __init__(self, root: pathlib.Path) -> None:
-        self._root = root
-
-    def write(self, name: str, source: IO[bytes], _size: int) -> None:
-        """Add a file."""
-        path = self._root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as file:
-            while data := source.read(CHUNK):
-                file.write(data)

@@ -6,7 +6,6 @@ names must be there.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Descriptor, Digest
-from fuseoverlay.oci.streams import BlobReader
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.names import Entry
 from fuseoverlay.store.reach import decoded
@@ -94,11 +92,6 @@ class _Verifier:
     def _check(self, blob: Descriptor) -> None:
         if self._content.size(blob.digest) is None:
             raise ImageError("missing", where=blob.digest)
-        file = self._content.open(blob)
-        where = str(blob.digest)
-        with contextlib.closing(
-            BlobReader(file, blob.size, blob.digest, where, self._progress)
-        ) as reader:
-            reader.finish()
+        self._content.check(blob, self._progress)
         if model.is_manifest(blob.media_type):
             model.needed(decoded(self._content, blob))

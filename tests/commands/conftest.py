@@ -13,7 +13,7 @@ from tests.helpers.mounts import command, daemon_env, detach
 from tests.helpers.repeated import skip_repeated
 
 #: What mounts needs each mode.
-_THE_SAME = {"test_listing", "test_removal"}
+_THE_SAME = {"test_import", "test_listing", "test_push", "test_removal", "test_save"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

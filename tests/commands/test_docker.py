@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fuseoverlay.oci.layout import Node, layer_tar
 from tests.commands.conftest import Cli
 from tests.commands.dockerd import Docker, missing
 from tests.helpers.mounts import MODE, NATIVE, scratch
+from tests.registry.daemon import Daemon
 
 pytestmark = [
     pytest.mark.skipif(MODE != "root" or not NATIVE, reason="Docker's daemon runs once, as root"),
@@ -152,6 +157,137 @@ def test_inspect(docker: Docker, loaded: Cli) -> None:
 )
 def test_inspect_format(docker: Docker, loaded: Cli, form: str) -> None:
     assert loaded.said("inspect", "-f", form, "ex:1") == docker.said("inspect", "-f", form, "ex:1")
+
+
+def test_save(docker: Docker, loaded: Cli) -> None:
+    """The same images under the same ids, names and layers, and Docker takes them as its own."""
+    words = ("save", "-o")
+    ours, theirs = loaded.base / "ours.tar", docker.base / "theirs.tar"
+    for who, path in ((loaded, ours), (docker, theirs)):
+        assert who.said(*words, path, "ex:1", "base:1") == ""
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert _saved(ours) == _saved(theirs)
+    names = ["ex:1", "localhost:5000/team/ex:2", "base:1"]
+    before = docker.said("images", "--no-trunc", "-q", *names[:1])
+    docker.run("rmi", "-f", *names)
+    assert docker.said("images", "-q") == ""
+    for source in (["-i", str(ours)], []):
+        piped = b"" if source else ours.read_bytes()
+        lines = docker.said("load", *source, input=piped).splitlines()
+        assert sorted(lines) == ["Loaded image: base:1", "Loaded image: ex:1"]
+        assert docker.said("images", "--no-trunc", "-q", *names[:1]) == before
+    docker.run("tag", "ex:1", names[1])
+
+
+def _saved(path: Path) -> list[tuple[str, list[str], list[str]]]:
+    """Ids, names, and digests of the layers of the images in an archive, whatever files have them:
+    that depends on Docker's version."""
+
+    def content(name: str) -> bytes:
+        member = archive.extractfile(name)
+        assert member
+        return member.read()
+
+    with tarfile.open(path) as archive:
+        return sorted(
+            (
+                hashlib.sha256(content(item["Config"])).hexdigest(),
+                item["RepoTags"],
+                [hashlib.sha256(content(name)).hexdigest() for name in item["Layers"]],
+            )
+            for item in json.loads(content("manifest.json"))
+        )
+
+
+def test_save_refuses(docker: Docker, loaded: Cli) -> None:
+    """What Docker refuses."""
+    for words in (("save", "-o", "out.tar", "nothing"), ("save",)):
+        assert docker.run(*words, check=False).returncode == 1
+        assert loaded.run(*words).returncode != 0
+    assert not (loaded.base / "out.tar").exists()
+
+
+def test_push(docker: Docker, loaded: Cli, tmp_path: Path) -> None:
+    """The same words on standard output, but for Docker's lines of progress. The manifest is
+    another one: an archive of Docker's has none."""
+    with Daemon(tmp_path) as registry:
+        name = f"{registry.host}/team/ex:1"
+        said = []
+        for who in (docker, loaded):
+            who.said("tag", "ex:1", name)
+            lines = who.said("push", name).splitlines()
+            said.append([lines[0], re.sub(r"sha256:\w{64} size: \d+", "DIGEST", lines[-1])])
+            assert who.said("push", "-q", name) == f"{name}\n"
+            docker.said("rmi", name) if who is docker else None
+            docker.said("pull", "-q", name)
+            id_ = docker.said("images", "-q", "--no-trunc", "ex:1")
+            assert docker.said("images", "-q", "--no-trunc", name) == id_
+            who.said("rmi", name)
+        assert said[0] == said[1]
+
+
+CHANGES = [
+    *("CMD a  b", 'CMD ["a", "b c"]', 'cmd ["a"]', "CMD", "CMD []", "ENTRYPOINT []"),
+    *("ENTRYPOINT x", 'ENTRYPOINT ["/x", "y"]', 'ENV A=1 B="2 3"', "ENV C d e f"),
+    *("ENV A=b\nENV B=${A}c$A$NO-x", "ENV A=1\nENV A=2 B=$A\nENV C=${B:-x}"),
+    *('ENV A=a\\ b D=\'$A\' E="a\\"b"', "ENV A=1 \\\n  B=2"),
+    *("ENV C=${X:-y} D=${X:+w}", 'ENV A "q r"', "EXPOSE 80 90/UDP 100-101/tcp 127.0.0.1:80:91"),
+    *("LABEL a=b \"c d\"='e f'", "LABEL k v w", "USER me:you", "USER a b", "VOLUME /a /b $HOME/c"),
+    *('VOLUME ["/c d"]', "WORKDIR x\nWORKDIR y/..\nWORKDIR z", "WORKDIR /a/../b", "# c\nUSER x"),
+    *("ONBUILD RUN foo  bar", "onbuild run x"),
+]
+REFUSED = [
+    *("RUN x", "FROM x", "ENV", "ENV A", "ENV =b", "ENV a=b c", "WORKDIR", "WORKDIR $NONE", "# c"),
+    *("EXPOSE", "EXPOSE x", "EXPOSE 99999", "EXPOSE 80/foo", "EXPOSE 3-2", "LABEL", "LABEL a"),
+    *("USER", "VOLUME", "VOLUME []", 'VOLUME ""', "ONBUILD ONBUILD RUN", "ONBUILD FROM x"),
+    *("ENV C=${X:-y z}", "ONBUILD", 'CMD ["a", 1]', 'ENV A="b', ""),
+]
+
+
+def _imported(who: Docker | Cli, *words: object) -> dict[str, Any]:
+    """What an import makes; `{}` if it is refused."""
+    if isinstance(who, Docker):
+        done = who.run("import", *words, "-", check=False, input=_small())
+        out = done.stdout.decode().strip()
+    else:
+        (who.base / "small.tar").write_bytes(_small())
+        ran = who.run("import", *words, "small.tar")
+        assert ran.returncode in (0, 2), ran.stderr
+        out = ran.stdout.strip()
+        done = ran  # type: ignore[assignment]
+    if done.returncode:
+        return {}
+    (found,) = json.loads(who.said("inspect", out))
+    same = ("Config", "RootFS", "Comment", "Os", "Architecture", "Author", "RepoTags")
+    assert len(who.said("history", "-q", out).split()) == 1
+    return {key: found[key] for key in same}
+
+
+def _small() -> bytes:
+    return layer_tar([Node("file", data=b"content")])
+
+
+def test_import(docker: Docker, loaded: Cli) -> None:
+    for words in ((), ("-m", "a message"), ("-c", "USER a", "-c", "ENV a=b", "-c", "ENV c=$a")):
+        assert _imported(loaded, *words) == _imported(docker, *words) != {}
+    for who in (docker, loaded):
+        source = who.base / "small.tar"
+        source.write_bytes(_small())
+        assert re.fullmatch(r"sha256:\w{64}\n", who.said("import", source, "imported:1"))
+        assert "a message" not in who.said("history", "imported:1")
+        assert "Imported from -" in who.said("history", "imported:1")
+        who.said("rmi", "imported:1")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_import_changes(docker: Docker, loaded: Cli, change: str) -> None:
+    expected = _imported(docker, "-c", change)
+    assert expected and _imported(loaded, "-c", change) == expected
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_import_refuses(docker: Docker, loaded: Cli, change: str) -> None:
+    assert (_imported(docker, "-c", change), _imported(loaded, "-c", change)) == ({}, {})
 
 
 def test_names_and_removal(docker: Docker, loaded: Cli) -> None:

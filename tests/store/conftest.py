@@ -13,7 +13,7 @@ from tests.oci.conftest import place  # noqa: F401  # a fixture
 #: Modules in which it does not matter who runs them. `test_layers` sets real owners as root.
 _ALL_THE_SAME = {
     *("test_content", "test_garbage", "test_images", "test_kills", "test_load", "test_names"),
-    *("test_pull", "test_save", "test_verify"),
+    *("test_pull", "test_push", "test_save", "test_verify"),
 }
 
 

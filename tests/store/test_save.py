@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fuseoverlay.errors import DigestError, ImageError, StoreError
+from fuseoverlay.oci import model
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.load import load
 from fuseoverlay.store.root import Store
-from fuseoverlay.store.save import Saved, save_archive, save_layout
+from fuseoverlay.store.save import Saved, save_archive, save_docker, save_layout
 from tests.store.pictures import HOST, OTHER, Painter, painter
 
 DEBIAN = "docker.io/library/debian:12"
@@ -87,7 +90,12 @@ def test_an_index_that_is_not_whole(images: Images, paint: Painter, place: Path)
     ours = paint.manifest("a")
     paint.name(paint.index(missing, ours), DEBIAN)
     images.content.path(missing.digest).unlink()
-    (done,) = save_layout(images, ["debian:12"], place / "out")
+    with pytest.raises(ImageError) as caught:
+        save_layout(images, ["debian:12"], place / "out")
+    said = f"not all platforms of it are here; write --platform {HOST}, or pull --all-platforms"
+    assert said in str(caught.value)
+    assert not (place / "out").exists()
+    (done,) = save_layout(images, ["debian:12"], place / "out", platform=HOST)
     assert not done.whole
     assert done.descriptor.digest == ours.digest
     assert done.image.platform == HOST
@@ -134,6 +142,30 @@ def test_damage(images: Images, paint: Painter, place: Path, damage: str) -> Non
         save_layout(images, ["debian:12"], place / "out")
 
 
+def test_a_layout_is_added_to(images: Images, paint: Painter, place: Path) -> None:
+    """What others have there stays; a name that comes again is the new image's."""
+    paint.name(paint.manifest("a"), DEBIAN)
+    paint.name(paint.manifest("b"), "b")
+    save_layout(images, ["debian:12"], place / "out")
+    index = json.loads((place / "out/index.json").read_bytes())
+    strange = {**index["manifests"][0], "annotations": {model.REF_NAME: "theirs", "x": "y"}}
+    index["manifests"].append(strange)
+    (place / "out/index.json").write_text(json.dumps(index))
+    save_layout(images, ["b"], place / "out")
+    new = paint.manifest("c")
+    with images.names.editing() as names:
+        names.set(DEBIAN, new)
+    save_layout(images, ["debian:12"], place / "out")
+    listed = json.loads((place / "out/index.json").read_bytes())["manifests"]
+    assert listed[0] == strange
+    named = {entry["annotations"][model.REF_NAME]: entry["digest"] for entry in listed[1:]}
+    assert len(listed) == 3
+    assert named[DEBIAN] == str(new.digest)
+    there = set(blobs(place / "out"))
+    for text in ("b", DEBIAN):
+        assert {blob.digest.hex for blob in images.resolve(text).blobs} < there
+
+
 def test_where_it_cannot_be_saved(images: Images, paint: Painter, place: Path) -> None:
     paint.name(paint.manifest("a"), DEBIAN)
     (place / "full").mkdir()
@@ -146,6 +178,78 @@ def test_where_it_cannot_be_saved(images: Images, paint: Painter, place: Path) -
     with pytest.raises(ImageError, match="no such image"):
         save_layout(images, ["debian:13"], place / "new")
     assert not (place / "new").exists()
+    with pytest.raises(StoreError, match="this is the store"):
+        save_layout(images, ["debian:12"], images.store.root)
+
+
+def test_what_fails_leaves_nothing(images: Images, paint: Painter, place: Path) -> None:
+    paint.name(paint.manifest("a"), DEBIAN)
+    paint.name(paint.manifest("b"), "b")
+    save_layout(images, ["debian:12"], place / "out")
+    before = {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")}
+    path = images.content.path(images.resolve("b").layers[0].digest)
+    path.write_bytes(bytes(path.stat().st_size))
+    for target in ("out", "new/deep"):
+        with pytest.raises(DigestError):
+            save_layout(images, ["b"], place / target)
+    after = set((place / "out").rglob("*"))
+    assert after == set(before)
+    assert not (place / "new").exists()
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", None])
+def test_docker_archive(
+    images: Images, paint: Painter, other: Images, place: Path, compression: str | None
+) -> None:
+    """Plain layers under the digests that the config has; the id stays."""
+    layers = [paint.layer(text, compression) for text in ("a", "b", "a")]
+    paint.name(paint.manifest(layers=layers), DEBIAN)
+    paint.name(paint.manifest(layers=layers[:1], author="me"), "mine:1")
+    with (place / "a.tar").open("wb") as file:
+        save_docker(images, ["debian:12", "mine:1"], file)
+    with tarfile.open(place / "a.tar") as archive:
+        found = {
+            member.name: archive.extractfile(member).read()  # type: ignore[union-attr]
+            for member in archive.getmembers()
+            if member.isfile()
+        }
+    assert [name for name in found if name != "manifest.json"] == [
+        f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
+        for name, data in found.items()
+        if name != "manifest.json"
+    ]
+    first, second = json.loads(found["manifest.json"])
+    assert first["RepoTags"] == ["debian:12"] and second["RepoTags"] == ["mine:1"]
+    assert first["Layers"] == [f"blobs/sha256/{layer.diff_id.hex}" for layer in layers]
+    assert second["Layers"] == first["Layers"][:1]
+    load(other.store, str(place / "a.tar"))
+    assert {image.id for image in other.all()} == {image.id for image in images.all()}
+
+
+@pytest.mark.parametrize("what", ["blob", "content"])
+def test_docker_archive_of_a_damaged_layer(
+    images: Images, paint: Painter, place: Path, what: str
+) -> None:
+    good, bad = paint.layer("a"), paint.layer("b")
+    if what == "content":
+        good = replace(good, diff_id=bad.diff_id)
+    paint.name(paint.manifest(layers=[good]), DEBIAN)
+    path = images.content.path(good.descriptor.digest)
+    if what == "blob":
+        path.write_bytes(path.read_bytes()[:-4] + b"????")
+    with (place / "a.tar").open("wb") as file, pytest.raises(ImageError):
+        save_docker(images, ["debian:12"], file)
+
+
+def test_one_platform_in_a_docker_archive(images: Images, paint: Painter, place: Path) -> None:
+    """This machine's, of an index that is not whole, too."""
+    theirs, missing = paint.manifest("s", platform=OTHER), paint.manifest("x", author="m")
+    paint.name(paint.index(theirs, paint.manifest("a"), missing), DEBIAN)
+    images.content.path(missing.digest).unlink()
+    for platform, wanted in ((None, HOST), (OTHER, OTHER)):
+        with (place / "a.tar").open("wb") as file:
+            (done,) = save_docker(images, ["debian:12"], file, platform=platform)
+        assert done.image.platform == wanted
 
 
 def tool(*args: object) -> str:

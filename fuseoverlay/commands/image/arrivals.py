@@ -1,50 +1,53 @@
-"""The progress of a pull: a bar for each blob on a terminal, a line for each one elsewhere."""
+"""The progress of a pull or push: a bar for each blob on a terminal, a line for each elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Final, Generic, Protocol, TypeVar
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
-from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.store.pull import Arrival
+from fuseoverlay.store.push import Departure
 
-_Report = Callable[[Arrival], None]
+
+class Step(Protocol):
+    """How far a blob is."""
+
+    @property
+    def blob(self) -> Descriptor: ...
+    @property
+    def done(self) -> int: ...
 
 
-def _nothing(_arrival: Arrival) -> None:
+_S = TypeVar("_S", bound=Step)
+
+#: What only goes on; elsewhere than on a terminal nothing is said of it.
+_GOING_ON: Final = ("Downloading", "Pushing")
+
+
+def _nothing(_step: object) -> None:
     pass
 
 
 @contextlib.contextmanager
-def shown(*, quiet: bool) -> Iterator[_Report]:
-    """Yields a function that takes reports, all from one thread."""
+def shown(state: Callable[[_S], str], *, quiet: bool) -> Iterator[Callable[[_S], None]]:
+    """Yields a function that takes reports, all from one thread. `state` says in words how it is:
+    `coming` or `going`."""
     if quiet:
         yield _nothing
     elif sys.stderr.isatty():
-        with _bars() as report:
+        with _bars(state) as report:
             yield report
     else:
-        yield _Lines().report
+        yield _Lines(state).report
 
 
-class _Lines:
-    """A line when a blob begins to be there, and none for what only goes on."""
-
-    def __init__(self) -> None:
-        self._told: dict[Digest, str] = {}
-
-    def report(self, arrival: Arrival) -> None:
-        """Say what is new."""
-        digest, state = arrival.blob.digest, _state(arrival)
-        if self._told.get(digest) != state and state != "Downloading":
-            output.note(f"{common.short(digest)}: {state}")
-        self._told[digest] = state
-
-
-def _state(arrival: Arrival) -> str:
+def coming(arrival: Arrival) -> str:
+    """How a blob of a pull is."""
     if arrival.waiting:
         return "Waiting for another process"
     if arrival.before == arrival.blob.size:
@@ -52,8 +55,32 @@ def _state(arrival: Arrival) -> str:
     return "Download complete" if arrival.complete else "Downloading"
 
 
+def going(departure: Departure) -> str:
+    """How a blob of a push is, in Docker's words."""
+    if departure.source is not None:
+        return f"Mounted from {departure.source}"
+    if departure.there:
+        return "Pushed" if departure.done == departure.blob.size else "Layer already exists"
+    return "Pushing"
+
+
+class _Lines(Generic[_S]):
+    """A line when a blob begins to be there, and none for what only goes on."""
+
+    def __init__(self, state: Callable[[_S], str]) -> None:
+        self._state = state
+        self._told: dict[Digest, str] = {}
+
+    def report(self, step: _S) -> None:
+        """Say what is new."""
+        digest, state = step.blob.digest, self._state(step)
+        if self._told.get(digest) != state and state not in _GOING_ON:
+            output.note(f"{common.short(digest)}: {state}")
+        self._told[digest] = state
+
+
 @contextlib.contextmanager
-def _bars() -> Iterator[_Report]:
+def _bars(state: Callable[[_S], str]) -> Iterator[Callable[[_S], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -74,10 +101,10 @@ def _bars() -> Iterator[_Report]:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[Digest, TaskID] = {}
 
-        def report(arrival: Arrival) -> None:
-            digest, total = arrival.blob.digest, arrival.blob.size
+        def report(step: _S) -> None:
+            digest, total = step.blob.digest, step.blob.size
             if digest not in tasks:
                 tasks[digest] = bars.add_task(common.short(digest), total=total, state="")
-            bars.update(tasks[digest], completed=arrival.done, state=_state(arrival))
+            bars.update(tasks[digest], completed=step.done, state=state(step))
 
         yield report

@@ -40,6 +40,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
+def silence_requests() -> None:
+    """Every request is nothing that was asked for."""
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+
 def fetch(
     store: Store,
     text: str,
@@ -52,11 +57,10 @@ def fetch(
 ) -> Pulled:
     """Pull what `text` may mean, the first that there is. Raises what `pull` raises."""
     chosen = settings or Settings(warn=output.warn)
-    # Every request is nothing that was asked for.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    silence_requests()
     read = configuration.read(chosen.environment, chosen.warn)
     *others, last = shortnames.candidates(text, read)
-    with arrivals.shown(quiet=quiet) as progress:
+    with arrivals.shown(arrivals.coming, quiet=quiet) as progress:
         for reference in (*others, last):
             work: functools.partial[Any] = functools.partial(
                 pull, store, reference, platform=platform, all_platforms=all_platforms,

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Final
 
 from fuseoverlay.commands import output
 from fuseoverlay.errors import UsageError
 
-#: After `image`: the module, which is called so, and what it does.
+#: After `image`: the word, which is mostly that of the module, and what it does.
 COMMANDS: Final[Mapping[str, str]] = {
     "ls": "list the images",
     "pull": "get an image from a registry",
+    "push": "put an image into a registry",
     "load": "get images from a file or directory",
+    "save": "write images into a file or directory",
+    "import": "make an image of a root file system",
     "inspect": "show all about images",
     "history": "show how an image was made",
     "tag": "give an image a further name",
@@ -27,13 +31,18 @@ COMMANDS: Final[Mapping[str, str]] = {
     "login": "keep the account for a registry",
     "logout": "forget it",
 }
+#: Modules that cannot be called like the word.
+_MODULES: Final = {"import": "importing"}
 #: Other words for them after `image`.
 _ALSO: Final = {"list": "ls", "remove": "rm"}
 #: What Docker's users write without `image`.
 SPELLINGS: Final = {
     "images": "ls",
     "pull": "pull",
+    "push": "push",
     "load": "load",
+    "save": "save",
+    "import": "import",
     "inspect": "inspect",
     "history": "history",
     "tag": "tag",
@@ -69,6 +78,10 @@ def name_of(word: str) -> str | None:
 
 def run(name: str, argv: list[str], prog: str) -> int:
     """Run one of `COMMANDS`; `prog` is how it was called."""
-    module = importlib.import_module(f"fuseoverlay.commands.image.{name}")
-    found: int = module.command(argv, prog)
+    found: int = module(name).command(argv, prog)
     return found
+
+
+def module(name: str) -> ModuleType:
+    """The module of one of `COMMANDS`."""
+    return importlib.import_module(f"fuseoverlay.commands.image.{_MODULES.get(name, name)}")
