@@ -129,6 +129,9 @@ def exit_codes() -> dict[int, str]:
     kinds = FuseOverlayError.__subclasses__()
     while kinds:
         kind = kinds.pop()
+        if kind.__module__ != __name__:
+            # It is inside one module that it means something of its own.
+            continue
         # `python -OO` strips docstrings; then only the codes are shown.
         codes[kind.exit_code] = kind.__doc__ or ""
         kinds += kind.__subclasses__()

@@ -28,7 +28,7 @@ def check_first(word: str) -> None:
     meant = [command for command in COMMANDS if _is_slip(word, command)]
     if meant:
         raise UsageError(
-            f"{word} is no command; did you mean {meant[0]}?",
+            f"{word} is not a command; did you mean {meant[0]}?",
             hint=f"if it is the SOURCE of a mount, write fuseoverlay mount {word} ...",
         )
 
@@ -59,11 +59,17 @@ def check_paths(paths: Sequence[str], *, directories: bool, image: bool, command
             )
         case [only] if not directories and not command and not os.path.lexists(only):
             raise UsageError(
-                f"{only} is no command",
+                f"{only} is not a command",
                 hint=f"the commands are {', '.join(COMMANDS)}; to mount write {_HOW}",
             )
         case [_] if not directories:
             raise UsageError("no lowerdir= and no image given", hint=f"write {_HOW}")
+        case [first, _] if not (directories or command or _is_file(first)):
+            # Docker's words, such as `build .`, must not fetch an image of that name.
+            raise UsageError(
+                f"{first} is not a command",
+                hint=f"to mount an image write fuseoverlay mount {first} MNT",
+            )
         case [source, _] if directories and _is_image(source):
             raise UsageError(
                 f"lowerdir= is given, and the image {source}",
@@ -84,6 +90,12 @@ def check_fsck(what: str, *, directories: bool, kept: str | None) -> None:
         raise UsageError(
             "this is an image", where=what, hint=f"write fuseoverlay fsck --upper DIR {what}"
         )
+
+
+def _is_file(text: str) -> bool:
+    from fuseoverlay.oci import names
+
+    return names.is_image(text) or names.is_path(text)
 
 
 def _is_image(text: str) -> bool:

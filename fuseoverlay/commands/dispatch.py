@@ -71,8 +71,8 @@ def _run(argv: list[str]) -> int:
     parser.add_argument("-v", dest="verbose", action="store_true", help=argparse.SUPPRESS)
     parser.description = (
         "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
-        "Commands: mount (also images), unmount, mounts, fsck, help, version; see "
-        "fuseoverlay mount --help."
+        "Commands: mount (also images), unmount, mounts, fsck, completion, help, version; for "
+        f"images: image, {', '.join(advice.FOR_IMAGES)}. See fuseoverlay COMMAND --help."
     )
     parser.set_defaults(command=False)
     args = parser.parse_intermixed_args(argv)
@@ -119,7 +119,7 @@ def _help(argv: list[str]) -> int:
     """`fuseoverlay help [COMMAND]`."""
     if argv and not argv[0].startswith("-") and argv[0] not in advice.COMMANDS:
         commands = ", ".join(advice.COMMANDS)
-        raise UsageError(f"{argv[0]} is no command", hint=f"the commands are {commands}")
+        raise UsageError(f"{argv[0]} is not a command", hint=f"the commands are {commands}")
     return _run([*argv[:1], "--help"])
 
 

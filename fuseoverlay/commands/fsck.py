@@ -45,6 +45,7 @@ def parser(prog: str) -> Parser:
     made.add_argument("--upper", metavar="DIR", help="image: check the changes kept in DIR")
     made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                       help="image: which of a multi-platform image")  # fmt: skip
+    mount.add_store(made)
     mount.add_parts(made)
     made.add_argument("--repair", action="store_true",
                       help="repair what leaves the view of a mount unchanged")  # fmt: skip
@@ -65,9 +66,11 @@ def _of_directories(name: str, parsed: MountConfig) -> MountConfig:
 def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
     """The mount options for a check of this image's changes."""
     from fuseoverlay.commands import imagemount, progress
+    from fuseoverlay.store.root import Store, default_root
 
     with progress.shown("Unpacking") as report:
         return imagemount.to_check(
+            Store(args.root or default_root()),
             args.what,
             parsed,
             platform=args.platform,

@@ -18,13 +18,14 @@ from fuseoverlay.store import layers as stored
 from fuseoverlay.store import sources
 from fuseoverlay.store.layers import ProgressCallback, StoredImage
 from fuseoverlay.store.part import Part
-from fuseoverlay.store.root import Store, default_root
+from fuseoverlay.store.root import Store
 from fuseoverlay.store.sources import Remote
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 
 @contextlib.contextmanager
 def prepared(
+    store: Store,
     image: str,
     config: MountConfig,
     *,
@@ -48,7 +49,6 @@ def prepared(
     `sources.POLICIES`.
     """
     sources.check(image)
-    store = Store(default_root())
     store.prepare()
     with contextlib.ExitStack() as undo:
         changes = undo.enter_context(_place(store, config, keep_in))
@@ -89,6 +89,7 @@ def _remote(store: Store, platform: str | None, policy: str) -> Remote:
 
 
 def to_check(
+    store: Store,
     image: str,
     config: MountConfig,
     *,
@@ -102,7 +103,6 @@ def to_check(
 
     Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
     """
-    store = Store(default_root())
     with sources.opened(
         store, image, platform=platform, part=part, progress=progress, warn=warn
     ) as found:

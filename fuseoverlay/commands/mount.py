@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fuseoverlay.store.part import Part
 
 #: The options that choose what of an image is mounted.
-_FOR_IMAGES = ("platform", "pull", "layer", "only_layer")
+_FOR_IMAGES = ("platform", "pull", "layer", "only_layer", "root")
 
 
 def command(argv: list[str]) -> int:
@@ -58,7 +58,7 @@ def helper(argv: list[str]) -> int:
     for flag in "snvw":
         parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(foreground=False, debug=False, upper=None, platform=None, pull=None,
-                        layer=None, only_layer=None, command=True)  # fmt: skip
+                        layer=None, only_layer=None, root=None, command=True)  # fmt: skip
     args = parser.parse_intermixed_args(argv)
     args.paths = [args.source, args.mountpoint]
     if args.fake:
@@ -84,8 +84,15 @@ def parser(prog: str) -> Parser:
                       help="image: which of a multi-platform image")  # fmt: skip
     made.add_argument("--pull", choices=("missing", "always", "newer", "never"),
                       help="image: when to ask a registry (default missing)")  # fmt: skip
+    add_store(made)
     add_parts(made)
     return made
+
+
+def add_store(parser: Parser) -> None:
+    """The option that says where the images are."""
+    parser.add_argument("--root", metavar="DIR", help="image: the store (default "
+                        "$FUSEOVERLAY_ROOT, else $XDG_DATA_HOME/fuseoverlay)")  # fmt: skip
 
 
 def add_parts(parser: Parser) -> None:
@@ -119,6 +126,7 @@ def mount(args: argparse.Namespace) -> int:
             "--platform": args.platform,
             "--layer": args.layer,
             "--only-layer": args.only_layer,
+            "--root": args.root,
         }
     )
     advice.check_paths(
@@ -176,6 +184,7 @@ def _serve(
 def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog) -> None:
     from fuseoverlay.commands import imagemount, progress
     from fuseoverlay.fuse import mount
+    from fuseoverlay.store.root import Store, default_root
 
     part = part_of(args)
     mountpoint = os.fsencode(args.paths[-1])
@@ -184,6 +193,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
         with progress.shown("Unpacking") as report:
             config, image = changes.enter_context(
                 imagemount.prepared(
+                    Store(args.root or default_root()),
                     args.paths[0],
                     config,
                     platform=args.platform,

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         self.codes = codes or exit_codes()
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(message, hint="see fuseoverlay --help")
+        raise UsageError(message, hint=f"see {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
         """Print it on stdout, even if that is closed or full; `file` is ignored."""

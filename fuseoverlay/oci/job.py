@@ -11,14 +11,14 @@ from typing import Final
 from fuseoverlay.errors import StoreError, describe
 
 _HINTS: Final = {
-    errno.ENOSPC: "make room, or set XDG_DATA_HOME to a directory with more",
-    errno.EDQUOT: "make room in your quota, or set XDG_DATA_HOME to another directory",
-    errno.EROFS: "set XDG_DATA_HOME to a directory that can be written",
-    errno.EACCES: "set XDG_DATA_HOME to a directory that can be written",
-    errno.EPERM: "set XDG_DATA_HOME to a directory that can be written",
-    errno.ENOTDIR: "set XDG_DATA_HOME to a directory",
-    errno.EEXIST: "set XDG_DATA_HOME to a directory",
-    errno.EOPNOTSUPP: "set XDG_DATA_HOME to a directory on a filesystem with extended attributes",
+    errno.ENOSPC: "make room, or set FUSEOVERLAY_ROOT to a directory with more",
+    errno.EDQUOT: "make room in your quota, or set FUSEOVERLAY_ROOT to another directory",
+    errno.EROFS: "set FUSEOVERLAY_ROOT to a directory that can be written",
+    errno.EACCES: "set FUSEOVERLAY_ROOT to a directory that can be written",
+    errno.EPERM: "set FUSEOVERLAY_ROOT to a directory that can be written",
+    errno.ENOTDIR: "set FUSEOVERLAY_ROOT to a directory",
+    errno.EEXIST: "set FUSEOVERLAY_ROOT to a directory",
+    errno.EOPNOTSUPP: "set FUSEOVERLAY_ROOT to a directory where extended attributes can be set",
 }
 
 

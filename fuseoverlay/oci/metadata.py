@@ -207,5 +207,5 @@ def _set_override(fd: int, entry: Entry) -> None:
             raise
         raise StoreError(
             "the filesystem of the store has no user extended attributes",
-            hint="set XDG_DATA_HOME to a directory on one that has, like ext4, xfs or btrfs",
+            hint="set FUSEOVERLAY_ROOT to a directory on one that has, like ext4, xfs or btrfs",
         ) from exc

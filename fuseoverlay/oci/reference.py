@@ -53,7 +53,7 @@ class Reference:
         _check_repository(self.repository)
         if self.tag is not None and not _TAG.match(self.tag):
             raise _malformed(
-                str(self), f"{short(self.tag)} is no tag",
+                str(self), f"{short(self.tag)} is not a tag",
                 "a tag has at most 128 letters, digits, _ . and -, and begins with none of . -",
             )  # fmt: skip
         if self.tag is None and self.digest is None:

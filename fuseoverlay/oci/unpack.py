@@ -56,7 +56,8 @@ class Unpacked:
     """What came of unpacking a layer.
 
     `used_lowers`: `job.lowers` supplied data or influenced a decision, so that the result is valid
-    only above those. `size`: bytes of all files, as they are read.
+    only above those. `size`: bytes of all files, as they are read, and of the targets of
+    symbolic links, as Docker counts them.
     """
 
     used_lowers: bool
@@ -133,6 +134,7 @@ class _Layer:
             self._add_file(entry)
         else:
             self.made.make(path, lambda fd, name: self._writer.make_node(entry, fd, name))
+            self.size += len(entry.link)
 
     def _add_special(self, entry: Entry) -> None:
         """Handle a name with `.wh.` in it. Its name says everything; the type of the file does not

@@ -122,11 +122,11 @@ class Registry:
 
     async def no_such_tag(self, tag: str) -> RegistryError:
         """The error for a tag that is not there, with the near ones, as far as they can be got."""
-        hint = "correct it"
+        hint = "check the name"
         what = "no such tag"
         try:
             found = tags.near(tag, await self.tags())
-            hint = f"the near ones are {', '.join(found)}" if found else "it has no tags at all"
+            hint = f"similar tags: {', '.join(found)}" if found else "it has no tags at all"
         except RegistryError as exc:
             if exc.status == 404:
                 what = f"{self.reference.host} has no such image"

@@ -237,7 +237,11 @@ def _not_connected(url: httpx2.URL, exc: httpx2.ConnectError) -> RegistryError |
     if isinstance(name, socket.gaierror) and name.errno != socket.EAI_AGAIN:
         return RegistryError(f"no such host{_because(name)}", where=shown(url), hint="correct it")
     reason = _of(causes[::-1], OSError) or causes[-1]
-    return Passing(_unreached(url, f"no connection{_because(reason)}"))
+    error = _unreached(url, f"no connection{_because(reason)}")
+    if isinstance(reason, ConnectionRefusedError):
+        # It seldom passes while somebody waits; but a registry may just start anew.
+        return Passing(error, wait=1, once=True)
+    return Passing(error)
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:

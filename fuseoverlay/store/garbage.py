@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from fuseoverlay.errors import StoreError
+from fuseoverlay.errors import UsageError
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.store import places, sizes
@@ -214,4 +214,4 @@ def _check_repositories(image: Image, text: str) -> None:
     repositories = {repository_of(name) for name in image.names}
     if len(repositories) > 1:
         what = f"the image has names in several repositories: {', '.join(image.names)}"
-        raise StoreError(what, where=text, hint="remove them one by one, or use -f for all")
+        raise UsageError(what, where=text, hint="remove them one by one, or use -f for all")

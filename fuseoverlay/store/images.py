@@ -7,6 +7,7 @@ there. Source: OCI image-spec config.md, manifest.md.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,8 +54,9 @@ class Image:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its full names, sorted."""
-        return tuple(sorted(entry.name for entry in self.entries if entry.name))
+        """Its full names with tags, sorted. One with a digest, by which it was pulled, is none that
+        keeps it, as in Docker."""
+        return tuple(sorted(x.name for x in self.entries if x.name and "@" not in x.name))
 
     @property
     def dangling(self) -> bool:
@@ -208,8 +210,28 @@ class Images:
         return steps + [Step(layer=number) for number in made[len(steps) :]]
 
     def resolve(self, text: str, platform: Platform | None = None) -> Image:
-        """The image that `text` names: see `find`."""
-        return self.find(text, platform)[0]
+        """The image that `text` names: see `find`. Of several platforms it may be another one's
+        than that which is shown, by its id or digest, or if it is for `platform`."""
+        try:
+            found = self.find(text, platform)[0]
+        except ImageError:
+            others = _by_digest(self._of_all_platforms(), text)
+            if len(others) != 1:
+                raise
+            return others[0]
+        if platform is not None and found.problem is None and not _serves(found, platform):
+            hint = f"there is one for {found.platform}"
+            raise ImageError(f"no image for {platform}", where=text, hint=hint)
+        return found
+
+    def _of_all_platforms(self) -> list[Image]:
+        found: dict[Digest, Image] = {}
+        for entry in self.names.entries():
+            with contextlib.suppress(FuseOverlayError):
+                for manifest in manifests(self.content, entry.descriptor):
+                    image = replace(self._describe(manifest), entries=(entry,))
+                    found.setdefault(image.id, image)
+        return list(found.values())
 
     def find(self, text: str, platform: Platform | None = None) -> tuple[Image, Entry | None]:
         """The image that `text` names, and the entry if it does so by name.
@@ -228,7 +250,8 @@ class Images:
         if len(found) > 1:
             raise _ambiguous(text, found)
         if not found:
-            raise ImageError("no such image", where=text, hint="`image ls` lists what is here")
+            hint = "`fuseoverlay images` lists those that are"
+            raise ImageError("no such image", where=text, hint=hint)
         return found[0], None
 
     def _references(self, text: str) -> list[Reference]:
@@ -247,6 +270,10 @@ class Images:
         image, entry = self.find(text)
         with self.names.editing() as index:
             return index.set(str(reference), entry or image.entries[0])
+
+
+def _serves(image: Image, platform: Platform) -> bool:
+    return image.platform is not None and image.platform.rank(platform) is not None
 
 
 def _unreadable(descriptor: Descriptor, problem: str) -> Image:

@@ -358,7 +358,7 @@ async def _stop_at_end(arrivals: Arrivals) -> None:
 
 
 def _name_of(reference: Reference) -> str:
-    """The full name: with a digest, which decides, there is no tag."""
+    """The full name: with a digest, which decides, there is not a tag."""
     return str(replace(reference, tag=None) if reference.digest else reference)
 
 

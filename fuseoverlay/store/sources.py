@@ -147,10 +147,6 @@ def _stored(
     found, entry = images.find(name, wanted)
     if found.problem is not None:
         raise ImageError(found.problem, where=name, hint="get it again, or remove it")
-    if wanted is not None and (found.platform is None or found.platform.rank(wanted) is None):
-        raise ImageError(
-            f"no image for {wanted}", where=name, hint=f"there is one for {found.platform}"
-        )
     return layers.stored(
         store,
         found.manifest,

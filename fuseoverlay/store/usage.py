@@ -42,13 +42,15 @@ class LayerUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the store takes up, in bytes. `needless`: of the blobs, those that no image needs."""
+    """What the store takes up, in bytes. `needless`: of the blobs, those that no image needs;
+    `partials`: how many downloads are not complete."""
 
     images: tuple[ImageUsage, ...]
     blobs: int
     needless: int
     layers: tuple[LayerUsage, ...]
     partial: int
+    partials: int
 
     @property
     def total(self) -> int:
@@ -62,12 +64,14 @@ def usage(images: Images) -> Usage:
     listed = images.all()
     needed = reach(content, [entry.descriptor for entry in images.names.entries()])
     sizes = dict(content.blobs())
+    sizes_of_partials = [size for _, size in content.partials()]
     return Usage(
         images=_of_images(images, listed, sizes),
         blobs=sum(sizes.values()),
         needless=sum(size for digest, size in sizes.items() if digest not in needed.blobs),
         layers=tuple(_of_layers(images, needed.layers)),
-        partial=sum(size for _, size in content.partials()),
+        partial=sum(sizes_of_partials),
+        partials=len(sizes_of_partials),
     )
 
 

@@ -62,11 +62,11 @@ def test_names_that_would_break_the_terminal(cli: Cli, layout: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("image", "lss"), "image lss is no command"),
+        (("image", "lss"), "image lss is not a command"),
         (("images", "--filter", "colour=red"), "no such filter"),
         (("images", "--filter", "dangling"), "no such filter"),
         (("images", "--filter", "dangling=perhaps"), "not true or false"),
-        (("images", "--filter", "until=yesterday"), "is no time"),
+        (("images", "--filter", "until=yesterday"), "is not a time"),
         (("image", "prune", "--filter", "reference=x"), "no such filter"),
     ],
 )

@@ -80,7 +80,7 @@ def test_pull(hub: Cli) -> None:
 
 
 def test_what_is_not_there(hub: Cli) -> None:
-    hub.refused(11, "debian:13: no such tag; the near ones are 12, 11", "pull", "debian:13")
+    hub.refused(11, "debian:13: no such tag; similar tags: 12, 11", "pull", "debian:13")
     hub.refused(11, "docker.io has no such image", "pull", "nothing")
     hub.refused(7, "", "pull", "No Name")
     done = hub.run("pull", "-q", "nothing", "debian:12")
@@ -165,7 +165,7 @@ def test_interrupted(cli: Cli) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130, err
-        assert "interrupted; the same command goes on with what is here" in err
+        assert "interrupted; run it again to resume" in err
         assert "Traceback" not in err
         assert cli.said("images", "-q") == ""
         there = _partial(cli)

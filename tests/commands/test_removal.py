@@ -21,7 +21,7 @@ def test_names_then_the_image(cli: Cli, layout: Path) -> None:
     cli.said("tag", "two:1", "two:2")
     before = blobs(cli)
     id_ = cli.said("inspect", "-f", "{{.Id}}", "two:1").strip()
-    assert cli.said("rmi", "--dry-run", "two:1") == "Untagged: two:1\n"
+    assert cli.said("rmi", "--dry-run", "two:1") == "Would untag: two:1\n"
     assert cli.said("rmi", "two:1") == "Untagged: two:1\n"
     assert blobs(cli) == before
     assert cli.said("rmi", "two:2") == f"Untagged: two:2\nDeleted: {id_}\n"
@@ -36,7 +36,7 @@ def test_by_id(cli: Cli, layout: Path) -> None:
     cli.said("tag", "debian:12", "debian:13")
     id_ = cli.said("images", "-q").split()[0]
     cli.said("tag", "debian:12", "other")
-    cli.refused(9, "several repositories", "rmi", id_)
+    cli.refused(2, "several repositories", "rmi", id_)
     said = cli.said("rmi", "-f", id_).splitlines()
     assert said[:3] == ["Untagged: debian:12", "Untagged: debian:13", "Untagged: other:latest"]
     assert cli.said("images", "-q") == ""
@@ -61,7 +61,9 @@ def test_prune(cli: Cli, layout: Path) -> None:
     assert cli.said("image", "prune", input="n\n") == ""
     assert blobs(cli) == before
     done = cli.run("image", "prune", input="y\n")
-    assert done.stdout == planned
+    assert planned == done.stdout.replace("Deleted Images", "Would delete").replace(
+        "Total reclaimed space", "Space that would be reclaimed"
+    )
     assert "Are you sure you want to continue? [y/N]" in done.stderr
     first, deleted, blank, total = done.stdout.splitlines()
     assert (first, blank) == ("Deleted Images:", "")

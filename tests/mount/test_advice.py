@@ -33,22 +33,24 @@ def here(cli: Cli) -> Cli:
         ("mount", f"no mount point given; {DIRECTORIES}"),
         ("mount -o lowerdir=l0", "no mount point given"),
         ("mount image", MISSING_MNT),
-        ("image mnt", "image mnt is no command; the commands are ls, pull"),
+        ("image mnt", "image mnt is not a command; the commands are ls, pull"),
         ("image:latest", MISSING_MNT.replace("image:", "image:latest:", 1)),
         ("mount mnt", f"no lowerdir= and no image given; {DIRECTORIES}"),
         ("mnt", f"no lowerdir= and no image given; {DIRECTORIES}"),
         ("mount nothing --upper changes", "nothing: no mount point given"),
         ("mount nothing --platform arm64", "nothing: no mount point given"),
-        ("frobnicate", "frobnicate is no command; the commands are mount, unmount, umount, fsck"),
-        ("moutn -o lowerdir=l0 mnt", "moutn is no command; did you mean mount?"),
-        ("mout image mnt", "mout is no command; did you mean mount?"),
-        ("unmuont mnt", "unmuont is no command; did you mean unmount?"),
-        ("unount mnt", "unount is no command; did you mean unmount?"),
-        ("fsckk upper -o lowerdir=l0", "fsckk is no command; did you mean fsck?"),
+        ("frobnicate", "frobnicate is not a command; the commands are mount, unmount, umount,"),
+        ("build .", "build is not a command; to mount an image write fuseoverlay mount build MNT"),
+        ("debian:12 mnt", "write fuseoverlay mount debian:12 MNT"),
+        ("moutn -o lowerdir=l0 mnt", "moutn is not a command; did you mean mount?"),
+        ("mout image mnt", "mout is not a command; did you mean mount?"),
+        ("unmuont mnt", "unmuont is not a command; did you mean unmount?"),
+        ("unount mnt", "unount is not a command; did you mean unmount?"),
+        ("fsckk upper -o lowerdir=l0", "fsckk is not a command; did you mean fsck?"),
         ("fcsk upper -o lowerdir=l0", "did you mean fsck?"),
-        ("vers", "vers is no command; the commands are"),
+        ("vers", "vers is not a command; the commands are"),
         ("halp", "did you mean help?"),
-        ("help nosuch", "nosuch is no command; the commands are mount, unmount"),
+        ("help nosuch", "nosuch is not a command; the commands are mount, unmount"),
         ("mount image mnt -o lowerdir=l0", BOTH),
         ("image:latest mnt -o lowerdir=l0", f"{BOTH}:latest"),
         ("mount image l0 mnt", f"too many arguments: mnt; {DIRECTORIES}"),
@@ -122,7 +124,7 @@ def test_image_that_is_not_here(here: Cli, image: str, message: str) -> None:
 def test_image_that_no_registry_is_asked_for(here: Cli, image: str) -> None:
     env = {"PATH": "/usr/bin:/bin", "FUSEOVERLAY_ROOT": str(here.space.base / "store")}
     words = ("mount", "--pull", "never", image, here.space.mnt)
-    refused(here, IMAGE, *words, word="no such image; `image ls` lists", env=env)
+    refused(here, IMAGE, *words, word="no such image; `fuseoverlay images` lists", env=env)
 
 
 def test_image_with_the_transport_of_a_file(here: Cli) -> None:

@@ -233,7 +233,7 @@ def test_upper_before_the_image_is_read(images: Images) -> None:
 @pytest.mark.parametrize("place", ["f", "f/below"])
 def test_store_that_is_a_file(images: Images, place: str) -> None:
     images.env["XDG_DATA_HOME"] = str(images.cli.space.lower / place)
-    images.refused(9, word="; set XDG_DATA_HOME to a directory")
+    images.refused(9, word="; set FUSEOVERLAY_ROOT to a directory")
 
 
 def test_a_malformed_layer_comes_with_advice(images: Images) -> None:

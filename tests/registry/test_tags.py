@@ -36,7 +36,7 @@ async def test_of_a_real_registry(daemon: Daemon, tmp_path: Path) -> None:
     assert caught.value.status == 404
     async with remote.connect(Reference.parse(f"{daemon.host}/tags:13"), SETTINGS) as registry:
         error = await registry.no_such_tag("13")
-    assert str(error).startswith(f"{daemon.host}/tags:13: no such tag; the near ones are ")
+    assert str(error).startswith(f"{daemon.host}/tags:13: no such tag; similar tags: ")
     assert "latest" in str(error)
     assert error.status == 404
 
@@ -96,7 +96,7 @@ async def test_near_tags_are_a_favour(status: int, says: str) -> None:
     """Where there is no list, the message is without them; where there is no image, it says so."""
     with hostile(lambda _: Answer(status)) as server:
         async with remote.connect(Reference.parse(f"{server.host}/a"), SETTINGS) as registry:
-            assert str(await registry.no_such_tag("1")).endswith(f"{says}; correct it")
+            assert str(await registry.no_such_tag("1")).endswith(f"{says}; check the name")
 
 
 DEBIAN = ["10", "11", "12", "12-slim", "12.1", "12.10", "9", "bookworm", "bookworm-slim", "latest",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import FuseOverlayError, ImageError, exit_codes
-from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import shortnames
 from fuseoverlay.store.images import Images
@@ -27,6 +27,17 @@ def parser(prog: str, description: str, *examples: str) -> Parser:
     made.add_argument("--root", metavar="DIR", help="the store (default $FUSEOVERLAY_ROOT, else "
                       "$XDG_DATA_HOME/fuseoverlay)")  # fmt: skip
     return made
+
+
+def add_platform(made: Parser) -> None:
+    """The option that chooses of several platforms."""
+    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
+                      help="which of several platforms (default: this machine's)")  # fmt: skip
+
+
+def platform(text: str | None) -> Platform | None:
+    """The platform that was asked for. Raises `ImageError`."""
+    return Platform.parse(text) if text else None
 
 
 def images_at(root: str | None) -> Images:

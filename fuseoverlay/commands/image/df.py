@@ -9,6 +9,8 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import table, units
+from fuseoverlay.store import garbage
+from fuseoverlay.store.garbage import Removed
 from fuseoverlay.store.usage import Usage, usage
 
 _HEADINGS = {"Type": "TYPE", "Total": "TOTAL", "Size": "SIZE", "Reclaimable": "RECLAIMABLE"}
@@ -18,11 +20,15 @@ _OF_IMAGES = {"Image": "IMAGE", "ID": "IMAGE ID", "Shared": "SHARED SIZE", "Uniq
 def command(argv: list[str], prog: str) -> int:
     """Show what the store takes up; returns the exit code."""
     args = parser(prog).parse_args(argv)
-    found = usage(common.images_at(args.root))
+    images = common.images_at(args.root)
+    found = usage(images)
+    # Nothing can be had back from what cannot be written.
+    writable = images.store.is_writable()
+    free = garbage.prune(images, dry_run=True) if writable else garbage.Removed()
     if args.json:
-        output.say(json.dumps({"kinds": _kinds(found), "images": _images(found)}, indent=4))
+        output.say(json.dumps({"kinds": _kinds(found, free), "images": _images(found)}, indent=4))
         return 0
-    for line in table.listing(map(_sized, _kinds(found)), _HEADINGS, _all(_HEADINGS)):
+    for line in table.listing(map(_sized, _kinds(found, free)), _HEADINGS, _all(_HEADINGS)):
         output.say(line)
     if args.verbose:
         output.say("")
@@ -43,15 +49,15 @@ def _all(headings: dict[str, str]) -> str:
     return table.by_default(list(headings))
 
 
-def _kinds(found: Usage) -> list[dict[str, Any]]:
-    """Blobs, unpacked layers, partial downloads: how many, and bytes. What can be had back: what
-    no image needs, and layers that are unpacked anew when they are needed."""
-    idle = sum(layer.size for layer in found.layers if not layer.in_use)
+def _kinds(found: Usage, free: Removed) -> list[dict[str, Any]]:
+    """Blobs, unpacked layers, partial downloads: how many, bytes, and how many of these
+    `image prune` would free."""
     rows = (
-        ("Images", len(found.images), found.blobs, found.needless),
-        ("Unpacked layers", len(found.layers), sum(x.size for x in found.layers), idle),
-        ("Partial downloads", "", found.partial, found.partial),
-    )
+        ("Images", len(found.images), found.blobs, sum(free.blobs.values())),
+        ("Unpacked layers", len(found.layers), sum(layer.size for layer in found.layers),
+         sum(free.layers.values())),
+        ("Partial downloads", found.partials, found.partial, sum(free.partial.values())),
+    )  # fmt: skip
     return [dict(zip(_HEADINGS, row, strict=True)) for row in rows]
 
 

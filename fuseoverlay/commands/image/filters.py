@@ -104,7 +104,7 @@ def _moment(text: str) -> datetime.datetime:
             found = datetime.datetime.fromisoformat(text)
         except ValueError:
             raise UsageError(
-                f"{text} is no time", hint="write 24h, 2026-01-31 or 2026-01-31T12:00:00Z"
+                f"{text} is not a time", hint="write 24h, 2026-01-31 or 2026-01-31T12:00:00Z"
             ) from None
     return found if found.tzinfo else found.astimezone()
 

@@ -33,7 +33,7 @@ def command(argv: list[str], prog: str) -> int:
     """Show the history of an image; returns the exit code."""
     args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
-    image = images.resolve(args.image)
+    image = images.resolve(args.image, common.platform(args.platform))
     rows = list(_rows(image, images.history(image), args))
     if args.quiet:
         for row in rows:
@@ -52,6 +52,7 @@ def parser(prog: str) -> Parser:
     """The parser of its arguments."""
     made = common.parser(prog, "Show how an image was made.", f"{prog} debian:12")
     made.add_argument("image", metavar="IMAGE", help="a name, an id, or its beginning")
+    common.add_platform(made)
     made.add_argument("-q", "--quiet", action="store_true", help="only the ids")
     made.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
     made.add_argument("-H", "--human", type=common.truth, nargs="?", const=True, default=True,

@@ -48,14 +48,14 @@ def _about(images: Images) -> dict[str, Any]:
     """With Docker's names, where it has one."""
     store = images.store
     host = Platform.host()
-    owners = "recorded in attributes" if layers.override(store) else "set"
+    owners = "recorded in extended attributes" if layers.override(store) else "real"
     return {
         "Images": len(images.all()),
         "Layers": len(places.unpacked(store)),
         "Driver": "fuseoverlay",
         "DriverStatus": [
             ["Root Dir", str(store.root)],
-            ["Owners of Files", owners],
+            ["File Owners", owners],
             ["Writable", "yes" if store.is_writable() else "no"],
         ],
         "KernelVersion": os.uname().release,

@@ -23,14 +23,15 @@ def command(argv: list[str], prog: str) -> int:
     args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
     form = None if args.format in (None, "json") else Template(args.format)
+    platform = common.platform(args.platform)
     found: list[dict[str, Any]] = []
 
     def show(word: str) -> None:
-        data = described(images, images.resolve(word))
+        data = described(images, images.resolve(word, platform))
         if form is None:
             found.append(data)
         else:
-            output.say("\n".join(map(visible, form.fill(data).split("\n"))))
+            output.say("\n".join(map(visible, form.fill({**data, "ID": data["Id"]}).split("\n"))))
 
     code = common.each(args.images, show)
     if form is None:
@@ -41,11 +42,12 @@ def command(argv: list[str], prog: str) -> int:
 def parser(prog: str) -> Parser:
     """The parser of its arguments."""
     made = common.parser(
-        prog, "Show all about images.",
+        prog, "Show details of images.",
         f"{prog} debian:12", f"{prog} --format '{{{{json .Config.Env}}}}' debian:12",
     )  # fmt: skip
     made.add_argument("images", nargs="+", metavar="IMAGE", help="a name, an id, its beginning")
     made.add_argument("-f", "--format", metavar="TEMPLATE", help="json, or a template")
+    common.add_platform(made)
     made.add_argument("--type", choices=["image"], help="image, which is all there is")
     return made
 

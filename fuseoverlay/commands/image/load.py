@@ -47,7 +47,7 @@ def parser(prog: str) -> Parser:
     made.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="only this one of a multi-platform image (default: all)")  # fmt: skip
-    made.add_argument("--name", metavar="NAME[:TAG]", help="what the only image is called")
+    made.add_argument("--name", metavar="NAME[:TAG]", help="name for the image, if there is just one")
     return made
 
 

@@ -26,7 +26,7 @@ def command(argv: list[str], prog: str) -> int:
         )
     account = Account(args.username or _asked(), _password(args.password, args.password_stdin))
     work = functools.partial(registry.login, args.server, account, fetching.settings_of(args))
-    output.note(f"the account is kept in {trio.run(work)}")
+    output.note(f"the credentials are stored in {trio.run(work)}")
     output.say("Login Succeeded")
     return 0
 
@@ -34,13 +34,14 @@ def command(argv: list[str], prog: str) -> int:
 def parser(prog: str) -> Parser:
     """The parser of its arguments."""
     made = parser_of(
-        prog, "Try an account at a registry, and keep it where podman does.",
+        prog, "Log in to a registry. The credentials are tried, and stored where podman does.",
         f"{prog} quay.io", f"echo $TOKEN | {prog} -u me --password-stdin ghcr.io",
     )  # fmt: skip
-    made.add_argument("-u", "--username", metavar="NAME", help="otherwise it is asked for")
+    made.add_argument("-u", "--username", metavar="NAME", help="prompted for if omitted")
     made.add_argument("-p", "--password", metavar="PASSWORD",
                         help="others can see it; better --password-stdin")  # fmt: skip
-    made.add_argument("--password-stdin", action="store_true", help="read it from there")
+    made.add_argument("--password-stdin", action="store_true",
+                      help="read the password from standard input")  # fmt: skip
     return made
 
 

@@ -24,4 +24,4 @@ def command(argv: list[str], prog: str) -> int:
 
 def parser(prog: str) -> Parser:
     """The parser of its arguments."""
-    return parser_of(prog, "Forget the account for a registry.", f"{prog} quay.io")
+    return parser_of(prog, "Log out of a registry.", f"{prog} quay.io")

@@ -96,7 +96,8 @@ def _rows(
         "bytes": sum(image.layer_sizes),
     }
     for entry in image.entries:
-        if not named(entry.name) or (entry.name is None and image.names):
+        tagged = entry.name is not None and "@" not in entry.name
+        if not named(entry.name) or (not tagged and image.names):
             continue
         repository, tag = common.split(entry.name) if entry.name else _nameless(entry.repository)
         digest = str(entry.descriptor.digest)

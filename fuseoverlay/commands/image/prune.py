@@ -22,9 +22,12 @@ def command(argv: list[str], prog: str) -> int:
         return 0
     removed = garbage.prune(images, unused=args.all, wanted=fits, dry_run=args.dry_run)
     lines = list(removal.lines(removed, "untagged", "deleted"))
+    first, last = ("Deleted Images:", "Total reclaimed space:")
+    if args.dry_run:
+        first, last = ("Would delete:", "Space that would be reclaimed:")
     if lines:
-        output.say("\n".join(["Deleted Images:", *lines, ""]))
-    output.say(f"Total reclaimed space: {removal.freed(removed)}")
+        output.say("\n".join([first, *lines, ""]))
+    output.say(f"{last} {removal.freed(removed)}")
     removal.complain(removed)
     return 0
 

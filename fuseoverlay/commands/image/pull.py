@@ -18,17 +18,19 @@ def command(argv: list[str], prog: str) -> int:
     platform = Platform.parse(args.platform) if args.platform else None
 
     def get(word: str) -> None:
+        before = {entry.name: entry.descriptor.digest for entry in images.names.entries()}
         pulled = fetching.fetch(
             images.store, names.in_registry(word), platform=platform,
             all_platforms=args.all_platforms, unpack=not args.no_unpack,
             settings=fetching.settings_of(args), quiet=args.quiet,
         )  # fmt: skip
-        _tell(pulled, quiet=args.quiet)
+        new = before.get(pulled.name) != pulled.descriptor.digest or pulled.received > 0
+        _tell(pulled, new=new, quiet=args.quiet)
 
     try:
         return common.each(args.images, get)
     except KeyboardInterrupt:
-        output.complain("error", "interrupted; the same command goes on with what is here")
+        output.complain("error", "interrupted; run it again to resume")
         return INTERRUPTED
 
 
@@ -50,11 +52,10 @@ def parser(prog: str) -> Parser:
     return made
 
 
-def _tell(pulled: Pulled, *, quiet: bool) -> None:
+def _tell(pulled: Pulled, *, new: bool, quiet: bool) -> None:
     """Docker's last lines."""
     if not quiet:
         shown = common.familiar(pulled.name)
-        new = pulled.received or pulled.replaced is not None
         output.say(f"Digest: {pulled.descriptor.digest}")
         what = "Downloaded newer image" if new else "Image is up to date"
         output.say(f"Status: {what} for {shown}")

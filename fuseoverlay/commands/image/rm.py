@@ -15,8 +15,11 @@ def command(argv: list[str], prog: str) -> int:
 
     def remove(word: str) -> None:
         removed = garbage.remove(images, word, force=args.force, dry_run=args.dry_run)
-        for line in removal.lines(removed, "Untagged", "Deleted"):
+        words = ("Would untag", "Would delete") if args.dry_run else ("Untagged", "Deleted")
+        for line in removal.lines(removed, *words):
             output.say(line)
+        if removed.freed:
+            output.note(f"{'would free' if args.dry_run else 'freed'} {removal.freed(removed)}")
         removal.complain(removed)
 
     return common.each(args.images, remove)

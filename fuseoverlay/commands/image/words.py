@@ -21,15 +21,15 @@ COMMANDS: Final[Mapping[str, str]] = {
     "load": "get images from a file or directory",
     "save": "write images into a file or directory",
     "import": "make an image of a root file system",
-    "inspect": "show all about images",
+    "inspect": "show details of images",
     "history": "show how an image was made",
     "tag": "give an image a further name",
     "rm": "remove images",
     "prune": "remove what is not needed",
     "df": "show what the store takes up",
     "info": "show the store and the storage driver",
-    "login": "keep the account for a registry",
-    "logout": "forget it",
+    "login": "log in to a registry",
+    "logout": "log out of a registry",
 }
 #: Modules that cannot be called like the word.
 _MODULES: Final = {"import": "importing"}
@@ -65,7 +65,7 @@ def command(argv: list[str]) -> int:
     name = name_of(word)
     if name is None:
         raise UsageError(
-            f"image {word} is no command", hint=f"the commands are {', '.join(COMMANDS)}"
+            f"image {word} is not a command", hint=f"the commands are {', '.join(COMMANDS)}"
         )
     return run(name, rest, f"fuseoverlay image {word}")
 

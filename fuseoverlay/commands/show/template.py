@@ -43,7 +43,8 @@ class Template:
         try:
             return "".join(_filled(self._parts, data, data))
         except (LookupError, TypeError, ValueError) as exc:
-            raise self._error(str(exc.args[0] if exc.args else exc)) from None
+            what = str(exc.args[0] if exc.args else exc)
+            raise UsageError(f"--format {self._source!r}: {what}", hint="correct it") from None
 
     def _parse(self, inside: str) -> tuple[_Parts, str]:
         """The parts up to `end` or `else`, and which of them it was."""
