@@ -44,6 +44,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
              "mount programs and with kernel overlayfs: import of an image, builds of four steps, "
              "start of a container, one with dpkg, its commit; modes root and user; after a round "
              "that is not measured (not with --quick)")
+    add("--images", action="store_true",
+        help="instead of the workloads: pull, load, list and mount images, against podman, and "
+             "skopeo with umoci; mode root")
     add("--rounds", type=int, help="default 3 (--quick: 1)")
     add("--quick", action="store_true", help="a tenth of everything, one round")
     add("--time-limit", type=float, default=120, metavar="S", help="of each step, default 120 s")
@@ -61,6 +64,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--mode {options.mode} is not to be had from here ({own})")
     if options.containers and (options.mode == "userns" or options.workload or options.peer):
         parser.error("--containers goes with neither --mode userns, --workload nor --peer")
+    if options.images and (
+        options.mode != "root" or options.workload or options.peer or options.containers
+    ):
+        parser.error("--images goes with --mode root alone, without --workload, --peer and others")
     options.rounds = options.rounds or (1 if options.quick else 3)
     try:
         options.chosen = chosen_workloads(options.workload)
@@ -90,6 +97,10 @@ def known(options: argparse.Namespace, base: Path) -> list[Contender]:
         from benchmarks.containers import DRIVERS
 
         return list(DRIVERS)
+    if options.images:
+        from benchmarks.images import TOOLS_COMPARED
+
+        return list(TOOLS_COMPARED)
     return contenders(options.mode, base, options.peer)
 
 
@@ -115,6 +126,10 @@ def show_list(options: argparse.Namespace) -> None:
         from benchmarks.containers import STEPS
 
         does = {step.name: step.what for step in STEPS}
+    elif options.images:
+        from benchmarks import images
+
+        does = dict(images.STEPS)
     for name, what in does.items():
         print(f"{name:20} {what}")
     print()
@@ -255,6 +270,20 @@ def run_containers(
     )
 
 
+def run_images(
+    options: argparse.Namespace,
+    base: Path,
+    found: list[Contender],
+    told: dict[str, Any],
+    outcome: runner.Outcome,
+) -> None:
+    """Run the steps with images."""
+    from benchmarks import images
+
+    told |= {package: _version(package) for package in ("podman", "skopeo", "umoci")}
+    images.run(base, found, options.rounds, limit=options.time_limit, outcome=outcome)
+
+
 def work(options: argparse.Namespace, base: Path) -> int:
     """Measure and report; after an interruption, report what was measured before it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -263,7 +292,9 @@ def work(options: argparse.Namespace, base: Path) -> int:
     found = present(options, base)
     told = about(options, base, found)
     outcome, code = runner.Outcome(), 0
-    run = run_containers if options.containers else run_workloads
+    run = run_workloads
+    if options.containers or options.images:
+        run = run_containers if options.containers else run_images
     try:
         run(options, base, found, told, outcome)
     except KeyboardInterrupt:
@@ -302,6 +333,10 @@ def main() -> int:
 
             # Made here, since only root can, and the measuring process may not be root.
             containers.files()
+        if options.images:
+            from benchmarks import images
+
+            images.check()
         if base:
             return work(options, Path(base))
     except processes.Failure as exc:

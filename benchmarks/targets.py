@@ -52,6 +52,16 @@ def ratio(what: str, measure: str, limit: float) -> Target:
     return Target(what, measure, limit, reached)
 
 
+def beside(what: str, measure: str, contender: str, limit: float) -> Target:
+    """Our seconds divided by this contender's."""
+
+    def reached(results: Results, _: Sizes) -> float | None:
+        mine, theirs = (_median(results, measure, name) for name in (OURS, contender))
+        return _divided(mine, theirs)
+
+    return Target(f"{what}, {contender}", measure, limit, reached)
+
+
 def more_seconds(what: str, measure: str, limit: float) -> Target:
     """Our seconds minus the reference's."""
 
@@ -155,4 +165,14 @@ TARGETS = [
     ratio("containers: the same, each committed", "containers/build-layers", 1.00),
     ratio("containers: dpkg, useradd, rm -rf, chown -R", "containers/dpkg", 1.00),
     more_seconds("containers: start", "containers/start", 0.3),
+    beside("images: pull of 12 layers", "images/pull-12", "umoci", 0.70),
+    beside("images: pull of 12 layers", "images/pull-12", "podman", 0.70),
+    *(
+        beside(f"images: load of {count} layers", f"images/load-{count}", peer, 0.80)
+        for count in (1, 12, 60)
+        for peer in ("umoci", "podman")
+    ),
+    at_most("images: a list of 200", "images/ls-200", 0.15, "{:.3f} s"),
+    at_most("images: mount by name", "images/mount", 0.25, "{:.3f} s"),
+    at_most("images: memory of a pull of 160 MB", "images/memory", 120, "{:.0f} MiB"),
 ]
