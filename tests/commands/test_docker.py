@@ -17,7 +17,7 @@ import pytest
 from fuseoverlay.oci.layout import Node, layer_tar
 from tests.commands.conftest import Cli
 from tests.commands.dockerd import Docker, missing
-from tests.helpers.mounts import MODE, NATIVE, scratch
+from tests.helpers.mounts import MODE, NATIVE, detach, scratch
 from tests.registry.daemon import Daemon
 
 pytestmark = [
@@ -224,6 +224,31 @@ def test_push(docker: Docker, loaded: Cli, tmp_path: Path) -> None:
             assert docker.said("images", "-q", "--no-trunc", name) == id_
             who.said("rmi", name)
         assert said[0] == said[1]
+
+
+def test_images_of_the_daemon(docker: Docker, tmp_path: Path) -> None:
+    """They are mounted and loaded as they are. What the store has is not asked for again."""
+    cli = Cli(tmp_path)
+    cli.env = {"DOCKER_HOST": docker.host}
+    try:
+        for name in ("ex:1", docker.said("images", "-q", "ex:1").strip()):
+            cli.said("mount", f"docker-daemon:{name}", cli.mnt)
+            assert (cli.mnt / "srv/file").read_text() == "content of the file\n"
+            cli.said("unmount", cli.mnt)
+        assert cli.said("images", "-q") == ""
+        assert cli.said("load", "-q", "-i", "docker-daemon:ex:1") == "Loaded image: ex:1\n"
+        id_ = docker.said("images", "-q", "--no-trunc", "ex:1")
+        assert cli.said("images", "-q", "--no-trunc", "ex:1") == id_
+        cli.said("mount", "docker-daemon:ex:1", cli.mnt)
+        assert (cli.mnt / "bin/program").exists()
+        cli.said("unmount", cli.mnt)
+        for words in (("load", "-i"), ("mount",)):
+            mnt = [cli.mnt] if words == ("mount",) else []
+            cli.refused(7, "No such image: nothing", *words, "docker-daemon:nothing", *mnt)
+        cli.env = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
+        cli.refused(7, "not on this computer", "mount", "docker-daemon:ex:1", cli.mnt)
+    finally:
+        detach(cli.mnt)
 
 
 CHANGES = [
