@@ -7,8 +7,10 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from fuseoverlay.commands import dispatch
-
+    try:
+        from fuseoverlay.commands import dispatch
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(dispatch.main(sys.argv[1:]))
 
 

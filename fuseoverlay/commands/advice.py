@@ -95,7 +95,7 @@ def check_fsck(what: str, *, directories: bool, kept: str | None) -> None:
 def _is_file(text: str) -> bool:
     from fuseoverlay.oci import names
 
-    return names.is_image(text) or names.is_path(text)
+    return names.is_image(text) or names.is_path(text) or os.path.islink(text)
 
 
 def _is_image(text: str) -> bool:

@@ -26,6 +26,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "MNT|IMAGE": ("mounts", "directories"),
     "UPPER|IMAGE": ("images", "files"),
     "NAME[:TAG]": ("images",),
+    "DESTINATION": ("images",),
     "NAME[:TAG|@DIGEST]": ("images",),
     "REPOSITORY[:TAG]": ("images",),
     "COMMAND": ("commands",),
@@ -87,10 +88,10 @@ def parser_of(words: Sequence[str]) -> tuple[argparse.ArgumentParser, int] | Non
     if first in _MODULES:
         return _parser(f"fuseoverlay.commands.{_MODULES[first]}"), 1
     if first in images.SPELLINGS:
-        return _parser(f"fuseoverlay.commands.image.{images.SPELLINGS[first]}"), 1
+        return images.module(images.SPELLINGS[first]).parser(""), 1
     if first == "image":
         name = images.name_of(words[1]) if len(words) > 1 else None
-        return (_parser(f"fuseoverlay.commands.image.{name}"), 2) if name else None
+        return (images.module(name).parser(""), 2) if name else None
     if first.startswith("-"):
         return _parser("fuseoverlay.commands.mount"), 0
     return None

@@ -44,7 +44,7 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     except FuseOverlayError as exc:
         output.complain("error", str(exc))
         return exc.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         output.complain("error", "interrupted")
         return INTERRUPTED
     except OSError as exc:

@@ -16,10 +16,10 @@ from fuseoverlay.oci.model import Platform
 from fuseoverlay.overlay.config import MountConfig
 from fuseoverlay.store import layers as stored
 from fuseoverlay.store import sources
-from fuseoverlay.store.layers import ProgressCallback, StoredImage
+from fuseoverlay.store.layers import ProgressCallback
 from fuseoverlay.store.part import Part
 from fuseoverlay.store.root import Store
-from fuseoverlay.store.sources import Remote
+from fuseoverlay.store.sources import Opened, Remote
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 
@@ -131,7 +131,7 @@ def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[C
             yield Changes(scratch)
 
 
-def _owner(image: str, part: Part | None, found: StoredImage) -> Owner:
+def _owner(image: str, part: Part | None, found: Opened) -> Owner:
     return Owner(f"{image}, {part}" if part else image, found.diff_ids)
 
 

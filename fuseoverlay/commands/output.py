@@ -3,6 +3,7 @@ or to a pipe that nobody reads."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Final, TextIO
@@ -32,6 +33,9 @@ def open_missing() -> None:
             # Line-buffered, like the interpreter's stderr.
             stream = os.fdopen(fd, mode, buffering=1, closefd=False, errors="backslashreplace")
             setattr(sys, name, stream)
+    # A terminal that cannot show every character is no reason to fail.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(text: object) -> None:

@@ -69,26 +69,29 @@ class SavedImage:
 
 
 @contextlib.contextmanager
-def open_image(path: str, *, scratch: str | None = None) -> Iterator[ImageSource]:
-    """Open the image file or directory `path`.
+def open_image(
+    path: str, *, scratch: str | None = None, listed: bool = True
+) -> Iterator[ImageSource]:
+    """Open the image file or directory `path`; `listed`: see `ImageSource`.
 
     A compressed archive is decompressed into the directory `scratch` (default: that of `tempfile`).
     ImageError if `path` is missing or not an image.
     """
     with open_files(path, scratch) as files:
-        yield ImageSource(files, path)
+        yield ImageSource(files, path, listed=listed)
 
 
 class ImageSource:
-    """An open image file or directory, which may hold several images."""
+    """An open image file or directory, which may hold several images. With `listed` off, what lists
+    them is not read: somebody else knows the manifests."""
 
-    def __init__(self, files: Files, path: str) -> None:
+    def __init__(self, files: Files, path: str, *, listed: bool = True) -> None:
         self._files = files
         self.path = path
         self._json_left = _MAX_JSON_TOTAL
-        self._index = self._read_index()
-        self._saved = self._read_saved()
-        if self._index is None and not self._saved:
+        self._index = self._read_index() if listed else None
+        self._saved = self._read_saved() if listed else []
+        if listed and self._index is None and not self._saved:
             raise ImageError(
                 "not an image",
                 where=path,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import posixpath
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,8 +21,9 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol, cast
 
 from fuseoverlay.errors import ImageError, StoreError, describe
-from fuseoverlay.oci import headers
+from fuseoverlay.oci import headers, model
 from fuseoverlay.oci.headers import Header, read_headers
+from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.oci.streams import (
     CHUNK,
     HEAD,
@@ -31,6 +34,12 @@ from fuseoverlay.oci.streams import (
     open_plain,
 )
 
+#: How `version` begins in a directory that skopeo writes as `dir:`.
+_COPIED: Final = b"Directory Transport Version: "
+_INDEX: Final = "index.json"
+_BLOB: Final = re.compile(r"blobs/(\w+)/([0-9a-f]+)\Z", re.ASCII)
+#: Real manifests stay below 1 MiB.
+_MAX_MANIFEST: Final = 16 << 20
 _MAX_LINKS: Final = 40
 #: A longer name cannot be the path of a file.
 _MAX_PATH: Final = 4096
@@ -80,6 +89,58 @@ class DirectoryFiles:
             os.close(fd)
             raise ImageError("not a regular file", where=path)
         return cast("IO[bytes]", io.FileIO(fd, "rb")), st.st_size
+
+
+def is_copied(path: str) -> bool:
+    """Whether the directory is one that skopeo writes as `dir:`."""
+    try:
+        with open(os.path.join(path, "version"), "rb") as file:
+            return file.read(len(_COPIED)) == _COPIED
+    except OSError:
+        return False
+
+
+class CopiedFiles:
+    """A directory that skopeo writes as `dir:`, seen as an OCI layout with one image.
+
+    `manifest.json` is its manifest or index, `HEX.manifest.json` one that an index names, `HEX` any
+    other blob.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._files = DirectoryFiles(root)
+        where = f"{root}/manifest.json"
+        file, size = self._files.open("manifest.json")
+        with file:
+            if size > _MAX_MANIFEST:
+                raise ImageError(f"larger than {_MAX_MANIFEST} bytes", where=where)
+            data = file.read()
+        fields = model.expect_fields(model.decode_json(data, where), "manifest")
+        kind = model.OCI_MANIFEST if fields.get("manifests") is None else model.OCI_INDEX
+        top = Descriptor(fields.get("mediaType") or kind, Digest.of(data), len(data))
+        self._top = top.digest.hex
+        self._index = json.dumps({"schemaVersion": 2, "manifests": [top.to_json()]}).encode()
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file in the layout."""
+        return name == _INDEX or self._place(name) is not None
+
+    def open(self, name: str) -> tuple[IO[bytes], int]:
+        """Open a file of the layout."""
+        if name == _INDEX:
+            return io.BytesIO(self._index), len(self._index)
+        return self._files.open(self._place(name) or name)
+
+    def _place(self, name: str) -> str | None:
+        """Where a blob of the layout is here."""
+        match = _BLOB.match(name)
+        if match is None:
+            return None
+        algorithm, hex_digits = match.groups()
+        places = [f"{hex_digits}.manifest.json", hex_digits, f"{algorithm}-{hex_digits}"]
+        if hex_digits == self._top:
+            places.insert(0, "manifest.json")
+        return next((place for place in places if self._files.has(place)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +289,7 @@ def open_files(path: str, scratch: str | None) -> Iterator[Files]:
     since its members are not read in the order of the archive.
     """
     if os.path.isdir(path):
-        yield DirectoryFiles(path)
+        yield CopiedFiles(path) if is_copied(path) else DirectoryFiles(path)
         return
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -11,8 +11,8 @@ from fuseoverlay.errors import ImageError, describe
 
 #: Transports that skopeo and podman write before the name of a file that we can read, and the
 #: others of theirs.
-FILES: Final = frozenset({"oci", "oci-archive", "docker-archive"})
-OTHERS: Final = frozenset({"docker", "docker-daemon", "containers-storage", "dir"})
+FILES: Final = frozenset({"oci", "oci-archive", "docker-archive", "dir"})
+OTHERS: Final = frozenset({"docker", "docker-daemon", "containers-storage"})
 _PATH: Final = re.compile(r"[/.~]|.*\.(?:tar|tgz|tar\.[a-z0-9]+)(?::|\Z)")
 
 

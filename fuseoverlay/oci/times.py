@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from typing import Final
+
+#: Years that are meant. Docker writes 1 where it knows no time; and near both ends of what can be
+#: represented, no zone can be applied.
+_FIRST: Final = 1970
+_LAST: Final = 9998
 
 
 def parse_time(text: str) -> datetime | None:
@@ -13,6 +19,7 @@ def parse_time(text: str) -> datetime | None:
     if match is None:
         return None
     try:
-        return datetime.fromisoformat(f"{match[1]}{(match[2] or '')[:7]}{match[3]}")
+        found = datetime.fromisoformat(f"{match[1]}{(match[2] or '')[:7]}{match[3]}")
     except ValueError:
         return None
+    return found if _FIRST <= found.year <= _LAST else None

@@ -17,7 +17,6 @@ from typing import IO, Final
 from fuseoverlay.errors import DigestError, ImageError, describe
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Descriptor, Digest, Hasher
-from fuseoverlay.oci.streams import BlobReader
 from fuseoverlay.store.root import Store, sync_directory
 from fuseoverlay.system import syscalls
 
@@ -31,7 +30,8 @@ _LEASED: Final = "leased"
 #: end is short.
 _WRITEBACK: Final = 8 << 20
 _PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_AGAIN: Final = "the store is damaged; fetch the image again"
+_REPAIR: Final = "run fuseoverlay image verify --repair"
+_AGAIN: Final = f"the store is damaged; {_REPAIR}"
 
 
 class Content:
@@ -66,7 +66,7 @@ class Content:
             file = open(path, "rb")  # noqa: SIM115  # the caller closes it
         except OSError as exc:
             what = f"cannot open a blob: {describe(exc)}"
-            raise ImageError(what, where=path, hint="fetch the image again") from exc
+            raise ImageError(what, where=path, hint=_REPAIR) from exc
         found = os.fstat(file.fileno()).st_size
         if found != descriptor.size:
             file.close()
@@ -85,6 +85,9 @@ class Content:
 
     def check(self, descriptor: Descriptor, progress: Callable[[int], None] | None = None) -> None:
         """Read a blob of any size and verify it. ImageError, DigestError."""
+        # Lists of images must not load it.
+        from fuseoverlay.oci.streams import BlobReader
+
         file, digest = self.open(descriptor), descriptor.digest
         with contextlib.closing(
             BlobReader(file, descriptor.size, digest, str(digest), progress)
@@ -299,7 +302,7 @@ def _hashed(digest: Digest, data: bytes) -> str:
 def _check_digest(wanted: Digest, found: str, where: str) -> None:
     if found != wanted.hex:
         what = f"wrong digest {wanted.algorithm}:{found}, it should be {wanted}"
-        raise DigestError(what, where=where, hint="fetch the image again")
+        raise DigestError(what, where=where, hint=_REPAIR)
 
 
 def _joined(digest: Digest) -> str:

@@ -11,8 +11,10 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from fuseoverlay.errors import UsageError
 from fuseoverlay.oci.job import store_error
@@ -24,6 +26,9 @@ from fuseoverlay.store.names import Editing, repository_of
 from fuseoverlay.store.reach import Reach, reach
 from fuseoverlay.store.root import Store
 from fuseoverlay.store.usage import disk_usage
+
+#: Seconds for which a blob that nothing names is left for its writer to name it.
+_NEW: Final = 3600
 
 
 @dataclass(slots=True)
@@ -81,11 +86,24 @@ def prune(
     StoreError."""
     with _editing(images, dry_run) as (index, removal):
         for image in images.of(index.entries()):
-            unneeded = image.dangling or (unused and not is_used(images.store, image))
+            unneeded = image.dangling or (unused and not _is_mounted(images, image))
             if unneeded and wanted(image):
                 removal.forget(index, image)
+            elif wanted(image):
+                removal.forget_replaced(index, image)
         removal.collect(index, everything=True)
     return removal.removed
+
+
+def _is_mounted(images: Images, image: Image) -> bool:
+    """Whether it is used, for any of its platforms."""
+    return any(is_used(images.store, one) for one in images.platforms(image))
+
+
+def _is_new(path: pathlib.Path) -> bool:
+    """Whether a blob is so new that another program may be about to name it: it knows nothing of
+    our leases."""
+    return time.time() - os.stat(path).st_mtime < _NEW
 
 
 def is_used(store: Store, image: Image) -> bool:
@@ -109,7 +127,7 @@ def _editing(images: Images, dry_run: bool) -> Iterator[tuple[Editing, _Removal]
     store = images.store
     try:
         with contextlib.ExitStack() as after:
-            moved = None if dry_run else after.enter_context(store.workspace())
+            moved = None if dry_run else after.enter_context(store.trash())
             with images.names.editing() as index:
                 yield index, _Removal(images.content, index, moved)
                 if dry_run:
@@ -140,42 +158,52 @@ class _Removal:
         self.removed.untagged += image.names
         self.removed.images.append(image.id)
 
+    def forget_replaced(self, index: Editing, image: Image) -> None:
+        """What once had a name of the image goes: it has the same config, and other layers."""
+        named = {entry.descriptor.digest for entry in image.entries if entry.name}
+        index.forget({entry.descriptor.digest for entry in image.entries} - named)
+
     def collect(self, index: Editing, *, everything: bool) -> None:
         """Remove what nothing needs any more: of all there is, or of what was needed before."""
         after = reach(self._content, [entry.descriptor for entry in index.entries()])
-        before = None if everything else reach(self._content, self._before)
+        known = reach(self._content, self._before)
+        before = None if everything else known
         if self._moved is not None:
             index.save()
         self.removed.problems += after.unreadable
-        if after.unreadable:
+        if index.unknown:
+            self.removed.problems.append(f"index.json has {index.unknown} entries of another kind")
+        if self.removed.problems:
             # What they need is not known, so nothing can be told to be needless.
             return
-        self._collect_blobs(before, after)
+        self._collect_blobs(known, after, everything=everything)
         self._collect_layers(before, after)
         if self._moved is not None:
             self._forget_sizes(after)
         if everything:
             self._collect_partial()
 
-    def _collect_blobs(self, before: Reach | None, after: Reach) -> None:
+    def _collect_blobs(self, before: Reach, after: Reach, *, everything: bool) -> None:
         leased = self._content.leased()
         for digest, size in list(self._content.blobs()):
-            if digest in after.blobs or (before is not None and digest not in before.blobs):
+            was_needed = digest in before.blobs
+            if digest in after.blobs or not (everything or was_needed):
                 continue
             path = self._content.path(digest)
-            if digest in leased:
+            if digest in leased or (not was_needed and _is_new(path)):
                 self._leave(path)
                 continue
             self._move(path)
             self.removed.blobs[digest] = size
 
     def _collect_layers(self, before: Reach | None, after: Reach) -> None:
+        open_elsewhere = places.open_elsewhere(self._root)
         for path in places.unpacked(self._content.store):
             place = f"{path.parent.name}/{path.name}"
             if place in after.layers or (before is not None and place not in before.layers):
                 continue
             with places.taken(path) as free:
-                if not free:
+                if not free or str(path.relative_to(self._root)) in open_elsewhere:
                     self._leave(path)
                     continue
                 self.removed.layers[str(path.relative_to(self._root))] = disk_usage(path)

@@ -32,6 +32,10 @@ _STEP: Final = ("created", "created_by", "author", "comment")
 _SHORT: Final = 12
 
 
+class NoImageError(ImageError):
+    """Nothing in the store is called so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """One image. `entries`: its places in the index. `manifest` and what follows: of the platform
@@ -136,13 +140,14 @@ class Images:
     def of(self, entries: Sequence[Entry], platform: Platform | None = None) -> list[Image]:
         """The images that these entries name."""
         wanted = platform or Platform.host()
-        read: dict[Digest, Image] = {}
+        read: dict[tuple[Digest, str], Image] = {}
         listed: dict[Digest, Image] = {}
         for entry in entries:
             descriptor = entry.descriptor
-            if descriptor.digest not in read:
-                read[descriptor.digest] = self._read(descriptor, wanted)
-            image = read[descriptor.digest]
+            key = descriptor.digest, descriptor.media_type
+            if key not in read:
+                read[key] = self._read(descriptor, wanted)
+            image = read[key]
             before = listed.get(image.id, replace(image, entries=()))
             listed[image.id] = replace(before, entries=(*before.entries, entry))
         return list(listed.values())
@@ -214,8 +219,8 @@ class Images:
         than that which is shown, by its id or digest, or if it is for `platform`."""
         try:
             found = self.find(text, platform)[0]
-        except ImageError:
-            others = _by_digest(self._of_all_platforms(), text)
+        except NoImageError:
+            others = _by_digest(self._of_all_platforms(self.names.entries()), text)
             if len(others) != 1:
                 raise
             return others[0]
@@ -224,9 +229,20 @@ class Images:
             raise ImageError(f"no image for {platform}", where=text, hint=hint)
         return found
 
-    def _of_all_platforms(self) -> list[Image]:
+    def full_name(self, text: str) -> str | None:
+        """The full name that `text` stands for; None if it names the image otherwise, or none."""
+        with contextlib.suppress(ImageError):
+            entry = self.find(text)[1]
+            return entry.name if entry else None
+        return None
+
+    def platforms(self, image: Image) -> list[Image]:
+        """The image for each of its platforms that is here."""
+        return self._of_all_platforms(image.entries)
+
+    def _of_all_platforms(self, entries: Sequence[Entry]) -> list[Image]:
         found: dict[Digest, Image] = {}
-        for entry in self.names.entries():
+        for entry in entries:
             with contextlib.suppress(FuseOverlayError):
                 for manifest in manifests(self.content, entry.descriptor):
                     image = replace(self._describe(manifest), entries=(entry,))
@@ -251,7 +267,7 @@ class Images:
             raise _ambiguous(text, found)
         if not found:
             hint = "`fuseoverlay images` lists those that are"
-            raise ImageError("no such image", where=text, hint=hint)
+            raise NoImageError("no such image", where=text, hint=hint)
         return found[0], None
 
     def _references(self, text: str) -> list[Reference]:
@@ -267,8 +283,9 @@ class Images:
         reference = Reference.parse(name)
         if reference.digest is not None:
             raise ImageError("a name with a digest cannot be given", where=name)
-        image, entry = self.find(text)
         with self.names.editing() as index:
+            # Found in here: nobody can remove it before it has the name.
+            image, entry = self.find(text)
             return index.set(str(reference), entry or image.entries[0])
 
 

@@ -109,7 +109,7 @@ def stored(
     for messages, `full_name` for lists. With `check_platform`, `warn` is told if it is for other
     machines."""
     where = str(store.root)
-    with malformed(name), open_image(where) as source:
+    with malformed(name), open_image(where, listed=False) as source:
         image = source.image(manifest)
         if check_platform and image.platform is not None:
             _check_platform(name, image.platform, warn)
@@ -130,7 +130,7 @@ def _check_platform(image: str, platform: Platform, warn: Callable[[str], None])
 
 def override(store: Store) -> bool:
     """Whether owners and modes are only recorded in the store, in an attribute. StoreError."""
-    if not store.is_writable():
+    if not store.is_writable() or store.is_full():
         # There is nothing to try it with: it is as the one who wrote here found it.
         return not (trust.is_superuser() and (store.root / places.REAL).is_dir())
     try:

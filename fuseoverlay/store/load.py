@@ -125,7 +125,7 @@ class _Loader:
     def _chosen(self, entry: Descriptor, platform: Platform) -> Digest:
         """The manifest for `platform`, among those that `entry` is or leads to."""
         ranked: list[tuple[int, int, Digest]] = []
-        for manifest in self._manifests(entry, 0):
+        for manifest in self._manifests(entry, 0, set()):
             rank = self._platform(manifest).rank(platform)
             if rank is not None:
                 ranked.append((rank, len(ranked), manifest.digest))
@@ -133,14 +133,15 @@ class _Loader:
             raise ImageError(f"no image for {platform}", where=self._source.path)
         return min(ranked)[2]
 
-    def _manifests(self, entry: Descriptor, depth: int) -> Iterator[Descriptor]:
+    def _manifests(self, entry: Descriptor, depth: int, seen: set[Digest]) -> Iterator[Descriptor]:
         if depth > _MAX_DEPTH:
             raise ImageError("too many indexes inside indexes", where=self._source.path)
         if entry.media_type in model.MANIFEST_TYPES:
             yield entry
-        elif self._source.has_blob(entry):
+        elif entry.digest not in seen and self._source.has_blob(entry):
+            seen.add(entry.digest)
             for inner in filter(model.is_image, self._needed(entry)[1]):
-                yield from self._manifests(inner, depth + 1)
+                yield from self._manifests(inner, depth + 1, seen)
 
     def _platform(self, manifest: Descriptor) -> Platform:
         nothing = Platform("", "")

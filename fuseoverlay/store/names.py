@@ -71,6 +71,12 @@ class Names:
             with open(path, "rb") as file:
                 text, version = file.read(), _version(os.fstat(file.fileno()))
         except FileNotFoundError:
+            if (self._store.root / "version").exists():
+                raise StoreError(
+                    "the names of all images are gone",
+                    where=path,
+                    hint="put the file back, or remove the whole store",
+                ) from None
             text, version = b'{"schemaVersion":2}', None
         except OSError as exc:
             raise store_error(exc, "the names cannot be read", path) from exc
@@ -109,6 +115,11 @@ class Editing:
     def entries(self) -> list[Entry]:
         """All entries as they are now."""
         return _listed(self._data)
+
+    @property
+    def unknown(self) -> int:
+        """How many entries are nothing that we understand."""
+        return len(self._data["manifests"]) - len(self.entries())
 
     def set(self, name: str, image: Descriptor | Entry) -> Digest | None:
         """Let `name` be this image's; returns the digest of the one that had it before.

@@ -105,6 +105,26 @@ async def pull(
     return Pulled(name, top, tuple(chosen), puller.received, replaced)
 
 
+async def fetch(
+    content: Content,
+    repository: Reference,
+    blob: Descriptor,
+    *,
+    settings: Settings | None = None,
+    progress: Callable[[Arrival], None] = lambda arrival: None,
+) -> None:
+    """Bring one blob, manifest or index of a repository into the store.
+
+    RegistryError, ImageError, DigestError, StoreError.
+    """
+    async with remote.connect(repository, settings) as registry:
+        with content.lease() as lease:
+            await in_thread(lease.add, [blob.digest])
+            puller = _Puller(registry, content, lease, progress)
+            async with nursery() as opened:
+                opened.start_soon(puller.get, blob)
+
+
 class _Puller:
     """One pull."""
 
@@ -164,7 +184,7 @@ class _Puller:
         if entry.media_type not in model.INDEX_TYPES:
             yield entry
             return
-        if entry in self.indexes:
+        if any(entry.digest == index.digest for index in self.indexes):
             return
         for inner in model.needed(await self._document(entry)):
             if model.is_manifest(inner.media_type):
@@ -223,6 +243,14 @@ class _Puller:
             self._content.add(self._documents[descriptor.digest], descriptor.digest)
 
     # blobs
+
+    async def get(self, blob: Descriptor) -> None:
+        """Complete a blob, manifest or index."""
+        if model.is_manifest(blob.media_type):
+            self._documents[blob.digest] = await self._fetched(blob)
+            await in_thread(self.keep, [blob])
+        else:
+            await self._complete(blob, Arrivals(self._content, [blob]))
 
     async def fetch(
         self,

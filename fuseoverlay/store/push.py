@@ -83,7 +83,8 @@ async def push(
     sources = await in_thread(_sources, images, to)
     held = images.content.held({item.digest for item in (*documents, *blobs)})
     async with remote.connect(to, settings) as registry:
-        with held:
+        with contextlib.ExitStack() as stack:
+            await in_thread(stack.enter_context, held)
             pusher = _Pusher(registry, images.content, sources, progress)
             async with nursery() as opened:
                 for blob in blobs:

@@ -61,15 +61,24 @@ def reach(content: Content, entries: Iterable[Descriptor]) -> Reach:
     """What these entries need."""
     found = Reach()
     todo = list(entries)
+    # A blob may be named as one thing here and as another there: what it needs depends on that.
+    seen: set[tuple[Digest, str]] = set()
     while todo:
         descriptor = todo.pop()
-        if descriptor.digest not in found.blobs:
-            found.blobs.add(descriptor.digest)
+        found.blobs.add(descriptor.digest)
+        if (descriptor.digest, _role(descriptor)) not in seen:
+            seen.add((descriptor.digest, _role(descriptor)))
             try:
                 todo += _needed(content, descriptor, found)
             except FuseOverlayError as exc:
                 found.unreadable.append(str(exc))
     return found
+
+
+def _role(descriptor: Descriptor) -> str:
+    if model.is_manifest(descriptor.media_type):
+        return "document"
+    return "config" if descriptor.media_type in model.CONFIG_TYPES else "blob"
 
 
 def _needed(content: Content, descriptor: Descriptor, found: Reach) -> list[Descriptor]:

@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Final
@@ -37,7 +38,16 @@ _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _INDEX: Final = json.dumps(
     {"schemaVersion": 2, "mediaType": model.OCI_INDEX, "manifests": []}
 ).encode()
-_DIRECTORIES: Final = ("tmp", "partial", "blobs", "blobs/sha256")
+_DIRECTORIES: Final = ("tmp", "trash", "partial", "blobs", "blobs/sha256")
+#: All that a store of the first versions had, and one that is just being made.
+_UNVERSIONED: Final = {
+    *("layers", "layers-override", "sizes", *_DIRECTORIES),
+    *("lock", "oci-layout", "index.json"),
+}
+_TRASH: Final = "trash"
+#: Bytes without which no small directory can be made.
+_LEAST: Final = 64 << 10
+_WORKSPACE: Final = re.compile(r"[0-9a-f]{16}\Z")
 _LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -48,7 +58,10 @@ def default_root() -> pathlib.Path:
         return pathlib.Path(root).absolute()
     data = os.environ.get("XDG_DATA_HOME", "")
     # The specification says to ignore a relative path.
-    base = pathlib.Path(data) if data.startswith("/") else pathlib.Path.home() / ".local/share"
+    try:
+        base = pathlib.Path(data) if data.startswith("/") else pathlib.Path.home() / ".local/share"
+    except RuntimeError:
+        raise StoreError("nobody says where the store is", hint="set FUSEOVERLAY_ROOT") from None
     return base / "fuseoverlay"
 
 
@@ -68,6 +81,7 @@ class Store:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_version()
+            self._check_other()
             if self.is_writable():
                 self._complete()
                 self._sweep()
@@ -76,6 +90,11 @@ class Store:
                 raise os_error(errno.EROFS if read_only else errno.EACCES)
         except OSError as exc:
             raise store_error(exc, "the store cannot be used", self.root) from exc
+
+    def is_full(self) -> bool:
+        """Whether nothing can be made in the store for want of room."""
+        st = os.statvfs(self.root)
+        return st.f_bavail * st.f_frsize < _LEAST or (st.f_files > 0 and st.f_favail == 0)
 
     def is_writable(self) -> bool:
         """Whether anything can be made in the store. If not, it still serves what it holds."""
@@ -94,6 +113,16 @@ class Store:
                 hint="use a newer fuseoverlay, or another directory",
             )
 
+    def _check_other(self) -> None:
+        """Refuse a directory that holds something else: what lies in its `tmp` is not ours."""
+        names = set(os.listdir(self.root))
+        if names and "version" not in names and not names <= _UNVERSIONED:
+            raise StoreError(
+                "this is not a store of images, and not empty",
+                where=self.root,
+                hint="name an empty directory, or one that does not exist",
+            )
+
     def _complete(self) -> None:
         for name in _DIRECTORIES:
             (self.root / name).mkdir(mode=0o700, exist_ok=True)
@@ -108,7 +137,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what ended processes have left; a living one holds a lock."""
-        for name in os.listdir(self.tmp):
+        for name in filter(_WORKSPACE.match, os.listdir(self.tmp)):
             # Another process may be sweeping, too.
             with contextlib.suppress(OSError):
                 fd = os.open(self.tmp / name, DIR_FLAGS)
@@ -124,6 +153,26 @@ class Store:
             remove_tree(tmp_fd, os.fsencode(name))
         finally:
             os.close(tmp_fd)
+
+    @contextlib.contextmanager
+    def trash(self) -> Iterator[pathlib.Path]:
+        """A directory for what is removed, emptied at the end. It is
+        there before: a full disk must not keep anybody from freeing it. StoreError."""
+        path = self.root / _TRASH
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(path, DIR_FLAGS)
+        except OSError as exc:
+            raise store_error(exc, "the store cannot be written", self.root) from exc
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            _empty(fd)
+            yield path
+        finally:
+            try:
+                _empty(fd)
+            finally:
+                os.close(fd)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -207,6 +256,12 @@ class Store:
             except OSError as plain:
                 if plain.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
+
+
+def _empty(fd: int) -> None:
+    """Remove all that the directory holds. OSError."""
+    for name in os.listdir(fd):
+        remove_tree(fd, os.fsencode(name))
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from fuseoverlay.errors import ImageError, RegistryError, UsageError
 from fuseoverlay.oci import names
-from fuseoverlay.oci.model import Platform
+from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import shortnames
-from fuseoverlay.store import layers
+from fuseoverlay.store import daemon, layers, podman
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import ProgressCallback, StoredImage
 from fuseoverlay.store.part import Part
@@ -41,16 +42,30 @@ POLICIES: Final = ("missing", "always", "newer", "never")
 
 
 def check(text: str) -> None:
-    """Raise what can be said of a name before anything is done: `ImageError`, if a file is meant
-    and is not there, or a transport is not supported."""
+    """Raise what can be said of a name before anything is done: `ImageError`, if what is meant is
+    not there, unless a registry may have it."""
     if names.is_path(text) or not _may_be_stored(text):
         names.find(text)
-    elif names.transport(text) in names.OTHERS - {"docker"}:
-        raise ImageError(
-            f"{names.transport(text)}: is not supported",
-            where=text,
-            hint=f"get it with skopeo copy {text} oci-archive:image.tar",
-        )
+    elif names.transport(text) == "containers-storage":
+        podman.find(text.partition(":")[2])
+    elif names.transport(text) == "docker-daemon":
+        daemon.image_id(text.partition(":")[2])
+
+
+class Opened(Protocol):
+    """An image whose layers can be mounted, as `StoredImage` is one."""
+
+    name: str
+
+    @property
+    def id(self) -> Digest | None: ...
+
+    @property
+    def diff_ids(self) -> tuple[str, ...]: ...
+
+    def keep(self, part: Part, where: str) -> None: ...
+
+    def layers(self, held: contextlib.ExitStack | None = None) -> list[pathlib.Path]: ...
 
 
 @contextlib.contextmanager
@@ -63,7 +78,7 @@ def opened(
     part: Part | None = None,
     progress: ProgressCallback | None = None,
     warn: Callable[[str], None],
-) -> Iterator[StoredImage]:
+) -> Iterator[Opened]:
     """The image that `text` means, or that part of it. No layer has been read yet, only what
     describes the image.
 
@@ -73,14 +88,47 @@ def opened(
     check(text)
     store.prepare()
     name = names.in_registry(text)
-    found: contextlib.AbstractContextManager[StoredImage]
-    if _means_file(Images(store, shortnames.meanings), text):
+    found: contextlib.AbstractContextManager[Opened]
+    if names.transport(text) == "containers-storage":
+        found = contextlib.nullcontext(_of_podman(text, platform))
+    elif names.transport(text) == "docker-daemon":
+        found = _of_daemon(store, text, platform, progress, warn)
+    elif _means_file(Images(store, shortnames.meanings), text):
         found = layers.opened(store, text, platform=platform, progress=progress, warn=warn)
     else:
         found = _stored(store, name, platform, remote, progress, warn)
     with found as image:
         if part is not None:
             image.keep(part, text)
+        yield image
+
+
+def _of_podman(text: str, platform: str | None) -> Opened:
+    if platform is not None:
+        what = "podman's store has an image for one platform"
+        raise UsageError(what, hint="leave --platform out")
+    return podman.find(text.partition(":")[2])
+
+
+@contextlib.contextmanager
+def _of_daemon(
+    store: Store,
+    text: str,
+    platform: str | None,
+    progress: ProgressCallback | None,
+    warn: Callable[[str], None],
+) -> Iterator[Opened]:
+    """An image of the Docker daemon: what the store has of it need not be asked for."""
+    name = text.partition(":")[2]
+    id_ = str(daemon.image_id(name))
+    if _is_there(Images(store), id_):
+        with _stored(store, id_, platform, None, progress, warn) as image:
+            yield image
+        return
+    with (
+        daemon.archive(store, name) as path,
+        layers.opened(store, str(path), platform=platform, progress=progress, warn=warn) as image,
+    ):
         yield image
 
 
@@ -144,14 +192,14 @@ def _stored(
     images = Images(store, shortnames.meanings)
     wanted = Platform.parse(platform) if platform else None
     name = _fetched(images, name, remote, warn) if remote else name
-    found, entry = images.find(name, wanted)
+    found = images.resolve(name, wanted)
     if found.problem is not None:
         raise ImageError(found.problem, where=name, hint="get it again, or remove it")
     return layers.stored(
         store,
         found.manifest,
         name,
-        full_name=(entry.name if entry else None) or str(found.id),
+        full_name=images.full_name(name) or str(found.id),
         check_platform=wanted is None,
         progress=progress,
         warn=warn,

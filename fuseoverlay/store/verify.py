@@ -6,7 +6,9 @@ names must be there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from fuseoverlay.errors import FuseOverlayError, ImageError
@@ -21,18 +23,22 @@ from fuseoverlay.store.reach import decoded
 @dataclass(frozen=True, slots=True)
 class Broken:
     """A blob that is missing or wrong, as `problem` says, and the entries of the index that need
-    it. To pull these again repairs it, once `drop` was called."""
+    it. To get these again repairs it, while it is `aside`."""
 
     blob: Descriptor
     problem: str
     entries: tuple[Entry, ...]
 
 
-def verify(images: Images, progress: Callable[[int], None] | None = None) -> list[Broken]:
-    """Read all blobs that images need; what is broken. `progress` is told how many bytes each step
-    read. ImageError for a damaged index."""
+def verify(
+    images: Images,
+    entries: Iterable[Entry] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Broken]:
+    """Read all blobs that images need, or those that `entries` name; what is broken. `progress` is
+    told how many bytes each step read. ImageError for a damaged index."""
     verifier = _Verifier(images, progress)
-    for entry in images.names.entries():
+    for entry in images.names.entries() if entries is None else entries:
         for blob in verifier.blobs(entry):
             verifier.check(blob, entry)
     return [
@@ -41,12 +47,23 @@ def verify(images: Images, progress: Callable[[int], None] | None = None) -> lis
     ]
 
 
-def drop(images: Images, broken: Broken) -> None:
-    """Remove a wrong blob, so that it is fetched again. The unpacked layer stays. StoreError."""
-    try:
-        images.content.path(broken.blob.digest).unlink(missing_ok=True)
-    except OSError as exc:
-        raise store_error(exc, "cannot remove a blob", images.store.root) from exc
+@contextlib.contextmanager
+def aside(images: Images, blob: Descriptor) -> Iterator[None]:
+    """A wrong blob is out of the way in this context, where another one can take its place. It
+    comes back if that fails: else nobody could tell that it is not right. StoreError."""
+    path = images.content.path(blob.digest)
+    with images.store.workspace() as work:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, work / "wrong")
+        except OSError as exc:
+            raise store_error(exc, "cannot move a blob", images.store.root) from exc
+        try:
+            yield
+        finally:
+            if images.content.size(blob.digest) is None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(work / "wrong", path)
 
 
 class _Verifier:

@@ -46,6 +46,11 @@ class Docker:
             "DOCKER_BUILDKIT": "0",
         }
 
+    @property
+    def host(self) -> str:
+        """What `DOCKER_HOST` has to be."""
+        return self._socket
+
     def __enter__(self) -> Docker:
         try:
             wait_for(self._answers, 60, "dockerd")

@@ -17,7 +17,7 @@ import pytest
 from fuseoverlay.oci.layout import Node, layer_tar
 from tests.commands.conftest import Cli
 from tests.commands.dockerd import Docker, missing
-from tests.helpers.mounts import MODE, NATIVE, scratch
+from tests.helpers.mounts import MODE, NATIVE, detach, scratch
 from tests.registry.daemon import Daemon
 
 pytestmark = [
@@ -226,6 +226,31 @@ def test_push(docker: Docker, loaded: Cli, tmp_path: Path) -> None:
         assert said[0] == said[1]
 
 
+def test_images_of_the_daemon(docker: Docker, tmp_path: Path) -> None:
+    """They are mounted and loaded as they are. What the store has is not asked for again."""
+    cli = Cli(tmp_path)
+    cli.env = {"DOCKER_HOST": docker.host}
+    try:
+        for name in ("ex:1", docker.said("images", "-q", "ex:1").strip()):
+            cli.said("mount", f"docker-daemon:{name}", cli.mnt)
+            assert (cli.mnt / "srv/file").read_text() == "content of the file\n"
+            cli.said("unmount", cli.mnt)
+        assert cli.said("images", "-q") == ""
+        assert cli.said("load", "-q", "-i", "docker-daemon:ex:1") == "Loaded image: ex:1\n"
+        id_ = docker.said("images", "-q", "--no-trunc", "ex:1")
+        assert cli.said("images", "-q", "--no-trunc", "ex:1") == id_
+        cli.said("mount", "docker-daemon:ex:1", cli.mnt)
+        assert (cli.mnt / "bin/program").exists()
+        cli.said("unmount", cli.mnt)
+        for words in (("load", "-i"), ("mount",)):
+            mnt = [cli.mnt] if words == ("mount",) else []
+            cli.refused(7, "No such image: nothing", *words, "docker-daemon:nothing", *mnt)
+        cli.env = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
+        cli.refused(7, "not on this computer", "mount", "docker-daemon:ex:1", cli.mnt)
+    finally:
+        detach(cli.mnt)
+
+
 CHANGES = [
     *("CMD a  b", 'CMD ["a", "b c"]', 'cmd ["a"]', "CMD", "CMD []", "ENTRYPOINT []"),
     *("ENTRYPOINT x", 'ENTRYPOINT ["/x", "y"]', 'ENV A=1 B="2 3"', "ENV C d e f"),
@@ -292,14 +317,22 @@ def test_import_refuses(docker: Docker, loaded: Cli, change: str) -> None:
 
 def test_names_and_removal(docker: Docker, loaded: Cli) -> None:
     """The same steps, with the same words for them. Of what Docker deletes we name the image."""
-    for words in (("tag", "base:1", "base:2"), ("rmi", "base:2"), ("rmi", "ex:1")):
+    context = docker.base / "going"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM base:1\nLABEL going=soon\n")
+    docker.run("build", "--quiet", "--tag", "going:1", context)
+    docker.run("tag", "going:1", "localhost:5000/team/going:2")
+    archive = loaded.base / "going.tar"
+    docker.run("save", "--output", archive, "going:1", "localhost:5000/team/going:2")
+    loaded.said("load", "--quiet", "--input", archive)
+    for words in (("tag", "base:1", "base:2"), ("rmi", "base:2"), ("rmi", "going:1")):
         assert loaded.said(*words) == docker.said(*words)
     for words in (("rmi", "nothing"), ("tag", "nothing", "x"), ("inspect", "nothing")):
         assert docker.run(*words, check=False).returncode == 1
         done = loaded.run(*words)
         assert done.returncode != 0 and "nothing" in done.stderr
-    expected = docker.said("rmi", "localhost:5000/team/ex:2").splitlines()
-    actual = loaded.said("rmi", "localhost:5000/team/ex:2").splitlines()
+    expected = docker.said("rmi", "localhost:5000/team/going:2").splitlines()
+    actual = loaded.said("rmi", "localhost:5000/team/going:2").splitlines()
     assert actual == expected[: len(actual)] and len(actual) == 2
 
 

@@ -73,12 +73,13 @@ def test_names(cli: Cli) -> None:
     (cli.base / "root.tar").write_bytes(PLAIN)
     first = cli.said("import", "root.tar").strip()
     assert "<none>" in cli.said("images")
-    second = cli.said("import", "--platform", "linux/arm/v6", "root.tar", "a").strip()
+    second = cli.said("import", "--platform", "linux/arm/v6", "root.tar", "own").strip()
     form = "{{.Os}}/{{.Architecture}}/{{.Variant}} {{.RepoTags}}"
-    assert cli.said("inspect", "-f", form, second) == "linux/arm/v6 [a:latest]\n"
+    assert cli.said("inspect", "-f", form, second) == "linux/arm/v6 [own:latest]\n"
     assert first != second
-    third = cli.said("image", "import", "-c", "STOPSIGNAL SIGKILL", "root.tar", "a:latest").strip()
-    (data,) = json.loads(cli.said("inspect", "a"))
+    change = ("-c", "STOPSIGNAL SIGKILL")
+    third = cli.said("image", "import", *change, "root.tar", "own:latest").strip()
+    (data,) = json.loads(cli.said("inspect", "own"))
     assert data["Id"] == third and data["Config"]["StopSignal"] == "SIGKILL"
     assert len(cli.said("images", "-q").split()) == 3
     # One layer, whoever needs it.

@@ -99,8 +99,10 @@ def test_empty_source_of_directories(here: Cli) -> None:
     ("image", "message"),
     [
         ("quay.io:443/a/b@sha256:0", "there is no file or directory quay.io:443/a/b@sha256"),
-        ("docker-daemon:debian:12", "skopeo copy docker-daemon:debian:12 oci-archive:image.tar"),
-        ("dir:debian", "skopeo copy dir:debian oci-archive:image.tar"),
+        ("docker-daemon:debian:12", "cannot use /nowhere: No such file or directory; see whether"),
+        ("containers-storage:debian:12", "no such image in /nowhere/containers/storage; see"),
+        ("containers-storage:[overlay@/else+/run]debian", "no such image in /else; see"),
+        ("dir:debian", "there is no file or directory debian; correct the path"),
         ("oci:nothing:latest", "there is no file or directory nothing; correct the path"),
         ("./debian:12", "there is no file or directory ./debian; correct the path"),
         ("debian.tar", "there is no such file or directory; correct the path"),
@@ -114,6 +116,9 @@ def test_image_that_is_not_here(here: Cli, image: str, message: str) -> None:
     space = here.space
     (space.base / "nowhere").symlink_to("gone")
     env = {"PATH": "/usr/bin:/bin", "XDG_DATA_HOME": str(space.base / "data")}
+    conf = space.base / "storage.conf"
+    conf.write_text('[storage]\ngraphroot = "/nowhere/containers/storage"\n')
+    env |= {"CONTAINERS_STORAGE_CONF": str(conf), "DOCKER_HOST": "unix:///nowhere"}
     said = refused(here, IMAGE, "mount", image, space.mnt, word=message, cwd=space.base, env=env)
     assert f"error: {image}: " in said
     assert not (space.base / "data").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseoverlay.store import garbage
 from fuseoverlay.store.root import Store
 from tests.helpers.repeated import skip_repeated
 from tests.oci.conftest import place  # noqa: F401  # a fixture
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         without_extension={"test_layers", "test_root", "test_use"},
         by_anybody=_ALL_THE_SAME,
     )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other program is about to name a blob."""
+    monkeypatch.setattr(garbage, "_NEW", 0)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseoverlay.errors import ImageError, StoreError
+from fuseoverlay.errors import ImageError, UsageError
 from fuseoverlay.oci.model import OCI_LAYER, Descriptor, Digest
 from fuseoverlay.store import places
 from fuseoverlay.store.garbage import Removed, prune, remove
@@ -142,7 +142,7 @@ def test_by_id_all_names_of_one_repository(two: Images) -> None:
 def test_by_id_of_several_repositories(two: Images) -> None:
     two.tag(DEBIAN, "mine")
     image, before = two.resolve(DEBIAN), files(two.store)
-    with pytest.raises(StoreError, match=r"several repositories.*-f"):
+    with pytest.raises(UsageError, match=r"several repositories.*-f"):
         remove(two, str(image.id))
     assert files(two.store) == before
     assert two.resolve("mine") == two.resolve(DEBIAN)

@@ -252,7 +252,8 @@ def test_tagging(paint: Painter, images: Images) -> None:
     [
         ("2024-01-02T03:04:05Z", datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)),
         ("2024-01-02T05:04:05.5+02:00", datetime(2024, 1, 2, 3, 4, 5, 500000, UTC)),
-        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
+        ("0001-01-01T00:00:00Z", None),
+        ("9999-12-31T23:59:59-23:59", None),
         ("2024-01-02", None),
         ("2024-13-02T03:04:05Z", None),
         ("", None),

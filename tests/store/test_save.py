@@ -108,9 +108,9 @@ def test_one_platform(images: Images, paint: Painter, place: Path) -> None:
     paint.name(paint.index(paint.manifest("a"), theirs), DEBIAN)
     (done,) = save_layout(images, ["debian:12"], place / "out", platform=OTHER)
     assert done.descriptor.digest == theirs.digest
-    paint.name(paint.manifest("b"), "b")
+    paint.name(paint.manifest("b"), "two")
     with pytest.raises(ImageError, match=f"no image for {OTHER}"):
-        save_layout(images, ["b"], place / "more", platform=OTHER)
+        save_layout(images, ["two"], place / "more", platform=OTHER)
 
 
 def test_by_id_with_all_names(images: Images, paint: Painter, place: Path) -> None:
@@ -145,13 +145,13 @@ def test_damage(images: Images, paint: Painter, place: Path, damage: str) -> Non
 def test_a_layout_is_added_to(images: Images, paint: Painter, place: Path) -> None:
     """What others have there stays; a name that comes again is the new image's."""
     paint.name(paint.manifest("a"), DEBIAN)
-    paint.name(paint.manifest("b"), "b")
+    paint.name(paint.manifest("b"), "two")
     save_layout(images, ["debian:12"], place / "out")
     index = json.loads((place / "out/index.json").read_bytes())
     strange = {**index["manifests"][0], "annotations": {model.REF_NAME: "theirs", "x": "y"}}
     index["manifests"].append(strange)
     (place / "out/index.json").write_text(json.dumps(index))
-    save_layout(images, ["b"], place / "out")
+    save_layout(images, ["two"], place / "out")
     new = paint.manifest("c")
     with images.names.editing() as names:
         names.set(DEBIAN, new)
@@ -162,7 +162,7 @@ def test_a_layout_is_added_to(images: Images, paint: Painter, place: Path) -> No
     assert len(listed) == 3
     assert named[DEBIAN] == str(new.digest)
     there = set(blobs(place / "out"))
-    for text in ("b", DEBIAN):
+    for text in ("two", DEBIAN):
         assert {blob.digest.hex for blob in images.resolve(text).blobs} < there
 
 
@@ -184,14 +184,14 @@ def test_where_it_cannot_be_saved(images: Images, paint: Painter, place: Path) -
 
 def test_what_fails_leaves_nothing(images: Images, paint: Painter, place: Path) -> None:
     paint.name(paint.manifest("a"), DEBIAN)
-    paint.name(paint.manifest("b"), "b")
+    paint.name(paint.manifest("b"), "two")
     save_layout(images, ["debian:12"], place / "out")
     before = {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")}
-    path = images.content.path(images.resolve("b").layers[0].digest)
+    path = images.content.path(images.resolve("two").layers[0].digest)
     path.write_bytes(bytes(path.stat().st_size))
     for target in ("out", "new/deep"):
         with pytest.raises(DigestError):
-            save_layout(images, ["b"], place / target)
+            save_layout(images, ["two"], place / target)
     after = set((place / "out").rglob("*"))
     assert after == set(before)
     assert not (place / "new").exists()

@@ -8,7 +8,7 @@ from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.load import load
 from fuseoverlay.store.root import Store
-from fuseoverlay.store.verify import drop, verify
+from fuseoverlay.store.verify import aside, verify
 from tests.store.pictures import OTHER, Painter, painter
 
 DEBIAN = "docker.io/library/debian:12"
@@ -37,7 +37,7 @@ def shared(paint: Painter, images: Images) -> Descriptor:
 
 def test_all_is_right(images: Images, shared: Descriptor) -> None:
     steps: list[int] = []
-    assert verify(images, steps.append) == []
+    assert verify(images, progress=steps.append) == []
     sizes = dict(images.content.blobs())
     needed = {blob.digest for image in images.all() for blob in image.blobs}
     indexes = {digest for image in images.all() for digest in image.digests}
@@ -56,8 +56,13 @@ def test_a_broken_layer(images: Images, shared: Descriptor, damage: str) -> None
     assert broken.blob.digest == shared.digest
     assert {"missing": "missing", "cut": "bytes, it", "wrong": "digest"}[damage] in broken.problem
     assert [entry.name for entry in broken.entries] == [DEBIAN, "other"]
-    drop(images, broken)
-    assert not path.exists()
+    (one,) = [entry for entry in images.names.entries() if entry.name == "other"]
+    assert [found.entries for found in verify(images, [one])] == [(one,)]
+    there = path.exists()
+    with pytest.raises(KeyError), aside(images, broken.blob):
+        assert not path.exists()
+        raise KeyError
+    assert path.exists() == there
 
 
 @pytest.mark.parametrize("damage", ["missing", "wrong"])
@@ -82,8 +87,8 @@ def test_loading_again_repairs(images: Images, place: object, paint: Painter) ->
         whole = path.read_bytes()
         path.write_bytes(bytes(len(whole)))
         (broken,) = verify(images)
-        drop(images, broken)
-        load(images.store, f"{place}/source")
+        with aside(images, broken.blob):
+            load(images.store, f"{place}/source")
         assert path.read_bytes() == whole
         assert verify(images) == []
     assert images.resolve("debian:12").digests == (manifest.digest,)

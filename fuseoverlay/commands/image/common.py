@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.errors import FuseOverlayError, ImageError, exit_codes
+from fuseoverlay.errors import FuseOverlayError, ImageError, UsageError, exit_codes
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import shortnames
@@ -42,6 +42,8 @@ def platform(text: str | None) -> Platform | None:
 
 def images_at(root: str | None) -> Images:
     """The images of the store at `root`, or of the default one. Raises `StoreError`."""
+    if root == "":
+        raise UsageError("--root is empty", hint="write it out; a variable may not be set")
     store = Store(root or default_root())
     store.prepare()
     return Images(store, shortnames.meanings)

@@ -91,7 +91,17 @@ def _newer(limit: datetime.datetime | None) -> _Wanted:
 
 
 def _moment(text: str) -> datetime.datetime:
-    """A moment: RFC 3339, a date, seconds since 1970, or how long ago (10m, 1h30m)."""
+    """A moment: RFC 3339, a date, seconds since 1970, or how long ago (10m, 1h30m). Raises
+    `UsageError`."""
+    try:
+        return _parsed_moment(text)
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"{text} is not a time", hint="write 24h, 2026-01-31 or 2026-01-31T12:00:00Z"
+        ) from None
+
+
+def _parsed_moment(text: str) -> datetime.datetime:
     parts = _LENGTH.findall(text)
     if parts and "".join(map("".join, parts)) == text:
         ago = sum(float(number) * _UNITS[unit] for number, unit in parts)
@@ -100,12 +110,7 @@ def _moment(text: str) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(int(text), datetime.UTC)
     found = parse_time(text)
     if found is None:
-        try:
-            found = datetime.datetime.fromisoformat(text)
-        except ValueError:
-            raise UsageError(
-                f"{text} is not a time", hint="write 24h, 2026-01-31 or 2026-01-31T12:00:00Z"
-            ) from None
+        found = datetime.datetime.fromisoformat(text)
     return found if found.tzinfo else found.astimezone()
 
 

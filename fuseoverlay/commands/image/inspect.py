@@ -56,6 +56,7 @@ def described(images: Images, image: Image) -> dict[str, Any]:
     """What `docker image inspect` says of an image. Raises `ImageError`."""
     config = model.expect_fields(images.config(image), "image config")
     steps = images.history(image)
+    inner = config.get("config")
     about = {
         "Id": str(image.id),
         "RepoTags": [common.familiar(name) for name in image.names],
@@ -63,7 +64,7 @@ def described(images: Images, image: Image) -> dict[str, Any]:
         "Comment": steps[-1].comment if steps else "",
         "Created": image.created,
         "Author": config.get("author") or "",
-        "Config": {**_CONFIG, **(config.get("config") or {})},
+        "Config": {**_CONFIG, **(inner if isinstance(inner, dict) else {})},
         "Architecture": config.get("architecture") or "",
         "Variant": config.get("variant") or "",
         "Os": config.get("os") or "",

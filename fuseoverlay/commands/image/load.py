@@ -11,9 +11,10 @@ from fuseoverlay.commands import output, progress
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import UsageError
+from fuseoverlay.oci import names
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Platform
-from fuseoverlay.store import layers
+from fuseoverlay.store import daemon, layers
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.load import Loaded, load
 from fuseoverlay.store.names import Entry
@@ -43,11 +44,13 @@ def parser(prog: str) -> Parser:
     )  # fmt: skip
     made.add_argument("file", nargs="?", metavar="FILE", help="the same as -i FILE")
     made.add_argument("-i", "--input", metavar="FILE",
-                        help="a file or directory (default: standard input)")  # fmt: skip
+                        help="a file or directory, or docker-daemon:NAME (default: standard input)"
+                        )  # fmt: skip
     made.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="only this one of a multi-platform image (default: all)")  # fmt: skip
-    made.add_argument("--name", metavar="NAME[:TAG]", help="name for the image, if there is just one")
+    made.add_argument("--name", metavar="NAME[:TAG]",
+                      help="name for the image, if there is just one")  # fmt: skip
     return made
 
 
@@ -55,7 +58,8 @@ def parser(prog: str) -> Parser:
 def _source(store: Store, file: str | None) -> Iterator[str]:
     """The path to read; standard input is copied into the store for as long as it takes."""
     if file is not None:
-        yield file
+        with _named(store, file) as named:
+            yield named
         return
     if sys.stdin.isatty():
         raise UsageError("no file is given", hint="write -i FILE, or pipe an archive in")
@@ -67,6 +71,25 @@ def _source(store: Store, file: str | None) -> Iterator[str]:
         except OSError as exc:
             raise store_error(exc, "cannot copy standard input", store.root) from exc
         yield str(path)
+
+
+@contextlib.contextmanager
+def _named(store: Store, file: str) -> Iterator[str]:
+    """The path of a file that may have a transport before its name."""
+    match names.transport(file):
+        case "docker-daemon":
+            with daemon.archive(store, file.partition(":")[2]) as archive:
+                yield str(archive)
+        case "docker":
+            raise UsageError(f"{file} is in a registry", hint=f"write fuseoverlay pull {file}")
+        case "containers-storage":
+            name = file.partition(":")[2]
+            raise UsageError(
+                "podman's store does not have layers as they were",
+                hint=f"mount {file} as it is, or: podman save {name} | fuseoverlay load",
+            )
+        case _:
+            yield names.without_transport(file)
 
 
 def _image(images: Images, loaded: Loaded) -> Image:

@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "tag": "give an image a further name",
     "rm": "remove images",
     "prune": "remove what is not needed",
+    "verify": "verify everything, and repair it",
     "df": "show what the store takes up",
     "info": "show the store and the storage driver",
     "login": "log in to a registry",

@@ -33,7 +33,10 @@ class Template:
         self._source = source
         self._pieces = list(_pieces(source))
         self._place = 0
-        self._parts, end = self._parse(inside="")
+        try:
+            self._parts, end = self._parse(inside="")
+        except (ValueError, RecursionError):
+            raise self._error("it is not understood") from None
         if end:
             raise self._error(f"{{{{{end}}}}} without a beginning")
 
@@ -42,7 +45,9 @@ class Template:
         Raises `UsageError` where it has no such field."""
         try:
             return "".join(_filled(self._parts, data, data))
-        except (LookupError, TypeError, ValueError) as exc:
+        except RecursionError:
+            raise UsageError(f"--format {self._source!r}: nested too deep") from None
+        except (LookupError, TypeError, ValueError, OverflowError) as exc:
             what = str(exc.args[0] if exc.args else exc)
             raise UsageError(f"--format {self._source!r}: {what}", hint="correct it") from None
 
@@ -289,6 +294,8 @@ def _index(value: Any, *keys: Any) -> Any:
 
 def _printf(form: str, *values: Any) -> str:
     # Go's %v and %q are not Python's; the others are.
+    if re.search(r"\*|\d{4}", form):
+        raise ValueError("printf has a width without bounds")
     form = re.sub(r"%(-?\d*)[vq]", r"%\1s", form)
     return form % tuple(value if isinstance(value, int) else _written(value) for value in values)
 

@@ -1,0 +1,213 @@
+"""What strange images, other programs and odd directories must not do to a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuseoverlay.errors import ImageError, StoreError
+from fuseoverlay.oci import model
+from fuseoverlay.oci.model import Descriptor, Digest
+from fuseoverlay.store import garbage, places
+from fuseoverlay.store.garbage import prune, remove
+from fuseoverlay.store.images import Images
+from fuseoverlay.store.layers import stored
+from fuseoverlay.store.load import load
+from fuseoverlay.store.root import Store
+from tests.store.pictures import Painter, painter
+
+GOOD = "docker.io/library/good:1"
+
+
+@pytest.fixture
+def paint(kept: Store) -> Painter:
+    """Makes images in the store."""
+    return painter(kept)
+
+
+@pytest.fixture
+def images(kept: Store) -> Images:
+    return Images(kept)
+
+
+@pytest.fixture
+def good(paint: Painter) -> Descriptor:
+    """A named image with two layers."""
+    return paint.name(paint.manifest(layers=[paint.layer("base"), paint.layer("top")]), GOOD)
+
+
+def whole(images: Images, good: Descriptor) -> None:
+    """Everything of the image can be read."""
+    image = images.resolve(GOOD)
+    assert image.problem is None and image.manifest.digest == good.digest
+    for blob in image.blobs:
+        images.content.check(blob)
+
+
+def unpacked(images: Images) -> list[Path]:
+    image = images.resolve(GOOD)
+    with stored(images.store, image.manifest, "good") as found:
+        return found.layers()
+
+
+def index_of(images: Images) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((images.store.root / "index.json").read_text())
+    return found
+
+
+def write_index(images: Images, data: dict[str, Any]) -> None:
+    (images.store.root / "index.json").write_text(json.dumps(data))
+
+
+def test_an_index_that_calls_a_manifest_something_else(
+    paint: Painter, images: Images, good: Descriptor
+) -> None:
+    """What a blob needs depends on what it is named as."""
+    layers = unpacked(images)
+    other = paint.manifest(layers=[paint.layer("other")])
+    odd = Descriptor("application/octet-stream", good.digest, good.size)
+    for order in ([other, odd], [odd, other]):
+        evil = paint.index(*order)
+        paint.name(evil, "docker.io/library/evil:1")
+        prune(images)
+        whole(images, good)
+        assert all(path.is_dir() for path in layers)
+    remove(images, "evil:1")
+    whole(images, good)
+
+
+@pytest.mark.parametrize("entry", [{}, None, {"digest": "sha384:" + "0" * 96, "size": 2}])
+def test_entries_of_another_kind(images: Images, good: Descriptor, entry: object) -> None:
+    """What they need is not known, so nothing goes; and they hinder nobody."""
+    write_index(images, {**index_of(images), "manifests": [*index_of(images)["manifests"], entry]})
+    stray = images.content.add(b"what such an entry may need")
+    removed = prune(images)
+    assert removed.problems and not removed.blobs
+    assert images.content.size(stray) is not None
+    assert unpacked(images)
+    whole(images, good)
+
+
+def test_index_that_is_gone(images: Images, good: Descriptor) -> None:
+    (images.store.root / "index.json").unlink()
+    for act in (images.all, lambda: prune(images), lambda: remove(images, GOOD)):
+        with pytest.raises(StoreError, match="the names of all images are gone; put the file back"):
+            act()
+    assert images.content.size(good.digest) is not None
+
+
+def test_directory_that_is_no_store(place: Path) -> None:
+    """Nothing in it is touched."""
+    other = place / "home"
+    (other / "tmp" / "thesis").mkdir(parents=True)
+    (other / "tmp" / "thesis" / "text").write_text("years of work")
+    (other / "letter").touch()
+    before = sorted(other.rglob("*"))
+    with pytest.raises(StoreError, match="not a store of images, and not empty"):
+        Store(other).prepare()
+    assert sorted(other.rglob("*")) == before
+
+
+def test_what_lies_in_tmp_is_not_ours(kept: Store) -> None:
+    (kept.tmp / "thesis").mkdir()
+    (kept.tmp / "0123456789abcdef").mkdir()
+    kept.prepare()
+    assert (kept.tmp / "thesis").is_dir()
+    assert not (kept.tmp / "0123456789abcdef").exists()
+
+
+def test_tag_and_remove_at_the_same_time(images: Images, good: Descriptor) -> None:
+    """A name is there only if all of its image is."""
+    with images.store.locked():
+        errors: list[Exception] = []
+
+        def tag() -> None:
+            try:
+                Images(images.store).tag(GOOD, "mine")
+            except ImageError as exc:
+                errors.append(exc)
+
+        workers = [
+            threading.Thread(target=remove, args=(Images(images.store), GOOD)),
+            threading.Thread(target=tag),
+        ]
+        for worker in workers:
+            worker.start()
+            time.sleep(0.2)
+    for worker in workers:
+        worker.join(30)
+    if errors:
+        assert images.all() == []
+    else:
+        image = images.resolve("mine")
+        assert image.problem is None and image.manifest.digest == good.digest
+
+
+def test_new_blobs_of_another_program(
+    images: Images, good: Descriptor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names them only at its end, and knows nothing of our leases."""
+    monkeypatch.setattr(garbage, "_NEW", 3600)
+    stray = images.content.add(b"being copied")
+    removed = prune(images)
+    assert not removed.blobs and images.content.size(stray) is not None
+    os.utime(images.content.path(stray), (1, 1))
+    assert set(prune(images).blobs) == {stray}
+    whole(images, good)
+
+
+def test_layer_that_is_open_without_a_lock(images: Images, good: Descriptor) -> None:
+    """As by a mount of an earlier version, or by the kernel's overlayfs."""
+    layer = unpacked(images)[0]
+    holder = subprocess.Popen(["sleep", "60"], cwd="/", stdin=os.open(layer, os.O_RDONLY))
+    try:
+        assert str(layer.relative_to(images.store.root)) in places.open_elsewhere(images.store.root)
+        removed = remove(images, GOOD)
+        assert str(layer.relative_to(images.store.root)) in removed.in_use
+        assert layer.is_dir()
+    finally:
+        holder.kill()
+        holder.wait()
+    prune(images)
+    assert not layer.exists()
+
+
+def test_same_config_other_layers(paint: Painter, images: Images) -> None:
+    """What the name stood for before can be freed."""
+    first = paint.manifest(layers=[paint.layer("same")])
+    paint.name(first, GOOD)
+    data = json.loads(images.content.read(first))
+    data["annotations"] = {"of": "another build"}
+    second = paint.writer.add_json(model.OCI_MANIFEST, data)
+    with images.names.editing() as index:
+        assert index.set(GOOD, second) == first.digest
+    assert first.digest in prune(images).blobs
+    whole(images, second)
+
+
+def test_indexes_without_end(paint: Painter, images: Images, place: Path) -> None:
+    """Each is read once, however often it is named."""
+    entry = paint.manifest(layers=[paint.layer("one")])
+    for _ in range(6):
+        items = [replace(entry, annotations={"n": str(n)}) for n in range(300)]
+        entry = paint.index(*items)
+    paint.name(entry, GOOD)
+    assert images.resolve(GOOD).problem is None
+    other = Store(place / "other")
+    load(other, str(images.store.root), platform=images.resolve(GOOD).platform)
+    assert Images(other).resolve(GOOD).id == images.resolve(GOOD).id
+
+
+def test_digest_of_another_size(paint: Painter, images: Images, good: Descriptor) -> None:
+    wrong = Descriptor(model.OCI_MANIFEST, good.digest, good.size + 1)
+    paint.name(paint.index(wrong), "docker.io/library/wrong:1")
+    whole(images, good)
+    assert images.content.size(Digest.parse(str(good.digest))) == good.size
