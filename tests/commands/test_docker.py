@@ -222,7 +222,8 @@ def test_push(docker: Docker, loaded: Cli, tmp_path: Path) -> None:
             docker.said("pull", "-q", name)
             id_ = docker.said("images", "-q", "--no-trunc", "ex:1")
             assert docker.said("images", "-q", "--no-trunc", name) == id_
-            who.said("rmi", name)
+            docker.said("rmi", name)
+        loaded.said("rmi", name)
         assert said[0] == said[1]
 
 
