@@ -11,13 +11,12 @@ import contextlib
 import fcntl
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Final
 
 from fuseoverlay.errors import DigestError, ImageError, describe
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Descriptor, Digest, Hasher
-from fuseoverlay.oci.streams import BlobReader
 from fuseoverlay.store.root import Store, sync_directory
 from fuseoverlay.system import syscalls
 
@@ -82,14 +81,6 @@ class Content:
             data = file.read()
         _check_digest(descriptor.digest, _hashed(descriptor.digest, data), str(file.name))
         return data
-
-    def check(self, descriptor: Descriptor, progress: Callable[[int], None] | None = None) -> None:
-        """Read a blob of any size and verify it. ImageError, DigestError."""
-        file, digest = self.open(descriptor), descriptor.digest
-        with contextlib.closing(
-            BlobReader(file, descriptor.size, digest, str(digest), progress)
-        ) as reader:
-            reader.finish()
 
     def add(self, data: bytes, digest: Digest | None = None) -> Digest:
         """Keep a small blob; returns its digest. DigestError if `digest` is given and differs,
