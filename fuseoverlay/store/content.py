@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Final
 
 from fuseoverlay.errors import DigestError, ImageError, describe
@@ -80,19 +80,9 @@ class Content:
             raise ImageError(f"larger than {MAX_JSON} bytes", where=descriptor.digest)
         with self.open(descriptor) as file:
             data = file.read()
-        _check_digest(descriptor.digest, _hashed(descriptor.digest, data), str(file.name))
+        wanted = descriptor.digest
+        _check_digest(wanted, _hashed(wanted, data), str(file.name), hint=_REPAIR)
         return data
-
-    def check(self, descriptor: Descriptor, progress: Callable[[int], None] | None = None) -> None:
-        """Read a blob of any size and verify it. ImageError, DigestError."""
-        # Lists of images must not load it.
-        from fuseoverlay.oci.streams import BlobReader
-
-        file, digest = self.open(descriptor), descriptor.digest
-        with contextlib.closing(
-            BlobReader(file, descriptor.size, digest, str(digest), progress)
-        ) as reader:
-            reader.finish()
 
     def add(self, data: bytes, digest: Digest | None = None) -> Digest:
         """Keep a small blob; returns its digest. DigestError if `digest` is given and differs,
@@ -299,10 +289,12 @@ def _hashed(digest: Digest, data: bytes) -> str:
     return hasher.hexdigest()
 
 
-def _check_digest(wanted: Digest, found: str, where: str) -> None:
+def _check_digest(
+    wanted: Digest, found: str, where: str, *, hint: str = "fetch the image again"
+) -> None:
     if found != wanted.hex:
         what = f"wrong digest {wanted.algorithm}:{found}, it should be {wanted}"
-        raise DigestError(what, where=where, hint=_REPAIR)
+        raise DigestError(what, where=where, hint=hint)
 
 
 def _joined(digest: Digest) -> str:

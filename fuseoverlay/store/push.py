@@ -27,6 +27,7 @@ from fuseoverlay.store.names import repository_of
 from fuseoverlay.store.parallel import in_thread, nursery
 from fuseoverlay.store.reach import decoded, reach
 from fuseoverlay.store.save import chosen
+from fuseoverlay.store.verify import check
 
 #: Blobs at a time, as a pull has.
 _PARALLEL: Final = 4
@@ -176,7 +177,7 @@ class _Pusher:
             await self._registry.upload(blob, read)
         except RegistryError:
             # It may be refused because it is damaged here.
-            await in_thread(self._content.check, blob)
+            await in_thread(check, self._content, blob)
             raise
         self.sent += blob.size
         self._progress(Departure(blob, blob.size, there=True))

@@ -15,6 +15,8 @@ from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Descriptor, Digest
+from fuseoverlay.oci.streams import BlobReader
+from fuseoverlay.store.content import Content
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.names import Entry
 from fuseoverlay.store.reach import decoded
@@ -45,6 +47,15 @@ def verify(
         Broken(blob, problem, tuple(verifier.entries[blob.digest]))
         for blob, problem in verifier.broken.values()
     ]
+
+
+def check(
+    content: Content, blob: Descriptor, progress: Callable[[int], None] | None = None
+) -> None:
+    """Read a blob of any size and verify it. ImageError, DigestError."""
+    file, where = content.open(blob), str(blob.digest)
+    with contextlib.closing(BlobReader(file, blob.size, blob.digest, where, progress)) as reader:
+        reader.finish()
 
 
 @contextlib.contextmanager
@@ -109,6 +120,6 @@ class _Verifier:
     def _check(self, blob: Descriptor) -> None:
         if self._content.size(blob.digest) is None:
             raise ImageError("missing", where=blob.digest)
-        self._content.check(blob, self._progress)
+        check(self._content, blob, self._progress)
         if model.is_manifest(blob.media_type):
             model.needed(decoded(self._content, blob))

@@ -77,8 +77,8 @@ def test_names(cli: Cli) -> None:
     form = "{{.Os}}/{{.Architecture}}/{{.Variant}} {{.RepoTags}}"
     assert cli.said("inspect", "-f", form, second) == "linux/arm/v6 [own:latest]\n"
     assert first != second
-    change = ("-c", "STOPSIGNAL SIGKILL")
-    third = cli.said("image", "import", *change, "root.tar", "own:latest").strip()
+    words = ("-c", "STOPSIGNAL SIGKILL", "root.tar", "own:latest")
+    third = cli.said("image", "import", *words).strip()
     (data,) = json.loads(cli.said("inspect", "own"))
     assert data["Id"] == third and data["Config"]["StopSignal"] == "SIGKILL"
     assert len(cli.said("images", "-q").split()) == 3
