@@ -8,13 +8,13 @@ written before.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -241,7 +241,7 @@ def _files(base: Path) -> Files:
     layouts, archives = {}, {}
     for count in LAYERS:
         writer = LayoutWriter(base / f"debian-{count}")
-        layers = [writer.add_layer(part, "gzip") for part in _divided(debian, count)]
+        layers = [writer.add_layer(part, "gzip") for part in divided(debian, count)]
         writer.add_image(layers, ref="1")
         layouts[count] = writer.path
         archives[count] = base / f"debian-{count}.tar"
@@ -254,19 +254,19 @@ def _files(base: Path) -> Files:
     return Files(layouts, archives, writer.path)
 
 
-def _divided(plain: Path, count: int) -> Iterator[bytes]:
+def divided(plain: Path, count: int) -> Iterator[bytes]:
     """The tree in a tar archive as that many, about equally large; without hard links, whose other
     name might be in another one."""
-    limit = plain.stat().st_size / count
     with tarfile.open(plain) as source:
         members = [member for member in source if not member.islnk()]
-        for number in range(count):
-            with tempfile.TemporaryFile() as file:
-                with tarfile.open(fileobj=file, mode="w") as target:
-                    last = number == count - 1
-                    while members and (last or target.offset < limit):
-                        member = members.pop(0)
-                        data = source.extractfile(member) if member.isreg() else None
-                        target.addfile(member, data)
-                file.seek(0)
-                yield file.read()
+        left = sum(member.size + tarfile.BLOCKSIZE for member in members)
+        for others in reversed(range(count)):
+            share, made, taken = left / (others + 1), io.BytesIO(), 0
+            with tarfile.open(fileobj=made, mode="w") as target:
+                # Each of the others gets one at least, and the last one all that is left.
+                while len(members) > others and (not (others and taken) or target.offset < share):
+                    member = members.pop(0)
+                    taken += 1
+                    left -= member.size + tarfile.BLOCKSIZE
+                    target.addfile(member, source.extractfile(member) if member.isreg() else None)
+            yield made.getvalue()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
 import struct
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import __main__ as command_line
+from benchmarks import images, report
 from benchmarks.requests import opcodes
 from benchmarks.runner import Outcome
 from benchmarks.session import Samples
 from benchmarks.trees import QUICK, Layers
+from fuseoverlay.oci.layout import Node, directory, layer_tar
 from tests.helpers.mounts import scratch
 from tests.helpers.tree import record
 
@@ -91,3 +95,48 @@ def test_a_start_may_take_so_many_seconds_more() -> None:
     text = report.as_text(told)
     assert "+0.38 s | MISS" in text and "4.00 (0.125)" in text
     assert "CPU" not in text and "FUSE requests" not in text
+
+
+def test_a_tree_in_many_layers(tmp_path: Path) -> None:
+    """All of it but hard links, in layers that are about equally large."""
+    plain = tmp_path / "plain.tar"
+    nodes = [Node(f"file-{number}", data=bytes([number]) * 2000) for number in range(60)]
+    plain.write_bytes(layer_tar([directory("etc"), *nodes, Node("second", hardlink="file-1")]))
+    for count in (1, 12, 60):
+        layers = list(images.divided(plain, count))
+        found: dict[str, bytes] = {}
+        for layer in layers:
+            with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+                files = [member for member in tar if member.isreg()]
+                assert 0 < len(files) <= 60 // count + 2, count
+                found |= {member.name: _content(tar, member) for member in files}
+        assert len(layers) == count
+        assert found == {node.name: node.data for node in nodes}
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def test_images_are_compared_with_each_tool() -> None:
+    outcome = Outcome()
+    outcome.results["images/load-12"] = {
+        "fuseoverlay": Samples([2.0]), "umoci": Samples([4.0]), "podman": Samples([2.5]),
+    }  # fmt: skip
+    outcome.results["images/memory"] = {"fuseoverlay": Samples([121.0], unit="MiB")}
+    contenders = ["fuseoverlay", "umoci", "podman"]
+    told = report.as_json(outcome, QUICK, {"contenders": contenders})
+    reached = {one["target"]: one["reached"] for one in told["targets"]}
+    assert reached["images: load of 12 layers, umoci"] == 0.5
+    assert reached["images: load of 12 layers, podman"] == 0.8
+    text = report.as_text(told)
+    assert "121 MiB | MISS" in text and "0.50 (4.000)" in text and "0.80 (2.500)" in text
+    assert "FUSE requests" not in text
+
+
+@pytest.mark.parametrize("words", [["--mode", "user"], ["--containers"], ["--workload", "stat"]])
+def test_images_are_a_run_of_their_own(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line.parse(["--images", *words])
