@@ -31,6 +31,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "REPOSITORY[:TAG]": ("images",),
     "COMMAND": ("commands",),
     "FILE": ("files",),
+    "FILE|-": ("files",),
     "PATH": ("files",),
     "DIR": ("directories",),
     **dict.fromkeys(

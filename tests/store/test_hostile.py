@@ -22,6 +22,7 @@ from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import stored
 from fuseoverlay.store.load import load
 from fuseoverlay.store.root import Store
+from fuseoverlay.store.verify import check
 from tests.store.pictures import Painter, painter
 
 GOOD = "docker.io/library/good:1"
@@ -49,7 +50,7 @@ def whole(images: Images, good: Descriptor) -> None:
     image = images.resolve(GOOD)
     assert image.problem is None and image.manifest.digest == good.digest
     for blob in image.blobs:
-        images.content.check(blob)
+        check(images.content, blob)
 
 
 def unpacked(images: Images) -> list[Path]:
