@@ -36,7 +36,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "DIR": ("directories",),
     **dict.fromkeys(
         ("BOOL", "FORM", "TEMPLATE", "KIND=VALUE", "LAYER", "OPTS", "OS/ARCH[/VARIANT]", "SHELL",
-         "SERVER", "NAME", "PASSWORD"), ()
+         "SERVER", "NAME", "PASSWORD", "INSTRUCTION", "TEXT"), ()
     ),
 }  # fmt: skip
 #: The modules of the commands that are not about images, and what each command does.
