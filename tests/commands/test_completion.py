@@ -132,7 +132,7 @@ def test_script_is_printed_and_installed(cli: Cli, shell: str) -> None:
               if str(path.relative_to(PROJECT)) in files]  # fmt: skip
     assert len(places) == 1 and shell in places[0]
     if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
+        pytest.skip(f"missing tool: {shell}")
     done = subprocess.run([shell, "-n", str(path)], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
 
