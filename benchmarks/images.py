@@ -123,7 +123,6 @@ class _Bench:
             **os.environ,
             "FUSEOVERLAY_ROOT": str(base / "ours"),
             "PYTHONPATH": str(PROJECT),
-            "PYTHONPYCACHEPREFIX": str(base / "pycache"),
         }
 
     def round(self, tool: str) -> None:
