@@ -71,10 +71,8 @@ def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
     with progress.shown("Unpacking") as report:
         return imagemount.to_check(
             Store(args.root or default_root()),
-            args.what,
+            imagemount.Wanted(args.what, args.platform, mount.part_of(args)),
             parsed,
-            platform=args.platform,
-            part=mount.part_of(args),
             keep_in=args.upper,
             progress=report,
             warn=output.warn,

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fuseoverlay.commands.changes import Changes, Owner
 from fuseoverlay.errors import UsageError
@@ -23,17 +23,25 @@ from fuseoverlay.store.sources import Opened, Remote
 from fuseoverlay.system.syscalls import DIR_FLAGS
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be mounted: the image as it is named, for which platform, which of its layers if
+    not all, and when a registry is asked for it (`sources.POLICIES`)."""
+
+    image: str
+    platform: str | None = None
+    part: Part | None = None
+    pull: str = "missing"
+
+
 @contextlib.contextmanager
 def prepared(
     store: Store,
-    image: str,
+    wanted: Wanted,
     config: MountConfig,
     *,
-    platform: str | None,
-    part: Part | None,
     keep_in: str | None,
     check: Callable[[MountConfig], None],
-    pull: str,
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
 ) -> Iterator[tuple[MountConfig, MountedImage]]:
@@ -44,11 +52,8 @@ def prepared(
     Everything that can be checked without the image comes first, including `check`, whose argument
     has no layers yet: reading a compressed archive takes as long as unpacking it. Raises
     `ImageError`, `DigestError`, `StoreError`, `UpperError`, and what `check` raises.
-
-    `part`: which of the image's layers are mounted, if not all. `pull` is one of
-    `sources.POLICIES`.
     """
-    sources.check(image)
+    sources.check(wanted.image)
     store.prepare()
     with contextlib.ExitStack() as undo:
         changes = undo.enter_context(_place(store, config, keep_in))
@@ -56,45 +61,58 @@ def prepared(
         with claim or contextlib.nullcontext():
             config = changes.of(config) if changes else config
             check(config)
-            with sources.opened(
-                store, image, platform=platform, remote=_remote(store, platform, pull),
-                part=part, progress=progress, warn=warn,
-            ) as found:  # fmt: skip
+            remote = _remote(store, wanted)
+            with _opened(store, wanted, remote, progress, warn) as found:
                 if changes is not None and keep_in is not None:
-                    changes.belong_to(_owner(image, part, found))
+                    changes.belong_to(_owner(wanted, found))
                 layers = found.layers(undo)
-                shown = MountedImage(
-                    name=found.name,
-                    given=image,
-                    id=str(found.id) if found.id else None,
-                    part=str(part) if part else None,
-                    keeps=changes is None or keep_in is not None,
-                )
+                shown = _shown(wanted, found, keeps=changes is None or keep_in is not None)
             if changes is not None and not config.read_only:
                 top = _listed_root(layers)
                 changes.begin(top, keeps=_keeps_owners(top, config))
         yield _with_layers(layers, config), shown
 
 
-def _remote(store: Store, platform: str | None, policy: str) -> Remote:
+def _opened(
+    store: Store,
+    wanted: Wanted,
+    remote: Remote | None,
+    progress: ProgressCallback | None,
+    warn: Callable[[str], None],
+) -> contextlib.AbstractContextManager[Opened]:
+    return sources.opened(
+        store, wanted.image, platform=wanted.platform, part=wanted.part, remote=remote,
+        progress=progress, warn=warn,
+    )  # fmt: skip
+
+
+def _shown(wanted: Wanted, found: Opened, *, keeps: bool) -> MountedImage:
+    return MountedImage(
+        name=found.name,
+        given=wanted.image,
+        id=str(found.id) if found.id else None,
+        part=str(wanted.part) if wanted.part else None,
+        keeps=keeps,
+    )
+
+
+def _remote(store: Store, wanted: Wanted) -> Remote:
     """How an image comes from a registry; what that needs is imported only then."""
 
     def fetch(name: str) -> str:
         from fuseoverlay.commands.image import fetching
 
-        wanted = Platform.parse(platform) if platform else None
-        return fetching.fetch(store, name, platform=wanted).name
+        platform = Platform.parse(wanted.platform) if wanted.platform else None
+        return fetching.fetch(store, name, platform=platform).name
 
-    return Remote(fetch, policy)
+    return Remote(fetch, wanted.pull)
 
 
 def to_check(
     store: Store,
-    image: str,
+    wanted: Wanted,
     config: MountConfig,
     *,
-    platform: str | None,
-    part: Part | None,
     keep_in: str,
     progress: ProgressCallback | None,
     warn: Callable[[str], None],
@@ -103,11 +121,9 @@ def to_check(
 
     Raises `ImageError`, `DigestError`, `StoreError`, `UpperError`.
     """
-    with sources.opened(
-        store, image, platform=platform, part=part, progress=progress, warn=warn
-    ) as found:
+    with _opened(store, wanted, None, progress, warn) as found:
         changes = Changes(keep_in)
-        changes.check(_owner(image, part, found))
+        changes.check(_owner(wanted, found))
         layers = found.layers()
     return _with_layers(layers, changes.of(config))
 
@@ -131,8 +147,9 @@ def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[C
             yield Changes(scratch)
 
 
-def _owner(image: str, part: Part | None, found: Opened) -> Owner:
-    return Owner(f"{image}, {part}" if part else image, found.diff_ids)
+def _owner(wanted: Wanted, found: Opened) -> Owner:
+    name = f"{wanted.image}, {wanted.part}" if wanted.part else wanted.image
+    return Owner(name, found.diff_ids)
 
 
 def _with_layers(lowers: Sequence[pathlib.Path], config: MountConfig) -> MountConfig:

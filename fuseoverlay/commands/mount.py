@@ -186,7 +186,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
     from fuseoverlay.fuse import mount
     from fuseoverlay.store.root import Store, default_root
 
-    part = part_of(args)
+    wanted = imagemount.Wanted(args.paths[0], args.platform, part_of(args), args.pull or "missing")
     mountpoint = os.fsencode(args.paths[-1])
     mount.check(config, mountpoint)
     with contextlib.ExitStack() as changes:
@@ -194,13 +194,10 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
             config, image = changes.enter_context(
                 imagemount.prepared(
                     Store(args.root or default_root()),
-                    args.paths[0],
+                    wanted,
                     config,
-                    platform=args.platform,
-                    part=part,
                     keep_in=args.upper,
                     check=lambda now: mount.check(now, mountpoint),
-                    pull=args.pull or "missing",
                     progress=report,
                     warn=output.warn,
                 )

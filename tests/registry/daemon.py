@@ -78,7 +78,10 @@ class Daemon:
         """Copy the image in an OCI layout into the registry, under NAME:TAG, by skopeo."""
         argv = ["skopeo", "--insecure-policy", "copy", "-q", "--all", "--dest-tls-verify=false"]
         argv += [*options, f"oci:{layout}", f"docker://{self.host}/{name}"]
-        env = {**os.environ, "TMPDIR": str(self.base)}
+        # Root of a user namespace may not read the real root's.
+        (self.base / "auth.json").write_text("{}")
+        auth = {"REGISTRY_AUTH_FILE": str(self.base / "auth.json")}
+        env = {**os.environ, "TMPDIR": str(self.base), **auth}
         done = subprocess.run(
             argv, capture_output=True, text=True, timeout=60, env=env, check=False
         )
