@@ -28,7 +28,7 @@ class Job:
 
     `override`: record owners and modes instead of setting them. `lowers`: the unpacked layers
     below, top first, for hard links into them. `where` names the layer and `place` the directory,
-    both for messages.
+    both for messages. `limit`: bytes that its plain archive may have; None: any number.
     """
 
     override: bool
@@ -36,6 +36,7 @@ class Job:
     warn: Callable[[str], None] = lambda line: None
     where: str = "layer"
     place: str = "store"
+    limit: int | None = None
 
 
 def store_error(exc: OSError, what: str, place: object) -> StoreError:

@@ -268,11 +268,15 @@ class MemberStream(_Budgeted):
 class ForwardStream(_Budgeted):
     """A stream for `headers` that is read once, from front to back.
 
-    Everything that passes, skipped data too, goes into the hash for `diff_id`.
+    Everything that passes, skipped data too, goes into the hash for `diff_id`. With a `limit`,
+    ImageError if there are more bytes.
     """
 
-    def __init__(self, source: Readable, diff_id: Digest, where: str) -> None:
+    def __init__(
+        self, source: Readable, diff_id: Digest, where: str, limit: int | None = None
+    ) -> None:
         super().__init__(where)
+        self._left = limit
         self._source = source
         self._hasher = diff_id.hasher()
         self._diff_id = diff_id
@@ -301,10 +305,21 @@ class ForwardStream(_Budgeted):
         if self._at == len(self._buffer):
             self._buffer, self._at = self._source.read(CHUNK), 0
             self._hasher.update(self._buffer)
+            self._count(len(self._buffer))
         part = self._buffer[self._at : self._at + size]
         self._at += len(part)
         self._position += len(part)
         return part
+
+    def _count(self, size: int) -> None:
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                raise ImageError(
+                    "it is many times larger when decompressed",
+                    where=self._where,
+                    hint="if it is meant to be, set FUSEOVERLAY_MAX_LAYER=SIZE, 100G for example",
+                )
 
     def seek(self, position: int) -> int:
         """Skip to `position`, which must not lie behind, or to the end; returns the new

@@ -70,7 +70,7 @@ def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> Unp
     Raises ImageError, DigestError, StoreError; `target` then holds junk.
     """
     try:
-        stream = ForwardStream(decompress(blob, job.where), diff_id, job.where)
+        stream = ForwardStream(decompress(blob, job.where), diff_id, job.where, job.limit)
         with malformed(job.where):
             unpacked = unpack_stream(stream, target, job)
         stream.finish()

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import IO, Final
 
-from fuseoverlay.errors import DigestError, ImageError, describe
+from fuseoverlay.errors import DigestError, ImageError, StoreError, describe
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Descriptor, Digest, Hasher
 from fuseoverlay.store.root import Store, sync_directory
@@ -128,12 +128,24 @@ class Content:
             return
         try:
             started = Partial(self, descriptor, fd)
+            self._check_room(descriptor.size - started.offset)
             yield started
         finally:
             if not os.fstat(fd).st_size:
                 with contextlib.suppress(OSError):
                     os.unlink(self.partial_path(descriptor.digest))
             os.close(fd)
+
+    def _check_room(self, size: int) -> None:
+        """Before half of a blob has filled the disk. StoreError."""
+        st = os.statvfs(self.store.root)
+        free = st.f_bavail * st.f_frsize
+        if size > free:
+            raise StoreError(
+                f"{size} bytes more are needed for a blob, and there is room for {free}",
+                where=self.store.root,
+                hint="make room, or use another directory",
+            )
 
     def _claim(self, descriptor: Descriptor, wait: bool) -> int | None:
         """The locked partial file, made if there is none; None if the blob is complete."""

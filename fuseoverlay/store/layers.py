@@ -23,7 +23,7 @@ from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Descriptor, Digest, Platform
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
 from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
-from fuseoverlay.store import places, sizes
+from fuseoverlay.store import largest, places, sizes
 from fuseoverlay.store.part import Part
 from fuseoverlay.store.root import Store
 from fuseoverlay.system.syscalls import DIR_FLAGS
@@ -319,6 +319,7 @@ class StoredImage:
             warn=self._warn,
             where=f"{self._source.path}: layer {layer.digest or layer.diff_id}",
             place=str(self._store.root),
+            limit=largest.limit(layer.size),
         )
         target = batch.new()
         if layer is _EMPTY:

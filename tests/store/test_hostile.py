@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from fuseoverlay.errors import ImageError, StoreError
+from fuseoverlay.errors import ImageError, StoreError, UsageError
 from fuseoverlay.oci import model
+from fuseoverlay.oci.layout import Node, layer_tar
 from fuseoverlay.oci.model import Descriptor, Digest
-from fuseoverlay.store import garbage, places
+from fuseoverlay.store import garbage, largest, places
 from fuseoverlay.store.garbage import prune, remove
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import stored
@@ -212,3 +213,43 @@ def test_digest_of_another_size(paint: Painter, images: Images, good: Descriptor
     paint.name(paint.index(wrong), "docker.io/library/wrong:1")
     whole(images, good)
     assert images.content.size(Digest.parse(str(good.digest))) == good.size
+
+
+def test_layer_that_grows_without_bounds(
+    paint: Painter, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused with the word that allows it."""
+    zeros = paint.writer.add_layer(layer_tar([Node("zeros", data=bytes(3 << 20))]), "gzip")
+    paint.name(paint.manifest(layers=[zeros]), GOOD)
+    monkeypatch.setattr(largest, "_ALWAYS", 1 << 20)
+    with pytest.raises(ImageError, match=r"many times larger.*FUSEOVERLAY_MAX_LAYER"):
+        unpacked(images)
+    assert places.unpacked(images.store) == [] and os.listdir(images.store.tmp) == []
+    monkeypatch.setenv("FUSEOVERLAY_MAX_LAYER", "1m")
+    with pytest.raises(ImageError, match="many times larger"):
+        unpacked(images)
+    monkeypatch.setenv("FUSEOVERLAY_MAX_LAYER", "much")
+    with pytest.raises(UsageError, match="FUSEOVERLAY_MAX_LAYER=much is not a size"):
+        unpacked(images)
+    monkeypatch.setenv("FUSEOVERLAY_MAX_LAYER", "1G")
+    (layer,) = unpacked(images)
+    assert (layer / "zeros").stat().st_size == 3 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("", 1 << 30), ("5", 5), ("2K", 2048), ("3GiB", 3 << 30), ("1tb", 1 << 40)]
+)
+def test_limits(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setenv("FUSEOVERLAY_MAX_LAYER", text)
+    assert largest.limit(1000) == size
+    if not text:
+        assert largest.limit(1 << 30) == 100 << 30
+
+
+def test_blob_that_fits_nowhere(images: Images) -> None:
+    """Nothing is written before it is known to fit."""
+    endless = Descriptor(model.OCI_LAYER, Digest.of(b"endless"), 1 << 60)
+    wanted = images.content.partial(endless)
+    with pytest.raises(StoreError, match="bytes more are needed for a blob"):
+        wanted.__enter__()
+    assert list(images.content.partials()) == []
