@@ -96,6 +96,26 @@ def test_damaged_image_is_listed_and_can_go(cli: Cli, layout: Path) -> None:
     assert "Untagged: debian:12" in cli.said("rmi", "debian:12")
 
 
+def test_tree(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", DEBIAN)
+    cli.add(layout, "two", "docker.io/library/two:1")
+    cli.said("tag", "two:1", "debian:12")
+    cli.said("tag", "two:1", "a/b:c")
+    heading, *lines = cli.said("images", "--format", "tree").splitlines()
+    assert heading.split("  ")[0] == "IMAGE" and heading.endswith("EXTRA")
+    assert [line.split()[0] for line in lines] == ["a/b:c", "└─", "debian:12", "└─", "two:1", "└─"]
+    id_ = cli.said("inspect", "-f", "{{.Id}}", "two:1")[7:19]
+    assert all(id_ in line for line in lines)
+    *_, untagged, platform = cli.said("images", "--all", "--format", "tree").splitlines()
+    assert untagged.startswith("<untagged>   ") and platform.startswith("└─ linux/")
+    ends = {line.index("B   ") for line in lines if "B   " in line}
+    assert len(ends) == 1, "sizes end below each other"
+    cli.said("mount", "two:1", cli.mnt)
+    lines = cli.said("images", "--format", "tree", "two").splitlines()
+    assert lines[1].startswith("two:1") and lines[1].endswith("U")
+    cli.said("unmount", cli.mnt)
+
+
 def test_two_hundred_images(cli: Cli, layout: Path) -> None:
     """Each manifest and config is read once."""
     cli.add(layout, "one", DEBIAN)

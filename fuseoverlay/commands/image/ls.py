@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from fuseoverlay.commands import output
-from fuseoverlay.commands.image import common, filters
+from fuseoverlay.commands.image import common, filters, tree
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import table, units
 from fuseoverlay.store.images import Image
@@ -35,7 +35,12 @@ def command(argv: list[str], prog: str) -> int:
     chosen = filters.joined(args.filter, args.reference)
     fits = filters.wanted(chosen, images, filters.LISTING)
     named = filters.named(chosen)
-    rows = [row for image in images.all() if fits(image) for row in _rows(image, named, args)]
+    listed = [image for image in images.all() if fits(image)]
+    if args.format == "tree":
+        for line in tree.lines(images, listed, named, dangling=args.all):
+            output.say(line)
+        return 0
+    rows = [row for image in listed for row in _rows(image, named, args)]
     rows = _sorted(rows, args.sort)
     if args.quiet:
         # Once for each name, as Docker does.
@@ -60,12 +65,12 @@ def parser(prog: str) -> Parser:
     made.add_argument("reference", nargs="?", metavar="REPOSITORY[:TAG]",
                         help="only the images with this name; * stands for any text")  # fmt: skip
     made.add_argument("-a", "--all", action="store_true",
-                        help="all images; those without a name are always listed")  # fmt: skip
+                        help="tree: also images without a name, as the others do")  # fmt: skip
     made.add_argument("-q", "--quiet", action="store_true", help="only the ids")
     made.add_argument("--digests", action="store_true", help="also the digests of manifests")
     made.add_argument("--no-trunc", action="store_true", help="whole ids")
     made.add_argument("--format", metavar="FORM",
-                        help="table, json, a template, or table TEMPLATE; fields: "
+                        help="table, tree, json, a template, or table TEMPLATE; fields: "
                         + " ".join(_HEADINGS))  # fmt: skip
     made.add_argument("-f", "--filter", action="append", default=[], metavar="KIND=VALUE",
                         help=", ".join(filters.LISTING))  # fmt: skip
