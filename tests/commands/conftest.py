@@ -12,13 +12,23 @@ from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar
 from tests.helpers.mounts import command, daemon_env, detach
 from tests.helpers.repeated import skip_repeated
 
-#: What mounts needs each mode.
-_THE_SAME = {"test_import", "test_listing", "test_push", "test_removal", "test_save"}
+_FOLDER = Path(__file__).parent
+_ALL = {path.stem for path in _FOLDER.glob("test_*.py")}
+#: It makes no difference who runs them; one of the last needs root.
+_THE_SAME = {"test_completion", "test_import", "test_listing", "test_push", "test_removal"}
+_BY_ROOT = {"test_save"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`skip_repeated`."""
-    skip_repeated(items, Path(__file__).parent, without_extension=_THE_SAME, by_anybody=_THE_SAME)
+    skip_repeated(
+        items,
+        _FOLDER,
+        without_extension=_ALL,
+        by_anybody=_THE_SAME,
+        by_root=_BY_ROOT,
+        by_user=_ALL,
+    )
 
 
 class Cli:
