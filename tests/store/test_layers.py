@@ -315,7 +315,7 @@ def test_unusable_store(place: Path) -> None:
     if os.geteuid() == 0:
         return
     (place / "closed").mkdir(mode=0o500)
-    with pytest.raises(StoreError, match=r"Permission denied.*XDG_DATA_HOME"):
+    with pytest.raises(StoreError, match=r"Permission denied.*FUSEOVERLAY_ROOT"):
         unpacked(Store(place / "closed/store"), name)
     unreadable = Store(place / "again")
     unpacked(unreadable, name)
