@@ -25,8 +25,6 @@ _T = TypeVar("_T")
 _MAX_JSON: Final = 16 << 20
 #: For all of them together: an index may name other indexes, and the same ones again and again.
 _MAX_JSON_TOTAL: Final = 32 << 20
-#: Depth of indexes inside indexes. Real images have one.
-_MAX_DEPTH: Final = 8
 
 #: At most so many names in one message.
 _SHOWN: Final = 20
@@ -203,7 +201,7 @@ class ImageSource:
         self, entries: list[Descriptor], depth: int, seen: set[Digest]
     ) -> Iterator[Descriptor]:
         """The manifests that `entries` lead to. An index that was `seen` yields no more of them."""
-        if depth > _MAX_DEPTH:
+        if depth > model.MAX_INDEX_DEPTH:
             raise ImageError("too many indexes inside indexes", where=self.path)
         for entry in entries:
             if entry.media_type in model.MANIFEST_TYPES:

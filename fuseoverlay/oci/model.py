@@ -49,6 +49,9 @@ _MAX_SIZE: Final = (1 << 63) - 1
 #: Values in one JSON text; each takes about 250 bytes. Real images have a few thousand.
 _MAX_VALUES: Final = 1 << 18
 
+#: Depth of indexes inside indexes. Real images have one.
+MAX_INDEX_DEPTH: Final = 8
+
 _HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 _DIGEST: Final = re.compile(r"(sha256|sha512):([0-9a-f]+)\Z")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")

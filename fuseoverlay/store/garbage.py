@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import pathlib
 import time
@@ -197,17 +198,21 @@ class _Removal:
             self.removed.blobs[digest] = size
 
     def _collect_layers(self, before: Reach | None, after: Reach) -> None:
-        open_elsewhere = places.open_elsewhere(self._root)
         for path in places.unpacked(self._content.store):
             place = f"{path.parent.name}/{path.name}"
             if place in after.layers or (before is not None and place not in before.layers):
                 continue
             with places.taken(path) as free:
-                if not free or str(path.relative_to(self._root)) in open_elsewhere:
+                if not free or str(path.relative_to(self._root)) in self._open_elsewhere:
                     self._leave(path)
                     continue
                 self.removed.layers[str(path.relative_to(self._root))] = disk_usage(path)
                 self._move(path)
+
+    @functools.cached_property
+    def _open_elsewhere(self) -> set[str]:
+        """Looked for only once a layer is to go: it takes a look at every process."""
+        return places.open_elsewhere(self._root)
 
     def _forget_sizes(self, after: Reach) -> None:
         store = self._content.store

@@ -29,7 +29,7 @@ from fuseoverlay.store.root import Store
 #: The texts of a line of the history: fields of the config and of `Step`.
 _STEP: Final = ("created", "created_by", "author", "comment")
 #: Ids are shown and named by so many digits.
-_SHORT: Final = 12
+SHORT_ID: Final = 12
 
 
 class NoImageError(ImageError):
@@ -217,24 +217,21 @@ class Images:
     def resolve(self, text: str, platform: Platform | None = None) -> Image:
         """The image that `text` names: see `find`. Of several platforms it may be another one's
         than that which is shown, by its id or digest, or if it is for `platform`."""
+        return self.locate(text, platform)[0]
+
+    def locate(self, text: str, platform: Platform | None = None) -> tuple[Image, Entry | None]:
+        """`resolve`, and the entry if `text` names the image by name."""
         try:
-            found = self.find(text, platform)[0]
+            found, entry = self.find(text, platform)
         except NoImageError:
             others = _by_digest(self._of_all_platforms(self.names.entries()), text)
             if len(others) != 1:
                 raise
-            return others[0]
+            return others[0], None
         if platform is not None and found.problem is None and not _serves(found, platform):
             hint = f"there is one for {found.platform}"
             raise ImageError(f"no image for {platform}", where=text, hint=hint)
-        return found
-
-    def full_name(self, text: str) -> str | None:
-        """The full name that `text` stands for; None if it names the image otherwise, or none."""
-        with contextlib.suppress(ImageError):
-            entry = self.find(text)[1]
-            return entry.name if entry else None
-        return None
+        return found, entry
 
     def platforms(self, image: Image) -> list[Image]:
         """The image for each of its platforms that is here."""
@@ -349,4 +346,4 @@ def _ambiguous(text: str, images: Sequence[Image]) -> ImageError:
 
 def _shown(image: Image) -> str:
     names = image.names or ("without a name",)
-    return f"{image.id.hex[:_SHORT]} ({names[0]})"
+    return f"{image.id.hex[:SHORT_ID]} ({names[0]})"

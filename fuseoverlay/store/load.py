@@ -26,8 +26,6 @@ from fuseoverlay.store.reach import manifests
 from fuseoverlay.store.root import Store
 
 _CHUNK: Final = 1 << 20
-#: Depth of indexes inside indexes. Real images have one.
-_MAX_DEPTH: Final = 8
 _SUFFIXES: Final = {None: "", "gzip": "+gzip", "zstd": "+zstd"}
 
 
@@ -134,7 +132,7 @@ class _Loader:
         return min(ranked)[2]
 
     def _manifests(self, entry: Descriptor, depth: int, seen: set[Digest]) -> Iterator[Descriptor]:
-        if depth > _MAX_DEPTH:
+        if depth > model.MAX_INDEX_DEPTH:
             raise ImageError("too many indexes inside indexes", where=self._source.path)
         if entry.media_type in model.MANIFEST_TYPES:
             yield entry
@@ -161,7 +159,7 @@ class _Loader:
         `chosen`: the only manifest of an image to be copied; None for all.
         """
         digest, media_type = descriptor.digest, descriptor.media_type
-        if depth > _MAX_DEPTH:
+        if depth > model.MAX_INDEX_DEPTH:
             raise ImageError("too many indexes inside indexes", where=self._source.path)
         if digest in self._complete:
             return self._complete[digest]

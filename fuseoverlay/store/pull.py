@@ -36,8 +36,6 @@ _PARALLEL: Final = 4
 _PIECE: Final = 512 << 10
 #: Seconds between two looks whether another process has ended or completed its download.
 _LOOK: Final = 0.2
-#: Depth of indexes inside indexes. Real images have one.
-_MAX_DEPTH: Final = 8
 #: At most so many platforms in one message.
 _SHOWN: Final = 20
 
@@ -179,7 +177,7 @@ class _Puller:
         return [best], best
 
     async def _manifests(self, entry: Descriptor, depth: int) -> AsyncIterator[Descriptor]:
-        if depth > _MAX_DEPTH:
+        if depth > model.MAX_INDEX_DEPTH:
             raise ImageError("too many indexes inside indexes", where=entry.digest)
         if entry.media_type not in model.INDEX_TYPES:
             yield entry

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Index
 from fuseoverlay.store import places
 from fuseoverlay.store.content import Content
-
-#: Depth of indexes inside indexes. Real images have one.
-_MAX_DEPTH: Final = 8
 
 
 def manifests(content: Content, entry: Descriptor) -> Iterator[Descriptor]:
@@ -29,7 +26,7 @@ def manifests(content: Content, entry: Descriptor) -> Iterator[Descriptor]:
 def _manifests(
     content: Content, entry: Descriptor, seen: set[Digest], depth: int
 ) -> Iterator[Descriptor]:
-    if depth > _MAX_DEPTH:
+    if depth > model.MAX_INDEX_DEPTH:
         raise ImageError("too many indexes inside indexes", where=entry.digest)
     if entry.digest in seen or not content.has(entry):
         return

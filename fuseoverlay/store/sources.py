@@ -192,14 +192,14 @@ def _stored(
     images = Images(store, shortnames.meanings)
     wanted = Platform.parse(platform) if platform else None
     name = _fetched(images, name, remote, warn) if remote else name
-    found = images.resolve(name, wanted)
+    found, entry = images.locate(name, wanted)
     if found.problem is not None:
         raise ImageError(found.problem, where=name, hint="get it again, or remove it")
     return layers.stored(
         store,
         found.manifest,
         name,
-        full_name=images.full_name(name) or str(found.id),
+        full_name=(entry.name if entry else None) or str(found.id),
         check_platform=wanted is None,
         progress=progress,
         warn=warn,

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.store import garbage
+from fuseoverlay.store.images import Images
 from fuseoverlay.store.root import Store
 from tests.helpers.repeated import skip_repeated
 from tests.oci.conftest import place  # noqa: F401  # a fixture
+from tests.store.pictures import Painter, painter
 
 #: Modules in which it does not matter who runs them. `test_layers` sets real owners as root.
 _ALL_THE_SAME = {
@@ -41,3 +43,15 @@ def kept(place: Path) -> Store:  # noqa: F811  # the fixture above
     store = Store(place / "store")
     store.prepare()
     return store
+
+
+@pytest.fixture
+def paint(kept: Store) -> Painter:
+    """Makes images in that store."""
+    return painter(kept)
+
+
+@pytest.fixture
+def images(kept: Store) -> Images:
+    """The images in it."""
+    return Images(kept)

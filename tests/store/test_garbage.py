@@ -17,20 +17,10 @@ from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.layers import stored, unpacked
 from fuseoverlay.store.root import Store
 from fuseoverlay.store.usage import disk_usage, usage
-from tests.store.pictures import OTHER, Painter, painter
+from tests.store.pictures import OTHER, Painter
 
 DEBIAN = "docker.io/library/debian:12"
 OTHERS = "localhost:5000/other:1"
-
-
-@pytest.fixture
-def paint(kept: Store) -> Painter:
-    return painter(kept)
-
-
-@pytest.fixture
-def images(kept: Store, paint: Painter) -> Images:
-    return Images(kept)
 
 
 @pytest.fixture

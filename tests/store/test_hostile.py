@@ -24,20 +24,9 @@ from fuseoverlay.store.layers import stored
 from fuseoverlay.store.load import load
 from fuseoverlay.store.root import Store
 from fuseoverlay.store.verify import check
-from tests.store.pictures import Painter, painter
+from tests.store.pictures import Painter
 
 GOOD = "docker.io/library/good:1"
-
-
-@pytest.fixture
-def paint(kept: Store) -> Painter:
-    """Makes images in the store."""
-    return painter(kept)
-
-
-@pytest.fixture
-def images(kept: Store) -> Images:
-    return Images(kept)
 
 
 @pytest.fixture

@@ -15,20 +15,10 @@ from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.store.images import Images, Step, parse_time
 from fuseoverlay.store.root import Store
-from tests.store.pictures import HOST, OTHER, Painter, painter
+from tests.store.pictures import HOST, OTHER, Painter
 
 DEBIAN = "docker.io/library/debian:12"
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def paint(kept: Store) -> Painter:
-    return painter(kept)
-
-
-@pytest.fixture
-def images(kept: Store, paint: Painter) -> Images:
-    return Images(kept)
 
 
 def test_an_image(paint: Painter, images: Images) -> None:

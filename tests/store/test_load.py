@@ -19,7 +19,6 @@ from fuseoverlay.store.garbage import prune
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import stored
 from fuseoverlay.store.load import Loaded, load
-from fuseoverlay.store.root import Store
 from tests.store.pictures import HOST, OTHER, Painter
 
 DEBIAN = "docker.io/library/debian:12"
@@ -28,11 +27,6 @@ DEBIAN = "docker.io/library/debian:12"
 @pytest.fixture
 def source(place: Path) -> Painter:
     return Painter(place / "source")
-
-
-@pytest.fixture
-def images(kept: Store) -> Images:
-    return Images(kept)
 
 
 def blobs(root: Path) -> dict[str, bytes]:

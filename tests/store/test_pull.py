@@ -27,7 +27,6 @@ from fuseoverlay.store.garbage import prune
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import stored
 from fuseoverlay.store.pull import Arrival, Pulled, pull
-from fuseoverlay.store.root import Store
 from tests.registry.daemon import Daemon
 from tests.registry.hostile import HASTE, Answer, Asked, Hostile, as_manifest, hostile, ranged
 from tests.store.pictures import HOST, OTHER, Painter
@@ -45,11 +44,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture
 def source(place: Path) -> Painter:
     return Painter(place / "source")
-
-
-@pytest.fixture
-def images(kept: Store) -> Images:
-    return Images(kept)
 
 
 def blobs(root: Path) -> dict[str, bytes]:

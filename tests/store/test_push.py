@@ -20,7 +20,7 @@ from fuseoverlay.store.push import Departure, Pushed, push
 from fuseoverlay.store.root import Store
 from tests.registry.daemon import Daemon
 from tests.registry.hostile import HASTE, Answer, Asked, hostile
-from tests.store.pictures import HOST, OTHER, Painter, painter
+from tests.store.pictures import HOST, OTHER, Painter
 
 SETTINGS = Settings(patience=HASTE, environment={"HOME": "/nonexistent"}, chunk=100_000)
 
@@ -29,16 +29,6 @@ SETTINGS = Settings(patience=HASTE, environment={"HOME": "/nonexistent"}, chunk=
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with Daemon(tmp_path_factory.mktemp("registry")) as running:
         yield running
-
-
-@pytest.fixture
-def paint(kept: Store) -> Painter:
-    return painter(kept)
-
-
-@pytest.fixture
-def images(kept: Store, paint: Painter) -> Images:
-    return Images(kept)
 
 
 class Log:

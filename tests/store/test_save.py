@@ -19,19 +19,9 @@ from fuseoverlay.store.images import Images
 from fuseoverlay.store.load import load
 from fuseoverlay.store.root import Store
 from fuseoverlay.store.save import Saved, save_archive, save_docker, save_layout
-from tests.store.pictures import HOST, OTHER, Painter, painter
+from tests.store.pictures import HOST, OTHER, Painter
 
 DEBIAN = "docker.io/library/debian:12"
-
-
-@pytest.fixture
-def paint(kept: Store) -> Painter:
-    return painter(kept)
-
-
-@pytest.fixture
-def images(kept: Store, paint: Painter) -> Images:
-    return Images(kept)
 
 
 @pytest.fixture

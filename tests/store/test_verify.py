@@ -7,21 +7,10 @@ import pytest
 from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.load import load
-from fuseoverlay.store.root import Store
 from fuseoverlay.store.verify import aside, verify
-from tests.store.pictures import OTHER, Painter, painter
+from tests.store.pictures import OTHER, Painter
 
 DEBIAN = "docker.io/library/debian:12"
-
-
-@pytest.fixture
-def paint(kept: Store) -> Painter:
-    return painter(kept)
-
-
-@pytest.fixture
-def images(kept: Store, paint: Painter) -> Images:
-    return Images(kept)
 
 
 @pytest.fixture

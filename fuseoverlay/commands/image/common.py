@@ -12,12 +12,11 @@ from fuseoverlay.errors import FuseOverlayError, ImageError, UsageError, exit_co
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import shortnames
-from fuseoverlay.store.images import Images
+from fuseoverlay.store.images import SHORT_ID, Images
 from fuseoverlay.store.root import Store, default_root
 
 #: What stands where there is no name.
 NONE = "<none>"
-_SHORT = 12
 
 
 def parser(prog: str, description: str, *examples: str) -> Parser:
@@ -74,7 +73,7 @@ def split(name: str) -> tuple[str, str]:
 
 def short(digest: Digest, *, whole: bool = False) -> str:
     """The first digits of an id, or all of it."""
-    return str(digest) if whole else digest.hex[:_SHORT]
+    return str(digest) if whole else digest.hex[:SHORT_ID]
 
 
 def truth(text: str) -> bool:

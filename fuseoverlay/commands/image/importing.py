@@ -12,7 +12,6 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import ImageError, UsageError, describe
-from fuseoverlay.oci.model import Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store import instructions
 from fuseoverlay.store.importing import import_archive
@@ -21,7 +20,7 @@ from fuseoverlay.store.importing import import_archive
 def command(argv: list[str], prog: str) -> int:
     """Import an image; returns the exit code."""
     args = parser(prog).parse_args(argv)
-    platform = Platform.parse(args.platform) if args.platform else None
+    platform = common.platform(args.platform)
     name = None if args.name is None else Reference.parse(args.name)
     if name is not None and name.digest is not None:
         raise UsageError("a name with a digest cannot be given", hint="write NAME[:TAG]")

@@ -13,7 +13,6 @@ from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import UsageError
 from fuseoverlay.oci import names
 from fuseoverlay.oci.job import store_error
-from fuseoverlay.oci.model import Platform
 from fuseoverlay.store import daemon, layers
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.load import Loaded, load
@@ -26,7 +25,7 @@ def command(argv: list[str], prog: str) -> int:
     args = parser(prog).parse_args(argv)
     if args.input is not None and args.file is not None:
         raise UsageError("two files are given", hint="leave -i or FILE out")
-    platform = Platform.parse(args.platform) if args.platform else None
+    platform = common.platform(args.platform)
     images = common.images_at(args.root)
     with _source(images.store, args.input or args.file) as path:
         found = load(images.store, path, platform=platform, name=args.name)

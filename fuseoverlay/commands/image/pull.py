@@ -7,7 +7,6 @@ from fuseoverlay.commands.image import common, fetching
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import INTERRUPTED
 from fuseoverlay.oci import names
-from fuseoverlay.oci.model import Platform
 from fuseoverlay.store.pull import Pulled
 
 
@@ -15,7 +14,7 @@ def command(argv: list[str], prog: str) -> int:
     """Pull images and unpack them; returns the exit code. The others come also if one cannot."""
     args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
-    platform = Platform.parse(args.platform) if args.platform else None
+    platform = common.platform(args.platform)
 
     def get(word: str) -> None:
         before = {entry.name: entry.descriptor.digest for entry in images.names.entries()}
@@ -43,8 +42,7 @@ def parser(prog: str) -> Parser:
     )  # fmt: skip
     made.add_argument("images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="what to get")
     made.add_argument("-q", "--quiet", action="store_true", help="print the name only")
-    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
-                        help="which of several platforms (default: this machine's)")  # fmt: skip
+    common.add_platform(made)
     made.add_argument("--all-platforms", action="store_true", help="all of them")
     made.add_argument("--no-unpack", action="store_true",
                         help="leave that to the first mount")  # fmt: skip

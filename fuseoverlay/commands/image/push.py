@@ -12,7 +12,6 @@ from fuseoverlay.commands.image import arrivals, common, fetching
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import INTERRUPTED, UsageError
 from fuseoverlay.oci import names
-from fuseoverlay.oci.model import Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.push import Pushed, push
@@ -22,7 +21,7 @@ def command(argv: list[str], prog: str) -> int:
     """Push an image; returns the exit code."""
     args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
-    platform = Platform.parse(args.platform) if args.platform else None
+    platform = common.platform(args.platform)
     image = names.in_registry(args.image)
     to = _destination(images, image, args.destination)
     if not args.quiet:

@@ -12,7 +12,6 @@ from typing import IO, Final
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.errors import UsageError
-from fuseoverlay.oci.model import Platform
 from fuseoverlay.store import save, targets
 
 _ARCHIVES: Final = {"docker-archive": save.save_docker, "oci-archive": save.save_archive}
@@ -21,7 +20,7 @@ _ARCHIVES: Final = {"docker-archive": save.save_docker, "oci-archive": save.save
 def command(argv: list[str], prog: str) -> int:
     """Save images; returns the exit code."""
     args = parser(prog).parse_args(argv)
-    platform = Platform.parse(args.platform) if args.platform else None
+    platform = common.platform(args.platform)
     output = None if args.output == "-" else args.output
     if output is None:
         _check_stdout(args.format)
