@@ -9,7 +9,6 @@ from typing import Any, Final
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.commands.show import table
 from fuseoverlay.errors import ImageError, visible
 from fuseoverlay.fuse import mounts
 from fuseoverlay.fuse.mounts import Facts, Mount, MountedImage
@@ -40,11 +39,7 @@ def command(argv: list[str]) -> int:
         for mount in found:
             output.say(visible(os.fsdecode(mount.path)))
         return 0
-    form = args.format
-    if form in (None, "table"):
-        form = table.by_default(_COLUMNS)
-    for line in table.listing(map(_row, found), _HEADINGS, form):
-        output.say(line)
+    common.show(map(_row, found), _HEADINGS, args.format, _COLUMNS)
     return 0
 
 

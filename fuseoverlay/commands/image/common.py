@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
+from fuseoverlay.commands.show import table
 from fuseoverlay.errors import FuseOverlayError, ImageError, UsageError, exit_codes
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.reference import Reference
@@ -81,6 +82,16 @@ def truth(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise argparse.ArgumentTypeError(f"{text} is not true or false")
     return text.lower() in ("true", "1")
+
+
+def show(
+    rows: Iterable[table.Row], headings: Mapping[str, str], form: str | None, columns: Sequence[str]
+) -> None:
+    """Print rows in the form that `--format` asks for; by default as a table of these columns.
+    Raises `UsageError`."""
+    chosen = table.by_default(columns) if form in (None, "table") else form
+    for line in table.listing(rows, headings, chosen):
+        output.say(line)
 
 
 def each(words: Iterable[str], act: Callable[[str], None]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.commands.show import table, units
+from fuseoverlay.commands.show import units
 from fuseoverlay.store import garbage
 from fuseoverlay.store.garbage import Removed
 from fuseoverlay.store.usage import Usage, usage
@@ -28,12 +28,10 @@ def command(argv: list[str], prog: str) -> int:
     if args.json:
         output.say(json.dumps({"kinds": _kinds(found, free), "images": _images(found)}, indent=4))
         return 0
-    for line in table.listing(map(_sized, _kinds(found, free)), _HEADINGS, _all(_HEADINGS)):
-        output.say(line)
+    common.show(map(_sized, _kinds(found, free)), _HEADINGS, None, list(_HEADINGS))
     if args.verbose:
         output.say("")
-        for line in table.listing(map(_sized, _images(found)), _OF_IMAGES, _all(_OF_IMAGES)):
-            output.say(line)
+        common.show(map(_sized, _images(found)), _OF_IMAGES, None, list(_OF_IMAGES))
     return 0
 
 
@@ -43,10 +41,6 @@ def parser(prog: str) -> Parser:
     made.add_argument("-v", "--verbose", action="store_true", help="also of each image")
     made.add_argument("--json", action="store_true", help="bytes, as JSON")
     return made
-
-
-def _all(headings: dict[str, str]) -> str:
-    return table.by_default(list(headings))
 
 
 def _kinds(found: Usage, free: Removed) -> list[dict[str, Any]]:

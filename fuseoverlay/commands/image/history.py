@@ -10,7 +10,7 @@ from typing import Any, Final
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.commands.show import table, units
+from fuseoverlay.commands.show import units
 from fuseoverlay.oci.times import parse_time
 from fuseoverlay.store.images import Image, Step
 
@@ -39,12 +39,9 @@ def command(argv: list[str], prog: str) -> int:
         for row in rows:
             output.say(row["ID"])
         return 0
-    form = args.format
-    if form in (None, "table"):
-        since = "CreatedSince" if args.human else "CreatedAt"
-        form = table.by_default(["ID", since, "CreatedBy", "Size", "Comment"])
-    for line in table.listing(rows, {**_HEADINGS, "CreatedAt": "CREATED AT"}, form):
-        output.say(line)
+    since = "CreatedSince" if args.human else "CreatedAt"
+    columns = ["ID", since, "CreatedBy", "Size", "Comment"]
+    common.show(rows, _HEADINGS, args.format, columns)
     return 0
 
 

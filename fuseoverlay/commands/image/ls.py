@@ -10,7 +10,7 @@ from typing import Any, Final
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, filters, tree
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.commands.show import table, units
+from fuseoverlay.commands.show import units
 from fuseoverlay.store.images import Image
 
 _HEADINGS: Final = {
@@ -47,12 +47,8 @@ def command(argv: list[str], prog: str) -> int:
         for row in rows:
             output.say(row["ID"])
         return 0
-    form = args.format
-    if form in (None, "table"):
-        form = table.by_default(_columns(digests=args.digests))
     shown = [{key: row[key] for key in _HEADINGS} for row in rows]
-    for line in table.listing(shown, _HEADINGS, form):
-        output.say(line)
+    common.show(shown, _HEADINGS, args.format, _columns(digests=args.digests))
     return 0
 
 
