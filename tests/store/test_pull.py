@@ -307,7 +307,8 @@ async def test_wrong_bytes(
     )
     with pytest.raises(DigestError, match=str(layer.digest)):
         await pulled(images, server.host, unpack=unpack)
-    assert list(images.content.partials()) == []
+    # What was on its way beside it may stay, for the next pull.
+    assert layer.digest not in dict(images.content.partials())
     assert images.all() == []
     assert len(places.unpacked(images.store)) <= 1
 
