@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Mapping
 from typing import Final
+
+#: What bytes that are not UTF-8 become in text, and what is no text at all.
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 class FuseOverlayError(Exception):
@@ -146,7 +150,7 @@ def mount_exit_code(code: int) -> int:
 def printable(where: object) -> str:
     """Text of a path or other object for a message; undecodable bytes are escaped."""
     text = os.fsdecode(where) if isinstance(where, bytes) else str(where)
-    return "".join(_escaped(char) if "\ud800" <= char <= "\udfff" else char for char in text)
+    return _SURROGATES.sub(lambda found: _escaped(found[0]), text)
 
 
 def visible(text: str) -> str:

@@ -16,6 +16,7 @@ def write_data(stream: ForwardStream, entry: Entry, fd: int) -> bool:
     """Write the next data of `stream` as the content of the regular file `entry`; False if it ends
     too early."""
     pieces = ((0, entry.size),) if entry.segments is None else entry.segments
+    written = 0
     for offset, length in pieces:
         end = offset
         while end < offset + length:
@@ -25,8 +26,10 @@ def write_data(stream: ForwardStream, entry: Entry, fd: int) -> bool:
             # Few archives keep holes, so long runs of zeros become holes again.
             if len(data) < _HOLE or data != _ZEROS[: len(data)]:
                 write_all(fd, data, end)
+                written = max(written, end + len(data))
             end += len(data)
-    os.ftruncate(fd, entry.size)
+    if written != entry.size:
+        os.ftruncate(fd, entry.size)
     return True
 
 

@@ -29,6 +29,8 @@ _GLOBAL, _LONG_NAME, _LONG_LINK = b"g", b"L", b"K"
 _SIZE: Final = 512
 _ZEROS: Final = bytes(_SIZE)
 _OCTAL: Final = re.compile(rb"[0-7]+")
+#: A number as nearly all writers have it.
+_USUAL: Final = re.compile(rb" *([0-7]+)[ \0]*")
 
 #: The size of one header that extends an entry. Go has the same bound.
 _MAX_EXTENSION: Final = 1 << 20
@@ -305,6 +307,8 @@ def _gnu_prefix(block: bytes) -> bytes:
 
 def _number(data: bytes) -> int:
     """A number in octal digits, or in binary if the first bit is set."""
+    if usual := _USUAL.fullmatch(data):
+        return int(usual[1], 8)
     if data[0] & 0x80:
         negative = data[0] & 0x40
         value = int.from_bytes(data, "big", signed=True)

@@ -14,9 +14,10 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, Final, Protocol, cast
+from typing import IO, Any, Final, Protocol, Self, cast
 
 from fuseoverlay.errors import DigestError, ImageError, describe
+from fuseoverlay.oci.ahead import Ahead
 from fuseoverlay.oci.members import open_bzip2, open_xz
 from fuseoverlay.oci.model import Digest
 
@@ -269,7 +270,8 @@ class ForwardStream(_Budgeted):
     """A stream for `headers` that is read once, from front to back.
 
     Everything that passes, skipped data too, goes into the hash for `diff_id`. With a `limit`,
-    ImageError if there are more bytes.
+    ImageError if there are more bytes. A context manager, after which the source is not read any
+    more: until then a thread may be doing so.
     """
 
     def __init__(
@@ -280,9 +282,21 @@ class ForwardStream(_Budgeted):
         self._source = source
         self._hasher = diff_id.hasher()
         self._diff_id = diff_id
+        self._pieces = Ahead(self._piece)
         self._buffer = b""
         self._at = 0
         self._position = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pieces.close()
+
+    def _piece(self) -> bytes:
+        data = self._source.read(CHUNK)
+        self._hasher.update(data)
+        return data
 
     def tell(self) -> int:
         """The number of bytes read or skipped so far."""
@@ -303,8 +317,7 @@ class ForwardStream(_Budgeted):
     def read_some(self, size: int) -> bytes:
         """Read at most `size` bytes, at least one before the end. Not counted in `budget`."""
         if self._at == len(self._buffer):
-            self._buffer, self._at = self._source.read(CHUNK), 0
-            self._hasher.update(self._buffer)
+            self._buffer, self._at = self._pieces.take(), 0
             self._count(len(self._buffer))
         part = self._buffer[self._at : self._at + size]
         self._at += len(part)

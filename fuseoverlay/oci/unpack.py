@@ -70,10 +70,11 @@ def unpack_blob(blob: BlobReader, diff_id: Digest, target: str, job: Job) -> Unp
     Raises ImageError, DigestError, StoreError; `target` then holds junk.
     """
     try:
-        stream = ForwardStream(decompress(blob, job.where), diff_id, job.where, job.limit)
-        with malformed(job.where):
-            unpacked = unpack_stream(stream, target, job)
-        stream.finish()
+        plain = decompress(blob, job.where)
+        with ForwardStream(plain, diff_id, job.where, job.limit) as stream:
+            with malformed(job.where):
+                unpacked = unpack_stream(stream, target, job)
+            stream.finish()
         blob.finish()
     except DigestError:
         raise

@@ -282,7 +282,8 @@ def _plain(
     """The plain bytes of a layer; `finish` verifies them."""
     with contextlib.closing(_opened(content, blob.digest, blob.size, progress)) as reader:
         where = str(blob.digest)
-        yield ForwardStream(decompress(reader, where), diff_id, where)
+        with ForwardStream(decompress(reader, where), diff_id, where) as stream:
+            yield stream
 
 
 def _by_id(saved: Sequence[Saved]) -> list[Saved]:

@@ -81,9 +81,9 @@ class Unpacker:
     def tar(self, tar: bytes, lowers: Sequence[Path] = ()) -> Path:
         """Unpack an archive."""
         target = self.target()
-        stream = ForwardStream(io.BytesIO(tar), Digest.of(tar), "image")
-        self.used_lowers = unpack_stream(stream, str(target), self.job(lowers)).used_lowers
-        stream.finish()
+        with ForwardStream(io.BytesIO(tar), Digest.of(tar), "image") as stream:
+            self.used_lowers = unpack_stream(stream, str(target), self.job(lowers)).used_lowers
+            stream.finish()
         return target
 
     def nodes(self, *nodes: Node, lowers: Sequence[Path] = ()) -> Path:

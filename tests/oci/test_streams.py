@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import sys
+import threading
 import zlib
 
 import pytest
@@ -18,7 +20,7 @@ from fuseoverlay.errors import DigestError, ImageError
 from fuseoverlay.oci.entries import read_entries
 from fuseoverlay.oci.layout import Node, layer_tar
 from fuseoverlay.oci.model import Digest
-from fuseoverlay.oci.streams import BlobReader, ForwardStream, decompress, zstd_module
+from fuseoverlay.oci.streams import CHUNK, BlobReader, ForwardStream, decompress, zstd_module
 from tests.oci.helpers import Unpacker
 
 KINDS = ["gzip", "zstd", "xz", "bzip2"]
@@ -148,8 +150,9 @@ def test_any_damage_is_an_image_error(data: bytes, kind: str, draw: st.DataObjec
     at = draw.draw(st.integers(4, len(packed) - 1))
     packed[at] ^= draw.draw(st.integers(1, 255))
     try:
-        stream = ForwardStream(decompress(blob(bytes(packed)), "x"), Digest.of(data), "x")
-        stream.finish()
+        plain = decompress(blob(bytes(packed)), "x")
+        with ForwardStream(plain, Digest.of(data), "x") as stream:
+            stream.finish()
     except ImageError:
         pass
 
@@ -159,8 +162,28 @@ def test_any_damage_is_an_image_error(data: bytes, kind: str, draw: st.DataObjec
 def test_any_damage_of_an_archive_is_an_image_error(at: int, flip: int) -> None:
     tar = bytearray(TAR)
     tar[at] ^= flip
-    stream = ForwardStream(io.BytesIO(bytes(tar)), Digest.of(TAR), "x")
-    with pytest.raises(ImageError):
+    source = io.BytesIO(bytes(tar))
+    with ForwardStream(source, Digest.of(TAR), "x") as stream, pytest.raises(ImageError):
         for _ in read_entries(stream, "x"):
             pass
         stream.finish()
+
+
+def test_what_is_read_ahead() -> None:
+    """An error comes after the data before it, again and again; whoever stops early leaves no
+    thread behind, and nothing is read any more."""
+    threads = threading.active_count()
+    plain = os.urandom(20 * CHUNK)
+    cut = decompress(blob(gzip.compress(plain)[:-9]), "x")
+    with ForwardStream(cut, Digest.of(plain), "x") as stream:
+        assert stream.read(19 * CHUNK) == plain[: 19 * CHUNK]
+        for _ in range(2):
+            with pytest.raises(ImageError, match="cut short"):
+                stream.finish()
+    source = io.BytesIO(plain)
+    with ForwardStream(source, Digest.of(plain), "x") as stream:
+        stream.read(2 * CHUNK)
+    position = source.tell()
+    assert 2 * CHUNK <= position < 10 * CHUNK
+    assert threading.active_count() == threads
+    assert source.tell() == position
