@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar
+from tests.helpers import warm
 from tests.helpers.mounts import command, daemon_env, detach
 from tests.helpers.repeated import skip_repeated
 
@@ -41,10 +42,8 @@ class Cli:
 
     def run(self, *argv: object, input: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        return subprocess.run(
-            command(*argv), env=daemon_env(FUSEOVERLAY_ROOT=str(self.root), **self.env),
-            input=input, capture_output=True, text=True, timeout=60, check=False, cwd=self.base,
-        )  # fmt: skip
+        env = daemon_env(FUSEOVERLAY_ROOT=str(self.root), **self.env)
+        return warm.run(command(*argv), cwd=self.base, env=env, input=input)
 
     def said(self, *argv: object, input: str = "") -> str:
         """What a command prints, which must exit with 0."""

@@ -55,7 +55,8 @@ def test_directories(cli: Cli) -> None:
     assert row["LowerDir"] == f"{paths['top']}:{paths['bottom']}"
     assert row["Changes"] == row["UpperDir"] == paths["upper"]
     assert row["WorkDir"] == paths["work"]
-    assert "fuseoverlay" in Path(f"/proc/{row['PID']}/cmdline").read_text()
+    opened = map(os.readlink, Path(f"/proc/{row['PID']}/fd").iterdir())
+    assert "/dev/fuse" in opened
     cli.said("unmount", cli.mnt)
     assert _listed(cli) == {}
     cli.said("mount", "-o", "lowerdir=top", "mnt")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import warm
 from tests.helpers.mounts import Daemon, command, daemon_env, detach, ends, mounts_at, unmount
 
 #: Seconds until a mount must answer, including the unpacking of layers.
@@ -51,14 +52,8 @@ class ImageMount:
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run a command line with this store, to its end."""
-        return subprocess.run(
-            command(*arguments),
-            env=daemon_env(XDG_DATA_HOME=str(self.data)),
-            capture_output=True,
-            text=True,
-            timeout=START_TIMEOUT,
-            check=False,
-        )
+        env = daemon_env(XDG_DATA_HOME=str(self.data))
+        return warm.run(command(*arguments), cwd="/", env=env, timeout=START_TIMEOUT)
 
     def unmount(self) -> None:
         """Unmount and see the daemon end without complaints."""

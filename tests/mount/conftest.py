@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import warm
 from tests.helpers.mounts import (
     BARE_ENV,
     IMPL,
@@ -24,6 +26,7 @@ from tests.helpers.mounts import (
 from tests.helpers.repeated import skip_repeated
 
 _COMMANDS = {b"fuseoverlay", b"mount.fuseoverlay"}
+_NUMBERS = itertools.count()
 
 
 #: Tests of what happens before the first request, and after the last.
@@ -63,6 +66,8 @@ class Cli:
 
     def __init__(self, space: Space) -> None:
         self.space = space
+        #: What daemons from a warm interpreter are called.
+        self._comm = f"fo-{os.getpid()}-{next(_NUMBERS) % 1000}"
 
     def run(
         self,
@@ -74,16 +79,13 @@ class Cli:
     ) -> subprocess.CompletedProcess[str]:
         """Run it and read its output to the end; a daemon that kept the pipe open would hang us."""
         own = {"PATH": os.environ.get("PATH", os.defpath)} if env is None else env
-        return subprocess.run(
+        return warm.run(
             [*prefix, *command(*args)],
             cwd=cwd or self.space.base,
             env={**BARE_ENV, **own},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
             errors="surrogateescape",
             timeout=timeout,
-            check=False,
+            comm=self._comm,
         )
 
     def mount(self, *args: object, **how: object) -> int:
@@ -96,14 +98,16 @@ class Cli:
         return pid
 
     def daemons(self) -> list[int]:
-        """Processes with our mount point on their command line."""
+        """Processes with our mount point on their command line, or with our name."""
         found = []
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     argv = Path(entry.path, "cmdline").read_bytes().split(b"\0")
                     ours = {os.path.basename(arg) for arg in argv} & _COMMANDS
-                    if ours and os.fsencode(self.space.mnt) in argv:
+                    named = Path(entry.path, "comm").read_text() == f"{self._comm}\n"
+                    # A process that has ended has no command line any more.
+                    if (ours and os.fsencode(self.space.mnt) in argv) or (named and argv != [b""]):
                         found.append(int(entry.name))
         return found
 

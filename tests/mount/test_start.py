@@ -64,7 +64,8 @@ def test_mounting_directories_imports_nothing_else(cli: Cli) -> None:
 def test_daemon_loads_nothing_later(cli: Cli) -> None:
     """Late imports would stop the whole mount while they load; the maps tell of libraries."""
     space = cli.space
-    pid = cli.mount("-o", space.options(), space.mnt)
+    # An interpreter of its own.
+    pid = cli.mount("-o", space.options(), space.mnt, prefix=("env",))
     (space.mnt / "f").write_bytes(b"x")
     maps = Path(f"/proc/{pid}/maps").read_text()
     assert "pyfuse3" in maps

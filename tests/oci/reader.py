@@ -8,6 +8,7 @@ image: exit code (negative: the signal that ended it) and stderr.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -19,7 +20,6 @@ import traceback
 from pathlib import Path
 
 from fuseoverlay.commands import dispatch
-from fuseoverlay.fuse import mount  # noqa: F401 - what the command would import
 
 MEMORY = 256 << 20
 SECONDS = 20
@@ -44,6 +44,9 @@ def _read(image: str, stderr: int, upper: str) -> None:
 
 
 def main() -> None:
+    # What the command would import anew each time.
+    for module in ("commands.imagemount", "commands.mount", "commands.progress", "fuse.mount"):
+        importlib.import_module(f"fuseoverlay.{module}")
     with tempfile.TemporaryDirectory() as upper:
         Path(upper, "work/mnt").mkdir(parents=True)
         Path(upper, "diff").mkdir()

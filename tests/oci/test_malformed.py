@@ -7,6 +7,7 @@ that failures can be repeated.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import copy
 import gzip
 import hashlib
@@ -28,7 +29,7 @@ from fuseoverlay.oci import model
 from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
 from fuseoverlay.oci.model import Platform
 from fuseoverlay.oci.streams import zstd_module
-from tests.helpers.mounts import BARE_ENV, PROJECT
+from tests.helpers.mounts import BARE_ENV, PROJECT, scratch
 from tests.oci.helpers import block, header, pax
 from tests.oci.test_unpack import raw_pax
 
@@ -89,11 +90,26 @@ class Reader:
         assert self._process.wait(30) == 0
 
 
+@contextlib.contextmanager
+def started() -> Iterator[Reader]:
+    with scratch() as base:
+        running = Reader(base)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    """A reader whose store may hold any of the right layers."""
+    with started() as running:
+        yield running
+
+
 @pytest.fixture
-def reader(place: Path) -> Iterator[Reader]:
-    running = Reader(place)
-    yield running
-    running.close()
+def fresh_reader() -> Iterator[Reader]:
+    """A reader that has not unpacked anything."""
+    with started() as running:
+        yield running
 
 
 # images, made by hand: a writer that is right would not make them
@@ -327,18 +343,18 @@ def test_flipped_bits_in_a_layer(reader: Reader, place: Path) -> None:
     assert codes == {READ, MALFORMED}
 
 
-def test_flipped_bits_in_an_archive(reader: Reader, place: Path) -> None:
+def test_flipped_bits_in_an_archive(fresh_reader: Reader, place: Path) -> None:
     tar = archive(place / "right.tar")
     codes = set()
     for seed in range(MANY):
         image = place / f"image{seed}.tar"
         image.write_bytes(flipped(tar, seed))
-        codes.add(reader.read(image)[0])
+        codes.add(fresh_reader.read(image)[0])
     assert codes >= {READ, MALFORMED}
 
 
 @pytest.mark.parametrize("compression", PRESSES)
-def test_flipped_bits_in_a_compressed_layer(reader: Reader, place: Path, compression: str) -> None:
+def test_flipped_bits_in_a_compressed_layer(fresh_reader: Reader, place: Path, compression: str) -> None:
     """The digest of the stored blob is right, as an attacker would make it."""
     right = PRESSES[compression](LAYER)
     codes = set()
@@ -348,7 +364,8 @@ def test_flipped_bits_in_a_compressed_layer(reader: Reader, place: Path, compres
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         if chance.random() < 0.2:
             del data[chance.randrange(len(data)) :]
-        codes.add(reader.read(layout(place / f"image{seed}", layer=bytes(data), plain=LAYER))[0])
+        image = layout(place / f"image{seed}", layer=bytes(data), plain=LAYER)
+        codes.add(fresh_reader.read(image)[0])
     assert MALFORMED in codes
 
 
