@@ -354,7 +354,9 @@ def test_flipped_bits_in_an_archive(fresh_reader: Reader, place: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", PRESSES)
-def test_flipped_bits_in_a_compressed_layer(fresh_reader: Reader, place: Path, compression: str) -> None:
+def test_flipped_bits_in_a_compressed_layer(
+    fresh_reader: Reader, place: Path, compression: str
+) -> None:
     """The digest of the stored blob is right, as an attacker would make it."""
     right = PRESSES[compression](LAYER)
     codes = set()
