@@ -33,7 +33,7 @@ SHORT_ID: Final = 12
 
 
 class NoImageError(ImageError):
-    """Nothing in the store is called so."""
+    """Nothing in the store is called so, or nothing for that platform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ class Images:
             return others[0], None
         if platform is not None and found.problem is None and not _serves(found, platform):
             hint = f"there is one for {found.platform}"
-            raise ImageError(f"no image for {platform}", where=text, hint=hint)
+            raise NoImageError(f"no image for {platform}", where=text, hint=hint)
         return found, entry
 
     def platforms(self, image: Image) -> list[Image]:

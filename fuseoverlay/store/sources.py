@@ -16,8 +16,9 @@ from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import shortnames
 from fuseoverlay.store import daemon, layers, podman
-from fuseoverlay.store.images import Images
+from fuseoverlay.store.images import Image, Images, NoImageError
 from fuseoverlay.store.layers import ProgressCallback, StoredImage
+from fuseoverlay.store.names import Entry
 from fuseoverlay.store.part import Part
 from fuseoverlay.store.root import Store
 
@@ -159,18 +160,28 @@ def _means_file(images: Images, text: str) -> bool:
     return True
 
 
-def _fetched(images: Images, name: str, remote: Remote, warn: Callable[[str], None]) -> str:
-    """Bring the image into the store if the policy asks for it; the name that it has there."""
-    there = _is_there(images, name)
-    if remote.policy == "never" or (there and remote.policy == "missing"):
-        return name
+def _located(
+    images: Images,
+    name: str,
+    platform: Platform | None,
+    remote: Remote | None,
+    warn: Callable[[str], None],
+) -> tuple[Image, Entry | None]:
+    """The image in the store, which comes there if the policy asks for it."""
+    if remote is None or remote.policy == "never":
+        return images.locate(name, platform)
+    if remote.policy == "missing":
+        try:
+            return images.locate(name, platform)
+        except NoImageError:
+            return images.locate(remote.fetch(name), platform)
     try:
-        return remote.fetch(name)
+        return images.locate(remote.fetch(name), platform)
     except RegistryError as exc:
-        if not (there and remote.policy == "newer"):
+        if remote.policy == "always" or not _is_there(images, name):
             raise
         warn(f"{exc}; what is here is used")
-        return name
+        return images.locate(name, platform)
 
 
 def _is_there(images: Images, text: str) -> bool:
@@ -191,8 +202,7 @@ def _stored(
 ) -> contextlib.AbstractContextManager[StoredImage]:
     images = Images(store, shortnames.meanings)
     wanted = Platform.parse(platform) if platform else None
-    name = _fetched(images, name, remote, warn) if remote else name
-    found, entry = images.locate(name, wanted)
+    found, entry = _located(images, name, wanted, remote, warn)
     if found.problem is not None:
         raise ImageError(found.problem, where=name, hint="get it again, or remove it")
     return layers.stored(

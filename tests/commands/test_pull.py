@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseoverlay.oci import model
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar
 from tests.commands.conftest import Cli
 from tests.helpers.mounts import BARE_ENV, PROJECT, command, daemon_env, detach, fuse_only, wait_for
@@ -32,6 +33,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with Daemon(base / "registry") as daemon:
         for tag in ("12", "11"):
             daemon.push(Path(f"{_layout(base, tag)}:{tag}"), f"library/debian:{tag}")
+        daemon.push(Path(f"{_of_two_platforms(base)}:two"), "library/debian:two")
         yield _is_hub(base, daemon.host)
 
 
@@ -42,6 +44,20 @@ def _layout(base: Path, tag: str) -> Path:
     layer = writer.add_layer(layer_tar(nodes), "gzip")
     data = writer.add_layer(layer_tar([Node("data", data=os.urandom(4 << 20))]))
     writer.add_image([layer, data], ref=tag)
+    return writer.path
+
+
+def _of_two_platforms(base: Path) -> Path:
+    """Each with a file that has its name."""
+    writer = LayoutWriter(base / "layout-two")
+    images = []
+    for name in ("linux/arm64", "linux/amd64"):
+        layer = writer.add_layer(layer_tar([Node(name.removeprefix("linux/"))]))
+        images.append(writer.add_image([layer], platform=name).to_json())
+    index = {"schemaVersion": 2, "mediaType": model.OCI_INDEX, "manifests": images}
+    entry = writer.add_json(model.OCI_INDEX, index).to_json()
+    listed = {"schemaVersion": 2, "manifests": [entry | {"annotations": {model.REF_NAME: "two"}}]}
+    (writer.path / "index.json").write_text(json.dumps(listed))
     return writer.path
 
 
@@ -103,6 +119,16 @@ def test_mount_gets_what_is_missing(hub: Cli) -> None:
         name = id_ if policy in ("missing", "never") else "debian:12"
         hub.said("mount", "--pull", policy, name, hub.mnt)
         hub.said("unmount", hub.mnt)
+
+
+def test_mount_gets_the_platform_that_is_missing(hub: Cli) -> None:
+    for platform in ("amd64", "arm64"):
+        words = ["mount", "--platform", f"linux/{platform}", "debian:two", hub.mnt]
+        hub.refused(7, "debian:two: no", words[0], "--pull", "never", *words[1:])
+        hub.said(*words)
+        assert os.listdir(hub.mnt) == [platform]
+        hub.said("unmount", hub.mnt)
+    hub.refused(7, "no image for linux/s390x", "mount", "--platform", "linux/s390x", "debian:two", hub.mnt)
 
 
 def test_registry_that_is_away(hub: Cli) -> None:
