@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from fuseoverlay.errors import UsageError
+from fuseoverlay.errors import StoreError, UsageError
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.store import places, sizes
@@ -25,7 +25,7 @@ from fuseoverlay.store.content import Content, is_at
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.names import Editing, repository_of
 from fuseoverlay.store.reach import Reach, reach
-from fuseoverlay.store.root import Store
+from fuseoverlay.store.root import Store, empty
 from fuseoverlay.store.usage import disk_usage
 
 #: Seconds for which a blob that nothing names is left for its writer to name it.
@@ -170,8 +170,9 @@ class _Removal:
         known = reach(self._content, self._before)
         before = None if everything else known
         if self._moved is not None:
-            index.save()
-        self.removed.problems += after.unreadable
+            self._save(index, before, after)
+        if after.unreadable:
+            self.removed.problems += self._unreadable(index)
         if index.unknown:
             self.removed.problems.append(f"index.json has {index.unknown} entries of another kind")
         if self.removed.problems:
@@ -183,6 +184,26 @@ class _Removal:
             self._forget_sizes(after)
         if everything:
             self._collect_partial()
+
+    def _save(self, index: Editing, before: Reach | None, after: Reach) -> None:
+        """Save the index. A full disk must not keep anybody from freeing it: layers that can be
+        unpacked again go first then."""
+        try:
+            index.save()
+        except (OSError, StoreError):
+            if self._moved is None or after.unreadable or not self._content.store.is_full():
+                raise
+            self._collect_layers(before, after)
+            empty(self._moved)
+            index.save()
+
+    def _unreadable(self, index: Editing) -> list[str]:
+        """What cannot be read, with the image that it is of."""
+        return [
+            f"{entry.name or entry.descriptor.digest}: {why}"
+            for entry in index.entries()
+            for why in reach(self._content, [entry.descriptor]).unreadable
+        ]
 
     def _collect_blobs(self, before: Reach, after: Reach, *, everything: bool) -> None:
         leased = self._content.leased()

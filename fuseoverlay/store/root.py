@@ -258,8 +258,16 @@ class Store:
                     raise
 
 
-def _empty(fd: int) -> None:
+def empty(path: str | os.PathLike[str]) -> None:
     """Remove all that the directory holds. OSError."""
+    fd = os.open(path, DIR_FLAGS)
+    try:
+        _empty(fd)
+    finally:
+        os.close(fd)
+
+
+def _empty(fd: int) -> None:
     for name in os.listdir(fd):
         remove_tree(fd, os.fsencode(name))
 

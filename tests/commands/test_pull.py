@@ -128,7 +128,9 @@ def test_mount_gets_the_platform_that_is_missing(hub: Cli) -> None:
         hub.said(*words)
         assert os.listdir(hub.mnt) == [platform]
         hub.said("unmount", hub.mnt)
-    hub.refused(7, "no image for linux/s390x", "mount", "--platform", "linux/s390x", "debian:two", hub.mnt)
+    hub.refused(
+        7, "no image for linux/s390x", "mount", "--platform", "linux/s390x", "debian:two", hub.mnt
+    )
 
 
 def test_registry_that_is_away(hub: Cli) -> None:

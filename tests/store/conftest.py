@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_repeated(
         items,
         folder,
-        without_extension={"test_layers", "test_root", "test_use"},
+        without_extension={"test_full", "test_layers", "test_root", "test_use"},
         by_anybody=_ALL_THE_SAME,
     )
 
@@ -55,3 +57,17 @@ def paint(kept: Store) -> Painter:
 def images(kept: Store) -> Images:
     """The images in it."""
     return Images(kept)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 4 MiB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=777", "tmpfs", where], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("no mount for this user")
+    yield where
+    subprocess.run(["umount", where], check=True)

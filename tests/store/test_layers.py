@@ -11,7 +11,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,20 +268,6 @@ def test_store_errors_say_where(
     assert str(kept.root) in str(caught.value)
     assert not published(kept.root)
     assert_clean(kept.root)
-
-
-@pytest.fixture
-def small(place: Path) -> Iterator[Path]:
-    """A filesystem of 4 MiB."""
-    where = place / "small"
-    where.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=777", "tmpfs", where], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("no mount for this user")
-    yield where
-    subprocess.run(["umount", where], check=True)
 
 
 def test_full_disk(small: Path, place: Path) -> None:
