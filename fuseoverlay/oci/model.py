@@ -7,6 +7,7 @@ and raises `ImageError` with what is wrong.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -179,13 +180,15 @@ def _canonical(architecture: str, variant: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Points to a blob: media type, digest, size in bytes; descriptor.md."""
+    """Points to a blob: media type, digest, size in bytes; descriptor.md. `data`: the blob itself,
+    if the descriptor has it, and it is what the digest says."""
 
     media_type: str
     digest: Digest
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     platform: Platform | None = None
+    data: bytes | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.size <= _MAX_SIZE:
@@ -200,13 +203,14 @@ class Descriptor:
             raise ImageError("descriptor without a media type")
         if isinstance(size, bool) or not isinstance(size, int):
             raise ImageError("descriptor without a size")
-        platform = data.get("platform")
+        platform, digest = data.get("platform"), Digest.parse(data.get("digest"))
         return cls(
             media_type,
-            Digest.parse(data.get("digest")),
+            digest,
             size,
             _annotations(data),
             None if platform is None else Platform.from_json(expect_fields(platform, "platform")),
+            _embedded(data.get("data"), digest, size),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -221,6 +225,18 @@ class Descriptor:
         if self.platform is not None:
             data["platform"] = platform_json(self.platform)
         return data
+
+
+def _embedded(value: object, digest: Digest, size: int) -> bytes | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        data = base64.b64decode(value, validate=True)
+    except ValueError:
+        return None
+    hasher = digest.hasher()
+    hasher.update(data)
+    return data if len(data) == size and hasher.hexdigest() == digest.hex else None
 
 
 #: The fields of manifests and indexes, artifacts' among them, that hold descriptors of what they

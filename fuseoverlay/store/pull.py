@@ -277,7 +277,10 @@ class _Puller:
             await self._complete(blob, arrivals)
 
     async def _complete(self, blob: Descriptor, arrivals: Arrivals) -> None:
-        """Complete a blob: what is there already is verified, not asked for."""
+        """Complete a blob: what is there already is verified, not asked for, and what the manifest
+        has itself is not either."""
+        if blob.data is not None:
+            await in_thread(self._content.add, blob.data, blob.digest)
         with contextlib.ExitStack() as stack:
             partial = await self._claimed(blob, stack)
             if partial is None:

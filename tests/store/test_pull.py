@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -169,6 +170,23 @@ async def test_platforms(images: Images, registry: Registry, server: Hostile) ->
     missing = model.Platform("linux", "riscv64")
     with pytest.raises(ImageError, match=f"no image for linux/riscv64; there are: .*{OTHER}"):
         await pulled(images, server.host, platform=missing)
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_data_in_the_manifest(
+    images: Images, registry: Registry, server: Hostile, right: bool
+) -> None:
+    """It need not be asked for, if it is what the digest says."""
+    plain = registry.source.manifest("a")
+    manifest = json.loads(registry.file(plain.digest).read_bytes())
+    config = registry.file(Digest.parse(manifest["config"]["digest"])).read_bytes()
+    data = config if right else config[::-1]
+    manifest["config"]["data"] = base64.b64encode(data).decode()
+    registry.tags["1"] = registry.source.writer.add_json(model.OCI_MANIFEST, manifest)
+    found = await pulled(images, server.host)
+    assert len(server.of(manifest["config"]["digest"])) == (not right)
+    assert images.content.read(images.resolve(found.name).config) == config
+    assert found.descriptor.digest == registry.tags["1"].digest
 
 
 async def test_platforms_that_only_configs_tell(
