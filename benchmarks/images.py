@@ -16,18 +16,18 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import processes
+from benchmarks import link, processes
 from benchmarks.peers import OURS, PROJECT, Contender
 from benchmarks.processes import Failure
 from benchmarks.runner import Outcome
 from benchmarks.session import Samples
 from fuseoverlay.oci.layout import LayoutWriter, Node, layer_tar
-from fuseoverlay.oci.model import REF_NAME
+from fuseoverlay.oci.model import OCI_MANIFEST, REF_NAME, needed
 from tests.clients import store as clients
 from tests.clients.store import Store
 from tests.helpers.layouts import layer_blobs
@@ -36,10 +36,13 @@ from tests.registry.daemon import TOOLS, Daemon
 
 UMOCI: Final = "umoci"
 PODMAN: Final = "podman"
+CURL: Final = "curl"
 #: Debian's tree in so many layers.
 LAYERS: Final = (1, 12, 60)
 _LISTED: Final = 200
 _LARGE: Final = 160 << 20
+#: MB/s of the slow link.
+_SLOW: Final = 10
 _NAME: Final = "localhost/image:1"
 #: Runs a command and prints its peak of resident memory, in KiB.
 _PEAK: Final = """\
@@ -53,6 +56,7 @@ STEPS: Final = {
     "pull-12": "Debian in 12 layers, from a registry on this machine; umoci: skopeo copy first",
     **{f"load-{count}": f"Debian in {count} layers, from an OCI archive; umoci: from a layout"
        for count in LAYERS},
+    "slow-pull": f"Debian in 12 layers, over a link of {_SLOW} MB/s; curl: its blobs, 4 at a time",
     "ls-200": "a list of 200 images",
     "mount": "until the mount of an image of 12 layers that is there answers",
     "memory": "resident memory of a pull of a layer of 160 MB",
@@ -64,11 +68,12 @@ class Tool(Contender):
 
     def missing(self, mode: str) -> str | None:
         """The programs have to be there."""
-        needed = {UMOCI: ("skopeo", "umoci"), PODMAN: ("podman",)}.get(self.name, ())
-        return next((f"{name} not found" for name in needed if not shutil.which(name)), None)
+        programs = {UMOCI: ("skopeo", "umoci"), PODMAN: ("podman",), CURL: link.TOOLS}
+        lacking = (name for name in programs.get(self.name, ()) if not shutil.which(name))
+        return next((f"{name} not found" for name in lacking), None)
 
 
-TOOLS_COMPARED: Final = (Tool(OURS), Tool(UMOCI), Tool(PODMAN))
+TOOLS_COMPARED: Final = (Tool(OURS), Tool(UMOCI), Tool(PODMAN), Tool(CURL))
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,12 @@ def run(base: Path, tools: list[Contender], rounds: int, *, limit: float, outcom
         registry.push(Path(f"{files.layouts[12]}:1"), "debian:12")
         registry.push(Path(f"{files.large}:1"), "large:1")
         bench = _Bench(base, files, registry.host, limit, outcome)
+        if any(tool.name == CURL for tool in tools):
+            bench.other_end = undo.enter_context(link.link(_SLOW))
+            (base / "far").mkdir()
+            far = undo.enter_context(Daemon(base / "far", address=link.HERE))
+            far.push(Path(f"{files.layouts[12]}:1"), "debian:12")
+            bench.far = far.host
         if any(tool.name == PODMAN for tool in tools):
             (base / "podman").mkdir()
             bench.podman = undo.enter_context(Store(base / "podman", "kernel"))
@@ -119,6 +130,9 @@ class _Bench:
         self._base, self._files, self._host = base, files, host
         self._limit, self._outcome = limit, outcome
         self.podman: Store | None = None
+        #: What runs a command on the other end of the slow link, and the registry on this end.
+        self.other_end: list[str] = []
+        self.far = ""
         self._env = {
             **os.environ,
             "FUSEOVERLAY_ROOT": str(base / "ours"),
@@ -127,9 +141,13 @@ class _Bench:
 
     def round(self, tool: str) -> None:
         """All steps of one contender."""
-        steps: dict[str, Callable[[], float]] = {"pull-12": lambda: self._pull(tool)}
-        for count in LAYERS:
-            steps[f"load-{count}"] = lambda count=count: self._load(tool, count)  # type: ignore[misc]
+        steps: dict[str, Callable[[], float]] = {}
+        if self.other_end and tool in (OURS, CURL):
+            steps["slow-pull"] = self._slow_pull if tool == OURS else self._download
+        if tool != CURL:
+            steps["pull-12"] = lambda: self._pull(tool)
+            for count in LAYERS:
+                steps[f"load-{count}"] = lambda count=count: self._load(tool, count)  # type: ignore[misc]
         if tool == OURS:
             steps |= {"ls-200": self._ls, "mount": self._mount, "memory": self._memory}
         for name, step in steps.items():
@@ -158,9 +176,9 @@ class _Bench:
                 processes.run(["rm", "-rf", str(self._base / name)], limit=self._limit)
         subprocess.run(["sync", "-f", str(self._base)], check=True)
 
-    def _ours(self, *words: str) -> float:
+    def _ours(self, *words: str, before: Sequence[str] = ()) -> float:
         begin = time.monotonic()
-        argv = [sys.executable, "-P", "-m", "fuseoverlay", *words]
+        argv = [*before, sys.executable, "-P", "-m", "fuseoverlay", *words]
         processes.run(argv, limit=self._limit, env=self._env)
         return time.monotonic() - begin
 
@@ -187,6 +205,23 @@ class _Bench:
         argv = ["skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false"]
         processes.run([*argv, f"docker://{name}", f"oci:{layout}:1"], limit=self._limit)
         return time.monotonic() - begin + self._unpack(layout)
+
+    def _slow_pull(self) -> float:
+        words = ["pull", "-q", "--tls-verify=false", f"{self.far}/debian:12"]
+        return self._ours(*words, before=self.other_end)
+
+    def _download(self) -> float:
+        """The manifest, and all that it names, without keeping any of it."""
+        url = f"http://{self.far}/v2/debian"
+        begin = time.monotonic()
+        curl = [*self.other_end, "curl", "-sSf", "-H", f"Accept: {OCI_MANIFEST}"]
+        said = processes.run([*curl, f"{url}/manifests/12"], limit=self._limit)
+        blobs = [f"{url}/blobs/{blob.digest}" for blob in needed(json.loads(said))]
+        argv = [*self.other_end, "curl", "-sSf", "--parallel", "--parallel-max", "4"]
+        for blob in blobs:
+            argv += ["-o", "/dev/null", blob]
+        processes.run(argv, limit=self._limit)
+        return time.monotonic() - begin
 
     def _load(self, tool: str, count: int) -> float:
         if tool == UMOCI:

@@ -172,6 +172,7 @@ TARGETS = [
         for count in (1, 12, 60)
         for peer in ("umoci", "podman")
     ),
+    beside("images: pull over 10 MB/s, the download", "images/slow-pull", "curl", 1.05),
     at_most("images: a list of 200", "images/ls-200", 0.15, "{:.3f} s"),
     at_most("images: mount by name", "images/mount", 0.25, "{:.3f} s"),
     at_most("images: memory of a pull of 160 MB", "images/memory", 120, "{:.0f} MiB"),

@@ -13,7 +13,7 @@ FO_PACKAGES_TEST=(acl apache2-utils attr btrfs-progs buildah ca-certificates cru
   docker-registry docker.io e2fsprogs fish fuse-overlayfs groff-base libcap2-bin openssl podman
   skopeo strace uidmap umoci xfsprogs zsh zstd)
 # Contenders and tools of the benchmarks.
-FO_PACKAGES_BENCH=(btrfs-progs fio fuse-overlayfs git unionfs-fuse)
+FO_PACKAGES_BENCH=(btrfs-progs curl fio fuse-overlayfs git iproute2 unionfs-fuse)
 
 # The plain user as whom root runs tests and benchmarks.
 FO_TEST_USER=fuseoverlay-test

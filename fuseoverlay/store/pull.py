@@ -258,7 +258,8 @@ class _Puller:
     ) -> None:
         """Complete all blobs of the manifests, and unpack those of one image."""
         blobs: dict[Digest, Descriptor] = {}
-        for manifest in manifests:
+        # What is unpacked comes first.
+        for manifest in sorted(manifests, key=lambda one: one != image):
             for blob in model.needed(await self._document(manifest)):
                 if blobs.setdefault(blob.digest, blob).size != blob.size:
                     raise ImageError("a blob of two sizes", where=blob.digest)
@@ -266,15 +267,19 @@ class _Puller:
         await in_thread(self._lease.add, [*blobs, *(item.digest for item in documents)])
         arrivals = Arrivals(self._content, blobs.values())
         async with nursery() as opened:
-            for blob in blobs.values():
-                opened.start_soon(self._download, blob, arrivals)
             if unpacking is not None and image is not None:
                 parsed = Manifest.parse(await self._document(image))
                 opened.start_soon(unpacking.run, parsed, self._content, arrivals)
+            # In this order, the config first, since they are unpacked in it.
+            for blob in blobs.values():
+                await self._limiter.acquire_on_behalf_of(blob.digest)
+                opened.start_soon(self._download, blob, arrivals)
 
     async def _download(self, blob: Descriptor, arrivals: Arrivals) -> None:
-        async with self._limiter:
+        try:
             await self._complete(blob, arrivals)
+        finally:
+            self._limiter.release_on_behalf_of(blob.digest)
 
     async def _complete(self, blob: Descriptor, arrivals: Arrivals) -> None:
         """Complete a blob: what is there already is verified, not asked for, and what the manifest

@@ -23,8 +23,9 @@ TOOLS = ("docker-registry", "skopeo", "openssl")
 
 
 class Daemon:
-    """A running registry in `base`. `more` is added to its configuration; with `certificate`, a
-    file with its key, it speaks TLS, with more settings `tls`."""
+    """A running registry in `base`, which listens at `address`. `more` is added to its
+    configuration; with `certificate`, a file with its key, it speaks TLS, with more settings
+    `tls`."""
 
     def __init__(
         self,
@@ -33,13 +34,14 @@ class Daemon:
         certificate: Path | None = None,
         more: dict[str, Any] | None = None,
         tls: dict[str, Any] | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         for tool in TOOLS:
             if shutil.which(tool) is None:
                 pytest.skip(f"missing tool: {tool}")
         self.base = base
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.host = f"127.0.0.1:{free.getsockname()[1]}"
+        with socket.create_server((address, 0)) as free:
+            self.host = f"{address}:{free.getsockname()[1]}"
         http: dict[str, Any] = {"addr": self.host}
         if certificate is not None:
             http["tls"] = {"certificate": str(certificate), "key": str(certificate)} | (tls or {})

@@ -406,6 +406,19 @@ async def test_few_at_a_time(images: Images, registry: Registry, server: Hostile
     assert len(places.unpacked(images.store)) == 20
 
 
+async def test_asked_for_in_the_order_of_unpacking(
+    images: Images, registry: Registry, server: Hostile
+) -> None:
+    layers = [registry.source.layer(str(number)) for number in range(20)]
+    registry.tags["1"] = registry.source.manifest(layers=layers)
+    found = await pulled(images, server.host)
+    image = images.resolve(found.name)
+    assert image.config is not None
+    asked = [one.path.rpartition("/")[2] for one in server.asked if "/blobs/" in one.path]
+    for place, blob in enumerate([image.config, *image.layers]):
+        assert asked.index(str(blob.digest)) > place - pulling._PARALLEL
+
+
 async def test_a_store_without_attributes_is_told_first(
     images: Images, registry: Registry, server: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
