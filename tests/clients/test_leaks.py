@@ -11,12 +11,11 @@ import pytest
 
 from tests.clients.conftest import BASE, made
 from tests.clients.store import Store
-from tests.helpers.mounts import MODE
 
 pytestmark = pytest.mark.timeout(300)
 
 # What leaks with each one shows after some: two hundred take two minutes.
-IN_TURN = 200 if os.environ.get("FUSEOVERLAY_LONG") else 40 if MODE == "user" else 16
+IN_TURN = 200 if os.environ.get("FUSEOVERLAY_LONG") else 16
 AT_ONCE = 20
 CHANGE = "echo new > /srv/new; rm -r /usr/share/doc; ln /etc/issue /etc/issue2"
 
