@@ -30,6 +30,9 @@ _LEASED: Final = "leased"
 #: end is short.
 _WRITEBACK: Final = 8 << 20
 _PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+#: The times of access and modification of blobs that we write: leases keep them until they are
+#: named. Those of other programs, which know of no leases, are kept for a while by their age.
+OURS: Final = (0, 0)
 _REPAIR: Final = "run fuseoverlay image verify --repair"
 _AGAIN: Final = f"the store is damaged; {_REPAIR}"
 
@@ -94,6 +97,7 @@ class Content:
             try:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 self.store.write(str(path.relative_to(self.store.root)), data)
+                os.utime(path, OURS)
             except OSError as exc:
                 raise store_error(exc, "cannot store a blob", self.store.root) from exc
         return wanted
@@ -104,6 +108,7 @@ class Content:
         target = self.path(digest)
         try:
             target.parent.mkdir(mode=0o700, exist_ok=True)
+            os.utime(path, OURS)
             os.rename(path, target)
             sync_directory(target.parent)
         except OSError as exc:

@@ -38,7 +38,8 @@ class Removed:
 
     `untagged`: full names. `images`: ids. `blobs`, `partial`: their sizes in bytes. `layers`:
     directories, relative to the store, and their sizes on disk. `in_use`: what was left because
-    somebody uses it, relative to the store. `problems`: why nothing but names was removed.
+    somebody uses it, relative to the store, `new` because another program may be about to name it.
+    `problems`: why nothing but names was removed.
     """
 
     untagged: list[str] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Removed:
     partial: dict[Digest, int] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     in_use: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -181,7 +183,7 @@ class _Removal:
         self._collect_blobs(known, after, everything=everything)
         self._collect_layers(before, after)
         if self._moved is not None:
-            self._forget_sizes(after)
+            self._forget_sizes(after, everything=everything)
         if everything:
             self._collect_partial()
 
@@ -212,8 +214,11 @@ class _Removal:
             if digest in after.blobs or not (everything or was_needed):
                 continue
             path = self._content.path(digest)
-            if digest in leased or (not was_needed and _is_new(path)):
+            if digest in leased:
                 self._leave(path)
+                continue
+            if not was_needed and _is_new(path):
+                self.removed.new.append(str(path.relative_to(self._root)))
                 continue
             self._move(path)
             self.removed.blobs[digest] = size
@@ -235,10 +240,13 @@ class _Removal:
         """Looked for only once a layer is to go: it takes a look at every process."""
         return places.open_elsewhere(self._root)
 
-    def _forget_sizes(self, after: Reach) -> None:
+    def _forget_sizes(self, after: Reach, *, everything: bool) -> None:
+        """Forget the sizes of layers that are gone. One that is unpacked is not measured again."""
         store = self._content.store
+        there = {f"{path.parent.name}/{path.name}" for path in places.unpacked(store)}
+        gone = {place.partition("/")[2] for place in self.removed.layers}
         for place in sizes.noted(store):
-            if place not in after.layers:
+            if place not in after.layers | there and (everything or place in gone):
                 sizes.forget(store, place)
 
     def _collect_partial(self) -> None:

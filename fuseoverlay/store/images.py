@@ -149,7 +149,9 @@ class Images:
                 read[key] = self._read(descriptor, wanted)
             image = read[key]
             before = listed.get(image.id, replace(image, entries=()))
-            listed[image.id] = replace(before, entries=(*before.entries, entry))
+            # What has a name may be whole where what lost it is not.
+            shown = image if before.dangling and entry.name else before
+            listed[image.id] = replace(shown, entries=(*before.entries, entry))
         return list(listed.values())
 
     def _read(self, descriptor: Descriptor, wanted: Platform) -> Image:
@@ -259,7 +261,12 @@ class Images:
             other = next(image for image in found if image.id != named[0].id)
             raise _ambiguous(text, [named[0], other])
         if named:
-            return named
+            image, entry = named
+            if len(image.digests) > 1:
+                # Its names stand for different manifests.
+                wanted = platform or Platform.host()
+                image = replace(self._read(entry.descriptor, wanted), entries=image.entries)
+            return image, entry
         if len(found) > 1:
             raise _ambiguous(text, found)
         if not found:

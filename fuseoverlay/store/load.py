@@ -21,7 +21,8 @@ from fuseoverlay.oci.model import Descriptor, Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.oci.streams import HEAD, compression_of
 from fuseoverlay.store.content import Content, Lease
-from fuseoverlay.store.names import Names
+from fuseoverlay.store.images import Image, Images
+from fuseoverlay.store.names import Entry
 from fuseoverlay.store.reach import manifests
 from fuseoverlay.store.root import Store
 
@@ -32,11 +33,15 @@ _SUFFIXES: Final = {None: "", "gzip": "+gzip", "zstd": "+zstd"}
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """An image that was loaded: its full name, None if the file gives it none; what it is; and the
-    digest of the image that had the name before, if that was another one."""
+    id of the image that had the name before, if that was another one."""
 
     name: str | None
     descriptor: Descriptor
     replaced: Digest | None = None
+
+
+#: What is found in a file: full names and images.
+_Found = list[tuple[str | None, Descriptor]]
 
 
 def load(
@@ -46,12 +51,14 @@ def load(
     platform: Platform | None = None,
     name: str | None = None,
     progress: Callable[[int], None] | None = None,
+    unpack: Callable[[Image], None] = lambda image: None,
 ) -> list[Loaded]:
     """Bring all images of the file or directory `path` into the store, or of each only what is for
     `platform`. `name`: what the only image is to be called.
 
     `progress` is told how many bytes each step copied. What is in the store already is not read.
-    ImageError, DigestError, StoreError; what was copied by then stays, without a name.
+    `unpack` gets each image before anything has its name: of several platforms, the one for this
+    machine. ImageError, DigestError, StoreError; what was copied by then stays, without a name.
     """
     store.prepare()
     content = Content(store)
@@ -64,29 +71,37 @@ def load(
         found = loader.saved(platform) if not source.entries else loader.listed(platform)
         if name is not None:
             found = _renamed(path, found, name)
-        return _name(Names(store), found)
+        images = Images(store)
+        for descriptor in dict.fromkeys(descriptor for _, descriptor in found):
+            unpack(_image(images, descriptor))
+        return _name(images, found)
 
 
-def _renamed(
-    path: str, found: list[tuple[str | None, Descriptor]], name: str
-) -> list[tuple[str | None, Descriptor]]:
+def _renamed(path: str, found: _Found, name: str) -> _Found:
     descriptors = {descriptor.digest: descriptor for _, descriptor in found}
     if len(descriptors) != 1:
         raise ImageError("there are several images, which cannot have one name", where=path)
     return [(str(Reference.parse(name)), found[0][1])]
 
 
-def _name(names: Names, found: list[tuple[str | None, Descriptor]]) -> list[Loaded]:
+def _image(images: Images, descriptor: Descriptor) -> Image:
+    (image,) = images.of([Entry(None, descriptor)])
+    return image
+
+
+def _name(images: Images, found: _Found) -> list[Loaded]:
     loaded = []
-    with names.editing() as index:
+    with images.names.editing() as index:
         for name, descriptor in found:
             if name is None:
                 index.keep(descriptor)
                 loaded.append(Loaded(None, descriptor))
-            else:
-                before = index.set(name, descriptor)
-                replaced = None if before == descriptor.digest else before
-                loaded.append(Loaded(name, descriptor, replaced))
+                continue
+            before = [entry for entry in index.entries() if entry.name == name]
+            index.set(name, descriptor)
+            id_ = _image(images, descriptor).id
+            others = [image.id for image in images.of(before) if image.id != id_]
+            loaded.append(Loaded(name, descriptor, others[0] if others else None))
     return loaded
 
 
@@ -109,7 +124,7 @@ class _Loader:
 
     # OCI
 
-    def listed(self, platform: Platform | None) -> list[tuple[str | None, Descriptor]]:
+    def listed(self, platform: Platform | None) -> _Found:
         """The images that the index of the source lists, with their names."""
         found = []
         for entry in filter(model.is_image, self._source.entries):
@@ -188,17 +203,35 @@ class _Loader:
 
     # docker save
 
-    def saved(self, platform: Platform | None) -> list[tuple[str | None, Descriptor]]:
+    def saved(self, platform: Platform | None) -> _Found:
         """The images of a `docker save` archive, each with all its names."""
-        found: list[tuple[str | None, Descriptor]] = []
+        found: _Found = []
         for saved in self._source.saved():
             if platform is None or _is_for(saved, platform):
-                manifest = self._make_manifest(saved)
-                names: list[str | None] = [str(Reference.parse(name)) for name in saved.names]
-                found += [(name, manifest) for name in names or [None]]
+                names: list[str | None] = [str(Reference.parse(name)) for name in saved.names] or [
+                    None
+                ]
+                found += self._known(saved, names) or self._made(saved, names)
         if not found:
             raise ImageError(f"no image for {platform}", where=self._source.path)
         return found
+
+    def _known(self, saved: SavedImage, names: list[str | None]) -> _Found:
+        """The image as it is in the store already, maybe with the manifest of a registry, which
+        archives lose; empty if it is not, or not whole."""
+        id_ = Digest.of(saved.config)
+        for image in Images(self._content.store).all():
+            if image.id == id_ and image.problem is None:
+                self._lease.add(blob.digest for blob in image.blobs)
+                if all(map(self._content.has, image.blobs)):
+                    entries = {entry.name: _plain(entry.descriptor) for entry in image.entries}
+                    manifest = _plain(image.manifest)
+                    return [(name, entries.get(name, manifest)) for name in names]
+        return []
+
+    def _made(self, saved: SavedImage, names: list[str | None]) -> _Found:
+        manifest = self._make_manifest(saved)
+        return [(name, manifest) for name in names]
 
     def _make_manifest(self, saved: SavedImage) -> Descriptor:
         config = Descriptor(model.OCI_CONFIG, Digest.of(saved.config), len(saved.config))

@@ -11,7 +11,7 @@ import pytest
 
 from fuseoverlay.errors import ImageError, UsageError
 from fuseoverlay.oci.model import OCI_LAYER, Descriptor, Digest
-from fuseoverlay.store import places
+from fuseoverlay.store import places, sizes
 from fuseoverlay.store.garbage import Removed, prune, remove
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.layers import stored, unpacked
@@ -362,3 +362,23 @@ def test_disk_usage(place: Path) -> None:
         fd = inner
     os.close(fd)
     assert disk_usage(place) >= expected
+
+
+def test_the_size_of_what_stays_is_kept(two: Images) -> None:
+    """It is measured only when a layer is unpacked."""
+    before = two.resolve(DEBIAN)
+    assert None not in before.unpacked
+    manifest = two.content.read(before.manifest), two.content.read(before.config)
+    layers = [two.content.read(layer) for layer in before.layers]
+    with contextlib.ExitStack() as held:
+        unpack(two, DEBIAN, held)
+        assert remove(two, DEBIAN).in_use
+    for data in (*manifest, *layers):
+        two.content.add(data)
+    with two.names.editing() as index:
+        index.set(DEBIAN, before.manifest)
+    assert Images(two.store).resolve(DEBIAN).unpacked == before.unpacked
+    remove(two, DEBIAN)
+    remove(two, OTHERS)
+    prune(two)
+    assert sizes.noted(two.store) == []

@@ -147,11 +147,30 @@ def test_new_blobs_of_another_program(
 ) -> None:
     """It names them only at its end, and knows nothing of our leases."""
     monkeypatch.setattr(garbage, "_NEW", 3600)
-    stray = images.content.add(b"being copied")
+    stray = images.content.path(images.content.add(b"being copied"))
+    os.utime(stray)
     removed = prune(images)
-    assert not removed.blobs and images.content.size(stray) is not None
-    os.utime(images.content.path(stray), (1, 1))
-    assert set(prune(images).blobs) == {stray}
+    assert not removed.blobs and removed.new == [str(stray.relative_to(images.store.root))]
+    os.utime(stray, (1, 1))
+    assert len(prune(images).blobs) == 1
+    whole(images, good)
+
+
+def test_new_blobs_of_our_own(
+    images: Images, good: Descriptor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once whoever was about to name it has ended, it goes."""
+    monkeypatch.setattr(garbage, "_NEW", 3600)
+    with images.content.lease() as lease:
+        whole_one = images.content.add(b"whole")
+        arriving = Descriptor(model.OCI_LAYER, Digest.of(b"arrived"), 7)
+        lease.add([whole_one, arriving.digest])
+        with images.content.partial(arriving) as partial:
+            assert partial is not None
+            partial.write(b"arrived")
+            partial.commit()
+        assert not prune(images).blobs
+    assert set(prune(images).blobs) == {whole_one, arriving.digest}
     whole(images, good)
 
 

@@ -16,9 +16,10 @@ from fuseoverlay.oci import model
 from fuseoverlay.oci.layout import Node, layer_tar, pack
 from fuseoverlay.oci.model import Descriptor, Digest
 from fuseoverlay.store.garbage import prune
-from fuseoverlay.store.images import Images
+from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.layers import stored
 from fuseoverlay.store.load import Loaded, load
+from fuseoverlay.store.save import save_docker
 from tests.store.pictures import HOST, OTHER, Painter
 
 DEBIAN = "docker.io/library/debian:12"
@@ -176,11 +177,53 @@ def test_a_given_name(source: Painter, images: Images) -> None:
 def test_a_name_that_moves(source: Painter, images: Images, place: Path) -> None:
     old = source.name(source.manifest("1"), DEBIAN)
     load(images.store, str(source.writer.path))
+    (before,) = images.all()
+    assert before.manifest.digest == old.digest
     newer = Painter(place / "newer")
     newer.name(newer.manifest("2"), DEBIAN)
     (loaded,) = load(images.store, str(place / "newer"))
-    assert loaded.replaced == old.digest
+    assert loaded.replaced == before.id
     assert sorted(image.dangling for image in images.all()) == [False, True]
+
+
+def test_nothing_has_a_name_that_cannot_be_unpacked(
+    source: Painter, images: Images, place: Path
+) -> None:
+    source.name(source.manifest("1"), DEBIAN)
+    load(images.store, str(source.writer.path))
+    before = images.all()
+    newer = Painter(place / "newer")
+    newer.name(newer.manifest("2"), DEBIAN)
+    newer.name(newer.manifest("3"), "docker.io/library/other:1")
+
+    def unpack(image: Image) -> None:
+        if image.layers != before[0].layers:
+            raise ImageError("no tar archive")
+
+    with pytest.raises(ImageError, match="no tar archive"):
+        load(images.store, str(place / "newer"), unpack=unpack)
+    assert images.all() == before
+    prune(images)
+    assert images.all() == before
+
+
+def test_an_archive_of_what_is_there(source: Painter, images: Images, place: Path) -> None:
+    """The image keeps the manifest of its registry, which an archive has lost."""
+    source.name(source.manifest("a"), DEBIAN)
+    load(images.store, str(source.writer.path))
+    before, blobs = images.all(), dict(images.content.blobs())
+    with (place / "a.tar").open("wb") as file:
+        save_docker(images, [DEBIAN], file)
+    (loaded,) = load(images.store, str(place / "a.tar"))
+    assert loaded.replaced is None
+    assert images.all() == before and dict(images.content.blobs()) == blobs
+    # Without one of its layers it is no longer there.
+    (layer,) = before[0].layers
+    images.content.path(layer.digest).unlink()
+    load(images.store, str(place / "a.tar"))
+    (image,) = images.all()
+    assert image.id == before[0].id and image.names == before[0].names
+    assert all(map(images.content.has, image.blobs))
 
 
 def test_a_broken_load_goes_on(source: Painter, images: Images) -> None:

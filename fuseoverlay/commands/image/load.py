@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import sys
 from collections.abc import Iterator
@@ -28,9 +29,11 @@ def command(argv: list[str], prog: str) -> int:
     platform = common.platform(args.platform)
     images = common.images_at(args.root)
     with _source(images.store, args.input or args.file) as path:
-        found = load(images.store, path, platform=platform, name=args.name)
+        found = load(
+            images.store, path, platform=platform, name=args.name,
+            unpack=functools.partial(_unpack, images, quiet=args.quiet),
+        )  # fmt: skip
     for one in found:
-        _unpack(images, one, quiet=args.quiet)
         _tell(images, one)
     return 0
 
@@ -97,9 +100,8 @@ def _image(images: Images, loaded: Loaded) -> Image:
     return image
 
 
-def _unpack(images: Images, loaded: Loaded, *, quiet: bool) -> None:
+def _unpack(images: Images, image: Image, *, quiet: bool) -> None:
     """Unpack it, so that it can be mounted at once."""
-    image = _image(images, loaded)
     with (
         progress.shown("Unpacking", quiet=quiet) as report,
         layers.stored(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
@@ -21,13 +21,21 @@ def lines(removed: Removed, untagged: str, deleted: str) -> Iterator[str]:
 def complain(removed: Removed) -> None:
     """Say why something stayed."""
     if removed.in_use:
-        what = f"{removed.in_use[0]} and {len(removed.in_use) - 1} more"
         output.warn(
-            f"{what if removed.in_use[1:] else removed.in_use[0]}: in use, so not removed; "
+            f"{_first(removed.in_use)}: in use, so not removed; "
             "image prune does it when nothing uses them"
+        )
+    if removed.new:
+        output.warn(
+            f"{_first(removed.new)}: not removed, since another program wrote it within the last "
+            "hour and may be about to name it; image prune removes it later"
         )
     for problem in removed.problems:
         output.warn(f"{problem}; so only names were removed")
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if names[1:] else names[0]
 
 
 def freed(removed: Removed) -> str:
