@@ -21,6 +21,7 @@ from fuseoverlay.system import syscalls
 _NAME: Final = "fuseoverlay.mount."
 _LINK: Final = re.compile(rf"/memfd:{re.escape(_NAME)}([0-9]+:[0-9]+) \(deleted\)\Z")
 _TYPE: Final = b"fuse.fuseoverlay"
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z|sha512:[0-9a-f]{128}\Z")
 #: Bytes, more than any facts have.
 _MAX: Final = 1 << 20
 
@@ -129,7 +130,7 @@ def _daemons(owners: dict[str, int | None]) -> dict[str, tuple[int, Facts]]:
                 pid = int(directory.split("/")[2])
                 for name in os.listdir(directory):
                     link = _LINK.match(os.readlink(f"{directory}/{name}"))
-                    if link is None or owners.get(link[1]) != os.stat(f"/proc/{pid}").st_uid:
+                    if link is None or not _is_of(owners.get(link[1]), pid, name):
                         continue
                     # A file may have such a name, too, in a mount that hangs, but not be where
                     # memfds are.
@@ -142,6 +143,12 @@ def _daemons(owners: dict[str, int | None]) -> dict[str, tuple[int, Facts]]:
     return found
 
 
+def _is_of(owner: int | None, pid: int, fd: str) -> bool:
+    """Whether a process is this user's, and what it has open was made by him, too: a set-user-ID
+    program takes over what its caller has open."""
+    return owner == os.stat(f"/proc/{pid}").st_uid == os.stat(f"/proc/{pid}/fd/{fd}").st_uid
+
+
 def _mount_number(fdinfo: str) -> int | None:
     with open(fdinfo, encoding="ascii") as lines:
         for line in lines:
@@ -151,13 +158,26 @@ def _mount_number(fdinfo: str) -> int | None:
 
 
 def _read(path: str) -> Facts | None:
-    """The facts in a memfd; None if another version wrote others."""
+    """The facts in a memfd; None if another version wrote others, or somebody else."""
     with open(path, "rb") as file:
         text = file.read(_MAX)
     try:
         data: dict[str, Any] = json.loads(text)
         image = data.pop("image")
         lowers = tuple(data.pop("lowers"))
-        return Facts(lowers=lowers, image=MountedImage(**image) if image else None, **data)
+        facts = Facts(lowers=lowers, image=MountedImage(**image) if image else None, **data)
+        return facts if _is_sound(facts) else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _is_sound(facts: Facts) -> bool:
+    """Whether everything has the type that it should have: anybody can write facts of a mount of
+    his own."""
+    image = facts.image
+    texts: list[object] = [*facts.lowers, facts.upper or "", facts.work or ""]
+    if image is not None:
+        texts += [image.name, image.given, image.part or "", image.id or ""]
+        if image.id is not None and not _DIGEST.match(image.id):
+            return False
+    return bool(facts.lowers) and all(isinstance(text, str) for text in texts)

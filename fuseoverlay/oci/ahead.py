@@ -42,11 +42,11 @@ class Ahead:
             raise found
         return found
 
-    def close(self) -> None:
-        """End the thread, once `make` returns."""
+    def close(self, *, wait: bool) -> None:
+        """Make nothing more. The thread ends when `make` returns; `wait` for that."""
         self._closed = True
         self._room.release()
-        if self._thread is not None:
+        if self._thread is not None and wait:
             self._thread.join()
 
     def _run(self) -> None:

@@ -270,8 +270,9 @@ class ForwardStream(_Budgeted):
     """A stream for `headers` that is read once, from front to back.
 
     Everything that passes, skipped data too, goes into the hash for `diff_id`. With a `limit`,
-    ImageError if there are more bytes. A context manager, after which the source is not read any
-    more: until then a thread may be doing so.
+    ImageError if there are more bytes. A context manager: a thread reads the source. After an
+    ImageError nobody does any more, so that the source can be read to its end; after other errors
+    it may still be waiting for bytes that do not come.
     """
 
     def __init__(
@@ -290,8 +291,8 @@ class ForwardStream(_Budgeted):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._pieces.close()
+    def __exit__(self, _kind: object, exc: BaseException | None, _traceback: object) -> None:
+        self._pieces.close(wait=exc is None or isinstance(exc, ImageError))
 
     def _piece(self) -> bytes:
         data = self._source.read(CHUNK)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import trio
 
 from fuseoverlay.errors import ImageError, RegistryError
 from fuseoverlay.oci.model import Descriptor, Digest
@@ -27,6 +29,8 @@ from fuseoverlay.registry.settings import Settings
 from fuseoverlay.registry.upload import Source
 
 _T = TypeVar("_T")
+#: Seconds to find out what to advise.
+_SOON: Final = 5
 
 
 @contextlib.asynccontextmanager
@@ -125,8 +129,9 @@ class Registry:
         hint = "check the name"
         what = "no such tag"
         try:
-            found = tags.near(tag, await self.tags())
-            hint = f"similar tags: {', '.join(found)}" if found else "it has no tags at all"
+            with trio.move_on_after(_SOON):
+                found = tags.near(tag, await self.tags())
+                hint = f"similar tags: {', '.join(found)}" if found else "it has no tags at all"
         except RegistryError as exc:
             if exc.status == 404:
                 what = f"{self.reference.host} has no such image"

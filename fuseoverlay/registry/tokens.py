@@ -157,7 +157,7 @@ class Authorizer:
                 "refresh_token": account.identity_token,
             }
             headers = {"content-type": "application/x-www-form-urlencoded"}
-            return Request("POST", realm, headers, urlencode(form).encode())
+            return Request("POST", realm, headers, urlencode(form).encode(), secret=True)
         query: dict[str, Any] = {**service, "scope": list(scopes)}
         basic = account.basic if account is not None else None
         if account is not None and basic is not None:

@@ -45,13 +45,15 @@ Content = Callable[[], AsyncIterator[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. `authorization` is the header for the origin of `url`, and for no other."""
+    """One request. `authorization` is the header for the origin of `url`, and for no other. Nor is
+    the content, if it is `secret`."""
 
     method: str
     url: httpx2.URL
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | Content | None = None
     authorization: str | None = None
+    secret: bool = False
 
 
 class Transport:
@@ -122,6 +124,8 @@ class Transport:
                 f"redirects from https to {shown(target)}", where=shown(url),
                 hint="only --tls-verify=false or `insecure` in registries.conf allow that",
             )  # fmt: skip
+        if request.secret and not same_origin(target, request.url):
+            raise _bad_redirect(url, f"a redirect of a password or token to {netloc(target)}")
         return target
 
     def _client(self, url: httpx2.URL) -> httpx2.AsyncClient:

@@ -25,7 +25,7 @@ from fuseoverlay.store.content import Content, is_at
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.names import Editing, repository_of
 from fuseoverlay.store.reach import Reach, reach
-from fuseoverlay.store.root import Store, empty
+from fuseoverlay.store.root import Store, empty, open_regular
 from fuseoverlay.store.usage import disk_usage
 
 #: Seconds for which a blob that nothing names is left for its writer to name it.
@@ -253,7 +253,7 @@ class _Removal:
         for digest, size in list(self._content.partials()):
             path = self._content.partial_path(digest)
             # Whoever completes it may be faster.
-            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            with contextlib.suppress(FileNotFoundError, StoreError), open_regular(path) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Final
 
-from fuseoverlay.errors import ImageError, describe
+from fuseoverlay.errors import DigestError, ImageError, describe
 from fuseoverlay.oci import model
 from fuseoverlay.oci.blobs import ImageSource, Layer, SavedImage, open_image
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Descriptor, Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.oci.streams import HEAD, compression_of
-from fuseoverlay.store.content import Content, Lease
+from fuseoverlay.store.content import Content, Lease, Partial
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.names import Entry
 from fuseoverlay.store.reach import manifests
@@ -278,15 +278,27 @@ class _Loader:
         with self._content.partial(descriptor) as partial:
             if partial is None:
                 return
-            with contextlib.closing(opened()) as file:
-                skipped = partial.offset
-                while skipped and (data := self._read(file, min(skipped, _CHUNK))):
-                    skipped -= len(data)
-                while partial.offset < descriptor.size and (data := self._read(file, _CHUNK)):
-                    partial.write(data)
-                    if self._progress is not None:
-                        self._progress(len(data))
-            partial.commit()
+            before = partial.offset
+            try:
+                self._append(descriptor, partial, opened)
+            except DigestError:
+                if not before:
+                    raise
+                # What was there may have been wrong, and is gone now.
+                self._append(descriptor, partial, opened)
+
+    def _append(
+        self, descriptor: Descriptor, partial: Partial, opened: Callable[[], IO[bytes]]
+    ) -> None:
+        with contextlib.closing(opened()) as file:
+            skipped = partial.offset
+            while skipped and (data := self._read(file, min(skipped, _CHUNK))):
+                skipped -= len(data)
+            while partial.offset < descriptor.size and (data := self._read(file, _CHUNK)):
+                partial.write(data)
+                if self._progress is not None:
+                    self._progress(len(data))
+        partial.commit()
 
     def _read(self, file: IO[bytes], size: int) -> bytes:
         try:

@@ -21,7 +21,7 @@ from fuseoverlay.errors import ImageError, StoreError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Descriptor, Digest
-from fuseoverlay.store.root import Store
+from fuseoverlay.store.root import Store, open_regular
 
 #: On an entry that had a name: the repository of that name, so that it can still be told where the
 #: image came from.
@@ -68,7 +68,7 @@ class Names:
         """The index, and which file it was read from."""
         path = self._store.root / _INDEX
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 text, version = file.read(), _version(os.fstat(file.fileno()))
         except FileNotFoundError:
             if (self._store.root / "version").exists():

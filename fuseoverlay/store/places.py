@@ -27,6 +27,8 @@ REAL: Final = "layers"
 OVERRIDE: Final = "layers-override"
 #: An empty tar archive: what an image without layers shows.
 EMPTY_TAR: Final = bytes(1024)
+#: The name of a layer's directory.
+_HEX: Final = re.compile(r"[0-9a-f]{64,128}")
 
 
 def plain_place(diff_id: Digest) -> str:
@@ -50,10 +52,11 @@ def places(diff_ids: Sequence[Digest]) -> list[tuple[str, str]]:
 
 def unpacked(store: Store) -> list[pathlib.Path]:
     """The directories of all unpacked layers."""
-    found: list[pathlib.Path] = []
-    for base in (REAL, OVERRIDE):
-        found += sorted((store.root / base).glob("*/*"))
-    return found
+    return _layers(store.root)
+
+
+def _layers(root: pathlib.Path) -> list[pathlib.Path]:
+    return [path for base in (REAL, OVERRIDE) for path in sorted((root / base).glob("*/*"))]
 
 
 def hold(path: pathlib.Path) -> int | None:
@@ -79,22 +82,25 @@ def open_elsewhere(root: pathlib.Path) -> set[str]:
     """The layers, relative to the store, that other processes have open or have mounted, with a
     lock or without: earlier versions took none, and neither does the kernel's overlayfs. As far as
     /proc shows them to this user."""
-    place = re.compile(re.escape(os.path.realpath(root)) + r"/(layers(?:-override)?/\w+/[0-9a-f]+)")
+    opened = re.compile(
+        re.escape(os.path.realpath(root)) + r"/layers(?:-override)?/\w+/([0-9a-f]+)"
+    )
     found: set[str] = set()
     namespaces: set[str] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) == os.getpid():
-            continue
         with contextlib.suppress(OSError):
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                found.update(place.findall(os.readlink(f"/proc/{pid}/fd/{fd}")))
+            for fd in os.listdir(f"/proc/{pid}/fd") if int(pid) != os.getpid() else ():
+                if link := opened.match(os.readlink(f"/proc/{pid}/fd/{fd}")):
+                    found.add(link[1])
         with contextlib.suppress(OSError):
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace not in namespaces:
                 namespaces.add(namespace)
-                text = pathlib.Path(f"/proc/{pid}/mountinfo").read_bytes()
-                found.update(place.findall(os.fsdecode(text)))
-    return found
+                # Options may have relative paths, and a bind mount the path in its file system: the
+                # names of layers are enough.
+                mounts = pathlib.Path(f"/proc/{pid}/mountinfo").read_bytes()
+                found.update(_HEX.findall(mounts.decode("latin1")))
+    return {str(path.relative_to(root)) for path in _layers(root) if path.name in found}
 
 
 def is_used(path: pathlib.Path) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Index
 from fuseoverlay.store import places
 from fuseoverlay.store.content import Content
+
+_REPAIR: Final = "remove the image, or run fuseoverlay image verify --repair"
 
 
 def manifests(content: Content, entry: Descriptor) -> Iterator[Descriptor]:
@@ -58,6 +60,8 @@ def reach(content: Content, entries: Iterable[Descriptor]) -> Reach:
     """What these entries need."""
     found = Reach()
     todo = list(entries)
+    # An index keeps the descriptors of manifests that were never fetched; what has a name was.
+    wanted = {descriptor.digest for descriptor in todo}
     # A blob may be named as one thing here and as another there: what it needs depends on that.
     seen: set[tuple[Digest, str]] = set()
     while todo:
@@ -66,6 +70,8 @@ def reach(content: Content, entries: Iterable[Descriptor]) -> Reach:
         if (descriptor.digest, _role(descriptor)) not in seen:
             seen.add((descriptor.digest, _role(descriptor)))
             try:
+                if descriptor.digest in wanted and content.size(descriptor.digest) is None:
+                    raise ImageError("missing", where=descriptor.digest, hint=_REPAIR)
                 todo += _needed(content, descriptor, found)
             except FuseOverlayError as exc:
                 found.unreadable.append(str(exc))
@@ -86,7 +92,7 @@ def _needed(content: Content, descriptor: Descriptor, found: Reach) -> list[Desc
     if not content.has(descriptor):
         # Of another size it is damaged; missing, it is a manifest that was not fetched.
         if content.size(descriptor.digest) is not None:
-            raise ImageError("damaged", where=descriptor.digest, hint="remove or fetch the image")
+            raise ImageError("damaged", where=descriptor.digest, hint=_REPAIR)
         return []
     data = decoded(content, descriptor)
     if is_config:

@@ -21,8 +21,9 @@ import os
 import pathlib
 import re
 import secrets
+import stat
 from collections.abc import Iterator
-from typing import Final
+from typing import IO, Final
 
 from fuseoverlay.errors import StoreError, os_error
 from fuseoverlay.oci import model
@@ -98,11 +99,25 @@ class Store:
 
     def is_writable(self) -> bool:
         """Whether anything can be made in the store. If not, it still serves what it holds."""
-        return os.access(self.root, os.W_OK | os.X_OK, effective_ids=True)
+        return self._is_ours() and os.access(self.root, os.W_OK | os.X_OK, effective_ids=True)
+
+    def _is_ours(self) -> bool:
+        """Nobody writes in another user's store: with links in it he would lead root anywhere."""
+        return os.stat(self.root).st_uid == os.geteuid()
+
+    def _check_ours(self) -> None:
+        if not self._is_ours():
+            uid = os.stat(self.root).st_uid
+            raise StoreError(
+                f"the store is that of the user {uid}, who alone may change it",
+                where=self.root,
+                hint="become that user, or use another directory",
+            )
 
     def _check_version(self) -> None:
         try:
-            text = (self.root / "version").read_bytes()[:40]
+            with open_regular(self.root / "version") as file:
+                text = file.read(40)
         except FileNotFoundError:
             return
         if not text.strip().isdigit() or int(text) > VERSION:
@@ -158,6 +173,7 @@ class Store:
     def trash(self) -> Iterator[pathlib.Path]:
         """A directory for what is removed, emptied at the end. It is
         there before: a full disk must not keep anybody from freeing it. StoreError."""
+        self._check_ours()
         path = self.root / _TRASH
         try:
             path.mkdir(mode=0o700, exist_ok=True)
@@ -178,6 +194,7 @@ class Store:
     def locked(self) -> Iterator[None]:
         """Nobody else is in such a context. It is for moments: names change here, and what may be
         removed is found and moved away. Waits; not reentrant. OSError if there can be no lock."""
+        self._check_ours()
         fd = os.open(self.root / "lock", _LOCK_FLAGS, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -188,6 +205,7 @@ class Store:
     @contextlib.contextmanager
     def workspace(self) -> Iterator[pathlib.Path]:
         """A new locked directory in `tmp`, removed with all its content at the end. StoreError."""
+        self._check_ours()
         try:
             path, fd = self._new_workspace()
         except OSError as exc:
@@ -256,6 +274,16 @@ class Store:
             except OSError as plain:
                 if plain.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """The file, opened for reading; a FIFO or device is refused, not waited for. OSError,
+    StoreError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoreError("not a regular file", where=path, hint="remove it")
+    return open(fd, "rb")
 
 
 def empty(path: str | os.PathLike[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from typing import IO, Any, Final, Protocol, cast
 from fuseoverlay.errors import ImageError, StoreError, describe, os_error
 from fuseoverlay.oci import model
 from fuseoverlay.oci.streams import CHUNK
+from fuseoverlay.system.syscalls import DIR_FLAGS
 
 #: The file that tells that a directory is a layout.
 LAYOUT: Final = "oci-layout"
@@ -153,14 +155,29 @@ class Directory:
 @contextlib.contextmanager
 def layout(root: pathlib.Path) -> Iterator[Directory]:
     """The directory `root` as a layout; new, empty, or added to. If the context ends by an
-    exception, all is as it was. OSError, StoreError, ImageError."""
+    exception, all is as it was. Whoever else saves there, waits. OSError, StoreError,
+    ImageError."""
     directory = Directory(root)
+    with contextlib.ExitStack() as undo:
+        try:
+            directory.begin()
+            undo.enter_context(_locked(root))
+            yield directory
+        except BaseException:
+            directory.undo()
+            raise
+
+
+@contextlib.contextmanager
+def _locked(root: pathlib.Path) -> Iterator[None]:
+    """Nobody else is in such a context; where the file system has no locks, somebody may be."""
+    fd = os.open(root, DIR_FLAGS)
     try:
-        directory.begin()
-        yield directory
-    except BaseException:
-        directory.undo()
-        raise
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

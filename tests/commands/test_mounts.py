@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.commands.conftest import Cli
-from tests.helpers.mounts import detach, fuse_only, mounts_at, root_only, wait_for
+from tests.helpers.mounts import detach, fuse_only, mounts_at, root_only, scratch, wait_for
 
 pytestmark = fuse_only
 
@@ -206,6 +207,72 @@ def test_others_tell_nothing_of_our_mounts(cli: Cli) -> None:
                 assert _row(cli)["Image"] == told
             finally:
                 process.kill()
+
+
+@pytest.fixture
+def for_others() -> Iterator[Path]:
+    """A directory that every user may enter."""
+    with scratch() as base:
+        base.chmod(0o755)
+        yield base
+
+
+@root_only
+def test_a_stranger_in_a_program_of_ours(cli: Cli, for_others: Path) -> None:
+    """A set-user-ID program is root's, and has open what its caller had."""
+    (cli.base / "lower").mkdir()
+    cli.said("mount", "-o", "lowerdir=lower", "mnt")
+    device = os.stat(cli.mnt).st_dev
+    name = f"fuseoverlay.mount.{os.major(device)}:{os.minor(device)}"
+    facts = json.dumps({"lowers": ["/forged"], "upper": None, "work": None, "image": None})
+    program = for_others / "sleep"
+    shutil.copy("/bin/sleep", program)
+    program.chmod(0o4755)
+    script = (
+        "import os, sys; fd = os.memfd_create(sys.argv[1], 0); os.write(fd, sys.argv[2].encode());"
+        "os.set_inheritable(fd, True); os.execl(sys.argv[3], 'sleep', '60')"
+    )
+    argv = ["python3", "-c", script, name, facts, str(program)]
+    with subprocess.Popen(argv, user=65534) as process:
+        try:
+            owner = Path(f"/proc/{process.pid}")
+            wait_for(lambda: os.readlink(owner / "exe") == str(program), 10, "the program")
+            assert owner.stat().st_uid == 0
+            assert _row(cli)["Image"] == str(cli.base / "lower")
+        finally:
+            process.kill()
+
+
+@root_only
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"lowers": [], "upper": None, "work": None, "image": None},
+        {"lowers": [1], "upper": 5, "work": None, "image": None},
+        *(
+            {"lowers": ["/x"], "upper": None, "work": None, "image": image}
+            for image in (
+                {"name": "a", "given": "b", "id": "bogus", "part": None, "keeps": True},
+                {"name": "a", "given": [1], "id": None, "part": None, "keeps": True},
+            )
+        ),
+    ],
+)
+def test_odd_facts_count_for_nothing(cli: Cli, facts: dict[str, object]) -> None:
+    (cli.base / "lower").mkdir()
+    cli.said("mount", "-o", "lowerdir=lower", "mnt")
+    daemon = int(_row(cli)["PID"])
+    device = os.stat(cli.mnt).st_dev
+    fd = os.memfd_create(f"fuseoverlay.mount.{os.major(device)}:{os.minor(device)}", 0)
+    os.write(fd, json.dumps(facts).encode())
+    os.kill(daemon, signal.SIGKILL)
+    with subprocess.Popen(["sleep", "60"], pass_fds=[fd]) as process:
+        try:
+            assert _row(cli)["Image"] == "?"
+            cli.refused(5, "neither a mount point nor an image", "unmount", "deadbeef0123")
+        finally:
+            process.kill()
+            os.close(fd)
 
 
 def test_words_that_are_refused(cli: Cli) -> None:

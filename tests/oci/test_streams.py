@@ -187,3 +187,20 @@ def test_what_is_read_ahead() -> None:
     assert 2 * CHUNK <= position < 10 * CHUNK
     assert threading.active_count() == threads
     assert source.tell() == position
+
+
+def test_an_error_does_not_wait_for_what_is_read_ahead() -> None:
+    """The source may be a download that stalls."""
+    come = threading.Event()
+
+    class Stalling(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert self.tell() < 2 * CHUNK or come.wait(20), "it was waited for"
+            return super().read(size)
+
+    source = Stalling(bytes(20 * CHUNK))
+    with pytest.raises(OSError, match="full"), ForwardStream(source, Digest.of(b""), "x") as stream:
+        stream.read(2 * CHUNK)
+        raise OSError("full")
+    assert not come.is_set()
+    come.set()

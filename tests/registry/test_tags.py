@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import trio
 
 from fuseoverlay.errors import RegistryError
 from fuseoverlay.oci.reference import Reference
@@ -97,6 +99,20 @@ async def test_near_tags_are_a_favour(status: int, says: str) -> None:
     with hostile(lambda _: Answer(status)) as server:
         async with remote.connect(Reference.parse(f"{server.host}/a"), SETTINGS) as registry:
             assert str(await registry.no_such_tag("1")).endswith(f"{says}; check the name")
+
+
+async def test_near_tags_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_SOON", 0.2)
+    waiting = threading.Event()
+
+    def answer(_: Asked) -> Answer:
+        waiting.wait(20)
+        return Answer(200, b'{"tags": ["12"]}')
+
+    with hostile(answer) as server, trio.fail_after(10):
+        async with remote.connect(Reference.parse(f"{server.host}/a"), SETTINGS) as registry:
+            assert str(await registry.no_such_tag("1")).endswith("no such tag; check the name")
+        waiting.set()
 
 
 DEBIAN = ["10", "11", "12", "12-slim", "12.1", "12.10", "9", "bookworm", "bookworm-slim", "latest",

@@ -67,7 +67,10 @@ class Tokens:
 def tokens() -> Iterator[Tokens]:
     """Both servers, on this computer, without TLS."""
     made = Tokens()
-    with hostile(made.give) as made.server, hostile(made.answer) as made.registry:
+    with (
+        hostile(lambda asked: made.give(asked)) as made.server,
+        hostile(made.answer) as made.registry,
+    ):
         yield made
 
 
@@ -122,6 +125,14 @@ async def test_an_identity_token_is_posted(tokens: Tokens) -> None:
         "scope": ["repository:a/b:pull"],
         "refresh_token": ["it"],
     }
+
+
+async def test_an_identity_token_is_not_posted_to_another_host(tokens: Tokens) -> None:
+    other = tokens.server.url.replace("127.0.0.1", "127.0.0.9")
+    tokens.give = lambda asked: Answer(307, headers={"Location": f"{other}/other"})  # type: ignore[method-assign]
+    with pytest.raises(RegistryError, match="a redirect of a password or token to"):
+        await pull(tokens, Account(identity_token="it"))
+    assert tokens.server.of("/other") == []
 
 
 async def test_a_token_that_is_old_is_fetched_anew(tokens: Tokens) -> None:

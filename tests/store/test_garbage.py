@@ -366,7 +366,7 @@ def test_disk_usage(place: Path) -> None:
 
 def test_the_size_of_what_stays_is_kept(two: Images) -> None:
     """It is measured only when a layer is unpacked."""
-    before = two.resolve(DEBIAN)
+    before = Images(two.store).resolve(DEBIAN)
     assert None not in before.unpacked
     manifest = two.content.read(before.manifest), two.content.read(before.config)
     layers = [two.content.read(layer) for layer in before.layers]

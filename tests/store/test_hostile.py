@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -24,7 +25,8 @@ from fuseoverlay.store.layers import stored
 from fuseoverlay.store.load import load
 from fuseoverlay.store.root import Store
 from fuseoverlay.store.verify import check
-from tests.store.pictures import Painter
+from tests.helpers.mounts import MODE
+from tests.store.pictures import Painter, painter
 
 GOOD = "docker.io/library/good:1"
 
@@ -188,6 +190,100 @@ def test_layer_that_is_open_without_a_lock(images: Images, good: Descriptor) -> 
         holder.wait()
     prune(images)
     assert not layer.exists()
+
+
+@pytest.mark.skipif(MODE == "user", reason="a plain user mounts nothing")
+@pytest.mark.parametrize("how", ["a space", "relative", "bind"])
+def test_layer_that_something_else_has_mounted(place: Path, how: str) -> None:
+    """The kernel's overlayfs, or a bind mount."""
+    store = Store(place / "a store")
+    images, painter_ = Images(store), painter(store)
+    painter_.name(painter_.manifest(layers=[painter_.layer("top")]), GOOD)
+    (layer,) = unpacked(images)
+    (place / "mnt").mkdir()
+    within = layer.relative_to(layer.parents[2])
+    mount = {
+        "a space": ["-t", "overlay", "overlay", "-o", f"lowerdir={layer}:/"],
+        "relative": ["-t", "overlay", "overlay", "-o", f"lowerdir={within}:/"],
+        "bind": ["--bind", str(layer)],
+    }[how]
+    subprocess.run(["mount", *mount, place / "mnt"], cwd=layer.parents[2], check=True, timeout=30)
+    try:
+        assert len(remove(images, GOOD).in_use) == 1
+        assert layer.is_dir()
+    finally:
+        subprocess.run(["umount", place / "mnt"], check=True, timeout=30)
+    prune(images)
+    assert not layer.exists()
+
+
+def test_what_a_stranger_has_open_keeps_nothing(images: Images, good: Descriptor) -> None:
+    """A file that is only called like a layer."""
+    layer = unpacked(images)[0]
+    fd = os.memfd_create(str(layer))
+    holder = subprocess.Popen(["sleep", "60"], cwd="/", stdin=fd)
+    try:
+        assert places.open_elsewhere(images.store.root) == set()
+    finally:
+        holder.kill()
+        holder.wait()
+        os.close(fd)
+
+
+def test_a_manifest_that_is_missing(images: Images, good: Descriptor) -> None:
+    """Nobody knows what it needs; once it is back, all is there."""
+    data = images.content.read(good)
+    blobs, layers = dict(images.content.blobs()), unpacked(images)
+    images.content.path(good.digest).unlink()
+    removed = prune(images)
+    (problem,) = removed.problems
+    assert problem.startswith(f"{GOOD}: {good.digest}: missing; remove the image, or run")
+    assert removed.freed == 0
+    images.content.add(data)
+    assert dict(images.content.blobs()) == blobs and all(layer.is_dir() for layer in layers)
+    whole(images, good)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero"])
+@pytest.mark.parametrize("name", ["version", "index.json", "partial"])
+def test_what_is_no_file(images: Images, good: Descriptor, name: str, kind: str) -> None:
+    """It is refused, not read without end; nobody waits for it with the store locked."""
+    path = images.store.root / name
+    if name == "partial":
+        path /= f"sha256-{'a' * 64}"
+    else:
+        path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    if name == "partial":
+        assert prune(images).partial == {}
+        whole(images, good)
+        return
+    with pytest.raises(StoreError, match="not a regular file"):
+        images.store.prepare()
+        images.all()
+
+
+@pytest.mark.skipif(MODE != "root", reason="needs the superuser")
+def test_root_changes_nothing_in_the_store_of_another_user(
+    images: Images,
+    good: Descriptor,
+    place: Path,
+) -> None:
+    """There, links may lead anywhere."""
+    layers, blobs = unpacked(images), dict(images.content.blobs())
+    theirs = Store(place / "theirs")
+    theirs.prepare()
+    for name in ("blobs", "layers"):
+        shutil.rmtree(theirs.root / name, ignore_errors=True)
+        (theirs.root / name).symlink_to(images.store.root / name)
+    os.chown(theirs.root, 65534, 65534)
+    for change in (lambda: prune(Images(theirs)), lambda: remove(Images(theirs), "x")):
+        with pytest.raises(StoreError, match="the store is that of the user 65534"):
+            change()
+    assert dict(images.content.blobs()) == blobs and all(layer.is_dir() for layer in layers)
 
 
 def test_same_config_other_layers(paint: Painter, images: Images) -> None:

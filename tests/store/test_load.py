@@ -226,6 +226,15 @@ def test_an_archive_of_what_is_there(source: Painter, images: Images, place: Pat
     assert all(map(images.content.has, image.blobs))
 
 
+def test_what_another_load_left_may_be_wrong(source: Painter, images: Images) -> None:
+    manifest = source.name(source.manifest("a"), DEBIAN)
+    data = json.loads((source.writer.path / f"blobs/sha256/{manifest.digest.hex}").read_bytes())
+    layer = Descriptor.parse(data["layers"][0])
+    images.content.partial_path(layer.digest).write_bytes(b"wrong")
+    load(images.store, str(source.writer.path))
+    assert all(map(images.content.has, images.resolve(DEBIAN).blobs))
+
+
 def test_a_broken_load_goes_on(source: Painter, images: Images) -> None:
     """What another one had copied is not copied again."""
     manifest = source.name(source.manifest("a"), DEBIAN)

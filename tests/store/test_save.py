@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +155,29 @@ def test_a_layout_is_added_to(images: Images, paint: Painter, place: Path) -> No
     there = set(blobs(place / "out"))
     for text in ("two", DEBIAN):
         assert {blob.digest.hex for blob in images.resolve(text).blobs} < there
+
+
+def test_two_save_into_one_layout(images: Images, paint: Painter, place: Path) -> None:
+    """One after the other: what the first takes back, the second does not rely on."""
+    shared = paint.layer("shared")
+    paint.name(paint.manifest(layers=[shared, paint.layer("one")]), DEBIAN)
+    paint.name(paint.manifest(layers=[shared, paint.layer("two")]), "two")
+    copied, second = 0, threading.Thread(target=save_layout, args=(images, ["two"], place / "out"))
+
+    def fail(count: int) -> None:
+        nonlocal copied
+        copied += 1
+        if copied == 3:
+            second.start()
+            second.join(0.5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_layout(images, ["debian:12"], place / "out", progress=fail)
+    second.join(20)
+    (entry,) = json.loads((place / "out/index.json").read_bytes())["manifests"]
+    assert entry["annotations"][model.REF_NAME] == "two"
+    assert {blob.digest.hex for blob in images.resolve("two").blobs} == set(blobs(place / "out"))
 
 
 def test_where_it_cannot_be_saved(images: Images, paint: Painter, place: Path) -> None:
