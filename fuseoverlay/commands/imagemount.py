@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fuseoverlay.commands.changes import Changes, Owner
-from fuseoverlay.errors import UsageError
+from fuseoverlay.errors import StoreError, UsageError
 from fuseoverlay.fuse.mounts import MountedImage
 from fuseoverlay.layers import trust, xattrs
 from fuseoverlay.oci.model import Platform
@@ -143,6 +143,12 @@ def _place(store: Store, config: MountConfig, keep_in: str | None) -> Iterator[C
     elif "ro" in config.fuse_options:
         yield None
     else:
+        if not store.is_writable():
+            raise StoreError(
+                "the store cannot be written, and changes would go there",
+                where=store.root,
+                hint="mount with --read-only, or name a directory for them with --upper",
+            )
         with store.workspace() as scratch:
             yield Changes(scratch)
 

@@ -80,8 +80,16 @@ def find(text: str, environment: Mapping[str, str] | None = None) -> PodmanImage
     image = _named(images, name, text)
     if image is None:
         what = f"no such image in {' and '.join(map(str, roots))}"
-        raise ImageError(what, where=f"{_TRANSPORT}{text}", hint="see podman images")
+        raise ImageError(what, where=f"{_TRANSPORT}{text}", hint=_advice(roots, name))
     return _with_layers(layers, image, text)
+
+
+def _advice(roots: list[pathlib.Path], name: str) -> str:
+    """Podman lists the images of its driver, which may be another one."""
+    if any(path.parent.name != "overlay-images" for root in roots
+           for path in root.glob("*-images/images.json")):  # fmt: skip
+        return f"only the driver overlay is read; write podman save {name} | fuseoverlay load"
+    return "see podman images"
 
 
 def _roots(environment: Mapping[str, str]) -> list[pathlib.Path]:

@@ -174,6 +174,10 @@ def test_what_is_wrong_with_podmans_store(cli: Cli, podman: Path) -> None:
     cli.refused(7, "no such image", "mount", f"containers-storage:[{podman}]y", cli.mnt)
     cli.refused(7, "driver btrfs", "mount", f"containers-storage:[btrfs@{podman}]x:1", cli.mnt)
     cli.refused(2, "leave --platform out", "mount", "--platform", "linux/amd64", name, cli.mnt)
+    (podman / "vfs-images").mkdir()
+    (podman / "vfs-images/images.json").write_text("[]")
+    hint = "only the driver overlay is read; write podman save y | fuseoverlay load"
+    cli.refused(7, hint, "mount", f"containers-storage:[{podman}]y", cli.mnt)
     path = podman / "overlay-layers/layers.json"
     layers = json.loads(path.read_text())
     for change, word in (
@@ -186,3 +190,22 @@ def test_what_is_wrong_with_podmans_store(cli: Cli, podman: Path) -> None:
         cli.refused(7, word, "mount", name, cli.mnt)
     path.write_text("{")
     cli.refused(7, "JSON", "mount", name, cli.mnt)
+
+
+@root_only
+def test_a_store_that_cannot_be_written(cli: Cli, layout: Path) -> None:
+    """A mount of what is there works; where changes would go is said."""
+    cli.add(layout, "one", "x:1")
+    # Unpacks it.
+    cli.said("mount", "x:1", cli.mnt)
+    cli.said("unmount", cli.mnt)
+    subprocess.run(["mount", "--bind", cli.root, cli.root], check=True, timeout=30)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", cli.root], check=True, timeout=30)
+        cli.refused(9, "mount with --read-only, or name a directory", "mount", "x:1", cli.mnt)
+        for words in (("--read-only",), ("--upper", cli.base / "upper")):
+            cli.said("mount", *words, "x:1", cli.mnt)
+            assert os.listdir(cli.mnt)
+            cli.said("unmount", cli.mnt)
+    finally:
+        subprocess.run(["umount", cli.root], check=True, timeout=30)

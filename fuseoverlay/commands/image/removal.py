@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.show import units
+from fuseoverlay.errors import visible
 from fuseoverlay.store.garbage import Removed
 
 
 def lines(removed: Removed, untagged: str, deleted: str) -> Iterator[str]:
     """A line for each name and image."""
     for name in removed.untagged:
-        yield f"{untagged}: {common.familiar(name)}"
+        # A name of another program may hold anything.
+        yield visible(f"{untagged}: {common.familiar(name)}")
     for digest in removed.images:
         yield f"{deleted}: {digest}"
 
