@@ -17,6 +17,7 @@ from typing import Any, Final
 from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
+from fuseoverlay.oci.names import in_registry
 from fuseoverlay.oci.prefix import DigestPrefix
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.oci.times import parse_time
@@ -226,7 +227,8 @@ class Images:
         try:
             found, entry = self.find(text, platform)
         except NoImageError:
-            others = _by_digest(self._of_all_platforms(self.names.entries()), text)
+            name = in_registry(text)
+            others = _by_digest(self._of_all_platforms(self.names.entries()), name)
             if len(others) != 1:
                 raise
             return others[0], None
@@ -251,12 +253,14 @@ class Images:
     def find(self, text: str, platform: Platform | None = None) -> tuple[Image, Entry | None]:
         """The image that `text` names, and the entry if it does so by name.
 
-        A name in the short or the full form, NAME@DIGEST; the id, the digest of a manifest or
-        index, or the beginning of one of these. ImageError if there is none, or two.
+        A name in the short or the full form, also after `docker://`; NAME@DIGEST; the id, the
+        digest of a manifest or index, or the beginning of one of these. ImageError if there is
+        none, or two.
         """
         images = self.all(platform)
-        named = _by_name(images, text, self._references(text))
-        found = _by_digest(images, text)
+        name = in_registry(text)
+        named = _by_name(images, name, self._references(name))
+        found = _by_digest(images, name)
         if named and any(image.id != named[0].id for image in found):
             other = next(image for image in found if image.id != named[0].id)
             raise _ambiguous(text, [named[0], other])

@@ -48,6 +48,15 @@ def test_no_images(images: Images) -> None:
     assert images.all() == []
 
 
+def test_a_transport_before_the_name(paint: Painter, images: Images) -> None:
+    paint.name(paint.manifest("a"), "docker.io/library/debian:12")
+    (image,) = images.all()
+    for text in ("docker://debian:12", "docker:debian:12", f"docker://debian@{image.digests[0]}"):
+        assert images.resolve(text).id == image.id
+    with pytest.raises(ImageError, match="docker://debian:13: no such image"):
+        images.resolve("docker://debian:13")
+
+
 def test_one_image_of_two_names(paint: Painter, images: Images) -> None:
     manifest = paint.manifest("a")
     paint.name(manifest, DEBIAN)
