@@ -27,11 +27,12 @@ def command(argv: list[str], prog: str) -> int:
         raise UsageError("two files are given", hint="leave -i or FILE out")
     platform = common.platform(args.platform)
     images = common.images_at(args.root)
-    with _source(images.store, args.input or args.file) as path:
-        found = load(images.store, path, platform=platform, name=args.name)
-    for one in found:
-        _unpack(images, one, quiet=args.quiet)
-        _tell(images, one)
+    with output.advising():
+        with _source(images.store, args.input or args.file) as path:
+            found = load(images.store, path, platform=platform, name=args.name)
+        for one in found:
+            _unpack(images, one, quiet=args.quiet)
+            _tell(images, one)
     return 0
 
 
