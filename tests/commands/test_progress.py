@@ -81,13 +81,12 @@ def test_pull(cli: Cli, daemon: Daemon, images: Path, columns: int) -> None:
     assert {line[:12] for line in shown} == {digest[7:19] for digest in layers}
     assert all(len(line) <= columns for line in shown)
     for line in shown:
-        assert re.search(r" [0-9.]+/[0-9.]+ [kMG]?B(ytes)?|bytes", line), line
+        assert re.search(r" [0-9.]+/[0-9.]+ (bytes|MB)( [0-9.]+ [kM]?B/s)?$", line), line
         assert "?" not in line
     last = shown[-len(layers) :]
     assert [line[13:26] for line in last] == ["Pull complete"] * len(layers)
     assert any(re.search(r" 12\.6/12\.6 MB$", line) for line in last)
     assert ("[==" in last[-1]) == (columns > 40)
-    assert any("Unpacking" in line for line in shown) or "Downloading" in seen.plain
     assert not re.search(r"\x1b\[[0-9;]*m", seen.text), "no colours"
 
 
