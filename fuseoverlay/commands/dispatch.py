@@ -44,8 +44,8 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     except FuseOverlayError as exc:
         output.complain("error", str(exc))
         return exc.exit_code
-    except (KeyboardInterrupt, EOFError):
-        output.complain("error", "interrupted")
+    except (KeyboardInterrupt, EOFError) as exc:
+        output.complain("error", "; ".join(["interrupted", *map(str, exc.args)]))
         return INTERRUPTED
     except OSError as exc:
         output.complain("error", f"{exc.filename or 'fuseoverlay'}: {describe(exc)}")

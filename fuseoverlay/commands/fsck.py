@@ -68,7 +68,7 @@ def _of_image(args: argparse.Namespace, parsed: MountConfig) -> MountConfig:
     from fuseoverlay.commands import imagemount, progress
     from fuseoverlay.store.root import Store, default_root
 
-    with progress.shown("Unpacking") as report:
+    with output.advising(), progress.shown("Unpacking") as report:
         return imagemount.to_check(
             Store(args.root or default_root()),
             imagemount.Wanted(args.what, args.platform, mount.part_of(args)),

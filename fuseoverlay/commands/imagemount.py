@@ -103,7 +103,7 @@ def _remote(store: Store, wanted: Wanted) -> Remote:
         from fuseoverlay.commands.image import fetching
 
         platform = Platform.parse(wanted.platform) if wanted.platform else None
-        return fetching.fetch(store, name, platform=platform).name
+        return fetching.fetch(store, name, platform=platform, only_new=True).name
 
     return Remote(fetch, wanted.pull)
 

@@ -190,7 +190,7 @@ def _mount_image(args: argparse.Namespace, config: MountConfig, logs: DaemonLog)
     mountpoint = os.fsencode(args.paths[-1])
     mount.check(config, mountpoint)
     with contextlib.ExitStack() as changes:
-        with progress.shown("Unpacking") as report:
+        with output.advising(), progress.shown("Unpacking") as report:
             config, image = changes.enter_context(
                 imagemount.prepared(
                     Store(args.root or default_root()),

@@ -3,9 +3,11 @@ or to a pipe that nobody reads."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import Final, TextIO
 
 from fuseoverlay.errors import FuseOverlayError, describe, visible
@@ -63,9 +65,23 @@ def note(text: str) -> None:
         _drop(sys.stderr)
 
 
+def is_screen() -> bool:
+    """Whether stderr is a terminal on which lines can be written anew."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
 def warn(text: str) -> None:
     """Print a warning on stderr."""
     complain("warning", text)
+
+
+@contextlib.contextmanager
+def advising(hint: str = "run it again to resume") -> Iterator[None]:
+    """Whoever interrupts this is told the hint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(hint) from None
 
 
 def settle() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
+
+from fuseoverlay.commands import output
 
 
 class Report(Protocol):
@@ -23,29 +24,20 @@ class Report(Protocol):
 
 @contextlib.contextmanager
 def shown(what: str, *, quiet: bool = False) -> Iterator[Callable[[Report], None] | None]:
-    """Yields a function that takes reports; None if stderr is no terminal, or if
+    """Yields a function that takes reports; None where there is no screen, or if
     `quiet`."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not output.is_screen():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from fuseoverlay.commands.bars import Bars, remaining
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-    )
-    with contextlib.ExitStack() as running:
-        bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        task = bar.add_task(what, total=None)
+    bars = Bars(remaining, transient=True)
 
-        def report(now: Report) -> None:
-            # Shown from the first report on: until then something else may be shown.
-            if not bar.live.is_started:
-                running.enter_context(bar)
-            text = f"{what} layer {now.layer} of {now.layers}"
-            bar.update(task, description=text, completed=now.done, total=now.total)
+    def report(now: Report) -> None:
+        text = f"{what} layer {now.layer} of {now.layers}"
+        bars.show("", text, now.done, now.total)
 
+    try:
         yield report
+    finally:
+        bars.stop()

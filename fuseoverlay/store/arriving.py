@@ -61,6 +61,11 @@ class Arrivals:
         self._wait(digest, lambda: self._there.get(digest, 0) >= least)
         return self._there.get(digest, 0)
 
+    def is_here(self, digest: Digest) -> bool:
+        """Whether all bytes of a blob are there."""
+        with self._changed:
+            return self._there.get(digest) == self._sizes[digest]
+
     def wait_complete(self, digest: Digest) -> None:
         """Return once a blob is verified. Blocks."""
         self._wait(digest, lambda: digest in self._complete)

@@ -39,13 +39,17 @@ _TOGETHER: Final = 64 << 20
 class Progress:
     """The progress of unpacking. `done` and `total` are bytes, over all layers that were missing.
 
-    `layer` counts from 1 to `layers`, the number of layers that were missing.
+    `layer` counts from 1 to `layers`, the number of layers that were missing. `read` bytes of its
+    blob are unpacked; `complete`: it is verified, too.
     """
 
     layer: int
     layers: int
     done: int
     total: int
+    blob: Digest | None = None
+    read: int = 0
+    complete: bool = False
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -327,11 +331,14 @@ class StoredImage:
             unpack_stream(stream, str(target), job)
             return batch.add(target, paths[0], layer.size)
         self._number += 1
-        self._tell(0)
-        with self._source.open_layer(layer, self._tell) as blob:
+        before = self._done
+        self._tell(layer, before)
+        with self._source.open_layer(layer, lambda count: self._tell(layer, before, count)) as blob:
             unpacked = unpack_blob(blob, layer.diff_id, str(target), job)
         sizes.note(self._store, layer.diff_id, unpacked.size)
-        return batch.add(target, paths[unpacked.used_lowers], layer.size)
+        place = batch.add(target, paths[unpacked.used_lowers], layer.size)
+        self._tell(layer, before, complete=True)
+        return place
 
     @contextlib.contextmanager
     def _store_errors(self) -> Iterator[None]:
@@ -343,7 +350,14 @@ class StoredImage:
     def _store_error(self, exc: OSError) -> StoreError:
         return store_error(exc, "cannot store a layer", self._store.root)
 
-    def _tell(self, count: int) -> None:
+    def _tell(self, layer: Layer, before: int, count: int = 0, *, complete: bool = False) -> None:
+        """`before`: what was done when the layer was begun."""
         self._done += count
         if self._progress is not None:
-            self._progress(Progress(self._number, self._count, self._done, self._total))
+            read = self._done - before
+            self._progress(
+                Progress(
+                    layer=self._number, layers=self._count, done=self._done, total=self._total,
+                    blob=layer.digest, read=read, complete=complete,
+                )
+            )  # fmt: skip

@@ -25,7 +25,7 @@ from fuseoverlay.registry.remote import Registry
 from fuseoverlay.registry.settings import Settings
 from fuseoverlay.store.arriving import Arrivals, ArrivingLayers, StoppedError
 from fuseoverlay.store.content import Content, Lease, Partial
-from fuseoverlay.store.layers import StoredImage, check_attributes
+from fuseoverlay.store.layers import Progress, ProgressCallback, StoredImage, check_attributes
 from fuseoverlay.store.names import Names
 from fuseoverlay.store.parallel import in_thread, nursery
 from fuseoverlay.store.root import Store
@@ -43,17 +43,32 @@ _SHOWN: Final = 20
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """How far a blob is: `done` of its bytes are there, of which `before` were before this pull.
-    `waiting`: another process is at it."""
+    `waiting`: another process is at it. `queued`: it has not begun."""
 
     blob: Descriptor
     done: int
     before: int = 0
     waiting: bool = False
+    queued: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether it is verified and in its place, or about to be."""
         return self.done == self.blob.size and not self.waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacking:
+    """How far the unpacking of a layer is of which all has come: `done` bytes of its blob are
+    unpacked. `complete`: it is verified, too."""
+
+    blob: Descriptor
+    done: int
+    complete: bool = False
+
+
+#: Takes reports of a pull, also from a thread.
+Watch = Callable[[Arrival | Unpacking], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +92,7 @@ async def pull(
     all_platforms: bool = False,
     unpack: bool = True,
     settings: Settings | None = None,
-    progress: Callable[[Arrival], None] = lambda arrival: None,
+    progress: Watch = lambda step: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Pulled:
     """Bring an image into the store, for `platform` (default: this machine's) or for all.
@@ -96,7 +111,7 @@ async def pull(
             puller = _Puller(registry, content, lease, progress)
             top = await puller.find(reference)
             chosen, image = await puller.choose(top, platform, all_platforms=all_platforms)
-            unpacking = _Unpacking(store, name, warn) if unpack else None
+            unpacking = _Unpacker(store, name, progress, warn) if unpack else None
             await puller.fetch(chosen, image, unpacking)
             await in_thread(puller.keep, [*chosen, *puller.indexes])
             replaced = await in_thread(_set_name, Names(store), name, top)
@@ -109,7 +124,7 @@ async def fetch(
     blob: Descriptor,
     *,
     settings: Settings | None = None,
-    progress: Callable[[Arrival], None] = lambda arrival: None,
+    progress: Watch = lambda step: None,
 ) -> None:
     """Bring one blob, manifest or index of a repository into the store.
 
@@ -131,7 +146,7 @@ class _Puller:
         registry: Registry,
         content: Content,
         lease: Lease,
-        progress: Callable[[Arrival], None],
+        progress: Watch,
     ) -> None:
         self._registry = registry
         self._content = content
@@ -254,7 +269,7 @@ class _Puller:
         self,
         manifests: list[Descriptor],
         image: Descriptor | None,
-        unpacking: _Unpacking | None,
+        unpacking: _Unpacker | None,
     ) -> None:
         """Complete all blobs of the manifests, and unpack those of one image."""
         blobs: dict[Digest, Descriptor] = {}
@@ -266,6 +281,8 @@ class _Puller:
         documents = [*manifests, *self.indexes]
         await in_thread(self._lease.add, [*blobs, *(item.digest for item in documents)])
         arrivals = Arrivals(self._content, blobs.values())
+        for blob in blobs.values():
+            self._progress(Arrival(blob, 0, queued=True))
         async with nursery() as opened:
             if unpacking is not None and image is not None:
                 parsed = Manifest.parse(await self._document(image))
@@ -327,24 +344,26 @@ class _Puller:
                         await in_thread(partial.write, collected)
                         self.received += partial.offset - written
                         collected, written = bytearray(), partial.offset
-                        arrivals.arrived(blob.digest, partial.offset)
                         self._progress(Arrival(blob, partial.offset, before))
+                        arrivals.arrived(blob.digest, partial.offset)
         finally:
             # Whatever ends it, what came is kept, unless it cannot be written.
             if collected and partial.offset == written:
                 partial.write(collected)
                 self.received += len(collected)
-        arrivals.arrived(blob.digest, partial.offset)
+        # In this order, since what has come may be reported as unpacked.
         self._progress(Arrival(blob, partial.offset, before))
+        arrivals.arrived(blob.digest, partial.offset)
         await in_thread(partial.commit)
 
 
 @dataclass(frozen=True, slots=True)
-class _Unpacking:
+class _Unpacker:
     """Unpacks the layers of an image while they come; `name` is for messages."""
 
     store: Store
     name: str
+    progress: Watch
     warn: Callable[[str], None]
 
     async def run(self, manifest: Manifest, content: Content, arrivals: Arrivals) -> None:
@@ -359,13 +378,25 @@ class _Unpacking:
             arrivals.wait_complete(manifest.config.digest)
             image = self._image(manifest, content)
             source = ArrivingLayers(self.name, arrivals)
+            tell = self._teller(manifest, arrivals)
             try:
-                StoredImage(self.store, source, image, None, self.warn).layers()
+                StoredImage(self.store, source, image, tell, self.warn).layers()
             except ImageError:
                 # A blob that came wrong fails at its end, which says more; or it came again.
                 for layer in manifest.layers:
                     arrivals.wait_complete(layer.digest)
-                StoredImage(self.store, source, image, None, self.warn).layers()
+                StoredImage(self.store, source, image, tell, self.warn).layers()
+
+    def _teller(self, manifest: Manifest, arrivals: Arrivals) -> ProgressCallback:
+        """Reports on layers of which all has come; before, how much came says as much."""
+        blobs = {blob.digest: blob for blob in manifest.layers}
+
+        def tell(now: Progress) -> None:
+            blob = blobs.get(now.blob) if now.blob else None
+            if blob is not None and arrivals.is_here(blob.digest):
+                self.progress(Unpacking(blob, now.read, now.complete))
+
+        return tell
 
     def _image(self, manifest: Manifest, content: Content) -> Image:
         data = model.decode_json(content.read(manifest.config), manifest.config.digest)

@@ -40,12 +40,14 @@ _SOURCES: Final = 2
 @dataclass(frozen=True, slots=True)
 class Departure:
     """How far a blob is: `done` of its bytes were sent. `there`: the repository has it. `source`:
-    the repository of the same registry that it was taken from, so that nothing was sent."""
+    the repository of the same registry that it was taken from, so that nothing was sent. `queued`:
+    it has not begun."""
 
     blob: Descriptor
     done: int = 0
     there: bool = False
     source: str | None = None
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ async def push(
             await in_thread(stack.enter_context, held)
             pusher = _Pusher(registry, images.content, sources, progress)
             async with nursery() as opened:
+                for blob in blobs:
+                    progress(Departure(blob, queued=True))
                 for blob in blobs:
                     opened.start_soon(pusher.send, blob)
             *inner, last = documents

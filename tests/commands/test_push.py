@@ -31,14 +31,14 @@ def test_push(cli: Cli, layout: Path, daemon: Daemon) -> None:
     begin, end = done.stdout.splitlines()
     assert begin == f"The push refers to repository [{daemon.host}/team/one]"
     assert re.fullmatch(r"1: digest: sha256:[0-9a-f]{64} size: [0-9]+", end)
-    assert len(re.findall("^[0-9a-f]{12}: Pushed$", done.stderr, re.M)) == 3
+    assert len(re.findall("^[0-9a-f]{12}: Pushed$", done.stderr, re.M)) == 2
     done = cli.run("image", "push", name)
     assert done.stdout.splitlines()[-1] == end
-    assert done.stderr.count(": Layer already exists") == 3
+    assert done.stderr.count(": Layer already exists") == 2
     id_ = cli.said("images", "-q").strip()
     done = cli.run("push", id_, f"docker://{daemon.host}/other:2")
     assert done.stdout.splitlines()[-1] == f"2{end[1:]}"
-    assert done.stderr.count(": Mounted from team/one") == 3
+    assert done.stderr.count(": Mounted from team/one") == 2
     done = cli.run("push", "-q", name, f"{daemon.host}/other:3")
     assert (done.stdout, done.stderr) == (f"{daemon.host}/other:3\n", "")
     argv = ["skopeo", "list-tags", "--tls-verify=false", f"docker://{daemon.host}/other"]

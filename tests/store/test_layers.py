@@ -98,8 +98,10 @@ def test_both_ways_in_one_store(kept: Store, place: Path, monkeypatch: pytest.Mo
 def test_progress(kept: Store, place: Path) -> None:
     reports: list[Progress] = []
     unpacked(kept, image(place / "l", BASE, TOP), progress=reports.append)
-    assert reports[0] == Progress(1, 2, 0, len(BASE) + len(TOP))
-    assert reports[-1] == Progress(2, 2, len(BASE) + len(TOP), len(BASE) + len(TOP))
+    total, top = len(BASE) + len(TOP), reports[-1].blob
+    assert reports[0] == Progress(1, 2, 0, total, reports[0].blob)
+    assert reports[-1] == Progress(2, 2, total, total, top, len(TOP), complete=True)
+    assert [report.layer for report in reports if report.complete] == [1, 2]
     assert [report.done for report in reports] == sorted(report.done for report in reports)
 
 

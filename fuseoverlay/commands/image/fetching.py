@@ -13,6 +13,7 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import arrivals, common
 from fuseoverlay.errors import RegistryError
 from fuseoverlay.oci.model import Platform
+from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import configuration, shortnames
 from fuseoverlay.registry.settings import Settings
 from fuseoverlay.store.pull import Pulled, pull
@@ -54,23 +55,35 @@ def fetch(
     unpack: bool = True,
     settings: Settings | None = None,
     quiet: bool = False,
+    only_new: bool = False,
 ) -> Pulled:
-    """Pull what `text` may mean, the first that there is. Raises what `pull` raises."""
+    """Pull what `text` may mean, the first that there is. With `only_new`, nothing is shown if all
+    of it is there. Raises what `pull` raises."""
     chosen = settings or Settings(warn=output.warn)
     silence_requests()
     read = configuration.read(chosen.environment, chosen.warn)
     *others, last = shortnames.candidates(text, read)
-    with arrivals.shown(arrivals.coming, quiet=quiet) as progress:
-        for reference in (*others, last):
-            work: functools.partial[Any] = functools.partial(
-                pull, store, reference, platform=platform, all_platforms=all_platforms,
-                unpack=unpack, settings=chosen, progress=progress, warn=output.warn,
-            )  # fmt: skip
-            try:
+    for reference in (*others, last):
+        shown = arrivals.shown(
+            arrivals.coming, quiet=quiet, heading=_heading(reference), only_new=only_new,
+            unpack=unpack and not all_platforms,
+        )  # fmt: skip
+        try:
+            with shown as progress:
+                work: functools.partial[Any] = functools.partial(
+                    pull, store, reference, platform=platform, all_platforms=all_platforms,
+                    unpack=unpack, settings=chosen, progress=progress, warn=output.warn,
+                )  # fmt: skip
                 pulled: Pulled = trio.run(work)
-            except RegistryError as exc:
-                if reference == last or exc.status not in _ABSENT:
-                    raise
-            else:
-                return pulled
+        except RegistryError as exc:
+            if reference == last or exc.status not in _ABSENT:
+                raise
+        else:
+            return pulled
     raise AssertionError("there is always a last one")
+
+
+def _heading(reference: Reference) -> str:
+    """Docker's first line."""
+    what = reference.tag if reference.digest is None else reference
+    return f"{what}: Pulling from {reference.repository}"

@@ -28,7 +28,7 @@ def command(argv: list[str], prog: str) -> int:
         raise UsageError("two files are given", hint="leave -i or FILE out")
     platform = common.platform(args.platform)
     images = common.images_at(args.root)
-    with _source(images.store, args.input or args.file) as path:
+    with output.advising(), _source(images.store, args.input or args.file) as path:
         found = load(
             images.store, path, platform=platform, name=args.name,
             unpack=functools.partial(_unpack, images, quiet=args.quiet),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, fetching
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.errors import INTERRUPTED
 from fuseoverlay.oci import names
 from fuseoverlay.store.pull import Pulled
 
@@ -26,11 +25,8 @@ def command(argv: list[str], prog: str) -> int:
         new = before.get(pulled.name) != pulled.descriptor.digest or pulled.received > 0
         _tell(pulled, new=new, quiet=args.quiet)
 
-    try:
+    with output.advising():
         return common.each(args.images, get)
-    except KeyboardInterrupt:
-        output.complain("error", "interrupted; run it again to resume")
-        return INTERRUPTED
 
 
 def parser(prog: str) -> Parser:

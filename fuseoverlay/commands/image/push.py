@@ -10,7 +10,7 @@ import trio
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import arrivals, common, fetching
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.errors import INTERRUPTED, UsageError
+from fuseoverlay.errors import UsageError
 from fuseoverlay.oci import names
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store.images import Images
@@ -27,16 +27,15 @@ def command(argv: list[str], prog: str) -> int:
     if not args.quiet:
         output.say(f"The push refers to repository [{to.name}]")
     fetching.silence_requests()
-    try:
-        with arrivals.shown(arrivals.going, quiet=args.quiet) as progress:
-            work: functools.partial[Any] = functools.partial(
-                push, images, image, to, platform=platform,
-                settings=fetching.settings_of(args), progress=progress,
-            )  # fmt: skip
-            pushed: Pushed = trio.run(work)
-    except KeyboardInterrupt:
-        output.complain("error", "interrupted; the same command goes on with what is there")
-        return INTERRUPTED
+    with (
+        output.advising("the same command goes on with what is there"),
+        arrivals.shown(arrivals.going, quiet=args.quiet) as progress,
+    ):
+        work: functools.partial[Any] = functools.partial(
+            push, images, image, to, platform=platform,
+            settings=fetching.settings_of(args), progress=progress,
+        )  # fmt: skip
+        pushed: Pushed = trio.run(work)
     top = pushed.descriptor
     tag = to.tag or to.digest
     output.say(to if args.quiet else f"{tag}: digest: {top.digest} size: {top.size}")
