@@ -16,19 +16,19 @@ import trio
 
 from fuseoverlay.errors import DigestError, ImageError, RegistryError
 from fuseoverlay.oci import model
-from fuseoverlay.oci.blobs import Image, Layer
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import remote
 from fuseoverlay.registry.remote import Registry
 from fuseoverlay.registry.settings import Settings
-from fuseoverlay.store.arriving import Arrivals, ArrivingLayers, StoppedError
+from fuseoverlay.store.arriving import Arrivals
 from fuseoverlay.store.content import Content, Lease, Partial
-from fuseoverlay.store.layers import Progress, ProgressCallback, StoredImage, check_attributes
+from fuseoverlay.store.layers import check_attributes
 from fuseoverlay.store.names import Names
 from fuseoverlay.store.parallel import in_thread, nursery
 from fuseoverlay.store.root import Store
+from fuseoverlay.store.unpacking import Unpacker, Unpacking
 
 #: Blobs at a time, as docker and podman do by default about.
 _PARALLEL: Final = 4
@@ -55,16 +55,6 @@ class Arrival:
     def complete(self) -> bool:
         """Whether it is verified and in its place, or about to be."""
         return self.done == self.blob.size and not self.waiting
-
-
-@dataclass(frozen=True, slots=True)
-class Unpacking:
-    """How far the unpacking of a layer is of which all has come: `done` bytes of its blob are
-    unpacked. `complete`: it is verified, too."""
-
-    blob: Descriptor
-    done: int
-    complete: bool = False
 
 
 #: Takes reports of a pull, also from a thread.
@@ -111,7 +101,7 @@ async def pull(
             puller = _Puller(registry, content, lease, progress)
             top = await puller.find(reference)
             chosen, image = await puller.choose(top, platform, all_platforms=all_platforms)
-            unpacking = _Unpacker(store, name, progress, warn) if unpack else None
+            unpacking = Unpacker(store, name, progress, warn) if unpack else None
             await puller.fetch(chosen, image, unpacking)
             await in_thread(puller.keep, [*chosen, *puller.indexes])
             replaced = await in_thread(_set_name, Names(store), name, top)
@@ -269,7 +259,7 @@ class _Puller:
         self,
         manifests: list[Descriptor],
         image: Descriptor | None,
-        unpacking: _Unpacker | None,
+        unpacking: Unpacker | None,
     ) -> None:
         """Complete all blobs of the manifests, and unpack those of one image."""
         blobs: dict[Digest, Descriptor] = {}
@@ -355,71 +345,6 @@ class _Puller:
         self._progress(Arrival(blob, partial.offset, before))
         arrivals.arrived(blob.digest, partial.offset)
         await in_thread(partial.commit)
-
-
-@dataclass(frozen=True, slots=True)
-class _Unpacker:
-    """Unpacks the layers of an image while they come; `name` is for messages."""
-
-    store: Store
-    name: str
-    progress: Watch
-    warn: Callable[[str], None]
-
-    async def run(self, manifest: Manifest, content: Content, arrivals: Arrivals) -> None:
-        """Unpack all layers, bottom first. Ends soon if it is cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_at_end, arrivals)
-            await in_thread(self._unpack, manifest, content, arrivals)
-            nursery.cancel_scope.cancel()
-
-    def _unpack(self, manifest: Manifest, content: Content, arrivals: Arrivals) -> None:
-        with malformed(self.name), contextlib.suppress(StoppedError):
-            arrivals.wait_complete(manifest.config.digest)
-            image = self._image(manifest, content)
-            source = ArrivingLayers(self.name, arrivals)
-            tell = self._teller(manifest, arrivals)
-            try:
-                StoredImage(self.store, source, image, tell, self.warn).layers()
-            except ImageError:
-                # A blob that came wrong fails at its end, which says more; or it came again.
-                for layer in manifest.layers:
-                    arrivals.wait_complete(layer.digest)
-                StoredImage(self.store, source, image, tell, self.warn).layers()
-
-    def _teller(self, manifest: Manifest, arrivals: Arrivals) -> ProgressCallback:
-        """Reports on layers of which all has come; before, how much came says as much."""
-        blobs = {blob.digest: blob for blob in manifest.layers}
-
-        def tell(now: Progress) -> None:
-            blob = blobs.get(now.blob) if now.blob else None
-            if blob is not None and arrivals.is_here(blob.digest):
-                self.progress(Unpacking(blob, now.read, now.complete))
-
-        return tell
-
-    def _image(self, manifest: Manifest, content: Content) -> Image:
-        data = model.decode_json(content.read(manifest.config), manifest.config.digest)
-        config = Config.parse(data)
-        if len(config.diff_ids) != len(manifest.layers):
-            raise ImageError(
-                f"the manifest has {len(manifest.layers)} layers, the config"
-                f" {len(config.diff_ids)}",
-                where=self.name,
-            )
-        pairs = zip(config.diff_ids, manifest.layers, strict=True)
-        return Image(
-            config.platform,
-            tuple(Layer(diff_id, "", blob.size, blob.digest) for diff_id, blob in pairs),
-        )
-
-
-async def _stop_at_end(arrivals: Arrivals) -> None:
-    """Let nobody wait for what does not come any more. A thread cannot be cancelled otherwise."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        arrivals.stop()
 
 
 def _name_of(reference: Reference) -> str:

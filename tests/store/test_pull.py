@@ -27,7 +27,8 @@ from fuseoverlay.store import pull as pulling
 from fuseoverlay.store.garbage import prune
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import stored
-from fuseoverlay.store.pull import Arrival, Pulled, Unpacking, pull
+from fuseoverlay.store.pull import Arrival, Pulled, pull
+from fuseoverlay.store.unpacking import Unpacking
 from tests.registry.daemon import Daemon
 from tests.registry.hostile import HASTE, Answer, Asked, Hostile, as_manifest, hostile, ranged
 from tests.store.pictures import HOST, OTHER, Painter

@@ -10,8 +10,9 @@ from typing import Final, Generic, Protocol, TypeVar
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.oci.model import CONFIG_TYPES, Descriptor, Digest
-from fuseoverlay.store.pull import Arrival, Unpacking
+from fuseoverlay.store.pull import Arrival
 from fuseoverlay.store.push import Departure
+from fuseoverlay.store.unpacking import Unpacking
 
 
 class Step(Protocol):
