@@ -462,7 +462,8 @@ from fuseoverlay.store.root import Store
 trio.run(lambda: pull(
     Store(sys.argv[1]), Reference.parse(sys.argv[2]),
     settings=Settings(environment={"HOME": "/nonexistent"}),
-    progress=lambda step: print(step.done, flush=True),
+    # In one piece: reports come from threads, too.
+    progress=lambda step: print(f"{step.done}\\n", end="", flush=True),
 ))
 """
 
