@@ -35,7 +35,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "PATH": ("files",),
     "DIR": ("directories",),
     **dict.fromkeys(
-        ("BOOL", "FORM", "TEMPLATE", "KIND=VALUE", "LAYER", "OPTS", "OS/ARCH[/VARIANT]", "SHELL",
+        ("FORM", "TEMPLATE", "KIND=VALUE", "LAYER", "OPTS", "OS/ARCH[/VARIANT]", "SHELL",
          "SERVER", "NAME", "PASSWORD", "INSTRUCTION", "TEXT"), ()
     ),
 }  # fmt: skip

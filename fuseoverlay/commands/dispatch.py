@@ -41,6 +41,8 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return command(list(argv))
+    except output.NobodyReadsError as exc:
+        return exc.exit_code
     except FuseOverlayError as exc:
         output.complain("error", str(exc))
         return exc.exit_code
@@ -62,7 +64,7 @@ def _run(argv: list[str]) -> int:
 
         return complete.command(argv[1:])
     if argv:
-        advice.check_first(argv[0])
+        advice.check_first(argv)
     from fuseoverlay.commands import mount
 
     parser = mount.parser("fuseoverlay")

@@ -74,6 +74,22 @@ def test_words_that_are_refused(cli: Cli, words: tuple[str, ...], says: str) -> 
     cli.refused(2, says, *words)
 
 
+def test_switches_take_no_word(cli: Cli, layout: Path) -> None:
+    """As those of docker and podman."""
+    cli.add(layout, "one", "debian:12")
+    short = cli.said("history", "debian:12")
+    whole = cli.said("history", "--human=false", "debian:12")
+    assert "200B" not in short and short != whole
+    for words in (("-H",), ("--human",), ("-qH", "--human=true"), ("-H=1",)):
+        expected = cli.said("history", "-q", "debian:12") if "-qH" in words else short
+        assert cli.said("history", *words, "debian:12") == expected, words
+    for word in ("-H=false", "--human=0", "--human=F"):
+        assert cli.said("history", word, "debian:12") == whole, word
+    cli.refused(2, "--human", "history", "--human=perhaps", "debian:12")
+    for switch in ("--tls-verify", "--tls-verify=true", "--tls-verify=false"):
+        cli.refused(11, "127.0.0.1:1/v2/x", "pull", switch, "127.0.0.1:1/x")
+
+
 def test_format_that_is_refused(cli: Cli, layout: Path) -> None:
     cli.add(layout, "one", DEBIAN)
     cli.refused(2, "no field Nothing; there are Repository", "images", "--format", "{{.Nothing}}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
@@ -18,6 +19,11 @@ from fuseoverlay.store.root import Store, default_root
 
 #: What stands where there is no name.
 NONE = "<none>"
+#: How a switch may be told whether it is meant, as for Go's ParseBool.
+_TRUTH: Final[Mapping[bool, tuple[str, ...]]] = {
+    True: ("true", "True", "TRUE", "t", "T", "1"),
+    False: ("false", "False", "FALSE", "f", "F", "0"),
+}
 
 
 def parser(prog: str, description: str, *examples: str) -> Parser:
@@ -77,11 +83,17 @@ def short(digest: Digest, *, whole: bool = False) -> str:
     return str(digest) if whole else digest.hex[:SHORT_ID]
 
 
-def truth(text: str) -> bool:
-    """A truth value on the command line."""
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise argparse.ArgumentTypeError(f"{text} is not true or false")
-    return text.lower() in ("true", "1")
+def add_switch(made: argparse.ArgumentParser, *names: str, default: bool | None, help: str) -> None:
+    """A switch as those of Docker and podman: it stands alone, and never takes the next word, or
+    has a value behind `=`."""
+    made.add_argument(*names, action="store_true", default=default, help=help)
+    (dest,) = {name.lstrip("-").replace("-", "_") for name in names if name.startswith("--")}
+    for value, words in _TRUTH.items():
+        # Names of options may have an equals sign in them.
+        made.add_argument(
+            *(f"{name}={word}" for name in names for word in words), dest=dest, default=default,
+            action="store_const", const=value, help=argparse.SUPPRESS,
+        )  # fmt: skip
 
 
 def show(
@@ -100,6 +112,8 @@ def each(words: Iterable[str], act: Callable[[str], None]) -> int:
     for word in words:
         try:
             act(word)
+        except output.NobodyReadsError:
+            raise
         except FuseOverlayError as exc:
             output.complain("error", str(exc))
             code = code or exc.exit_code

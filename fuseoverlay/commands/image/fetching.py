@@ -24,8 +24,9 @@ _ABSENT = (401, 403, 404)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that asks registries."""
-    parser.add_argument("--tls-verify", type=common.truth, nargs="?", const=True, metavar="BOOL",
-                        help="false: also plain HTTP, and any certificate")  # fmt: skip
+    common.add_switch(parser, "--tls-verify", default=None,
+                      help="only HTTPS with a trusted certificate; --tls-verify=false: also plain "
+                      "HTTP, and any certificate")  # fmt: skip
     parser.add_argument("--authfile", metavar="FILE", help="where the credentials are")
     parser.add_argument("--cert-dir", metavar="DIR", help="where certificates are")
 
