@@ -86,8 +86,9 @@ def test_switches_take_no_word(cli: Cli, layout: Path) -> None:
     for word in ("-H=false", "--human=0", "--human=F"):
         assert cli.said("history", word, "debian:12") == whole, word
     cli.refused(2, "--human", "history", "--human=perhaps", "debian:12")
-    for switch in ("--tls-verify", "--tls-verify=true", "--tls-verify=false"):
-        cli.refused(11, "127.0.0.1:1/v2/x", "pull", switch, "127.0.0.1:1/x")
+    for switch, scheme in (("", "https"), ("=true", "https"), ("=false", "http")):
+        url = f"{scheme}://127.0.0.1:1/v2/"
+        cli.refused(11, url, "pull", f"--tls-verify{switch}", "127.0.0.1:1/x")
 
 
 def test_format_that_is_refused(cli: Cli, layout: Path) -> None:

@@ -130,6 +130,15 @@ def test_inspect(cli: Cli, layout: Path, other: Path) -> None:
     cli.said("mount", "debian:12", "mnt", "--read-only")
     data = json.loads(cli.said("inspect", "debian:12"))[0]["GraphDriver"]["Data"]
     assert {*data} == {"LowerDir", "MergedDir"} and data["MergedDir"] == str(cli.mnt)
+    cli.said("unmount", cli.mnt)
+    for field in ("GraphDriver.Data.MergedDir", "Config.Labels.nothing", "Config.Healthcheck"):
+        assert cli.said("inspect", "-f", f"{{{{.{field}}}}}", "debian:12") == "<no value>\n"
+    assert (
+        cli.said("inspect", "-f", "{{.Variant}}{{.Config.ExposedPorts}}", "debian:12") == "map[]\n"
+    )
+    cli.refused(2, "no field Hostnam;", "inspect", "-f", "{{.Config.Hostnam}}", "debian:12")
+    whole = json.loads(cli.said("inspect", "-f", "{{json .}}", "debian:12"))
+    assert "ExposedPorts" not in whole["Config"] and "Variant" not in whole
 
 
 def test_daemon_that_hangs(cli: Cli, layout: Path) -> None:
