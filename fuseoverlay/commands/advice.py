@@ -27,9 +27,9 @@ _NOT_OURS: Final = frozenset(
 )  # fmt: skip
 #: What to write for some of them.
 _INSTEAD: Final = {
-    ("system", "df"): "write fuseoverlay image df",
-    ("system", "prune"): "write fuseoverlay image prune",
-    ("system", "info"): "write fuseoverlay info",
+    "system df": "write fuseoverlay image df",
+    "system prune": "write fuseoverlay image prune",
+    "system info": "write fuseoverlay info",
 }
 
 _HOW = "fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
@@ -49,7 +49,7 @@ def check_first(words: Sequence[str]) -> None:
         )
     # Neither docker nor podman has -o for these words; who mounts directories needs it.
     if first in _NOT_OURS and not any(word.startswith("-o") for word in words):
-        hint = _INSTEAD.get(tuple(words[:2]), f"the commands are {', '.join(COMMANDS)}")
+        hint = _INSTEAD.get(" ".join(words[:2]), f"the commands are {', '.join(COMMANDS)}")
         raise UsageError(f"{first} is not a command", hint=hint)
 
 

@@ -72,10 +72,13 @@ def _run(argv: list[str]) -> int:
                         help="print the version; with -v also of what it runs on")  # fmt: skip
     parser.add_argument("-v", dest="verbose", action="store_true", help=argparse.SUPPRESS)
     parser.description = (
-        "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
-        "Commands: mount (also images), unmount, mounts, fsck, completion, help, version; for "
-        f"images: image, {', '.join(advice.FOR_IMAGES)}. See fuseoverlay COMMAND --help."
+        "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT."
     )
+    if not {"-h", "--help"}.isdisjoint(argv):
+        # Mounting loads neither.
+        from fuseoverlay.commands import complete, tables
+
+        parser.epilog = tables.commands(complete.commands())
     parser.set_defaults(command=False)
     args = parser.parse_intermixed_args(argv)
     return _version(verbose=args.verbose) if args.version else mount.mount(args)

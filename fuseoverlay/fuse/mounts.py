@@ -62,12 +62,13 @@ class Facts:
 @dataclass(frozen=True, slots=True)
 class Mount:
     """One mount point. `pid` and `facts` are those of its daemon; None if that is another user's,
-    or not in sight."""
+    or has ended. `owner`: the id of the user who mounted it, if that is known."""
 
     path: bytes
     device: str
     pid: int | None = None
     facts: Facts | None = None
+    owner: int | None = None
 
     @property
     def image(self) -> MountedImage | None:
@@ -92,8 +93,8 @@ def mounted() -> list[Mount]:
     lines = list(_fuse_mounts())
     daemons = _daemons({device: owner for _, device, owner, _ in lines}) if lines else {}
     return [
-        Mount(path, device, *daemons.get(device, (None, None)))
-        for path, device, _, kind in lines
+        Mount(path, device, *daemons.get(device, (None, None)), owner=owner)
+        for path, device, owner, kind in lines
         if kind == _TYPE or device in daemons
     ]
 

@@ -64,7 +64,8 @@ def test_names_that_would_break_the_terminal(cli: Cli, layout: Path) -> None:
     [
         (("image", "lss"), "image lss is not a command"),
         (("images", "--filter", "colour=red"), "no such filter"),
-        (("images", "--filter", "dangling"), "no such filter"),
+        (("images", "--filter", "dangling"), "no value; write dangling=true"),
+        (("images", "--filter", "reference"), "no value; write reference=VALUE"),
         (("images", "--filter", "dangling=perhaps"), "not true or false"),
         (("images", "--filter", "until=yesterday"), "is not a time"),
         (("image", "prune", "--filter", "reference=x"), "no such filter"),
@@ -89,6 +90,26 @@ def test_switches_take_no_word(cli: Cli, layout: Path) -> None:
     for switch, scheme in (("", "https"), ("=true", "https"), ("=false", "http")):
         url = f"{scheme}://127.0.0.1:1/v2/"
         cli.refused(11, url, "pull", f"--tls-verify{switch}", "127.0.0.1:1/x")
+
+
+def test_files_are_not_in_the_store(cli: Cli, layout: Path) -> None:
+    """A name like theirs may be."""
+    for word in ("inspect", "history", "rmi", "save"):
+        for name in ("oci:layout", "./layout", "docker-archive:x.tar"):
+            hint = f"{name}: not in the store; write fuseoverlay load -i {name}, and then"
+            cli.refused(7, hint, word, name)
+    cli.refused(7, "load -i oci:layout", "tag", "oci:layout", "x")
+    cli.refused(7, "load -i oci:layout", "image", "verify", "oci:layout")
+    cli.add(layout, "one", "docker.io/library/oci:layout")
+    assert cli.said("inspect", "-f", "{{.RepoTags}}", "oci:layout") == "[oci:layout]\n"
+
+
+def test_forms(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", "debian:12")
+    cli.said("tag", "debian:12", "mine:1")
+    assert " " not in cli.said("images", "--format", "json", "mine")
+    assert cli.said("images", "--format", "tree", "-q") == cli.said("images", "-q")
+    assert "debian:12, mine:1 " in cli.said("image", "df", "-v")
 
 
 def test_format_that_is_refused(cli: Cli, layout: Path) -> None:

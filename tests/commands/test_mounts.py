@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from tests.commands.conftest import Cli
-from tests.helpers.mounts import detach, fuse_only, mounts_at, root_only, wait_for
+from tests.helpers.mounts import (
+    BARE_ENV,
+    command,
+    detach,
+    fuse_only,
+    mounts_at,
+    root_only,
+    wait_for,
+)
 
 pytestmark = fuse_only
 
@@ -160,7 +168,8 @@ def test_daemon_that_was_killed(cli: Cli, layout: Path) -> None:
     os.kill(daemon, signal.SIGKILL)
     wait_for(lambda: _row(cli)["PID"] == "?", 20, "the end of the daemon")
     row = _row(cli)
-    assert (row["Image"], row["Changes"], row["ImageID"]) == ("?", "?", "")
+    said = (row["Image"], row["Changes"], row["ImageID"])
+    assert said == ("? (its daemon has ended)", "?", "")
     detach(cli.mnt)
     assert _listed(cli) == {}
 
@@ -208,13 +217,25 @@ def test_others_tell_nothing_of_our_mounts(cli: Cli) -> None:
     # Seen from outside, a path in another mount namespace begins at the root of its mount.
     filed = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /mnt && exec "$@" /mnt', "sh", *argv]
     os.kill(daemon, signal.SIGKILL)
-    for command, user, told in ((argv, 65534, "?"), (filed, 0, "?"), (argv, 0, "/forged")):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, user=user) as process:
+    ended = "? (its daemon has ended)"
+    for words, user, told in ((argv, 65534, ended), (filed, 0, ended), (argv, 0, "/forged")):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, user=user) as process:
             try:
                 assert process.stdout is not None and process.stdout.read(1) == b"x"
                 assert _row(cli)["Image"] == told
             finally:
                 process.kill()
+
+
+@root_only
+def test_mount_of_another_user(cli: Cli) -> None:
+    (cli.base / "lower").mkdir()
+    cli.said("mount", "-o", "lowerdir=lower", "mnt")
+    done = subprocess.run(
+        command("mounts", "--format", "{{.MountPoint}}: {{.Image}}"), env=BARE_ENV, cwd="/",
+        user=65534, group=65534, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert f"{cli.mnt}: ? (user 0's, whose daemon is not in sight)\n" in done.stdout
 
 
 def test_words_that_are_refused(cli: Cli) -> None:

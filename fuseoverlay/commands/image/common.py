@@ -10,11 +10,13 @@ from typing import Final
 from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import table
-from fuseoverlay.errors import FuseOverlayError, ImageError, UsageError, exit_codes
+from fuseoverlay.errors import FuseOverlayError, ImageError, UsageError
+from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import shortnames
-from fuseoverlay.store.images import SHORT_ID, Images
+from fuseoverlay.store.images import SHORT_ID, Image, Images, NoImageError
+from fuseoverlay.store.names import Entry
 from fuseoverlay.store.root import Store, default_root
 
 #: What stands where there is no name.
@@ -29,7 +31,7 @@ _TRUTH: Final[Mapping[bool, tuple[str, ...]]] = {
 def parser(prog: str, description: str, *examples: str) -> Parser:
     """A parser with the option `--root`, and examples in its help."""
     text = "\n".join(["Examples:", *(f"  {line}" for line in examples)])
-    made = Parser(prog=prog, description=description, codes=exit_codes(), epilog=text)
+    made = Parser(prog=prog, description=description, epilog=text)
     made.add_argument("--root", metavar="DIR", help="the store (default $FUSEOVERLAY_ROOT, else "
                       "$XDG_DATA_HOME/fuseoverlay)")  # fmt: skip
     return made
@@ -52,7 +54,18 @@ def images_at(root: str | None) -> Images:
         raise UsageError("--root is empty", hint="write it out; a variable may not be set")
     store = Store(root or default_root())
     store.prepare()
-    return Images(store, shortnames.meanings)
+    return _Images(store, shortnames.meanings)
+
+
+class _Images(Images):
+    """Says what to do with names of files."""
+
+    def find(self, text: str, platform: Platform | None = None) -> tuple[Image, Entry | None]:
+        try:
+            return super().find(text, platform)
+        except NoImageError:
+            names.check_stored(text)
+            raise
 
 
 def familiar(name: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import trio
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import arrivals, common
-from fuseoverlay.errors import RegistryError
+from fuseoverlay.errors import RegistryError, UsageError
 from fuseoverlay.oci.model import Platform
 from fuseoverlay.registry import configuration, shortnames
 from fuseoverlay.registry.settings import Settings
@@ -31,8 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cert-dir", metavar="DIR", help="where certificates are")
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """What the options say."""
+def settings_of(args: argparse.Namespace, *, makes: bool = False) -> Settings:
+    """What the options say. `makes`: the authfile need not be there yet. Raises `UsageError`."""
+    if args.authfile is not None and not makes and not os.path.exists(args.authfile):
+        hint = "correct --authfile, or leave it out"
+        raise UsageError("there is no such file", where=args.authfile, hint=hint)
     return Settings(
         tls_verify=args.tls_verify,
         auth_file=args.authfile,
@@ -61,6 +66,7 @@ def fetch(
     silence_requests()
     read = configuration.read(chosen.environment, chosen.warn)
     *others, last = shortnames.candidates(text, read)
+    failed: list[RegistryError] = []
     with arrivals.shown(arrivals.coming, quiet=quiet) as progress:
         for reference in (*others, last):
             work: functools.partial[Any] = functools.partial(
@@ -70,8 +76,18 @@ def fetch(
             try:
                 pulled: Pulled = trio.run(work)
             except RegistryError as exc:
+                failed.append(exc)
                 if reference == last or exc.status not in _ABSENT:
-                    raise
+                    raise _joined(failed) from None
             else:
                 return pulled
     raise AssertionError("there is always a last one")
+
+
+def _joined(failed: Sequence[RegistryError]) -> RegistryError:
+    """What all the registries said that were asked."""
+    *others, last = failed
+    if not others:
+        return last
+    what = "; ".join(f"{exc.where}: {exc.what}" for exc in failed)
+    return RegistryError(what, hint=last.hint, status=last.status)
