@@ -248,11 +248,13 @@ def _not_connected(url: httpx2.URL, exc: httpx2.ConnectError) -> RegistryError |
 def _no_such_host(url: httpx2.URL, cause: socket.gaierror) -> RegistryError:
     """It is the proxy's name where there is one: the proxy looks up the other."""
     what = f"no such host{_because(cause)}"
-    proxy = urllib.request.getproxies().get(url.scheme)
+    proxies = urllib.request.getproxies()
+    kind = url.scheme if url.scheme in proxies else "all"
+    proxy = proxies.get(kind)
     if proxy and not is_loopback(url.host) and not urllib.request.proxy_bypass(url.host):
         # Without user and password.
         place = proxy.rpartition("@")[2].rpartition("://")[2].rstrip("/")
-        hint = f"correct {url.scheme.upper()}_PROXY, or see whether there is a network"
+        hint = f"correct {kind.upper()}_PROXY, or see whether there is a network"
         return RegistryError(f"the proxy {place}: {what}", where=shown(url), hint=hint)
     hint = "correct the name, or see whether there is a network"
     return RegistryError(what, where=shown(url), hint=hint)

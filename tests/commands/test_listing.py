@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.commands.conftest import Cli
+from tests.helpers.mounts import command, daemon_env
 
 DEBIAN = "docker.io/library/debian:12"
 
@@ -102,6 +105,20 @@ def test_files_are_not_in_the_store(cli: Cli, layout: Path) -> None:
     cli.refused(7, "load -i oci:layout", "image", "verify", "oci:layout")
     cli.add(layout, "one", "docker.io/library/oci:layout")
     assert cli.said("inspect", "-f", "{{.RepoTags}}", "oci:layout") == "[oci:layout]\n"
+
+
+def test_nobody_reads(cli: Cli, layout: Path) -> None:
+    """After the first line that is lost nothing else is done or said."""
+    cli.add(layout, "one", "debian:12")
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as stdout:
+        done = subprocess.run(
+            command("inspect", "-f", "{{.Id}}", "debian:12", "nothing"), stdout=stdout,
+            env=daemon_env(FUSEOVERLAY_ROOT=str(cli.root)), stderr=subprocess.PIPE, text=True,
+            timeout=30, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_forms(cli: Cli, layout: Path) -> None:
