@@ -106,7 +106,15 @@ def is_path(text: str) -> bool:
     return _PATH.match(text) is not None or (bool(slash) and os.path.isdir(first))
 
 
+def url_error(text: str) -> ImageError:
+    """The error for a URL in place of a name."""
+    scheme = text.partition("://")[0]
+    return ImageError("a URL, and no name", where=text, hint=f"leave {scheme}:// out")
+
+
 def _missing(text: str, path: str) -> ImageError:
+    if "://" in text:
+        return url_error(text)
     if os.path.islink(path):
         what = f"{path} is a link to {os.readlink(path)}, which does not exist"
         return ImageError(what, where=text, hint="correct it")

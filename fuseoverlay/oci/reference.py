@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fuseoverlay.errors import ImageError
+from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Digest, short
 
 #: Docker Hub's name in references.
@@ -69,8 +70,7 @@ class Reference:
         if len(text) > _MAX_TEXT:
             raise _malformed(text, "too long", "correct it")
         if "://" in text:
-            scheme = text.partition("://")[0]
-            raise _malformed(text, "a URL, and no name", f"leave {scheme}:// out")
+            raise names.url_error(text)
         rest, at, after = text.partition("@")
         digest = _digest(text, after) if at else None
         name, tag = _without_tag(rest)

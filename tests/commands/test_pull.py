@@ -100,7 +100,8 @@ def test_what_is_not_there(hub: Cli) -> None:
     hub.refused(11, "docker.io has no such image", "pull", "nothing")
     hub.refused(7, "", "pull", "No Name")
     hub.refused(7, "error: Debian: has capital letters; write debian", "pull", "Debian")
-    hub.refused(7, "a URL, and no name; leave https:// out", "pull", "https://docker.io/debian")
+    for words in (("pull", "https://docker.io/debian"), ("mount", "https://docker.io/x", hub.mnt)):
+        hub.refused(7, "a URL, and no name; leave https:// out", *words)
     for name in ("./debian", "/debian", "debian.tar", "oci:x", "docker-archive:x", "dir:x:12"):
         hub.refused(2, f"{name} is in no registry; write fuseoverlay load -i {name}", "pull", name)
     hub.refused(2, "nosuch.json: there is no such file", "pull", "--authfile", "nosuch.json", "x")
