@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from fuseoverlay.errors import UsageError
 
@@ -16,21 +17,57 @@ COMMANDS = (
     *("mount", "unmount", "umount", "fsck", "mounts", "image", *FOR_IMAGES, "completion"),
     *("help", "version"),
 )
+#: Words of docker and podman for what is not done here.
+_NOT_OURS: Final = frozenset(
+    ("attach", "build", "builder", "buildx", "commit", "compose", "container", "cp", "create",
+     "diff", "events", "exec", "export", "generate", "init", "kill", "kube", "logs", "machine",
+     "manifest", "network", "pause", "play", "pod", "port", "ps", "rename", "restart", "rm", "run",
+     "search", "secret", "service", "stack", "start", "stats", "stop", "swarm", "system", "top",
+     "unpause", "unshare", "update", "volume", "wait")
+)  # fmt: skip
+#: What to write for some of them.
+_INSTEAD: Final = {
+    "system df": "write fuseoverlay image df",
+    "system prune": "write fuseoverlay image prune",
+    "system info": "write fuseoverlay info",
+}
 
 _HOW = "fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
 
 
-def check_first(word: str) -> None:
-    """Refuse a first word that is a mistyped command: it would be taken for a SOURCE, which may be
-    any word."""
-    if os.path.lexists(word):
+def check_first(words: Sequence[str]) -> None:
+    """Refuse a beginning that is a mistyped command, or one of other tools: it would be taken for a
+    SOURCE, which may be any word."""
+    first = words[0]
+    _check_root(words)
+    if os.path.lexists(first):
         return
-    meant = [command for command in COMMANDS if _is_slip(word, command)]
-    if meant:
+    if meant := slip_of(first, COMMANDS):
         raise UsageError(
-            f"{word} is not a command; did you mean {meant[0]}?",
-            hint=f"if it is the SOURCE of a mount, write fuseoverlay mount {word} ...",
+            f"{first} is not a command; did you mean {meant}?",
+            hint=f"if it is the SOURCE of a mount, write fuseoverlay mount {first} ...",
         )
+    # Neither docker nor podman has -o for these words; who mounts directories needs it.
+    if first in _NOT_OURS and not any(word.startswith("-o") for word in words):
+        hint = _INSTEAD.get(" ".join(words[:2]), f"the commands are {', '.join(COMMANDS)}")
+        raise UsageError(f"{first} is not a command", hint=hint)
+
+
+def _check_root(words: Sequence[str]) -> None:
+    """Refuse `--root DIR COMMAND`, which is podman's order."""
+    option, equals, _ = words[0].partition("=")
+    count = 1 if equals else 2
+    if option == "--root" and len(words) > count and words[count] in COMMANDS:
+        given = " ".join(words[:count])
+        raise UsageError(
+            "--root stands before the command",
+            hint=f"write fuseoverlay {words[count]} {given} ...",
+        )
+
+
+def slip_of(word: str, commands: Iterable[str]) -> str | None:
+    """The command that is mistyped; None if it is none."""
+    return next((command for command in commands if _is_slip(word, command)), None)
 
 
 def check_given(words: Mapping[str, str | None]) -> None:
@@ -53,10 +90,8 @@ def check_paths(paths: Sequence[str], *, directories: bool, image: bool, command
     match paths:
         case []:
             raise UsageError("no mount point given", hint=f"write {_HOW}")
-        case [only] if not directories and (image or _is_image(only)):
-            raise UsageError(
-                "no mount point given", where=only, hint="write fuseoverlay mount IMAGE MNT"
-            )
+        case [only] if not directories and (image or _is_image(only) or _is_missing(only, command)):
+            raise UsageError("no mount point given", hint=f"write fuseoverlay mount {only} MNT")
         case [only] if not directories and not command and not os.path.lexists(only):
             raise UsageError(
                 f"{only} is not a command",
@@ -90,6 +125,11 @@ def check_fsck(what: str, *, directories: bool, kept: str | None) -> None:
         raise UsageError(
             "this is an image", where=what, hint=f"write fuseoverlay fsck --upper DIR {what}"
         )
+
+
+def _is_missing(text: str, command: bool) -> bool:
+    """Whether the only word after `mount` is nothing that is here: hardly a mount point."""
+    return command and not os.path.lexists(text)
 
 
 def _is_file(text: str) -> bool:

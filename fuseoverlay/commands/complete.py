@@ -35,7 +35,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "PATH": ("files",),
     "DIR": ("directories",),
     **dict.fromkeys(
-        ("BOOL", "FORM", "TEMPLATE", "KIND=VALUE", "LAYER", "OPTS", "OS/ARCH[/VARIANT]", "SHELL",
+        ("FORM", "TEMPLATE", "KIND=VALUE", "LAYER", "OPTS", "OS/ARCH[/VARIANT]", "SHELL",
          "SERVER", "NAME", "PASSWORD", "INSTRUCTION", "TEXT"), ()
     ),
 }  # fmt: skip
@@ -112,10 +112,10 @@ def _possible(
     if before == ["image"]:
         return (), images.COMMANDS.items()
     if not before and not current.startswith("-"):
-        return (), _commands()
+        return (), commands()
     known = parser_of(before or [current])
     if known is None:
-        return (), _commands() if before == ["help"] else ()
+        return (), commands() if before == ["help"] else ()
     parser, count = known
     actions = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     by_name = {name: action for action in actions for name in action.option_strings}
@@ -160,7 +160,8 @@ def _values(
     return kinds, found
 
 
-def _commands() -> Iterator[tuple[str, str]]:
+def commands() -> Iterator[tuple[str, str]]:
+    """All commands, and what each does."""
     from fuseoverlay.commands.image import words as images
 
     for name in advice.COMMANDS:

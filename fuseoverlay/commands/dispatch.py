@@ -41,6 +41,8 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return command(list(argv))
+    except output.NobodyReadsError as exc:
+        return exc.exit_code
     except FuseOverlayError as exc:
         output.complain("error", str(exc))
         return exc.exit_code
@@ -62,7 +64,7 @@ def _run(argv: list[str]) -> int:
 
         return complete.command(argv[1:])
     if argv:
-        advice.check_first(argv[0])
+        advice.check_first(argv)
     from fuseoverlay.commands import mount
 
     parser = mount.parser("fuseoverlay")
@@ -70,10 +72,13 @@ def _run(argv: list[str]) -> int:
                         help="print the version; with -v also of what it runs on")  # fmt: skip
     parser.add_argument("-v", dest="verbose", action="store_true", help=argparse.SUPPRESS)
     parser.description = (
-        "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT. "
-        "Commands: mount (also images), unmount, mounts, fsck, completion, help, version; for "
-        f"images: image, {', '.join(advice.FOR_IMAGES)}. See fuseoverlay COMMAND --help."
+        "Mount layer directories as one: fuseoverlay -o lowerdir=A:B,upperdir=U,workdir=W MNT."
     )
+    if not {"-h", "--help"}.isdisjoint(argv):
+        # Mounting loads neither.
+        from fuseoverlay.commands import complete, tables
+
+        parser.epilog = tables.commands(complete.commands())
     parser.set_defaults(command=False)
     args = parser.parse_intermixed_args(argv)
     return _version(verbose=args.verbose) if args.version else mount.mount(args)

@@ -27,7 +27,7 @@ _HEADINGS: Final = {
     "WorkDir": "WORK",
 }
 _COLUMNS: Final = ("MountPoint", "Image", "Changes", "PID")
-#: Of a mount whose daemon is another user's, or not in sight.
+#: Of a mount whose daemon is another user's, or has ended.
 _UNKNOWN: Final = "?"
 
 
@@ -88,7 +88,7 @@ def _row(mount: Mount) -> dict[str, Any]:
     facts, image = mount.facts, mount.image
     return {
         "MountPoint": os.fsdecode(mount.path),
-        "Image": _shown(facts) if facts else _UNKNOWN,
+        "Image": _shown(facts) if facts else _why_unknown(mount),
         "ImageID": (image.id or "") if image else "",
         "Changes": _changes(facts) if facts else _UNKNOWN,
         "PID": str(mount.pid) if mount.pid is not None else _UNKNOWN,
@@ -96,6 +96,13 @@ def _row(mount: Mount) -> dict[str, Any]:
         "UpperDir": (facts.upper or "") if facts else "",
         "WorkDir": (facts.work or "") if facts else "",
     }
+
+
+def _why_unknown(mount: Mount) -> str:
+    """Why a mount's daemon does not say what it is."""
+    if mount.owner in (None, os.geteuid()):
+        return f"{_UNKNOWN} (its daemon has ended)"
+    return f"{_UNKNOWN} (user {mount.owner}'s, whose daemon is not in sight)"
 
 
 def _shown(facts: Facts) -> str:

@@ -21,6 +21,11 @@ _STREAMS: Final = (
 )
 
 
+class NobodyReadsError(FuseOverlayError):
+    """Whoever reads the output has had enough, such as `head`: nothing to complain of, but not all
+    was done either."""
+
+
 def open_missing() -> None:
     """Open /dev/null on those of the descriptors 0 to 2 that are closed. Otherwise a layer's
     directory would get the number, and lose it to /dev/null when the daemon goes to the background.
@@ -95,6 +100,8 @@ def settle() -> None:
 
 def _lost(exc: OSError) -> FuseOverlayError:
     _drop(sys.stdout)
+    if isinstance(exc, BrokenPipeError):
+        return NobodyReadsError("nobody reads the output")
     return FuseOverlayError(
         f"the output cannot be written: {describe(exc)}", hint="give it somewhere else to go"
     )

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error in one line, without the usage text. --help ends with the exit codes and,
-    with `lists_options`, the mount options before them."""
+    """Reports an error in one line, without the usage text. With `lists_options` --help ends with
+    the mount options and the exit codes, `codes` instead of our own."""
 
     def __init__(
         self,
@@ -47,7 +47,10 @@ class Parser(argparse.ArgumentParser):
         parts = [self.format_help().removesuffix("\n")]
         if self.lists_options:
             parts.append(tables.mount_options())
-        output.say("\n\n".join([*parts, tables.exit_codes(self.codes)]))
+            parts.append(tables.exit_codes(self.codes))
+        else:
+            parts.append("Exit codes: see fuseoverlay(1).")
+        output.say("\n\n".join(parts))
 
 
 def parsed_options(options: Sequence[str]) -> MountConfig:

@@ -1,10 +1,10 @@
-"""The end of --help: the mount options and the exit codes, as wide as the terminal."""
+"""The end of --help: commands, mount options and exit codes, as wide as the terminal."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from fuseoverlay.overlay import options
@@ -12,6 +12,12 @@ from fuseoverlay.overlay.options import Option
 
 #: The column where explanations begin, as in argparse.
 _INDENT: Final = 24
+
+
+def commands(rows: Iterable[tuple[str, str]]) -> str:
+    """The commands, each with what it does."""
+    lines = (line for name, what in rows for line in _row(name, what))
+    return "\n".join(["commands:", *lines, "", "fuseoverlay COMMAND --help says more."])
 
 
 def mount_options() -> str:

@@ -62,11 +62,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount point. `pid` and `facts` are those of its daemon; None if that is another user's,
-    or not in sight."""
+    """One mount point. `owner`: the id of the user who mounted it, if that is known. `pid` and
+    `facts` are those of its daemon; None if that is another user's, or has ended."""
 
     path: bytes
     device: str
+    owner: int | None
     pid: int | None = None
     facts: Facts | None = None
 
@@ -93,8 +94,8 @@ def mounted() -> list[Mount]:
     lines = list(_fuse_mounts())
     daemons = _daemons({device: owner for _, device, owner, _ in lines}) if lines else {}
     return [
-        Mount(path, device, *daemons.get(device, (None, None)))
-        for path, device, _, kind in lines
+        Mount(path, device, owner, *daemons.get(device, (None, None)))
+        for path, device, owner, kind in lines
         if kind == _TYPE or device in daemons
     ]
 

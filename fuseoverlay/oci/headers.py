@@ -87,6 +87,10 @@ class Header:
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
+#: What is wrong with what does not even begin as an archive.
+NO_TAR: Final = "not a tar archive"
+
+
 def read_headers(
     stream: HeaderStream, where: str, *, kind: str = "tar archive", hint: str
 ) -> Iterator[Header]:
@@ -102,7 +106,8 @@ def read_headers(
             yield header
             stream.budget = _MAX_HEADER
     except DamagedError as exc:
-        raise ImageError(f"not a readable {kind}: {exc}", where=where, hint=hint) from exc
+        what = f"not a readable {kind}: {exc}" if reader.begun else NO_TAR
+        raise ImageError(what, where=where, hint=hint) from exc
     finally:
         stream.budget = None
 
@@ -113,6 +118,8 @@ class _Reader:
     def __init__(self, stream: HeaderStream) -> None:
         self._stream = stream
         self._data_end = 0
+        #: Whether there was a header.
+        self.begun = False
         #: What global headers say.
         self._shared: dict[bytes, bytes] = {}
         self._shared_xattrs: dict[bytes, bytes] = {}
@@ -128,6 +135,7 @@ class _Reader:
                 # Headers that were to extend an entry are dropped.
                 return None
             header = _parse(block)
+            self.begun = True
             # Among several headers of one kind the last one counts.
             if header.type in _PAX:
                 records = parse_records(self._extension(header))

@@ -7,12 +7,19 @@ import re
 import stat
 from typing import Final
 
-from fuseoverlay.errors import ImageError, describe
+from fuseoverlay.errors import ImageError, UsageError, describe
 
 #: Transports that skopeo and podman write before the name of a file that we can read, and the
 #: others of theirs.
 FILES: Final = frozenset({"oci", "oci-archive", "docker-archive", "dir"})
 OTHERS: Final = frozenset({"docker", "docker-daemon", "containers-storage"})
+#: What `save` calls them.
+_SAVED: Final = {
+    "oci": "oci",
+    "oci-archive": "oci-archive",
+    "docker-archive": "docker-archive",
+    "dir": "oci",
+}
 _PATH: Final = re.compile(r"[/.~]|.*\.(?:tar|tgz|tar\.[a-z0-9]+)(?::|\Z)")
 
 
@@ -59,6 +66,31 @@ def in_registry(text: str) -> str:
     return text[len("docker:") :].removeprefix("//") if transport(text) == "docker" else text
 
 
+def check_pulled(text: str) -> None:
+    """Refuse what can only be a file. UsageError."""
+    if transport(text) not in (None, "docker") or (not transport(text) and _PATH.match(text)):
+        what = f"{text} is in no registry"
+        raise UsageError(what, hint=f"write fuseoverlay load -i {text}")
+
+
+def check_pushed(text: str) -> None:
+    """Refuse a destination that can only be a file. UsageError."""
+    found = transport(text)
+    if found in _SAVED:
+        hint = f"write fuseoverlay save --format {_SAVED[found]} -o {without_transport(text)} IMAGE"
+        raise UsageError(f"{text} is in no registry", hint=hint)
+    if found not in (None, "docker") or _PATH.match(text):
+        raise UsageError(f"{text} is in no registry", hint="write fuseoverlay save -o FILE IMAGE")
+
+
+def check_stored(text: str) -> None:
+    """Refuse what can only be a file, for a command that wants an image of the store.
+    ImageError."""
+    if transport(text) not in (None, "docker") or is_path(text):
+        hint = f"write fuseoverlay load -i {text}, and then the name that it has there"
+        raise ImageError("not in the store", where=text, hint=hint)
+
+
 def without_transport(text: str) -> str:
     """The name without the transport of a file."""
     return text.partition(":")[2] if transport(text) in FILES else text
@@ -74,7 +106,15 @@ def is_path(text: str) -> bool:
     return _PATH.match(text) is not None or (bool(slash) and os.path.isdir(first))
 
 
+def url_error(text: str) -> ImageError:
+    """The error for a URL in place of a name."""
+    scheme = text.partition("://")[0]
+    return ImageError("a URL, and no name", where=text, hint=f"leave {scheme}:// out")
+
+
 def _missing(text: str, path: str) -> ImageError:
+    if "://" in text:
+        return url_error(text)
     if os.path.islink(path):
         what = f"{path} is a link to {os.readlink(path)}, which does not exist"
         return ImageError(what, where=text, hint="correct it")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fuseoverlay.errors import ImageError
+from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Digest, short
 
 #: Docker Hub's name in references.
@@ -50,7 +51,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         _check_host(self.host)
-        _check_repository(self.repository)
+        _check_repository(self.repository, self._typed())
         if self.tag is not None and not _TAG.match(self.tag):
             raise _malformed(
                 str(self), f"{short(self.tag)} is not a tag",
@@ -68,6 +69,8 @@ class Reference:
         """
         if len(text) > _MAX_TEXT:
             raise _malformed(text, "too long", "correct it")
+        if "://" in text:
+            raise names.url_error(text)
         rest, at, after = text.partition("@")
         digest = _digest(text, after) if at else None
         name, tag = _without_tag(rest)
@@ -99,6 +102,11 @@ class Reference:
 
     def __str__(self) -> str:
         return self.name + self._suffix()
+
+    def _typed(self) -> str:
+        """The repository as it was probably typed."""
+        rest = self.repository.removeprefix(_OFFICIAL)
+        return rest if self.host == HUB and "/" not in rest else self.repository
 
     def _familiar_name(self) -> str:
         if self.host != HUB:
@@ -150,15 +158,16 @@ def _check_host(host: str) -> None:
         raise _malformed(host, "not the name of a registry", "write HOST or HOST:PORT")
 
 
-def _check_repository(repository: str) -> None:
+def _check_repository(repository: str, typed: str) -> None:
+    """`typed`: as people write it."""
     if len(repository) > _MAX_REPOSITORY:
         raise _malformed(repository, f"longer than {_MAX_REPOSITORY} characters", "correct it")
     if _REPOSITORY.match(repository):
         return
     if _REPOSITORY.match(repository.lower()):
-        raise _malformed(repository, "has capital letters", f"write {repository.lower()}")
+        raise _malformed(typed, "has capital letters", f"write {typed.lower()}")
     raise _malformed(
-        repository, "not the name of a repository",
+        typed, "not the name of a repository",
         "its parts are lower case letters and digits, joined by one of . _ __ and -",
     )  # fmt: skip
 

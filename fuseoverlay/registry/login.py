@@ -51,8 +51,8 @@ async def login(server: str, account: Account, settings: Settings | None = None)
 
 
 async def logout(server: str, settings: Settings | None = None) -> list[str]:
-    """Forget the account for `server`; the files and helpers that held it. RegistryError if none
-    did that is ours to change."""
+    """Forget the account for `server`; the files and helpers that held it, of those that are ours
+    to change."""
     chosen = settings or Settings()
     key = _key(server)
     changed = []
@@ -63,8 +63,6 @@ async def logout(server: str, settings: Settings | None = None) -> list[str]:
             changed.append(f"docker-credential-{helper[0]}")
         if file is not None and await trio.to_thread.run_sync(_change, path, _forgetting(key)):
             changed.append(path)
-    if not changed:
-        raise RegistryError("there is no login", where=key, hint="see `docker logout` for docker's")
     return changed
 
 

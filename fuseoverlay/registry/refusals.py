@@ -24,6 +24,10 @@ _LIMITS: Final = (
 #: Characters of a message that are shown.
 _SHOWN: Final = 200
 
+#: What a web server says of the paths of registries, and how its answers begin.
+_ABSENT: Final = frozenset({404, 405, 501})
+_PAGES: Final = ("text/html", "application/xhtml")
+
 _MEANINGS: Final = {
     401: ("access denied", "log in with `fuseoverlay login {host}`, or correct the name"),
     403: ("access denied", "ask who owns the repository, or log in as another user"),
@@ -45,6 +49,9 @@ def refusal(
     """
     what, hint = _MEANINGS.get(status, ("", "try again later"))
     limits = {name: headers[name][:_SHOWN] for name in _LIMITS if name in headers}
+    if status in _ABSENT and headers.get("content-type", "").lower().startswith(_PAGES):
+        # Registries answer with JSON, or with nothing.
+        what, hint = "no registry answers there, but a web server", "correct the name"
     what = what or ("the registry fails" if status >= 500 else "unexpected answer")
     error = RegistryError(
         f"{what} ({_details(status, body, limits)})",

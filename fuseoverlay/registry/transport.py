@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import ssl
+import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -239,13 +240,28 @@ def _not_connected(url: httpx2.URL, exc: httpx2.ConnectError) -> RegistryError |
         )
     name = _of(causes, socket.gaierror)
     if isinstance(name, socket.gaierror) and name.errno != socket.EAI_AGAIN:
-        return RegistryError(f"no such host{_because(name)}", where=shown(url), hint="correct it")
+        return _no_such_host(url, name)
     reason = _of(causes[::-1], OSError) or causes[-1]
     error = _unreached(url, f"no connection{_because(reason)}")
     if isinstance(reason, ConnectionRefusedError):
         # It seldom passes while somebody waits; but a registry may just start anew.
         return Passing(error, wait=1, once=True)
     return Passing(error)
+
+
+def _no_such_host(url: httpx2.URL, cause: socket.gaierror) -> RegistryError:
+    """It is the proxy's name where there is one: the proxy looks up the other."""
+    what = f"no such host{_because(cause)}"
+    proxies = urllib.request.getproxies()
+    kind = url.scheme if url.scheme in proxies else "all"
+    proxy = proxies.get(kind)
+    if proxy and not is_loopback(url.host) and not urllib.request.proxy_bypass(url.host):
+        # Without user and password.
+        place = proxy.rpartition("@")[2].rpartition("://")[2].rstrip("/")
+        hint = f"correct {kind.upper()}_PROXY, or see whether there is a network"
+        return RegistryError(f"the proxy {place}: {what}", where=shown(url), hint=hint)
+    hint = "correct the name, or see whether there is a network"
+    return RegistryError(what, where=shown(url), hint=hint)
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:

@@ -15,6 +15,7 @@ from typing import IO, Any, Final, cast
 from fuseoverlay.errors import ImageError, describe
 from fuseoverlay.oci import model
 from fuseoverlay.oci.blobs import Image, Layer
+from fuseoverlay.oci.headers import NO_TAR
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Descriptor, Digest, Hasher, Platform
@@ -67,7 +68,8 @@ def import_archive(
         lease.add([layer.digest])
         chosen = platform or Platform.host()
         image = Image(chosen, (Layer(diff_id, "", layer.size, layer.digest),))
-        StoredImage(store, _File(work / "layer", where), image, None, warn).layers()
+        with _tar(where):
+            StoredImage(store, _File(work / "layer", where), image, None, warn).layers()
         described, manifest, texts = _documents(layer, diff_id, chosen, message, config or {})
         lease.add([described.digest, manifest.digest])
         content.take(work / "layer", layer.digest)
@@ -80,6 +82,18 @@ def import_archive(
             else:
                 before = names.set(name, manifest)
     return Imported(described.digest, manifest, None if before == manifest.digest else before)
+
+
+@contextlib.contextmanager
+def _tar(where: str) -> Iterator[None]:
+    """Say what is no archive of that, and not of a layer in an image."""
+    try:
+        yield
+    except ImageError as exc:
+        if exc.what != NO_TAR:
+            raise
+        hint = "give a tar archive, which may be compressed"
+        raise ImageError(NO_TAR, where=where, hint=hint) from exc
 
 
 def _documents(

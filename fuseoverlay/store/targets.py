@@ -28,6 +28,12 @@ LAYOUT: Final = "oci-layout"
 INDEX: Final = "index.json"
 #: Larger than any index.
 _MAX_INDEX: Final = 64 << 20
+_HINTS: Final = {
+    errno.ENOSPC: "make room, or save somewhere else",
+    errno.EDQUOT: "make room, or save somewhere else",
+    errno.EISDIR: "name a file in it, or write --format oci",
+    errno.EPIPE: "what was to read it has ended",
+}
 
 
 class Source(Protocol):
@@ -207,8 +213,11 @@ def saving(where: object) -> Iterator[None]:
     """Turn OSError into StoreError."""
     try:
         yield
+    except FileNotFoundError as exc:
+        parent = os.path.dirname(os.fsdecode(str(where))) or "."
+        raise StoreError(f"there is no directory {parent}", where=where, hint="make it") from exc
     except OSError as exc:
-        hint = "make room, or save somewhere else"
+        hint = _HINTS.get(exc.errno or 0, "save somewhere else")
         raise StoreError(f"cannot save: {describe(exc)}", where=where, hint=hint) from exc
 
 

@@ -90,7 +90,7 @@ def test_names(cli: Cli) -> None:
     ("data", "word"),
     [
         (b"", "there is nothing in it"),
-        (b"no archive at all" * 100, "root.tar"),
+        (b"no archive at all" * 100, "error: root.tar: not a tar archive; give a tar archive"),
         (gzip.compress(PLAIN)[:-20], "cut short"),
         (gzip.compress(PLAIN)[:-8] + bytes(8), "damaged"),
         (PLAIN[:2000], "root.tar"),
@@ -114,6 +114,8 @@ def test_refusals(cli: Cli) -> None:
     cli.refused(2, "digest", "import", "root.tar", f"x@sha256:{'0' * 64}")
     cli.refused(2, "not an instruction that can be given here", "import", "-c", "RUN x", "root.tar")
     cli.refused(7, "Is a directory", "import", ".")
+    url = "http://127.0.0.1:1/root.tar"
+    cli.refused(2, f"{url} is a URL; write curl -fL {url} | fuseoverlay import -", "import", url)
 
 
 def test_a_disk_that_is_full(cli: Cli) -> None:

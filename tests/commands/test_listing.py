@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.commands.conftest import Cli
+from tests.helpers.mounts import command, daemon_env
 
 DEBIAN = "docker.io/library/debian:12"
 
@@ -64,7 +67,8 @@ def test_names_that_would_break_the_terminal(cli: Cli, layout: Path) -> None:
     [
         (("image", "lss"), "image lss is not a command"),
         (("images", "--filter", "colour=red"), "no such filter"),
-        (("images", "--filter", "dangling"), "no such filter"),
+        (("images", "--filter", "dangling"), "no value; write dangling=true"),
+        (("images", "--filter", "reference"), "no value; write reference=VALUE"),
         (("images", "--filter", "dangling=perhaps"), "not true or false"),
         (("images", "--filter", "until=yesterday"), "is not a time"),
         (("image", "prune", "--filter", "reference=x"), "no such filter"),
@@ -72,6 +76,57 @@ def test_names_that_would_break_the_terminal(cli: Cli, layout: Path) -> None:
 )
 def test_words_that_are_refused(cli: Cli, words: tuple[str, ...], says: str) -> None:
     cli.refused(2, says, *words)
+
+
+def test_switches_take_no_word(cli: Cli, layout: Path) -> None:
+    """As those of docker and podman."""
+    cli.add(layout, "one", "debian:12")
+    short = cli.said("history", "debian:12")
+    whole = cli.said("history", "--human=false", "debian:12")
+    assert "200B" not in short and short != whole
+    for words in (("-H",), ("--human",), ("-qH", "--human=true"), ("-H=1",)):
+        expected = cli.said("history", "-q", "debian:12") if "-qH" in words else short
+        assert cli.said("history", *words, "debian:12") == expected, words
+    for word in ("-H=false", "--human=0", "--human=F"):
+        assert cli.said("history", word, "debian:12") == whole, word
+    cli.refused(2, "--human", "history", "--human=perhaps", "debian:12")
+    for switch, scheme in (("", "https"), ("=true", "https"), ("=false", "http")):
+        url = f"{scheme}://127.0.0.1:1/v2/"
+        cli.refused(11, url, "pull", f"--tls-verify{switch}", "127.0.0.1:1/x")
+
+
+def test_files_are_not_in_the_store(cli: Cli, layout: Path) -> None:
+    """A name like theirs may be."""
+    for word in ("inspect", "history", "rmi", "save"):
+        for name in ("oci:layout", "./layout", "docker-archive:x.tar"):
+            hint = f"{name}: not in the store; write fuseoverlay load -i {name}, and then"
+            cli.refused(7, hint, word, name)
+    cli.refused(7, "load -i oci:layout", "tag", "oci:layout", "x")
+    cli.refused(7, "load -i oci:layout", "image", "verify", "oci:layout")
+    cli.add(layout, "one", "docker.io/library/oci:layout")
+    assert cli.said("inspect", "-f", "{{.RepoTags}}", "oci:layout") == "[oci:layout]\n"
+
+
+def test_nobody_reads(cli: Cli, layout: Path) -> None:
+    """After the first line that is lost nothing else is done or said."""
+    cli.add(layout, "one", "debian:12")
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as stdout:
+        done = subprocess.run(
+            command("inspect", "-f", "{{.Id}}", "debian:12", "nothing"), stdout=stdout,
+            env=daemon_env(FUSEOVERLAY_ROOT=str(cli.root)), stderr=subprocess.PIPE, text=True,
+            timeout=30, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_forms(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", "debian:12")
+    cli.said("tag", "debian:12", "mine:1")
+    assert " " not in cli.said("images", "--format", "json", "mine")
+    assert cli.said("images", "--format", "tree", "-q") == cli.said("images", "-q")
+    assert "debian:12, mine:1 " in cli.said("image", "df", "-v")
 
 
 def test_format_that_is_refused(cli: Cli, layout: Path) -> None:

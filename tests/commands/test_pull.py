@@ -99,8 +99,33 @@ def test_what_is_not_there(hub: Cli) -> None:
     hub.refused(11, "debian:13: no such tag; similar tags: 12, 11", "pull", "debian:13")
     hub.refused(11, "docker.io has no such image", "pull", "nothing")
     hub.refused(7, "", "pull", "No Name")
+    hub.refused(7, "error: Debian: has capital letters; write debian", "pull", "Debian")
+    for words in (("pull", "https://docker.io/debian"), ("mount", "https://docker.io/x", hub.mnt)):
+        hub.refused(7, "a URL, and no name; leave https:// out", *words)
+    for name in ("./debian", "/debian", "debian.tar", "oci:x", "docker-archive:x", "dir:x:12"):
+        hub.refused(2, f"{name} is in no registry; write fuseoverlay load -i {name}", "pull", name)
+    hub.refused(2, "nosuch.json: there is no such file", "pull", "--authfile", "nosuch.json", "x")
     done = hub.run("pull", "-q", "nothing", "debian:12")
     assert done.returncode == 11 and done.stdout == "docker.io/library/debian:12\n"
+
+
+def test_all_registries_that_were_asked_are_named(hub: Cli) -> None:
+    path = Path(hub.env["CONTAINERS_REGISTRIES_CONF"])
+    host = re.findall('location = "(.*)"', path.read_text())[0]
+    conf = hub.base / "two.conf"
+    conf.write_text(f'unqualified-search-registries = ["{host}", "docker.io"]\n{path.read_text()}')
+    hub.env["CONTAINERS_REGISTRIES_CONF"] = str(conf)
+    done = hub.run("pull", "nosuch")
+    assert done.returncode == 11
+    assert f"{host} has no such image; nosuch:latest: docker.io has no such" in done.stderr
+
+
+def test_login_and_logout(hub: Cli) -> None:
+    hub.env["XDG_CONFIG_HOME"] = hub.env["XDG_RUNTIME_DIR"] = str(hub.base)
+    assert hub.said("logout", "127.0.0.1:1") == "Not logged in to 127.0.0.1:1\n"
+    done = hub.run("login", "-u", "me", "-p", "secret", "--authfile", "new.json", "127.0.0.1:1")
+    assert done.returncode == 11 and "127.0.0.1:1" in done.stderr
+    assert done.stderr.startswith("WARNING! Using --password via the CLI is insecure. Use")
 
 
 def test_mount_gets_what_is_missing(hub: Cli) -> None:

@@ -52,6 +52,11 @@ def test_refusals(cli: Cli, layout: Path) -> None:
     cli.refused(7, "no such image", "push", "nothing")
     cli.refused(2, "write DESTINATION after it", "push", id_)
     cli.refused(7, "", "push", id_, "No Name")
+    cli.refused(2, "write fuseoverlay save --format oci -o x IMAGE", "push", id_, "oci:x")
+    cli.refused(2, "write fuseoverlay save --format oci -o x IMAGE", "push", id_, "dir:x")
+    cli.refused(2, "save --format docker-archive -o x.tar", "push", id_, "docker-archive:x.tar")
+    cli.refused(2, "write fuseoverlay save -o FILE IMAGE", "push", id_, "./x")
+    cli.refused(7, "load -i oci:x, and then the name", "push", "oci:x", "127.0.0.1:1/x")
     cli.refused(11, "127.0.0.1:1", "push", "127.0.0.1:1/one:1")
 
 

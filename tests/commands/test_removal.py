@@ -52,6 +52,13 @@ def test_one_that_is_not_there(cli: Cli, layout: Path) -> None:
     assert blobs(cli) == set()
 
 
+def test_force(cli: Cli, layout: Path) -> None:
+    cli.add(layout, "one", "debian:12")
+    done = cli.run("rmi", "-f", "nothing", "debian:12")
+    assert done.returncode == 0 and "nothing: no such image" in done.stderr
+    assert cli.said("images", "-q") == ""
+
+
 def test_prune(cli: Cli, layout: Path) -> None:
     cli.add(layout, "one", DEBIAN)
     cli.add(layout, "two", "two:1")

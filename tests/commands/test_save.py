@@ -77,9 +77,11 @@ def test_what_cannot_be_written(filled: Cli) -> None:
     (filled.base / "old.tar").write_text("old")
     filled.refused(7, "no such image", "save", "-o", "old.tar", "one:1", "three")
     assert (filled.base / "old.tar").read_text() == "old"
-    filled.refused(9, "No space left", "save", "-o", "/dev/full", "one:1")
-    filled.refused(9, "No such file", "save", "-o", "nowhere/out.tar", "one:1")
-    filled.refused(9, "Is a directory", "save", "-o", filled.base, "one:1")
+    filled.refused(9, "No space left on device; make room", "save", "-o", "/dev/full", "one:1")
+    filled.refused(
+        9, "there is no directory nowhere; make it", "save", "-o", "nowhere/out.tar", "one:1"
+    )
+    filled.refused(9, "Is a directory; name a file in it", "save", "-o", filled.base, "one:1")
     assert not list(filled.base.glob(".*"))
 
 

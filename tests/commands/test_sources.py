@@ -96,6 +96,12 @@ def test_damaged_directories(cli: Cli, manifest: str, word: str) -> None:
 def test_what_is_not_loaded(cli: Cli) -> None:
     cli.refused(2, "podman save x | fuseoverlay load", "load", "-i", "containers-storage:x")
     cli.refused(2, "fuseoverlay pull docker://x", "load", "-i", "docker://x")
+    (cli.base / "text").write_text("login\nsystem\n" * 100)
+    cli.refused(7, "text: not a tar archive; it is", "load", "-i", "text")
+    for text, word in (("", "there is nothing in it"), ("foo\n", "not a tar archive")):
+        done = cli.run("load", input=text)
+        assert done.returncode == 7
+        assert done.stderr.startswith(f"fuseoverlay: error: standard input: {word}; ")
 
 
 #: In namespaces of its own, because podman allows only short paths for what it keeps there.

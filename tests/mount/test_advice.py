@@ -13,7 +13,7 @@ from tests.mount.conftest import Cli
 from tests.mount.test_bad_input import IMAGE, USAGE, refused
 
 DIRECTORIES = "write fuseoverlay mount -o lowerdir=A:B MNT, or fuseoverlay mount IMAGE MNT"
-MISSING_MNT = "image: no mount point given; write fuseoverlay mount IMAGE MNT"
+MISSING_MNT = "no mount point given; write fuseoverlay mount image MNT"
 BOTH = "lowerdir= is given, and the image image"
 
 
@@ -34,13 +34,22 @@ def here(cli: Cli) -> Cli:
         ("mount -o lowerdir=l0", "no mount point given"),
         ("mount image", MISSING_MNT),
         ("image mnt", "image mnt is not a command; the commands are ls, pull"),
-        ("image:latest", MISSING_MNT.replace("image:", "image:latest:", 1)),
+        ("image:latest", MISSING_MNT.replace("image", "image:latest")),
         ("mount mnt", f"no lowerdir= and no image given; {DIRECTORIES}"),
         ("mnt", f"no lowerdir= and no image given; {DIRECTORIES}"),
-        ("mount nothing --upper changes", "nothing: no mount point given"),
-        ("mount nothing --platform arm64", "nothing: no mount point given"),
+        ("mount nothing --upper changes", "write fuseoverlay mount nothing MNT"),
+        ("mount nothing --platform arm64", "write fuseoverlay mount nothing MNT"),
+        ("mount debian:12", "no mount point given; write fuseoverlay mount debian:12 MNT"),
         ("frobnicate", "frobnicate is not a command; the commands are mount, unmount, umount,"),
-        ("build .", "build is not a command; to mount an image write fuseoverlay mount build MNT"),
+        ("build .", "build is not a command; the commands are mount"),
+        ("nosuch .", "nosuch is not a command; to mount an image write fuseoverlay mount nosuch"),
+        ("run -it debian bash", "run is not a command; the commands are mount"),
+        ("ps -a", "ps is not a command"),
+        ("system df", "system is not a command; write fuseoverlay image df"),
+        ("--root X images", "before the command; write fuseoverlay images --root X ..."),
+        ("--root=X image ls", "before the command; write fuseoverlay image --root=X ..."),
+        ("image rmi x", "image rmi is not a command; did you mean image rm?"),
+        ("image pul x", "image pul is not a command; did you mean image pull?"),
         ("debian:12 mnt", "write fuseoverlay mount debian:12 MNT"),
         ("moutn -o lowerdir=l0 mnt", "moutn is not a command; did you mean mount?"),
         ("mout image mnt", "mout is not a command; did you mean mount?"),

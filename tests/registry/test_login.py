@@ -63,8 +63,7 @@ async def test_in_and_out(guarded: Daemon, settings: Settings, tmp_path: Path) -
     assert os.stat(path).st_mode & 0o777 == 0o600
     with pytest.raises(RegistryError, match="access denied without a login"):
         await pull(guarded, settings)
-    with pytest.raises(RegistryError, match="there is no login"):
-        await login.logout(guarded.host, settings)
+    assert await login.logout(guarded.host, settings) == []
     assert os.listdir(Path(path).parent) == ["auth.json"]
 
 

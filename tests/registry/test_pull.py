@@ -166,8 +166,24 @@ async def test_nobody_is_there() -> None:
 
 
 async def test_no_such_host() -> None:
-    with pytest.raises(RegistryError, match="no such host"):
+    hint = "; correct the name, or see whether there is a network"
+    with pytest.raises(RegistryError, match=f"no such host.*{hint}"):
         await manifest("no-such-host.invalid")
+
+
+async def test_no_such_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@no-such-proxy.invalid:3128/")
+    with pytest.raises(RegistryError, match="correct HTTPS_PROXY") as caught:
+        await manifest("registry.invalid")
+    assert "the proxy no-such-proxy.invalid:3128: no such host" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_web_server_is_no_registry() -> None:
+    page = Answer(404, b"<html>", {"content-type": "text/html; charset=utf-8"})
+    with hostile(lambda _: page) as server, pytest.raises(RegistryError) as caught:
+        await manifest(server.host)
+    assert "no registry answers there, but a web server" in str(caught.value)
 
 
 async def test_the_accepted_types_are_named() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay import errors
+from fuseoverlay.commands.advice import COMMANDS
 from fuseoverlay.overlay import options
 from tests.helpers.mounts import BARE_ENV, PROJECT
 
@@ -58,6 +59,13 @@ def test_help_lists_all_options(command: list[str]) -> None:
     rows = _helped(*command).partition("\nmount options")[2].partition("\nexit codes:")[0]
     spelled = {word.strip(",") for word in rows.split()}
     assert {spelling for option in options.every() for spelling in option.spellings} <= spelled
+
+
+def test_help_lists_all_commands() -> None:
+    """Before the mount options. Of the commands, only those with mount options list exit codes."""
+    rows = _helped().partition("\ncommands:\n")[2].partition("\nmount options")[0]
+    assert set(COMMANDS) == set(re.findall(r"^  ([a-z]+) +[a-z]", rows, re.M))
+    assert _helped("images").endswith("\nExit codes: see fuseoverlay(1).\n")
 
 
 @pytest.mark.parametrize("option", CHOICES)
@@ -108,7 +116,7 @@ def test_exit_codes_are_documented() -> None:
     assert {int(code) for code in re.findall(r"^\.B (\d+)$", section, re.M)} == codes
     table = OPTIONS_PAGE.partition("## Exit codes")[2]
     assert {int(code) for code in re.findall(r"^\| (\d+) ", table, re.M)} == codes
-    for command in ([], ["mount"], ["fsck"]):
+    for command in ([], ["mount"]):
         told = _helped(*command).partition("\nexit codes:")[2]
         assert {int(code) for code in re.findall(r"^ +(\d+) ", told, re.M)} == codes
     ours = {errors.mount_exit_code(code) for code in codes}

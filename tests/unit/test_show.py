@@ -61,7 +61,7 @@ def test_formats() -> None:
     headings = {"ID": "IMAGE ID", "Tag": "TAG"}
     rows = [{"ID": "a", "Tag": "x"}, {"ID": "b", "Tag": "\x1b[31m"}]
     assert [*table.listing(rows, headings, "{{.ID}}:{{.Tag}}")] == ["a:x", "b:\\x1b[31m"]
-    assert [*table.listing(rows[:1], headings, "json")] == ['{"ID": "a", "Tag": "x"}']
+    assert [*table.listing(rows[:1], headings, "json")] == ['{"ID":"a","Tag":"x"}']
     assert [*table.listing(rows[:1], headings, r"table {{.Tag}}\t{{.ID}}")] == [
         "TAG       IMAGE ID",
         "x         a",

@@ -5,25 +5,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import table
-from fuseoverlay.errors import FuseOverlayError, ImageError, UsageError, exit_codes
+from fuseoverlay.errors import FuseOverlayError, ImageError, UsageError
+from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Digest, Platform
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.registry import shortnames
-from fuseoverlay.store.images import SHORT_ID, Images
+from fuseoverlay.store.images import SHORT_ID, Image, Images, NoImageError
+from fuseoverlay.store.names import Entry
 from fuseoverlay.store.root import Store, default_root
 
 #: What stands where there is no name.
 NONE = "<none>"
+#: How a switch may be told whether it is meant, as for Go's ParseBool.
+_TRUTH: Final[Mapping[bool, tuple[str, ...]]] = {
+    True: ("true", "True", "TRUE", "t", "T", "1"),
+    False: ("false", "False", "FALSE", "f", "F", "0"),
+}
 
 
 def parser(prog: str, description: str, *examples: str) -> Parser:
     """A parser with the option `--root`, and examples in its help."""
     text = "\n".join(["Examples:", *(f"  {line}" for line in examples)])
-    made = Parser(prog=prog, description=description, codes=exit_codes(), epilog=text)
+    made = Parser(prog=prog, description=description, epilog=text)
     made.add_argument("--root", metavar="DIR", help="the store (default $FUSEOVERLAY_ROOT, else "
                       "$XDG_DATA_HOME/fuseoverlay)")  # fmt: skip
     return made
@@ -46,7 +54,18 @@ def images_at(root: str | None) -> Images:
         raise UsageError("--root is empty", hint="write it out; a variable may not be set")
     store = Store(root or default_root())
     store.prepare()
-    return Images(store, shortnames.meanings)
+    return _Images(store, shortnames.meanings)
+
+
+class _Images(Images):
+    """Says what to do with names of files."""
+
+    def find(self, text: str, platform: Platform | None = None) -> tuple[Image, Entry | None]:
+        try:
+            return super().find(text, platform)
+        except NoImageError:
+            names.check_stored(text)
+            raise
 
 
 def familiar(name: str) -> str:
@@ -77,11 +96,17 @@ def short(digest: Digest, *, whole: bool = False) -> str:
     return str(digest) if whole else digest.hex[:SHORT_ID]
 
 
-def truth(text: str) -> bool:
-    """A truth value on the command line."""
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise argparse.ArgumentTypeError(f"{text} is not true or false")
-    return text.lower() in ("true", "1")
+def add_switch(made: argparse.ArgumentParser, *names: str, default: bool | None, help: str) -> None:
+    """A switch as those of Docker and podman: it stands alone, and never takes the next word, or
+    has a value behind `=`."""
+    made.add_argument(*names, action="store_true", default=default, help=help)
+    (dest,) = {name.lstrip("-").replace("-", "_") for name in names if name.startswith("--")}
+    for value, words in _TRUTH.items():
+        # Names of options may have an equals sign in them.
+        made.add_argument(
+            *(f"{name}={word}" for name in names for word in words), dest=dest, default=default,
+            action="store_const", const=value, help=argparse.SUPPRESS,
+        )  # fmt: skip
 
 
 def show(
@@ -100,6 +125,8 @@ def each(words: Iterable[str], act: Callable[[str], None]) -> int:
     for word in words:
         try:
             act(word)
+        except output.NobodyReadsError:
+            raise
         except FuseOverlayError as exc:
             output.complain("error", str(exc))
             code = code or exc.exit_code

@@ -58,7 +58,7 @@ def _kinds(found: Usage, free: Removed) -> list[dict[str, Any]]:
 def _images(found: Usage) -> list[dict[str, Any]]:
     return [
         {
-            "Image": common.familiar(one.image.names[0]) if one.image.names else common.NONE,
+            "Image": ", ".join(map(common.familiar, one.image.names)) or common.NONE,
             "ID": common.short(one.image.id),
             "Shared": one.shared,
             "Unique": one.unique,

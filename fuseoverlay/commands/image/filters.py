@@ -46,6 +46,9 @@ def _negated(text: str, known: Sequence[str]) -> tuple[str, str]:
     kind, equals, value = text.partition("!=")
     if equals and f"{kind}!" in known:
         return f"{kind}!", value
+    if text in known:
+        example = "true" if text == "dangling" else "VALUE"
+        raise UsageError(f"--filter {text}: no value", hint=f"write {text}={example}")
     kinds = ", ".join(f"{kind}=" for kind in known)
     raise UsageError(f"--filter {text}: no such filter", hint=f"there are {kinds}")
 

@@ -52,9 +52,9 @@ def parser(prog: str) -> Parser:
     common.add_platform(made)
     made.add_argument("-q", "--quiet", action="store_true", help="only the ids")
     made.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
-    made.add_argument("-H", "--human", type=common.truth, nargs="?", const=True, default=True,
-                        metavar="BOOL",
-                        help="false: times as RFC 3339, sizes in bytes")  # fmt: skip
+    common.add_switch(made, "-H", "--human", default=True,
+                      help="short ages and sizes, as by default; --human=false: times as RFC 3339, "
+                      "sizes in bytes")  # fmt: skip
     made.add_argument("--format", metavar="FORM",
                         help="table, json, a template, or table TEMPLATE; fields: "
                         + " ".join(_HEADINGS))  # fmt: skip

@@ -59,6 +59,8 @@ def parser(prog: str) -> Parser:
 def _opened(file: str) -> Iterator[IO[bytes]]:
     if file == "-" and sys.stdin.isatty():
         raise UsageError("an archive does not come from a terminal", hint="pipe one in")
+    if "://" in file and not os.path.lexists(file):
+        raise UsageError(f"{file} is a URL", hint=f"write curl -fL {file} | fuseoverlay import -")
     try:
         what = os.dup(sys.stdin.fileno()) if file == "-" else file
         opened = open(what, "rb", buffering=0)  # noqa: SIM115  # closed below

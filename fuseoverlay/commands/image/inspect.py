@@ -10,7 +10,7 @@ from fuseoverlay.commands import mounts as listing
 from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.commands.show.template import Template
+from fuseoverlay.commands.show.template import Object, Template
 from fuseoverlay.errors import visible
 from fuseoverlay.fuse import mounts
 from fuseoverlay.oci import model
@@ -31,7 +31,7 @@ def command(argv: list[str], prog: str) -> int:
         if form is None:
             found.append(data)
         else:
-            output.say("\n".join(map(visible, form.fill({**data, "ID": data["Id"]}).split("\n"))))
+            output.say("\n".join(map(visible, form.fill(_fields(data)).split("\n"))))
 
     code = common.each(args.images, show)
     if form is None:
@@ -50,6 +50,17 @@ def parser(prog: str) -> Parser:
     common.add_platform(made)
     made.add_argument("--type", choices=["image"], help="image, which is all there is")
     return made
+
+
+def _fields(data: dict[str, Any]) -> dict[str, Any]:
+    """What a template may name: also what only some images have."""
+    config, driver = data["Config"], data["GraphDriver"]
+    labels, directories = config["Labels"], driver["Data"]
+    inner = {
+        "Config": Object({**config, "Labels": labels and Object(labels)}, _ABSENT),
+        "GraphDriver": {**driver, "Data": directories and Object(directories)},
+    }
+    return Object({**data, "ID": data["Id"], **inner}, dict.fromkeys(_OPTIONAL, ""))
 
 
 def described(images: Images, image: Image) -> dict[str, Any]:
@@ -96,6 +107,14 @@ _CONFIG: Final[dict[str, Any]] = {
 }
 #: Left out where there is nothing to say, as Docker does.
 _OPTIONAL = ("Variant", "OsVersion")
+#: What the fields are that a config may lack.
+_ABSENT: Final[dict[str, Any]] = {
+    "ExposedPorts": {},
+    "Healthcheck": None,
+    "Shell": [],
+    "StopSignal": "",
+    "StopTimeout": None,
+}
 
 
 def _directories(images: Images, image: Image) -> dict[str, str]:

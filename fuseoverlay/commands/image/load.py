@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fuseoverlay.commands import output, progress
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
-from fuseoverlay.errors import UsageError
+from fuseoverlay.errors import FuseOverlayError, ImageError, UsageError, printable
 from fuseoverlay.oci import names
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.store import daemon, layers
@@ -72,7 +72,21 @@ def _source(store: Store, file: str | None) -> Iterator[str]:
                 shutil.copyfileobj(sys.stdin.buffer, target, 1 << 20)
         except OSError as exc:
             raise store_error(exc, "cannot copy standard input", store.root) from exc
-        yield str(path)
+        with _called(str(path), "standard input"):
+            if not path.stat().st_size:
+                raise ImageError("there is nothing in it", where=path, hint="pipe an archive in")
+            yield str(path)
+
+
+@contextlib.contextmanager
+def _called(path: str, name: str) -> Iterator[None]:
+    """In errors, call the file by this name instead of its path."""
+    try:
+        yield
+    except FuseOverlayError as exc:
+        exc.what = exc.what.replace(path, name)
+        exc.where = None if exc.where is None else printable(exc.where).replace(path, name)
+        raise
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import getpass
 import sys
+from typing import Final
 
 import trio
 
@@ -16,6 +17,9 @@ from fuseoverlay.oci.reference import HUB
 from fuseoverlay.registry import login as registry
 from fuseoverlay.registry.accounts import Account
 
+#: Docker's warning.
+_INSECURE: Final = "WARNING! Using --password via the CLI is insecure. Use --password-stdin."
+
 
 def command(argv: list[str], prog: str) -> int:
     """Log in; returns the exit code."""
@@ -24,8 +28,11 @@ def command(argv: list[str], prog: str) -> int:
         raise UsageError(
             "--password-stdin goes with -u and without -p", hint="write -u NAME --password-stdin"
         )
+    if args.password is not None:
+        output.note(_INSECURE)
+    settings = fetching.settings_of(args, makes=True)
     account = Account(args.username or _asked(), _password(args.password, args.password_stdin))
-    work = functools.partial(registry.login, args.server, account, fetching.settings_of(args))
+    work = functools.partial(registry.login, args.server, account, settings)
     output.note(f"the credentials are stored in {trio.run(work)}")
     output.say("Login Succeeded")
     return 0

@@ -16,9 +16,11 @@ from fuseoverlay.registry.login import logout
 def command(argv: list[str], prog: str) -> int:
     """Log out; returns the exit code."""
     args = parser(prog).parse_args(argv)
-    for place in trio.run(functools.partial(logout, args.server, fetching.settings_of(args))):
+    places = trio.run(functools.partial(logout, args.server, fetching.settings_of(args)))
+    for place in places:
         output.note(f"removed from {place}")
-    output.say(f"Removed login credentials for {args.server}")
+    what = "Removed login credentials for" if places else "Not logged in to"
+    output.say(f"{what} {args.server}")
     return 0
 
 

@@ -36,7 +36,7 @@ def command(argv: list[str], prog: str) -> int:
     fits = filters.wanted(chosen, images, filters.LISTING)
     named = filters.named(chosen)
     listed = [image for image in images.all() if fits(image)]
-    if args.format == "tree":
+    if args.format == "tree" and not args.quiet:
         for line in tree.lines(images, listed, named, dangling=args.all):
             output.say(line)
         return 0

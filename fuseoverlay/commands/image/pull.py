@@ -16,6 +16,7 @@ def command(argv: list[str], prog: str) -> int:
     platform = common.platform(args.platform)
 
     def get(word: str) -> None:
+        names.check_pulled(word)
         before = {entry.name: entry.descriptor.digest for entry in images.names.entries()}
         pulled = fetching.fetch(
             images.store, names.in_registry(word), platform=platform,

@@ -62,6 +62,7 @@ def parser(prog: str) -> Parser:
 
 def _destination(images: Images, image: str, destination: str | None) -> Reference:
     if destination is not None:
+        names.check_pushed(destination)
         return Reference.parse(names.in_registry(destination))
     _, entry = images.find(image)
     if entry is None or entry.name is None:

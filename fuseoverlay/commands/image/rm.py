@@ -6,6 +6,7 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, removal
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.store import garbage
+from fuseoverlay.store.images import NoImageError
 
 
 def command(argv: list[str], prog: str) -> int:
@@ -14,7 +15,14 @@ def command(argv: list[str], prog: str) -> int:
     images = common.images_at(args.root)
 
     def remove(word: str) -> None:
-        removed = garbage.remove(images, word, force=args.force, dry_run=args.dry_run)
+        try:
+            removed = garbage.remove(images, word, force=args.force, dry_run=args.dry_run)
+        except NoImageError as exc:
+            if not args.force:
+                raise
+            # As with `rm -f`, nothing has to be done.
+            output.complain("error", str(exc))
+            return
         words = ("Would untag", "Would delete") if args.dry_run else ("Untagged", "Deleted")
         for line in removal.lines(removed, *words):
             output.say(line)
@@ -33,6 +41,7 @@ def parser(prog: str) -> Parser:
     )  # fmt: skip
     made.add_argument("images", nargs="+", metavar="IMAGE", help="a name, an id, its beginning")
     made.add_argument("-f", "--force", action="store_true",
-                        help="by id: also if it has names in several repositories")  # fmt: skip
+                        help="by id: also if it has names in several repositories; what is not "
+                        "there is no failure")  # fmt: skip
     made.add_argument("--dry-run", action="store_true", help="only say what would go")
     return made

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Final
 
-from fuseoverlay.commands import output
+from fuseoverlay.commands import advice, output
 from fuseoverlay.errors import UsageError
 
 #: After `image`: the word, which is mostly that of the module, and what it does.
@@ -34,6 +34,7 @@ COMMANDS: Final[Mapping[str, str]] = {
 }
 #: Modules that cannot be called like the word.
 _MODULES: Final = {"import": "importing"}
+_HELP: Final = "fuseoverlay image --help"
 #: Other words for them after `image`.
 _ALSO: Final = {"list": "ls", "remove": "rm"}
 #: What Docker's users write without `image`.
@@ -65,9 +66,11 @@ def command(argv: list[str]) -> int:
         return 0
     name = name_of(word)
     if name is None:
-        raise UsageError(
-            f"image {word} is not a command", hint=f"the commands are {', '.join(COMMANDS)}"
-        )
+        what = f"image {word} is not a command"
+        meant = SPELLINGS.get(word) or advice.slip_of(word, COMMANDS)
+        if meant:
+            raise UsageError(f"{what}; did you mean image {meant}?", hint=f"see {_HELP}")
+        raise UsageError(what, hint=f"the commands are {', '.join(COMMANDS)}")
     return run(name, rest, f"fuseoverlay image {word}")
 
 

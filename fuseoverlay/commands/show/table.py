@@ -23,7 +23,7 @@ def listing(rows: Iterable[Row], headings: Mapping[str, str], form: str) -> Iter
     a template, or `table TEMPLATE`, whose lines are aligned below headings. Raises `UsageError`.
     """
     if form == "json":
-        yield from (json.dumps(dict(row)) for row in rows)
+        yield from (json.dumps(dict(row), separators=(",", ":")) for row in rows)
         return
     aligned = form == "table" or form.startswith("table ")
     template = Template(_unescaped(form.removeprefix("table ") if aligned else form))

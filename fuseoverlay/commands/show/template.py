@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +24,18 @@ _OPENS: Final = ("range", "if", "with")
 _MISSING: Final = "<no value>"
 
 _Parts = list["_Text | _Value | _Block"]
+
+
+class Object(dict[str, Any]):
+    """An object that may lack some fields. What they are then is in `absent`; None: whatever it
+    lacks has no value, as with Go's maps."""
+
+    def __init__(self, fields: Mapping[str, Any], absent: Mapping[str, Any] | None = None) -> None:
+        super().__init__(fields)
+        self._absent = absent
+
+    def __missing__(self, name: str) -> Any:
+        return None if self._absent is None else self._absent[name]
 
 
 class Template:
@@ -176,10 +188,11 @@ class _Path:
                 return None
             if not isinstance(found, dict):
                 raise TypeError(f"there is no field {name} in {_written(found)!r}")
-            if name not in found:
+            try:
+                found = found[name]
+            except KeyError:
                 known = ", ".join(map(str, found))
-                raise LookupError(f"there is no field {name}; there are {known}")
-            found = found[name]
+                raise LookupError(f"there is no field {name}; there are {known}") from None
         return found
 
 
