@@ -7,6 +7,7 @@ nobody leads from https to http unnoticed. Source: RFC 9110 15.4, distribution-s
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import ssl
@@ -106,10 +107,13 @@ class Transport:
         if request.authorization is not None and same_origin(url, request.url):
             headers["authorization"] = request.authorization
         content = request.content() if callable(request.content) else request.content
-        with told(url):
+        # Informational answers (1xx) without end are no silence. To send content may take long.
+        seconds = self._settings.patience.reply if content is None else math.inf
+        with told(url), trio.move_on_after(seconds):
             client = self._client(url)
             built = client.build_request(request.method, url, headers=headers, content=content)
             return await client.send(built, stream=True)
+        raise RegistryError("never comes to an answer", where=shown(url), hint=ASK)
 
     def _redirected(
         self, request: Request, url: httpx2.URL, status: int, location: str | None

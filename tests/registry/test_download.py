@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -269,3 +273,25 @@ async def test_a_download_can_be_left_and_cancelled() -> None:
                         scope.cancel()
             assert scope.cancelled_caught
             assert await registry.head("1") is None
+
+
+async def test_informational_answers_without_end() -> None:
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            while True:
+                connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+                time.sleep(0.01)
+
+    def serve(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        reference = Reference.parse(f"127.0.0.1:{listening.getsockname()[1]}/a")
+        patient = replace(SETTINGS, patience=replace(HASTE, reply=1))
+        with trio.fail_after(20), pytest.raises(RegistryError, match="never comes to an answer"):
+            async with remote.connect(reference, patient) as registry:
+                await registry.manifest("1")
