@@ -60,6 +60,9 @@ def test_names_that_would_break_the_terminal(cli: Cli, layout: Path) -> None:
     for words in (("images",), ("image", "df", "-v"), ("inspect", "-f", "{{.RepoTags}}", name)):
         said = cli.said(*words)
         assert "\x1b" not in said and "\\x1b[31m" in said, words
+    # Nor would a script take it for two.
+    assert len(cli.said("images", "--format", "{{.Repository}}:{{.Tag}}").splitlines()) == 1
+    assert len(cli.said("rmi", "--dry-run", "a\x1b[31m\nb").splitlines()) == 2
 
 
 @pytest.mark.parametrize(

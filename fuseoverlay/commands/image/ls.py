@@ -11,6 +11,7 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common, filters, tree
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import units
+from fuseoverlay.errors import visible
 from fuseoverlay.store.images import Image
 
 _HEADINGS: Final = {
@@ -102,7 +103,9 @@ def _rows(
             continue
         repository, tag = common.split(entry.name) if entry.name else _nameless(entry.repository)
         digest = str(entry.descriptor.digest)
-        yield {"Repository": repository, "Tag": tag, "Digest": digest, **shared}
+        # Names of other programs may hold anything; for a script each has a line.
+        names = {"Repository": visible(repository), "Tag": visible(tag)}
+        yield {**names, "Digest": digest, **shared}
 
 
 def _nameless(repository: str | None) -> tuple[str, str]:
