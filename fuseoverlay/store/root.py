@@ -103,13 +103,19 @@ class Store:
 
     def _is_ours(self) -> bool:
         """Nobody writes in another user's store: with links in it he would lead root anywhere."""
-        return os.stat(self.root).st_uid == os.geteuid()
+        return self._owner() == os.geteuid()
+
+    def _owner(self) -> int:
+        """The user id; ours for one that is not there, which we would make."""
+        try:
+            return os.stat(self.root).st_uid
+        except FileNotFoundError:
+            return os.geteuid()
 
     def _check_ours(self) -> None:
         if not self._is_ours():
-            uid = os.stat(self.root).st_uid
             raise StoreError(
-                f"the store is that of the user {uid}, who alone may change it",
+                f"the store is that of the user {self._owner()}, who alone may change it",
                 where=self.root,
                 hint="become that user, or use another directory",
             )

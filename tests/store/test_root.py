@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +103,11 @@ def test_writing_replaces_a_file_whole(kept: Store) -> None:
         assert b"manifests" in old.read()
     assert (kept.root / "index.json").read_bytes() == b"new"
     assert os.listdir(kept.tmp) == []
+
+
+def test_a_store_that_goes_away(kept: Store) -> None:
+    """It is told as such."""
+    shutil.rmtree(kept.root)
+    assert not kept.is_writable()
+    with pytest.raises(StoreError, match="No such file"), kept.workspace():
+        pass
