@@ -201,10 +201,11 @@ def test_layer_that_something_else_has_mounted(place: Path, how: str) -> None:
     painter_.name(painter_.manifest(layers=[painter_.layer("top")]), GOOD)
     (layer,) = unpacked(images)
     (place / "mnt").mkdir()
+    (place / "bottom").mkdir()
     within = layer.relative_to(layer.parents[2])
     mount = {
-        "a space": ["-t", "overlay", "overlay", "-o", f"lowerdir={layer}:/"],
-        "relative": ["-t", "overlay", "overlay", "-o", f"lowerdir={within}:/"],
+        "a space": ["-t", "overlay", "overlay", "-o", f"lowerdir={layer}:{place}/bottom"],
+        "relative": ["-t", "overlay", "overlay", "-o", f"lowerdir={within}:{place}/bottom"],
         "bind": ["--bind", str(layer)],
     }[how]
     subprocess.run(["mount", *mount, place / "mnt"], cwd=layer.parents[2], check=True, timeout=30)
