@@ -77,6 +77,23 @@ def load(
         return _name(images, found)
 
 
+def load_description(
+    images: Images, path: str, ref: str | None, platform: Platform | None
+) -> Image:
+    """Bring into a store of its own what describes the images of a file, no layers; the image that
+    `ref` names there, or the only one. ImageError, DigestError, StoreError."""
+    with (
+        malformed(path),
+        open_image(path, scratch=str(images.store.tmp)) as source,
+        images.content.lease() as lease,
+    ):
+        loader = _Loader(source, images.content, lease, None, layers=False)
+        found = loader.saved(None) if not source.entries else loader.listed(None)
+        _name(images, found)
+        chosen = source.resolve(ref, platform)
+    return images.resolve(str(chosen.id))
+
+
 def _renamed(path: str, found: _Found, name: str) -> _Found:
     descriptors = {descriptor.digest: descriptor for _, descriptor in found}
     if len(descriptors) != 1:
@@ -114,8 +131,12 @@ class _Loader:
         content: Content,
         lease: Lease,
         progress: Callable[[int], None] | None,
+        *,
+        layers: bool = True,
     ) -> None:
         self._source = source
+        #: Whether layers are copied, too, or only looked for.
+        self._layers = layers
         self._content = content
         self._lease = lease
         self._progress = progress
@@ -198,7 +219,8 @@ class _Loader:
             return True
         if not self._source.has_blob(descriptor):
             return False
-        self._fill(descriptor, lambda: self._source.open_blob(descriptor))
+        if self._layers or descriptor.media_type in model.CONFIG_TYPES:
+            self._fill(descriptor, lambda: self._source.open_blob(descriptor))
         return True
 
     # docker save
@@ -247,7 +269,7 @@ class _Loader:
         ).encode()
         manifest = Descriptor(model.OCI_MANIFEST, Digest.of(data), len(data))
         self._lease.add([manifest.digest, config.digest, *(blob.digest for blob, _ in layers)])
-        for blob, layer in layers:
+        for blob, layer in layers if self._layers else ():
             self._fill(blob, lambda layer=layer: self._source.open_saved(layer))  # type: ignore[misc]
         self._content.add(saved.config)
         self._content.add(data)

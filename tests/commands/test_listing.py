@@ -100,7 +100,7 @@ def test_switches_take_no_word(cli: Cli, layout: Path) -> None:
 
 def test_files_are_not_in_the_store(cli: Cli, layout: Path) -> None:
     """A name like theirs may be."""
-    for word in ("inspect", "history", "rmi", "save"):
+    for word in ("rmi", "save"):
         for name in ("oci:layout", "./layout", "docker-archive:x.tar"):
             hint = f"{name}: not in the store; write fuseoverlay load -i {name}, and then"
             cli.refused(7, hint, word, name)

@@ -48,6 +48,30 @@ def shown(cli: Cli, *words: object) -> tree.Tree:
         cli.said("unmount", cli.mnt)
 
 
+@pytest.mark.parametrize("form", ["layout", "oci", "oci-archive", "docker-archive", "dir"])
+def test_described_where_it_lies(cli: Cli, image: Path, form: str) -> None:
+    """As when it is loaded; and nothing is."""
+    name = f"{image}:1" if form == "layout" else f"oci:{image}:1"
+    if form not in ("layout", "oci"):
+        name = f"{form}:{cli.base}/there" + (".tar" if form.endswith("archive") else "")
+        skopeo(f"oci:{image}:1", f"{name}:x:1" if form == "docker-archive" else name)
+    inspected, history = cli.said("inspect", name), cli.said("history", "--no-trunc", name)
+    assert cli.said("images", "-q") == ""
+    assert list(cli.root.glob("blobs/sha256/*")) == []
+    cli.said("load", "-q", "-i", name.removesuffix(":1"), "--name", "y")
+    # Not what docker's layers are: it is not known of a file, where the blob's size is shown.
+    (expected,) = json.loads(cli.said("inspect", "y"))
+    (found,) = json.loads(inspected)
+    same = ("Id", "Config", "RootFS", "Created", "Os", "Architecture")
+    assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+    assert found["Descriptor"]["digest"] == expected["Descriptor"]["digest"]
+    assert found["RepoTags"] == (["x:1"] if form == "docker-archive" else [])
+    assert [line.split()[0] for line in history.splitlines()] == [
+        line.split()[0] for line in cli.said("history", "--no-trunc", "y").splitlines()
+    ]
+    cli.refused(7, "no image", "inspect", "--platform", "linux/s390x", name)
+
+
 @pytest.mark.parametrize("options", [(), ("--all",), ("--format", "v2s2")], ids=str)
 def test_directories_of_skopeo(cli: Cli, image: Path, options: tuple[str, ...]) -> None:
     """Mounted, and loaded bit for bit."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from fuseoverlay.commands import output
@@ -66,6 +67,24 @@ class _Images(Images):
         except NoImageError:
             names.check_stored(text)
             raise
+
+
+@contextlib.contextmanager
+def found(images: Images, text: str, platform: Platform | None) -> Iterator[tuple[Images, Image]]:
+    """The image that `text` names, and what it is one of: `images`, or those of a file, which stays
+    where it is. Raises `ImageError`."""
+    try:
+        image = images.resolve(text, platform)
+    except ImageError:
+        if not (names.is_path(text) or names.transport(text) in names.FILES):
+            raise
+    else:
+        yield images, image
+        return
+    from fuseoverlay.store import describing
+
+    with describing.described(text, platform) as (others, image):
+        yield others, image
 
 
 def familiar(name: str) -> str:

@@ -33,8 +33,8 @@ def command(argv: list[str], prog: str) -> int:
     """Show the history of an image; returns the exit code."""
     args = parser(prog).parse_args(argv)
     images = common.images_at(args.root)
-    image = images.resolve(args.image, common.platform(args.platform))
-    rows = list(_rows(image, images.history(image), args))
+    with common.found(images, args.image, common.platform(args.platform)) as (where, image):
+        rows = list(_rows(image, where.history(image), args))
     if args.quiet:
         for row in rows:
             output.say(row["ID"])
@@ -48,7 +48,7 @@ def command(argv: list[str], prog: str) -> int:
 def parser(prog: str) -> Parser:
     """The parser of its arguments."""
     made = common.parser(prog, "Show how an image was made.", f"{prog} debian:12")
-    made.add_argument("image", metavar="IMAGE", help="a name, an id, or its beginning")
+    made.add_argument("image", metavar="IMAGE", help="a name, an id or its beginning, or a file")
     common.add_platform(made)
     made.add_argument("-q", "--quiet", action="store_true", help="only the ids")
     made.add_argument("--no-trunc", action="store_true", help="whole ids and commands")

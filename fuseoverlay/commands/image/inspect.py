@@ -27,7 +27,8 @@ def command(argv: list[str], prog: str) -> int:
     found: list[dict[str, Any]] = []
 
     def show(word: str) -> None:
-        data = described(images, images.resolve(word, platform))
+        with common.found(images, word, platform) as (where, image):
+            data = described(where, image)
         if form is None:
             found.append(data)
         else:
@@ -45,7 +46,9 @@ def parser(prog: str) -> Parser:
         prog, "Show details of images.",
         f"{prog} debian:12", f"{prog} --format '{{{{json .Config.Env}}}}' debian:12",
     )  # fmt: skip
-    made.add_argument("images", nargs="+", metavar="IMAGE", help="a name, an id, its beginning")
+    made.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a name, an id or its beginning, or a file"
+    )
     made.add_argument("-f", "--format", metavar="TEMPLATE", help="json, or a template")
     common.add_platform(made)
     made.add_argument("--type", choices=["image"], help="image, which is all there is")
