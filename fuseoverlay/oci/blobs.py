@@ -132,6 +132,11 @@ class ImageSource:
         """The entries of the OCI index; none if this is only a `docker save` archive."""
         return self._index.manifests if self._index else ()
 
+    def named(self, ref: str) -> tuple[Descriptor, ...]:
+        """Those of `entries` that are called so. ImageError if there is none, here or among those
+        of `saved`."""
+        return tuple(self._by_ref(self.entries, ref))
+
     def has_blob(self, blob: Descriptor) -> bool:
         """Whether the file of this blob is here."""
         return self._files.has(_blob_name(blob))
@@ -145,11 +150,11 @@ class ImageSource:
         """The content of a manifest or config, verified. ImageError, DigestError."""
         return self._read(_blob_name(blob), blob.size, blob.digest)
 
-    def saved(self) -> list[SavedImage]:
-        """The images of a `docker save` archive."""
+    def saved(self, ref: str | None = None) -> list[SavedImage]:
+        """The images of a `docker save` archive, or the one that `ref` names. ImageError."""
         return [
             SavedImage(saved.tags, self._read(saved.config, None, _digest_in(saved.config)), image)
-            for saved in self._saved
+            for saved in (self._saved if ref is None else [self._saved_by_ref(ref)])
             for image in [self._load_saved(saved, None)]
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
@@ -48,13 +48,15 @@ def load(
     store: Store,
     path: str,
     *,
+    ref: str | None = None,
     platform: Platform | None = None,
     name: str | None = None,
     progress: Callable[[int], None] | None = None,
     unpack: Callable[[Image], None] = lambda image: None,
 ) -> list[Loaded]:
-    """Bring all images of the file or directory `path` into the store, or of each only what is for
-    `platform`. `name`: what the only image is to be called.
+    """Bring all images of the file or directory `path` into the store, or only what `ref` names
+    there; of each all, or only what is for `platform`. `name`: what the only image is to be
+    called.
 
     `progress` is told how many bytes each step copied. What is in the store already is not read.
     `unpack` gets each image before anything has its name: of several platforms, the one for this
@@ -68,7 +70,7 @@ def load(
         content.lease() as lease,
     ):
         loader = _Loader(source, content, lease, progress)
-        found = loader.saved(platform) if not source.entries else loader.listed(platform)
+        found = loader.found(ref, platform)
         if name is not None:
             found = _renamed(path, found, name)
         images = Images(store)
@@ -88,8 +90,7 @@ def load_description(
         images.content.lease() as lease,
     ):
         loader = _Loader(source, images.content, lease, None, layers=False)
-        found = loader.saved(None) if not source.entries else loader.listed(None)
-        _name(images, found)
+        _name(images, loader.found(ref, None))
         chosen = source.resolve(ref, platform)
     return images.resolve(str(chosen.id))
 
@@ -143,12 +144,16 @@ class _Loader:
         #: Whether all that a manifest or index needs is here.
         self._complete: dict[Digest, bool] = {}
 
+    def found(self, ref: str | None, platform: Platform | None) -> _Found:
+        """The images of the source, or those that `ref` names, with their names."""
+        entries = self._source.entries if ref is None else self._source.named(ref)
+        return self._listed(entries, platform) if entries else self._archived(ref, platform)
+
     # OCI
 
-    def listed(self, platform: Platform | None) -> _Found:
-        """The images that the index of the source lists, with their names."""
+    def _listed(self, entries: Sequence[Descriptor], platform: Platform | None) -> _Found:
         found = []
-        for entry in filter(model.is_image, self._source.entries):
+        for entry in filter(model.is_image, entries):
             chosen = None if platform is None else self._chosen(entry, platform)
             self._copy(entry, chosen, 0)
             if next(manifests(self._content, entry), None) is None:
@@ -225,10 +230,10 @@ class _Loader:
 
     # docker save
 
-    def saved(self, platform: Platform | None) -> _Found:
-        """The images of a `docker save` archive, each with all its names."""
+    def _archived(self, ref: str | None, platform: Platform | None) -> _Found:
+        """Each with all its names."""
         found: _Found = []
-        for saved in self._source.saved():
+        for saved in self._source.saved(ref):
             if platform is None or _is_for(saved, platform):
                 names: list[str | None] = [str(Reference.parse(name)) for name in saved.names] or [
                     None

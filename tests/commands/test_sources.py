@@ -58,7 +58,7 @@ def test_described_where_it_lies(cli: Cli, image: Path, form: str) -> None:
     inspected, history = cli.said("inspect", name), cli.said("history", "--no-trunc", name)
     assert cli.said("images", "-q") == ""
     assert list(cli.root.glob("blobs/sha256/*")) == []
-    cli.said("load", "-q", "-i", name.removesuffix(":1"), "--name", "y")
+    cli.said("load", "-q", "-i", name, "--name", "y")
     # Not what docker's layers are: it is not known of a file, where the blob's size is shown.
     (expected,) = json.loads(cli.said("inspect", "y"))
     (found,) = json.loads(inspected)
@@ -239,3 +239,23 @@ def test_a_store_that_cannot_be_written(cli: Cli, layout: Path) -> None:
             cli.said("unmount", cli.mnt)
     finally:
         subprocess.run(["umount", cli.root], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("form", ["layout", "docker-archive"])
+def test_one_image_of_a_file_is_loaded(cli: Cli, layout: Path, form: str) -> None:
+    name = f"{layout}"
+    if form == "docker-archive":
+        for ref in ("one", "two"):
+            cli.add(layout, ref, f"docker.io/library/{ref}:1")
+        cli.said("save", "-o", "both.tar", "one:1", "two:1")
+        shutil.rmtree(cli.root)
+        name = "docker-archive:both.tar"
+    ref = "two" if form == "layout" else "two:1"
+    cli.said("load", "-q", "-i", f"{name}:{ref}")
+    (id_,) = cli.said("images", "-q", "--no-trunc").split()
+    cli.refused(7, "there is no image 'three'", "load", "-q", "-i", f"{name}:three")
+    cli.said("load", "-q", "-i", name)
+    assert len(cli.said("images", "-q").split()) == 2
+    cli.said("mount", "--read-only", id_, cli.mnt)
+    assert "two" in os.listdir(cli.mnt)
+    cli.said("unmount", cli.mnt)

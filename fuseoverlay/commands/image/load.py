@@ -28,9 +28,9 @@ def command(argv: list[str], prog: str) -> int:
         raise UsageError("two files are given", hint="leave -i or FILE out")
     platform = common.platform(args.platform)
     images = common.images_at(args.root)
-    with output.advising(), _source(images.store, args.input or args.file) as path:
+    with output.advising(), _source(images.store, args.input or args.file) as (path, ref):
         found = load(
-            images.store, path, platform=platform, name=args.name,
+            images.store, path, ref=ref, platform=platform, name=args.name,
             unpack=functools.partial(_unpack, images, quiet=args.quiet),
         )  # fmt: skip
     for one in found:
@@ -46,8 +46,8 @@ def parser(prog: str) -> Parser:
     )  # fmt: skip
     made.add_argument("file", nargs="?", metavar="FILE", help="the same as -i FILE")
     made.add_argument("-i", "--input", metavar="FILE",
-                        help="a file or directory, or docker-daemon:NAME (default: standard input)"
-                        )  # fmt: skip
+                        help="a file or directory, with :REF one image of it; or "
+                        "docker-daemon:NAME (default: standard input)")  # fmt: skip
     made.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]",
                         help="only this one of a multi-platform image (default: all)")  # fmt: skip
@@ -57,8 +57,9 @@ def parser(prog: str) -> Parser:
 
 
 @contextlib.contextmanager
-def _source(store: Store, file: str | None) -> Iterator[str]:
-    """The path to read; standard input is copied into the store for as long as it takes."""
+def _source(store: Store, file: str | None) -> Iterator[tuple[str, str | None]]:
+    """The path to read, and which image of it, if not all. Standard input is copied into the store
+    for as long as it takes."""
     if file is not None:
         with _named(store, file) as named:
             yield named
@@ -75,7 +76,7 @@ def _source(store: Store, file: str | None) -> Iterator[str]:
         with _called(str(path), "standard input"):
             if not path.stat().st_size:
                 raise ImageError("there is nothing in it", where=path, hint="pipe an archive in")
-            yield str(path)
+            yield str(path), None
 
 
 @contextlib.contextmanager
@@ -90,12 +91,12 @@ def _called(path: str, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(store: Store, file: str) -> Iterator[str]:
-    """The path of a file that may have a transport before its name."""
+def _named(store: Store, file: str) -> Iterator[tuple[str, str | None]]:
+    """The same of a file that may have a transport before its name, and REF behind it."""
     match names.transport(file):
         case "docker-daemon":
             with daemon.archive(store, file.partition(":")[2]) as archive:
-                yield str(archive)
+                yield str(archive), None
         case "docker":
             raise UsageError(f"{file} is in a registry", hint=f"write fuseoverlay pull {file}")
         case "containers-storage":
@@ -105,7 +106,7 @@ def _named(store: Store, file: str) -> Iterator[str]:
                 hint=f"mount {file} as it is, or: podman save {name} | fuseoverlay load",
             )
         case _:
-            yield names.without_transport(file)
+            yield names.find(file)
 
 
 def _image(images: Images, loaded: Loaded) -> Image:
