@@ -47,6 +47,19 @@ def _listed(cli: Cli) -> dict[str, dict[str, Any]]:
     return {row["MountPoint"]: row for row in rows if row["MountPoint"].startswith(str(cli.base))}
 
 
+def kill(daemon: int) -> None:
+    """Kill it, and wait until it has nothing open any more."""
+
+    def is_gone() -> bool:
+        try:
+            return not os.listdir(f"/proc/{daemon}/fd")
+        except OSError:
+            return True
+
+    os.kill(daemon, signal.SIGKILL)
+    wait_for(is_gone, 20, "the end of the daemon")
+
+
 def _row(cli: Cli) -> dict[str, Any]:
     """The only one."""
     (row,) = _listed(cli).values()
@@ -167,7 +180,7 @@ def test_daemon_that_was_killed(cli: Cli, layout: Path) -> None:
     """Its mount is there, what it was is not known, and nothing stays when it is unmounted."""
     cli.said("mount", f"{layout}:one", cli.mnt)
     daemon = int(_row(cli)["PID"])
-    os.kill(daemon, signal.SIGKILL)
+    kill(daemon)
     wait_for(lambda: _row(cli)["PID"] == "?", 20, "the end of the daemon")
     row = _row(cli)
     said = (row["Image"], row["Changes"], row["ImageID"])
@@ -218,7 +231,7 @@ def test_others_tell_nothing_of_our_mounts(cli: Cli) -> None:
     argv = ["python3", "-c", script, name, facts]
     # Seen from outside, a path in another mount namespace begins at the root of its mount.
     filed = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /mnt && exec "$@" /mnt', "sh", *argv]
-    os.kill(daemon, signal.SIGKILL)
+    kill(daemon)
     ended = "? (its daemon has ended)"
     for words, user, told in ((argv, 65534, ended), (filed, 0, ended), (argv, 0, "/forged")):
         with subprocess.Popen(words, stdout=subprocess.PIPE, user=user) as process:
@@ -285,7 +298,7 @@ def test_odd_facts_count_for_nothing(cli: Cli, facts: dict[str, object]) -> None
     device = os.stat(cli.mnt).st_dev
     fd = os.memfd_create(f"fuseoverlay.mount.{os.major(device)}:{os.minor(device)}", 0)
     os.write(fd, json.dumps(facts).encode())
-    os.kill(daemon, signal.SIGKILL)
+    kill(daemon)
     with subprocess.Popen(["sleep", "60"], pass_fds=[fd]) as process:
         try:
             assert _row(cli)["Image"].startswith("?")
