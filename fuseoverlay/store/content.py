@@ -32,9 +32,10 @@ _WRITEBACK: Final = 8 << 20
 _PARTIAL_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 #: The times of access and modification of blobs that we write: leases keep them until they are
 #: named. Those of other programs, which know of no leases, are kept for a while by their age.
-OURS: Final = (0, 0)
-_REPAIR: Final = "run fuseoverlay image verify --repair"
-_AGAIN: Final = f"the store is damaged; {_REPAIR}"
+_OURS: Final = (0, 0)
+#: What to do about a damaged blob.
+REPAIR: Final = "run fuseoverlay image verify --repair"
+_AGAIN: Final = f"the store is damaged; {REPAIR}"
 
 
 class Content:
@@ -69,7 +70,7 @@ class Content:
             file = open(path, "rb")  # noqa: SIM115  # the caller closes it
         except OSError as exc:
             what = f"cannot open a blob: {describe(exc)}"
-            raise ImageError(what, where=path, hint=_REPAIR) from exc
+            raise ImageError(what, where=path, hint=REPAIR) from exc
         found = os.fstat(file.fileno()).st_size
         if found != descriptor.size:
             file.close()
@@ -84,7 +85,7 @@ class Content:
         with self.open(descriptor) as file:
             data = file.read()
         wanted = descriptor.digest
-        _check_digest(wanted, _hashed(wanted, data), str(file.name), hint=_REPAIR)
+        _check_digest(wanted, _hashed(wanted, data), str(file.name), hint=REPAIR)
         return data
 
     def add(self, data: bytes, digest: Digest | None = None) -> Digest:
@@ -97,7 +98,7 @@ class Content:
             try:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 self.store.write(str(path.relative_to(self.store.root)), data)
-                os.utime(path, OURS)
+                os.utime(path, _OURS)
             except OSError as exc:
                 raise store_error(exc, "cannot store a blob", self.store.root) from exc
         return wanted
@@ -108,7 +109,7 @@ class Content:
         target = self.path(digest)
         try:
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            os.utime(path, OURS)
+            os.utime(path, _OURS)
             os.rename(path, target)
             sync_directory(target.parent)
         except OSError as exc:

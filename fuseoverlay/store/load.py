@@ -233,30 +233,29 @@ class _Loader:
     def _archived(self, ref: str | None, platform: Platform | None) -> _Found:
         """Each with all its names."""
         found: _Found = []
+        here = {image.id: image for image in Images(self._content.store).all()}
         for saved in self._source.saved(ref):
             if platform is None or _is_for(saved, platform):
-                names: list[str | None] = [str(Reference.parse(name)) for name in saved.names] or [
-                    None
-                ]
-                found += self._known(saved, names) or self._made(saved, names)
+                names = [str(Reference.parse(name)) for name in saved.names]
+                known = here.get(Digest.of(saved.config))
+                found += self._known(known, names or [None]) or self._made(saved, names or [None])
         if not found:
             raise ImageError(f"no image for {platform}", where=self._source.path)
         return found
 
-    def _known(self, saved: SavedImage, names: list[str | None]) -> _Found:
+    def _known(self, image: Image | None, names: Sequence[str | None]) -> _Found:
         """The image as it is in the store already, maybe with the manifest of a registry, which
         archives lose; empty if it is not, or not whole."""
-        id_ = Digest.of(saved.config)
-        for image in Images(self._content.store).all():
-            if image.id == id_ and image.problem is None:
-                self._lease.add(blob.digest for blob in image.blobs)
-                if all(map(self._content.has, image.blobs)):
-                    entries = {entry.name: _plain(entry.descriptor) for entry in image.entries}
-                    manifest = _plain(image.manifest)
-                    return [(name, entries.get(name, manifest)) for name in names]
-        return []
+        if image is None or image.problem is not None:
+            return []
+        self._lease.add(blob.digest for blob in image.blobs)
+        if not all(map(self._content.has, image.blobs)):
+            return []
+        entries = {entry.name: _plain(entry.descriptor) for entry in image.entries}
+        manifest = _plain(image.manifest)
+        return [(name, entries.get(name, manifest)) for name in names]
 
-    def _made(self, saved: SavedImage, names: list[str | None]) -> _Found:
+    def _made(self, saved: SavedImage, names: Sequence[str | None]) -> _Found:
         manifest = self._make_manifest(saved)
         return [(name, manifest) for name in names]
 

@@ -14,9 +14,9 @@ from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.model import Config, Descriptor, Digest, Index
 from fuseoverlay.store import places
-from fuseoverlay.store.content import Content
+from fuseoverlay.store.content import REPAIR, Content
 
-_REPAIR: Final = "remove the image, or run fuseoverlay image verify --repair"
+_REPAIR: Final = f"remove the image, or {REPAIR}"
 
 
 def manifests(content: Content, entry: Descriptor) -> Iterator[Descriptor]:

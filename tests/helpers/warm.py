@@ -160,20 +160,6 @@ def _read(pipes: Sequence[tuple[int, int]], seconds: float) -> list[bytes]:
     return list(read.values())
 
 
-def output_of(argv: Sequence[str], seconds: float = 60) -> str:
-    """Run this command line; returns what it prints, its errors among it."""
-    from tests.helpers.mounts import daemon_env
-
-    with tempfile.TemporaryFile() as output:
-        process = start(argv, output.fileno(), "/", daemon_env())
-        try:
-            process.wait(seconds)
-        finally:
-            process.kill()
-        output.seek(0)
-        return output.read().decode(errors="replace")
-
-
 @functools.cache
 def _server(preloaded: str) -> socket.socket:
     """The connection to the interpreter with this library, or none, preloaded. It ends when the

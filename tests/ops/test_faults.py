@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import warm
 from tests.helpers.changes import (
     BEFORE,
     CHANGES,
@@ -36,12 +37,12 @@ from tests.helpers.mounts import (
     NATIVE,
     Space,
     command,
+    daemon_env,
     fuse_only,
     overlay_xattr,
     scratch,
 )
 from tests.helpers.tree import Tree, compare, record
-from tests.helpers.warm import output_of
 
 LONG = bool(os.environ.get("FUSEOVERLAY_LONG"))
 pytestmark = [
@@ -222,7 +223,9 @@ def _aftermath(name: str, space: Space, lowers: list[Tree]) -> Iterator[str]:
         kernel = _remounted(space, "kernel")
         yield from (f"for the kernel: {line}" for line in compare(was, kernel, ignore=ignore))
         space.features = ()
-    said = output_of(command("fsck", space.upper, "-o", _read_only_options(space)))
+    argv = command("fsck", space.upper, "-o", _read_only_options(space))
+    done = warm.run(argv, cwd="/", env=daemon_env(), errors="replace")
+    said = done.stderr + done.stdout
     *found, last = said.splitlines()
     expected = EXPECTED.get(name, ())
     # The layers hold devices from the beginning.
