@@ -6,13 +6,21 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from fuseoverlay.oci.entries import Path
 from fuseoverlay.oci.tree import find_below
 
 
-class Below:
-    """The layers below, top first. Records whether they were asked."""
+class Below(Protocol):
+    """The layers below, as far as they influence what is decided."""
+
+    def is_directory(self, path: Path) -> bool:
+        """Whether they show a directory at `path`."""
+
+
+class DirectoriesBelow:
+    """The unpacked layers below, top first. Records whether they were asked."""
 
     def __init__(self, lowers: Sequence[str | os.PathLike[str]]) -> None:
         self._lowers = lowers

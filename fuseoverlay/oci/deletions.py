@@ -3,8 +3,7 @@ unpacked."""
 
 from __future__ import annotations
 
-from fuseoverlay.layers import whiteout, xattrs
-from fuseoverlay.layers.whiteout import Dialect
+from fuseoverlay.layers import whiteout
 from fuseoverlay.oci.below import Below
 from fuseoverlay.oci.entries import Path, show
 from fuseoverlay.oci.made import Made
@@ -16,10 +15,6 @@ class Deletions:
     def __init__(self, made: Made, below: Below) -> None:
         self._made = made
         self._below = below
-        # Probe while the directory is empty: the layer may contain the name of the probe.
-        with made.errors():
-            self._namespace = whiteout.best_namespace(made.cache.root_fd)
-            self._dialect = whiteout.probe(made.cache.root_fd, self._namespace) or Dialect.OCI
 
     def add_opaque(self, path: Path) -> None:
         """Note that the directory `path` hides everything below it."""
@@ -57,8 +52,7 @@ class Deletions:
                     self._whiteout(parent, name)
         for path in self._made.opaque:
             self._made.current = show(path)
-            parent_fd = self._made.cache.fd(path[:-1])
-            whiteout.set_opaque(parent_fd, path[-1] if path else b".", self._namespace)
+            self._made.target.set_opaque(path)
 
     def _need_places_of_whiteouts(self) -> None:
         """Make the directories that contain deletions, unless they are deleted themselves: that
@@ -82,11 +76,5 @@ class Deletions:
 
     def _whiteout(self, parent: Path, name: bytes) -> None:
         self._made.current = show((*parent, name))
-        if self._made.exists((*parent, name)):
-            return
-        fd = self._made.cache.fd(parent)
-        dialect = whiteout.dialect_for(name, self._dialect)
-        on_disk = whiteout.WH_PREFIX + name if dialect is Dialect.OCI else name
-        whiteout.make(dialect, fd, on_disk, self._namespace)
-        if dialect is Dialect.XATTR:
-            whiteout.mark_xattr_whiteouts(fd, self._namespace, xattrs.NAMESPACES)
+        if not self._made.exists((*parent, name)):
+            self._made.target.whiteout((*parent, name))

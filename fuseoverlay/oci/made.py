@@ -1,39 +1,36 @@
 """What the layer that is being unpacked has so far: its directories, and names in them.
 
-Everything is made in the layer's directory one component at a time; no call follows a symbolic link
-of the layer.
+What is made, and where, is decided here without following what the target would take for a link.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 from fuseoverlay.errors import ImageError, describe
 from fuseoverlay.oci.entries import Entry, Path, show
 from fuseoverlay.oci.follow import follow
 from fuseoverlay.oci.job import Job, store_error
-from fuseoverlay.oci.metadata import Writer
 from fuseoverlay.oci.remembered import Remembered
-from fuseoverlay.oci.tree import DirCache
-from fuseoverlay.system.removal import remove_tree
+from fuseoverlay.oci.target import Target
 
 #: The cost, in `Remembered.steps`, of checking whether one remembered path lies below another.
 _PER_ITEM: Final = 4
 #: Errors if the filesystem cannot hold what the layer contains, however much room it has.
 _IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EFBIG, errno.EINVAL, errno.EMLINK)
 
+T = TypeVar("T")
+
 
 class Made:
     """What was made so far, and what is noted for the end."""
 
-    def __init__(self, cache: DirCache, job: Job, writer: Writer) -> None:
+    def __init__(self, target: Target, job: Job) -> None:
         self._job = job
-        self._writer = writer
-        self.cache = cache
+        self.target = target
         self.remembered = Remembered(job.where)
         #: The entry that is being unpacked, for messages.
         self.current = "."
@@ -73,38 +70,33 @@ class Made:
         return follow(path, where, self.dirs.__contains__, self._link_text, self.remembered.steps)
 
     def _link_text(self, parent: Path, name: bytes) -> bytes | None:
-        return self._writer.link_text(self.cache.fd(parent), name)
+        return self.target.link_text((*parent, name))
 
-    def make(self, path: Path, make: Callable[[int, bytes], None]) -> None:
-        """Make something at `path`, and remove what has the name already."""
+    def make(self, path: Path, make: Callable[[], T]) -> T:
+        """Have something made at `path`, and remove what has the name already; returns what `make`
+        returns."""
         if not path:
             raise self.bad("the root of a layer must be a directory")
         self.need_directory(path[:-1])
         self.links.pop(path, None)
         try:
-            make(self.cache.fd(path[:-1]), path[-1])
+            return make()
         except FileExistsError:
             self.clear(path)
-            make(self.cache.fd(path[:-1]), path[-1])
+            return make()
 
     def link(self, path: Path, target: Path) -> None:
         """Make `path` a hard link to what is at `target`."""
-
-        def link(fd: int, name: bytes) -> None:
-            source = self.cache.fd(target[:-1])
-            os.link(target[-1], name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
-
-        self.make(path, link)
+        self.make(path, lambda: self.target.link(path, target))
 
     def clear(self, path: Path) -> None:
         """Remove what this layer has made at `path` so far, and everything noted below it."""
         self.links.pop(path, None)
         if path not in self.dirs:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path[-1], dir_fd=self.cache.fd(path[:-1]))
+                self.target.unlink(path)
             return
-        self.cache.forget(path)
-        remove_tree(self.cache.fd(path[:-1]), path[-1])
+        self.target.remove_tree(path)
         depth = len(path)
         for known in (self.dirs, self.whiteouts, self.links):
             self.remembered.steps(_PER_ITEM * len(known))
@@ -121,11 +113,10 @@ class Made:
             depth -= 1
         self.remembered.path(path, parents=len(path) - depth)
         for end in range(depth + 1, len(path) + 1):
-            above, name = path[: end - 1], path[end - 1]
             if path[:end] in self.links:
                 raise self._no_directory(path[:end])
             try:
-                os.mkdir(name, 0o700, dir_fd=self.cache.fd(above))
+                self.target.mkdir(path[:end])
             except FileExistsError as exc:
                 raise self._no_directory(path[:end]) from exc
             self.dirs[path[:end]] = None
@@ -144,10 +135,4 @@ class Made:
 
     def exists(self, path: Path) -> bool:
         """Whether this layer has anything at `path`."""
-        if path[:-1] not in self.dirs:
-            return False
-        try:
-            os.stat(path[-1], dir_fd=self.cache.fd(path[:-1]), follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+        return path[:-1] in self.dirs and self.target.exists(path)

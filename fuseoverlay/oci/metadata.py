@@ -79,20 +79,33 @@ class Warnings:
             warn(f"{where}: {what} ({first}{more})")
 
 
+def fit(entry: Entry, warnings: Warnings) -> Mapping[bytes, bytes]:
+    """The attributes of `entry` that may be set. Those that no file can have are dropped before
+    they are kept in memory."""
+    kept = {}
+    for name, value in entry.xattrs.items():
+        if name == _LABEL:
+            continue
+        if name.startswith(xattrs.RESERVED):
+            warnings.add(f"the reserved attribute {_show(name)} is left out", entry.name)
+        elif len(value) > _MAX_VALUE:
+            leave_out(name, entry, warnings)
+        else:
+            kept[name] = value
+    return kept
+
+
+def leave_out(name: bytes, entry: Entry, warnings: Warnings) -> None:
+    """Warn that an attribute of `entry` is lost."""
+    warnings.add(f"the attribute {_show(name)} cannot be set here and is left out", entry.name)
+
+
 class Writer:
     """Makes files and sets their metadata, either real or as an override."""
 
     def __init__(self, override: bool, warnings: Warnings) -> None:
         self.override = override
         self._warnings = warnings
-
-    def is_placeholder(self, entry: Entry) -> bool:
-        """Whether a regular file stands for this entry: only regular files and directories can have
-        the override attribute.
-
-        A symbolic link could be made, but each reading would move its access time.
-        """
-        return self.override and stat.S_IFMT(entry.mode) not in (stat.S_IFREG, stat.S_IFDIR)
 
     def make_node(self, entry: Entry, dir_fd: int, name: bytes) -> None:
         """Make a symbolic link, device or fifo with all its metadata."""
@@ -140,29 +153,10 @@ class Writer:
         self._set_xattrs(entry, fd)
         os.utime(fd, ns=(entry.mtime, entry.mtime))
 
-    def fit(self, entry: Entry) -> Mapping[bytes, bytes]:
-        """The attributes of `entry` that may be set. Those that no file can have are dropped before
-        they are kept in memory."""
-        kept = {}
-        for name, value in entry.xattrs.items():
-            if name == _LABEL:
-                continue
-            if name.startswith(xattrs.RESERVED):
-                self._warnings.add(f"the reserved attribute {_show(name)} is left out", entry.name)
-            elif len(value) > _MAX_VALUE:
-                self._leave_out(name, entry)
-            else:
-                kept[name] = value
-        return kept
-
     def _set_xattrs(self, entry: Entry, target: bytes | int) -> None:
         for name, value in entry.xattrs.items():
             if not self._set_xattr(target, name, value):
-                self._leave_out(name, entry)
-
-    def _leave_out(self, name: bytes, entry: Entry) -> None:
-        what = f"the attribute {_show(name)} cannot be set here and is left out"
-        self._warnings.add(what, entry.name)
+                leave_out(name, entry, self._warnings)
 
     def _set_xattr(self, target: bytes | int, name: bytes, value: bytes) -> bool:
         if self.override and name.startswith(acl.PREFIX):
