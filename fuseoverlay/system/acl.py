@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from fuseoverlay.errors import os_error
@@ -28,6 +28,10 @@ _OTHER: Final = 0x20
 _HEADER: Final = struct.Struct("<I")
 _ENTRY: Final = struct.Struct("<HHI")
 _VERSION: Final = 2
+_NO_ID: Final = 0xFFFFFFFF
+#: The tags in the order that the kernel demands.
+_ORDER: Final = (_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER)
+_NAMED: Final = frozenset((_USER, _GROUP))
 
 
 def inherit(default: bytes, mode: int) -> tuple[int, bytes | None]:
@@ -70,6 +74,49 @@ def limited(mode: int, value: bytes) -> int:
             elif tag in (_USER, _GROUP):
                 named &= permissions & mask
     return mode & ~(stat.S_IRWXG | stat.S_IRWXO) | (group & named) << 3 | mode & named
+
+
+def as_set(mode: int, value: bytes) -> tuple[int, bytes | None]:
+    """(mode, ACL) of an object with `mode` once this access ACL was set, the ACL as `checked`
+    returns it; None if the mode alone expresses it. Errors of `checked`."""
+    kept = checked(value)
+    if kept is None:
+        return mode, None
+    entries = list(_ENTRY.iter_unpack(kept[_HEADER.size :]))
+    bits = {tag: permissions for tag, permissions, _ in entries}
+    group = bits.get(_MASK, bits[_GROUP_OBJ])
+    mode = mode & ~0o777 | bits[_USER_OBJ] << 6 | group << 3 | bits[_OTHER]
+    return mode, None if len(entries) == len((_USER_OBJ, _GROUP_OBJ, _OTHER)) else kept
+
+
+def checked(value: bytes) -> bytes | None:
+    """An ACL as getxattr(2) returns it after setxattr(2); None if it has no entries, so that there
+    is none afterwards.
+
+    EINVAL if it is no ACL. Source: Linux, fs/posix_acl.c, posix_acl_valid.
+    """
+    if value and not _is_acl(value):
+        raise os_error(errno.EINVAL)
+    entries = list(_ENTRY.iter_unpack(value[_HEADER.size :]))
+    if not entries:
+        return None
+    _check(entries)
+    return _HEADER.pack(_VERSION) + b"".join(
+        _ENTRY.pack(tag, permissions, number if tag in _NAMED else _NO_ID)
+        for tag, permissions, number in entries
+    )
+
+
+def _check(entries: Sequence[tuple[int, int, int]]) -> None:
+    tags = [tag for tag, _, _ in entries]
+    known = set(tags) <= set(_ORDER)
+    single = all(tags.count(tag) == 1 for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER))
+    if not known or not single or tags != sorted(tags, key=_ORDER.index):
+        raise os_error(errno.EINVAL)
+    if tags.count(_MASK) > 1 or (_NAMED & set(tags) and _MASK not in tags):
+        raise os_error(errno.EINVAL)
+    if any(bits > 7 or (tag in _NAMED and number == _NO_ID) for tag, bits, number in entries):
+        raise os_error(errno.EINVAL)
 
 
 def _is_acl(value: bytes) -> bool:

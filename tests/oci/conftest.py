@@ -19,7 +19,13 @@ _READ = {
     "test_streams",
 }
 #: The last ones mount to see what was unpacked.
-_UNPACK = {"test_unpack", "test_unpack_bad", "test_references", "test_real_image"}
+_UNPACK = {
+    "test_unpack",
+    "test_unpack_bad",
+    "test_references",
+    "test_real_image",
+    "test_treetarget",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

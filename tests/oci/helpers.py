@@ -7,10 +7,11 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fuseoverlay.errors import ImageError
 from fuseoverlay.layers import whiteout, xattrs
 from fuseoverlay.layers.overridestat import OverrideStat
 from fuseoverlay.oci.job import Job
@@ -18,7 +19,11 @@ from fuseoverlay.oci.layout import Node, layer_tar
 from fuseoverlay.oci.metadata import can_own
 from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
-from fuseoverlay.oci.unpack import unpack_blob, unpack_stream
+from fuseoverlay.oci.treetarget import Tree, TreesBelow, list_blob, list_stream
+from fuseoverlay.oci.unpack import Unpacked, unpack_blob, unpack_stream
+from tests.oci.listed import agree, outcome
+
+T = TypeVar("T")
 
 
 def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **fields: Any) -> bytes:
@@ -58,7 +63,10 @@ def owner_possible(directory: Path) -> bool:
 
 @dataclasses.dataclass
 class Unpacker:
-    """Unpacks layers below `base`, in one of the two ways."""
+    """Unpacks layers below `base`, in one of the two ways.
+
+    It also lists each in memory, and asserts that this comes to the same.
+    """
 
     base: Path
     override: bool
@@ -67,6 +75,7 @@ class Unpacker:
     def __post_init__(self) -> None:
         self.warnings: list[str] = []
         self.used_lowers = False
+        self.trees: dict[Path, Tree] = {}
 
     def target(self) -> Path:
         """A new empty directory."""
@@ -80,10 +89,35 @@ class Unpacker:
 
     def tar(self, tar: bytes, lowers: Sequence[Path] = ()) -> Path:
         """Unpack an archive."""
+
+        def unpack(target: Path, stream: ForwardStream) -> Unpacked:
+            return unpack_stream(stream, str(target), self.job(lowers))
+
+        def read(use: Callable[[ForwardStream], T]) -> T:
+            with ForwardStream(io.BytesIO(tar), Digest.of(tar), "image") as stream:
+                found = use(stream)
+                stream.finish()
+            return found
+
+        below = TreesBelow([self.trees[lower] for lower in lowers])
+        return self._both(
+            lambda target: read(lambda stream: unpack(target, stream)),
+            lambda: read(lambda stream: list_stream(stream, Job(False, where="image"), below)),
+        )
+
+    def _both(self, unpack: Callable[[Path], Unpacked], index: Callable[[], Tree]) -> Path:
         target = self.target()
-        with ForwardStream(io.BytesIO(tar), Digest.of(tar), "image") as stream:
-            self.used_lowers = unpack_stream(stream, str(target), self.job(lowers)).used_lowers
-            stream.finish()
+        try:
+            done = unpack(target)
+        except ImageError as exc:
+            assert outcome(index) == str(exc)
+            raise
+        self.used_lowers = done.used_lowers
+        tree = outcome(index)
+        assert isinstance(tree, Tree), tree
+        assert agree(target, tree, noted=self.override)
+        assert (tree.size, tree.used_lowers) == (done.size, done.used_lowers)
+        self.trees[target] = tree
         return target
 
     def nodes(self, *nodes: Node, lowers: Sequence[Path] = ()) -> Path:
@@ -92,11 +126,15 @@ class Unpacker:
 
     def blob(self, data: bytes, diff_id: Digest, size: int | None = None) -> Path:
         """Unpack a compressed blob with the right digest."""
-        target = self.target()
         real = len(data) if size is None else size
-        reader = BlobReader(io.BytesIO(data), real, Digest.of(data), "image")
-        unpack_blob(reader, diff_id, str(target), self.job())
-        return target
+
+        def blob() -> BlobReader:
+            return BlobReader(io.BytesIO(data), real, Digest.of(data), "image")
+
+        return self._both(
+            lambda target: unpack_blob(blob(), diff_id, str(target), self.job()),
+            lambda: list_blob(blob(), diff_id, Job(False, where="image")),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
