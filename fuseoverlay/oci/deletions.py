@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from fuseoverlay.layers import whiteout
 from fuseoverlay.oci.below import Below
-from fuseoverlay.oci.entries import Path, show
+from fuseoverlay.oci.entries import Path
 from fuseoverlay.oci.made import Made
 
 
@@ -51,14 +51,14 @@ class Deletions:
                 for name in sorted(names):
                     self._whiteout(parent, name)
         for path in self._made.opaque:
-            self._made.current = show(path)
+            self._made.current = path
             self._made.target.set_opaque(path)
 
     def _need_places_of_whiteouts(self) -> None:
         """Make the directories that contain deletions, unless they are deleted themselves: that
         hides their content already, and some builders list all of it."""
         for place in sorted(self._made.whiteouts.keys() | self._made.opaque, key=len):
-            self._made.current = show(place)
+            self._made.current = place
             if self._is_deleted(place) or self._made.is_replaced(place):
                 self._made.whiteouts.pop(place, None)
                 self._made.opaque.discard(place)
@@ -75,6 +75,6 @@ class Deletions:
         return False
 
     def _whiteout(self, parent: Path, name: bytes) -> None:
-        self._made.current = show((*parent, name))
+        self._made.current = (*parent, name)
         if not self._made.exists((*parent, name)):
             self._made.target.whiteout((*parent, name))

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final, TypeVar
 
 from fuseoverlay.errors import DigestError, ImageError
@@ -93,13 +92,15 @@ class Layer:
 
     def add(self, entry: Entry) -> None:
         """Unpack one entry, or note it for the end."""
-        self.made.current = entry.name
-        if any(part.startswith(whiteout.WH_PREFIX) for part in entry.path):
+        self.made.current = entry.path
+        if _is_special(entry.path):
             self._add_special(entry)
             return
         path = self.made.place(entry.path)
-        if path != entry.path or entry.xattrs:
-            entry = replace(entry, path=path, xattrs=fit(entry, self._warnings))
+        if entry.xattrs:
+            entry = entry._replace(xattrs=fit(entry, self._warnings))
+        if path is not entry.path:
+            entry = entry._replace(path=path)
         if entry.hardlink is not None:
             self._add_hardlink(path, entry.hardlink)
         elif stat.S_ISDIR(entry.mode):
@@ -117,13 +118,13 @@ class Layer:
         if _is_linked_by_aufs(entry.path) and stat.S_ISREG(entry.mode) and entry.hardlink is None:
             self._add_file(entry)
         elif any(part.startswith(whiteout.WH_META_PREFIX) for part in parents):
-            self._warnings.add("AUFS housekeeping is left out", self.made.current)
+            self._warnings.add("AUFS housekeeping is left out", entry.name)
         elif any(part.startswith(whiteout.WH_PREFIX) for part in parents):
             raise self.made.bad("a whiteout that is used as a directory")
         elif name == whiteout.WH_OPAQUE:
             self._deletions.add_opaque(self.made.follow(tuple(parents)))
         elif name.startswith(whiteout.WH_META_PREFIX):
-            self._warnings.add("AUFS housekeeping is left out", self.made.current)
+            self._warnings.add("AUFS housekeeping is left out", entry.name)
         else:
             self._deletions.add_whiteout(tuple(parents), name)
 
@@ -134,7 +135,9 @@ class Layer:
             self.made.remembered.path(path)
         # Its metadata waits: later entries in it would change its times, and may need permissions
         # in it.
-        self.made.dirs[path] = replace(entry, xattrs=self.made.remembered.attributes(entry.xattrs))
+        if entry.xattrs:
+            entry = entry._replace(xattrs=self.made.remembered.attributes(entry.xattrs))
+        self.made.dirs[path] = entry
 
     def _add_file(self, entry: Entry) -> None:
         if not self.made.make(entry.path, lambda: self._target.file(entry, self._stream)):
@@ -142,7 +145,7 @@ class Layer:
         self.size += entry.size
 
     def _add_hardlink(self, path: Path, name: Path) -> None:
-        special = any(part.startswith(whiteout.WH_PREFIX) for part in name)
+        special = _is_special(name)
         if not name or (special and not _is_linked_by_aufs(name)):
             raise self.made.bad(f"a hard link to {show(name)}, which is no file")
         target = name if special else self.made.place(name)
@@ -175,7 +178,7 @@ class Layer:
     def _finish_links(self) -> None:
         copies: dict[Path, Path] = {}
         for path, name in list(self.made.links.items()):
-            self.made.current = show(path)
+            self.made.current = path
             # Follow links that came after this entry, too.
             target = name if _is_linked_by_aufs(name) else self.made.place(name)
             if target in self.made.dirs:
@@ -199,12 +202,19 @@ class Layer:
         dirs = self.made.dirs
         implied = {path for path, entry in dirs.items() if entry is None} - self.made.opaque
         for path in sorted(dirs, key=len, reverse=True):
-            self.made.current = show(path)
+            self.made.current = path
             mark = xattrs.IMPLIED_SELF if path in implied else None
             if not path and implied and mark is None:
                 mark = _IMPLIED_INSIDE
             entry = dirs[path] or Entry(path, stat.S_IFDIR | 0o755)
             self._target.finish_directory(entry, mark)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a name in it begins with `.wh.`."""
+    return whiteout.WH_PREFIX in b"/".join(path) and any(
+        part.startswith(whiteout.WH_PREFIX) for part in path
+    )
 
 
 def _is_linked_by_aufs(path: Path) -> bool:

@@ -33,7 +33,7 @@ class Made:
         self.target = target
         self.remembered = Remembered(job.where)
         #: The entry that is being unpacked, for messages.
-        self.current = "."
+        self.current: Path = ()
         #: Every directory made; None if it was needed but not listed so far.
         self.dirs: dict[Path, Entry | None] = {(): None}
         #: Hard links whose target did not exist yet -> target.
@@ -48,26 +48,31 @@ class Made:
         try:
             yield
         except OSError as exc:
-            what = f"cannot unpack {self.current}"
+            what = f"cannot unpack {show(self.current)}"
             if exc.errno in _IMPOSSIBLE:
                 raise self.bad(f"{what}: {describe(exc)}") from exc
             raise store_error(exc, what, self._job.place) from exc
 
     def bad(self, what: str) -> ImageError:
         """The error to raise about the entry that is being unpacked."""
-        return ImageError(what, where=f"{self._job.where}: {self.current}")
+        return ImageError(what, where=self._where())
+
+    def _where(self) -> str:
+        return f"{self._job.where}: {show(self.current)}"
 
     def place(self, path: Path) -> Path:
         """The real place of `path`: links above its last component are followed, and what it is
         itself does not matter."""
-        return (*self.follow(path[:-1]), path[-1]) if path else path
+        above = path[:-1]
+        return path if above in self.dirs else (*self.follow(above), path[-1])
 
     def follow(self, path: Path) -> Path:
         """`path` with all symbolic links of the layer resolved; see `follow.follow`."""
         if path in self.dirs:
             return path
-        where = f"{self._job.where}: {self.current}"
-        return follow(path, where, self.dirs.__contains__, self._link_text, self.remembered.steps)
+        return follow(
+            path, self._where(), self.dirs.__contains__, self._link_text, self.remembered.steps
+        )
 
     def _link_text(self, parent: Path, name: bytes) -> bytes | None:
         return self.target.link_text((*parent, name))
@@ -78,7 +83,8 @@ class Made:
         if not path:
             raise self.bad("the root of a layer must be a directory")
         self.need_directory(path[:-1])
-        self.links.pop(path, None)
+        if self.links:
+            self.links.pop(path, None)
         try:
             return make()
         except FileExistsError:

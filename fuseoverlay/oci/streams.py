@@ -306,6 +306,12 @@ class ForwardStream(_Budgeted):
     def read(self, size: int) -> bytes:
         """Read exactly `size` bytes, fewer only at the end."""
         self._charge(size)
+        end = self._at + size
+        if end <= len(self._buffer):
+            part = self._buffer[self._at : end]
+            self._at = end
+            self._position += size
+            return part
         parts = []
         while size:
             part = self.read_some(size)
@@ -338,6 +344,11 @@ class ForwardStream(_Budgeted):
     def seek(self, position: int) -> int:
         """Skip to `position`, which must not lie behind, or to the end; returns the new
         position."""
+        ahead = position - self._position
+        if 0 <= ahead <= len(self._buffer) - self._at:
+            self._at += ahead
+            self._position = position
+            return position
         self._check_forward(position, self._position)
         while self._position < position:
             if not self.read_some(min(position - self._position, CHUNK)):

@@ -395,8 +395,10 @@ def _hashed(stream: ForwardStream, entry: Entry) -> bytes | None:
     stream ends too early."""
     if entry.segments is not None:
         return _hashed_pieces(stream, entry.size, entry.segments)
-    found = hashlib.sha256()
-    return found.digest() if _hash(found, stream, entry.size) else None
+    data = stream.read_some(entry.size) if entry.size else b""
+    found = hashlib.sha256(data)
+    rest = entry.size - len(data)
+    return found.digest() if not rest or _hash(found, stream, rest) else None
 
 
 def _hashed_pieces(stream: ForwardStream, size: int, pieces: Pieces) -> bytes | None:
