@@ -15,8 +15,8 @@ from tests.oci.helpers import Unpacker, owner_possible
 
 #: Modules whose tests mount nothing.
 _READ = {
-    *("test_blobs", "test_layout", "test_malformed", "test_model", "test_reference"),
-    "test_streams",
+    *("test_blobs", "test_headers", "test_layout", "test_malformed", "test_model"),
+    *("test_reference", "test_streams"),
 }
 #: The last ones mount to see what was unpacked.
 _UNPACK = {

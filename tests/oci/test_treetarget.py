@@ -21,6 +21,7 @@ from fuseoverlay.oci.model import Digest
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
 from fuseoverlay.oci.treetarget import Tree, TreesBelow, list_blob, list_stream
 from tests.oci.helpers import Unpacker, block, header, pax
+from tests.oci.listed import in_tree
 
 MANY = 4000 if os.environ.get("FUSEOVERLAY_LONG") else 400
 ROW = ["a", "b", "c", "d"]
@@ -212,7 +213,7 @@ def test_many_holes(size: int) -> None:
         index(tar[: f.offset + 1])
 
 
-def test_walk_and_pickle() -> None:
+def test_walk() -> None:
     tree = index(
         layer_tar(
             [Node("b/z/f"), Node("b-/x"), Node("b/a"), Node("a", hardlink="b/a"), Node("\xe9")]
@@ -225,10 +226,27 @@ def test_walk_and_pickle() -> None:
         ((b"b", b"z"), [b"f"]),
         ((b"b-",), [b"x"]),
     ]
+
+
+def test_pickle() -> None:
+    """Names of one file stay names of one file; depth does not matter."""
+    tree = index(
+        layer_tar(
+            [
+                Node("a/" * 1500 + "f", 0o4711, b"x", xattrs={"user.k": b"v"}, mtime="1.5"),
+                directory("a", 0o1700, uid=1, gid=2, mtime=3, xattrs={"user.d": b"1"}),
+                Node("g", hardlink="a/" * 1500 + "f"),
+                Node("a/.wh..wh..opq"),
+                Node("b/.wh.c"),
+                symlink("l", "b"),
+            ]
+        )
+    )
     copy = pickle.loads(pickle.dumps(tree))
-    assert copy.find((b"a",)) is copy.find((b"b", b"a"))
-    assert copy.find((b"a",)).nlink == 2
-    assert copy.find((b"a", b"b")) is None
+    assert in_tree(copy) == in_tree(tree)
+    assert (copy.size, copy.used_lowers) == (tree.size, tree.used_lowers)
+    found, expected = copy.find((b"g",)), tree.find((b"g",))
+    assert (found.nlink, found.offset) == (2, expected.offset)
 
 
 def test_a_file_from_below() -> None:
