@@ -18,8 +18,9 @@ from fuseoverlay.oci.job import Job
 from fuseoverlay.oci.layout import Node, layer_tar
 from fuseoverlay.oci.metadata import can_own
 from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.nodes import Tree, TreesBelow
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
-from fuseoverlay.oci.treetarget import Tree, TreesBelow, list_blob, list_stream
+from fuseoverlay.oci.treetarget import list_blob, list_stream
 from fuseoverlay.oci.unpack import Unpacked, unpack_blob, unpack_stream
 from tests.oci.listed import agree, outcome
 

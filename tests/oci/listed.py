@@ -11,7 +11,7 @@ from typing import Any
 
 from fuseoverlay.errors import FuseOverlayError
 from fuseoverlay.layers import whiteout, xattrs
-from fuseoverlay.oci.treetarget import Directory, Node, Tree
+from fuseoverlay.oci.nodes import Directory, Node, Tree
 
 #: Seconds that every file system keeps.
 _KEPT = range(-(1 << 31), 1 << 32)

@@ -10,16 +10,19 @@ import pickle
 import random
 import stat
 import struct
+import tarfile
 from collections.abc import Sequence
 
 import pytest
 
 from fuseoverlay.errors import DigestError, ImageError
+from fuseoverlay.oci import treetarget
 from fuseoverlay.oci.job import Job
 from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
 from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.nodes import Tree, TreesBelow
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
-from fuseoverlay.oci.treetarget import Tree, TreesBelow, list_blob, list_stream
+from fuseoverlay.oci.treetarget import list_blob, list_stream
 from tests.oci.helpers import Unpacker, block, header, pax
 from tests.oci.listed import in_tree
 
@@ -211,6 +214,52 @@ def test_many_holes(size: int) -> None:
     assert (f.digest, f.size, tar[f.offset : f.offset + 2]) == (None, size, b"xy")
     with pytest.raises(ImageError, match="the archive ends in the middle"):
         index(tar[: f.offset + 1])
+
+
+def test_holes_of_many_files() -> None:
+    """Together, too, they are bounded."""
+    size = 300 << 20
+    tar = b"".join(
+        pax(b"GNU.sparse.map=0,1", b"GNU.sparse.size=%d" % size)
+        + header(name, size=1)
+        + block(b"x")
+        for name in "abcdef"
+    )
+    tree = index(tar + header("g") + bytes(1024))
+    digests = [node.digest for _, node in sorted(tree.root.children.items())]
+    expected = hashlib.sha256(b"x" + bytes(size - 1)).digest()
+    assert digests == [expected] * 3 + [None] * 3 + [hashlib.sha256().digest()]
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        layer_tar([Node(f"f{number}") for number in range(300)]),
+        layer_tar([Node("a"), *(Node(f"f{number}", hardlink="a") for number in range(300))]),
+        layer_tar([symlink(f"l{number}", "x" * 4000) for number in range(30)]),
+        layer_tar([Node(f"f{n}", xattrs={"user.a": b"%d" % n * 9000}) for n in range(20)]),
+        pax(
+            b"GNU.sparse.map=" + b",".join(b"%d,1" % n for n in range(1000)),
+            b"GNU.sparse.size=1000",
+        )
+        + header("s", size=1000)
+        + block(b"x" * 1000),
+    ],
+    ids=["files", "names", "links", "attributes", "pieces"],
+)
+def test_memory_has_a_bound(monkeypatch: pytest.MonkeyPatch, tar: bytes) -> None:
+    index(tar)
+    monkeypatch.setattr(treetarget, "_ROOM", 100_000)
+    with pytest.raises(ImageError, match="layer: too many files"):
+        index(tar)
+
+
+def test_attributes_of_all_files() -> None:
+    """Those of a global header are kept once."""
+    shared = pax(b"SCHILY.xattr.user.a=" + b"x" * 60_000, kind=tarfile.XGLTYPE)
+    tree = index(shared + b"".join(header(f"f{n}") for n in range(100)) + bytes(1024))
+    assert len(tree.root.children) == 100
+    assert len({id(node.xattrs) for node in tree.root.children.values()}) == 1
 
 
 def test_walk() -> None:
