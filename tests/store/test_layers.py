@@ -248,7 +248,7 @@ def test_interruptions(
     def stop(self: object) -> None:
         raise trouble
 
-    monkeypatch.setattr(unpack._Layer, "finish", stop)
+    monkeypatch.setattr(unpack.Layer, "finish", stop)
     expected = {OSError: StoreError, MemoryError: ImageError}.get(type(trouble), type(trouble))
     with pytest.raises(expected):
         unpacked(kept, name)
@@ -320,12 +320,12 @@ import sys, time
 from fuseoverlay.oci import unpack
 from fuseoverlay.store.layers import unpacked
 from fuseoverlay.store.root import Store
-finish = unpack._Layer.finish
+finish = unpack.Layer.finish
 def slow(self):
     finish(self)
     print("here", flush=True)
     time.sleep(float(sys.argv[3]))
-unpack._Layer.finish = slow
+unpack.Layer.finish = slow
 print(unpacked(Store(sys.argv[1]), sys.argv[2]), flush=True)
 """
 
