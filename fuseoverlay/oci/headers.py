@@ -212,7 +212,8 @@ class _Reader:
         header.name = records.get(b"path") or header.name
         header.linkname = records.get(b"linkpath") or header.linkname
         header.mtime = records.get(b"mtime", b"")
-        uid, gid, size = (number(records, key) for key in (b"uid", b"gid", b"size"))
+        uid, gid = number(records, b"uid"), number(records, b"gid")
+        size = number(records, b"size")
         header.uid = header.uid if uid is None else uid
         header.gid = header.gid if gid is None else gid
         header.size = header.size if size is None else size
@@ -238,8 +239,10 @@ class _Reader:
                 raise DamagedError("a sparse file of a kind that is not supported")
             found = sparse.old_map(block, self._stream.read, _number)
             start = self._stream.tell()
-        elif header.type in (REGULAR, CONTIGUOUS) and records:
-            header.name = self._sparse_name(header.name, records)
+        elif records and header.type in (REGULAR, CONTIGUOUS) and sparse.is_sparse(records):
+            # The name in its own record counts most: the others are made up for programs that do
+            # not know sparse files.
+            header.name = records.get(b"GNU.sparse.name") or header.name
             found = sparse.map_in_records(records, header.size, self._stream.read)
         header.offset = self._stream.tell()
         header.stored = stored - (header.offset - start)
@@ -250,12 +253,6 @@ class _Reader:
                 raise DamagedError("damaged header, no file has this size")
             if sum(length for _, length in header.pieces) > header.stored:
                 raise DamagedError("the map of a sparse file says more than there are data")
-
-    @staticmethod
-    def _sparse_name(name: bytes, records: Mapping[bytes, bytes]) -> bytes:
-        """The name in the sparse file's own record counts most: the others are made up for programs
-        that do not know sparse files."""
-        return (sparse.is_sparse(records) and records.get(b"GNU.sparse.name")) or name
 
 
 def _padded(size: int) -> int:
