@@ -2,9 +2,9 @@
 
 Deletions become whiteouts and opaque marks. Entries may come in any order: whiteouts, directory
 metadata, and hard links whose target does not exist yet wait for the end. An entry below a symbolic
-link of the layer goes where the link leads inside the layer (`follow`); no call follows a link:
-each names one component in an open directory. Source: OCI image-spec layer.md. Where umoci,
-containers-storage and Docker disagree:
+link of the layer goes where the link leads inside the layer (`follow`): what a target is asked for
+has no link on its way. Source: OCI image-spec layer.md. Where umoci, containers-storage and Docker
+disagree:
 
 - a whiteout acts on lower layers only: the layer's own name stays, a directory of that
   name becomes opaque;
@@ -97,8 +97,7 @@ class Layer:
             self._add_special(entry)
             return
         path = self.made.place(entry.path)
-        if entry.xattrs:
-            entry = entry._replace(xattrs=fit(entry, self._warnings))
+        entry = self._fit(entry)
         if path is not entry.path:
             entry = entry._replace(path=path)
         if entry.hardlink is not None:
@@ -111,12 +110,15 @@ class Layer:
             self.made.make(path, lambda: self._target.node(entry))
             self.size += len(entry.link)
 
+    def _fit(self, entry: Entry) -> Entry:
+        return entry._replace(xattrs=fit(entry, self._warnings)) if entry.xattrs else entry
+
     def _add_special(self, entry: Entry) -> None:
         """Handle a name with `.wh.` in it. Its name says everything; the type of the file does not
         matter."""
         *parents, name = entry.path
         if _is_linked_by_aufs(entry.path) and stat.S_ISREG(entry.mode) and entry.hardlink is None:
-            self._add_file(entry)
+            self._add_file(self._fit(entry))
         elif any(part.startswith(whiteout.WH_META_PREFIX) for part in parents):
             self._warnings.add("AUFS housekeeping is left out", entry.name)
         elif any(part.startswith(whiteout.WH_PREFIX) for part in parents):

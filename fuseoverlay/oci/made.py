@@ -1,6 +1,7 @@
 """What the layer that is being unpacked has so far: its directories, and names in them.
 
-What is made, and where, is decided here without following what the target would take for a link.
+The target is asked for one name at a time, in a directory that was made here, so it follows no
+link.
 """
 
 from __future__ import annotations

@@ -293,6 +293,22 @@ def test_reserved_xattrs_are_dropped(unpacker: Unpacker, name: str) -> None:
     assert os.getxattr(layer / "f", "user.ok") == b"1"
 
 
+def test_reserved_xattrs_of_files_that_aufs_linked(unpacker: Unpacker) -> None:
+    kept = {"user.ok": b"1"}
+    reserved = {"user.overlay.redirect": b"/x", "user.containers.override_stat": b"0:0:0644:file"}
+    layer = unpacker.nodes(
+        Node(".wh..wh.plnk/1.2", 0o640, b"x", uid=3, xattrs=kept | reserved),
+        Node("a", hardlink=".wh..wh.plnk/1.2"),
+    )
+    found = set(os.listxattr(layer / "a"))
+    assert found >= {"user.ok"}
+    assert not found & (reserved.keys() - {"user.containers.override_stat"})
+    assert len(unpacker.warnings) == 2
+    look = see(layer / "a", unpacker.override)
+    assert (look.mode, look.uid) == (0o640, 3)
+    assert unpacker.override or "user.containers.override_stat" not in found
+
+
 @pytest.mark.parametrize("kind", ["gnu", "0.0", "0.1", "1.0"])
 def test_sparse(unpacker: Unpacker, place: Path, kind: str) -> None:
     source = place / "sparse"
