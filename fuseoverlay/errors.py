@@ -156,10 +156,14 @@ def printable(where: object) -> str:
 def visible(text: str) -> str:
     """`text` on one line, with characters escaped that a terminal would act on instead of
     printing."""
-    line = " ".join(text.splitlines())
-    if line.isprintable():
-        return line
-    return "".join(char if char.isprintable() else _escaped(char) for char in line)
+    return escaped(" ".join(text.splitlines()))
+
+
+def escaped(text: str) -> str:
+    """The same for a name, whose line breaks are escaped, too."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
 def _escaped(char: str) -> str:

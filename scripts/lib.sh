@@ -9,9 +9,9 @@ FO_CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # What running needs; what the tests use, of which some are skipped if it is missing.
 FO_PACKAGES_RUN=(fuse3 libfuse3-dev pkg-config gcc libc6-dev python3 python3-venv python3-dev)
-FO_PACKAGES_TEST=(acl apache2-utils attr btrfs-progs buildah ca-certificates crun debootstrap
+FO_PACKAGES_TEST=(acl apache2-utils attr btrfs-progs buildah busybox-static ca-certificates crun debootstrap
   docker-registry docker.io e2fsprogs fish fuse-overlayfs groff-base libcap2-bin openssl podman
-  skopeo strace uidmap umoci xfsprogs zsh zstd)
+  skopeo strace tmux uidmap umoci xfsprogs zsh zstd)
 # Contenders and tools of the benchmarks.
 FO_PACKAGES_BENCH=(btrfs-progs curl fio fuse-overlayfs git iproute2 unionfs-fuse)
 

@@ -13,14 +13,19 @@ FOR_IMAGES = (
     *("images", "pull", "push", "load", "save", "import", "inspect", "history", "tag", "rmi"),
     *("info", "login", "logout"),
 )
+#: Those that look into layers.
+FOR_LAYERS = (
+    *("layers", "tree", "ls", "cat", "cp", "which", "find", "diff", "efficiency", "explore"),
+)
 COMMANDS = (
-    *("mount", "unmount", "umount", "fsck", "mounts", "image", *FOR_IMAGES, "completion"),
+    *("mount", "unmount", "umount", "fsck", "mounts", "image", *FOR_IMAGES, *FOR_LAYERS),
+    "completion",
     *("help", "version"),
 )
 #: Words of docker and podman for what is not done here.
 _NOT_OURS: Final = frozenset(
-    ("attach", "build", "builder", "buildx", "commit", "compose", "container", "cp", "create",
-     "diff", "events", "exec", "export", "generate", "init", "kill", "kube", "logs", "machine",
+    ("attach", "build", "builder", "buildx", "commit", "compose", "container", "create",
+     "events", "exec", "export", "generate", "init", "kill", "kube", "logs", "machine",
      "manifest", "network", "pause", "play", "pod", "port", "ps", "rename", "restart", "rm", "run",
      "search", "secret", "service", "stack", "start", "stats", "stop", "swarm", "system", "top",
      "unpause", "unshare", "update", "volume", "wait")

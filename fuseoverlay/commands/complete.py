@@ -24,6 +24,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "IMAGE": ("images",),
     "[IMAGE] MNT": ("images", "files"),
     "MNT|IMAGE": ("mounts", "directories"),
+    "IMAGE|MNT": ("images", "mounts", "files"),
     "UPPER|IMAGE": ("images", "files"),
     "NAME[:TAG]": ("images",),
     "DESTINATION": ("images",),
@@ -90,6 +91,10 @@ def parser_of(words: Sequence[str]) -> tuple[argparse.ArgumentParser, int] | Non
         return _parser(f"fuseoverlay.commands.{_MODULES[first]}"), 1
     if first in images.SPELLINGS:
         return images.module(images.SPELLINGS[first]).parser(""), 1
+    if first in advice.FOR_LAYERS:
+        from fuseoverlay.commands.view import words as looking
+
+        return looking.module(first).parser(""), 1
     if first == "image":
         name = images.name_of(words[1]) if len(words) > 1 else None
         return (images.module(name).parser(""), 2) if name else None
@@ -163,9 +168,11 @@ def _values(
 def commands() -> Iterator[tuple[str, str]]:
     """All commands, and what each does."""
     from fuseoverlay.commands.image import words as images
+    from fuseoverlay.commands.view import words as looking
 
     for name in advice.COMMANDS:
-        yield name, _DOES.get(name) or images.COMMANDS[images.SPELLINGS[name]]
+        does = _DOES.get(name) or looking.COMMANDS.get(name)
+        yield name, does or images.COMMANDS[images.SPELLINGS[name]]
 
 
 def _images(before: Sequence[str], current: str) -> Iterator[tuple[str, str]]:

@@ -116,6 +116,10 @@ def _command(name: str, argv: list[str]) -> int:
             from fuseoverlay.commands.image import words
 
             return words.run(words.SPELLINGS[name], argv, f"fuseoverlay {name}")
+        case _ if name in advice.FOR_LAYERS:
+            from fuseoverlay.commands.view import words as looking
+
+            return looking.run(name, argv, f"fuseoverlay {name}")
         case _:
             return _run(["--version", *argv])
 

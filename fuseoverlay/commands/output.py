@@ -7,10 +7,10 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, TextIO
 
-from fuseoverlay.errors import FuseOverlayError, describe, visible
+from fuseoverlay.errors import FuseOverlayError, describe, escaped, printable, visible
 
 #: The streams of `sys` by descriptor: its mode, and the opposite access mode for /dev/null in its
 #: place, so that using it fails and the loss is noticed.
@@ -19,6 +19,8 @@ _STREAMS: Final = (
     ("stdout", "w", os.O_RDONLY),
     ("stderr", "w", os.O_RDONLY),
 )
+#: Characters that are printed at a time.
+_PIECE: Final = 1 << 16
 
 
 class NobodyReadsError(FuseOverlayError):
@@ -45,12 +47,42 @@ def open_missing() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def named(name: bytes) -> str:
+    """A name from a layer, with all escaped that is no printable character."""
+    return escaped(printable(name))
+
+
 def say(text: object) -> None:
     """Print a line of the output that was asked for, and flush it. Raises `FuseOverlayError`."""
     try:
         print(text, flush=True)
     except OSError as exc:
         raise _lost(exc) from None
+
+
+def say_all(lines: Iterable[str]) -> None:
+    """Print lines, many at a time. Raises `FuseOverlayError`."""
+    waiting: list[str] = []
+    length = 0
+    for line in lines:
+        waiting.append(line)
+        length += len(line)
+        if length > _PIECE:
+            say("\n".join(waiting))
+            waiting, length = [], 0
+    if waiting:
+        say("\n".join(waiting))
+
+
+def write(data: bytes) -> int:
+    """Write bytes to standard output, all of them. Raises `FuseOverlayError`."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(1, view) :]
+    except OSError as exc:
+        raise _lost(exc) from None
+    return len(data)
 
 
 def complain(level: str, text: str) -> None:

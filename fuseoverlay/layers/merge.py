@@ -17,8 +17,9 @@ from typing import Final
 import trio
 
 from fuseoverlay.layers import whiteout
-from fuseoverlay.layers.index import Index, Listing, LowerEntry
+from fuseoverlay.layers.index import Index, Listing
 from fuseoverlay.layers.layer import RealDir
+from fuseoverlay.layers.merged import Merged
 from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.native import extension
 
@@ -73,7 +74,7 @@ def at_once(stack: LayerStack, upper: RealDir | None, lowers: tuple[RealDir, ...
         if found is None:
             return None
         top = found
-    below = Merged()
+    below: Merged[RealDir] = Merged()
     size = _SOON * _BATCH
     end, _ = extension.merge(below.names, below.closed, lowers, 0, stack.descriptors, size)
     return Index(top, below.names) if end == len(lowers) else None
@@ -91,7 +92,7 @@ def _scan(
         else:
             top = found
     reals = () if top.opaque else tuple(lowers)
-    below = Merged()
+    below: Merged[RealDir] = Merged()
     end = 0
     while end < len(reals):
         plain = reals[: _plain_until(stack, reals, end)]
@@ -120,44 +121,22 @@ def _plain_until(stack: LayerStack, reals: Sequence[RealDir], start: int) -> int
     return len(reals)
 
 
-class Merged:
-    """The names that lower directories show together. Directories are added from the top down, here
-    or by the extension."""
-
-    __slots__ = ("closed", "names")
-
-    def __init__(self) -> None:
-        self.names: dict[bytes, LowerEntry] = {}
-        #: Names for which nothing further down counts. A file hides what is below it anyway.
-        self.closed: set[bytes] = set()
-
-    def add(self, real: RealDir, listing: Listing) -> None:
-        """Add the names of the next directory."""
-        names, closed = self.names, self.closed
-        for name, is_dir in listing.entries.items():
-            if name in closed:
-                continue
-            above = names.get(name)
-            if above is None:
-                names[name] = (real,) if is_dir else real
-            elif isinstance(above, tuple):
-                if is_dir:
-                    names[name] = (*above, real)
-                else:
-                    closed.add(name)
-        # A whiteout acts on the layers below, never on its own.
-        closed |= listing.masks
-        closed |= listing.wh
-
-
 def _list_at_once(stack: LayerStack, real: RealDir) -> Listing | None:
     """The result of `_list_directory`, by the extension; None if it cannot read the directory."""
-    alone = Merged()
+    alone: Merged[RealDir] = Merged()
     end, _ = extension.merge(alone.names, alone.closed, (real,), 0, stack.descriptors, _BATCH)
     if not end:
         return None
     # With one directory alone only whiteouts close a name.
     return Listing({n: isinstance(found, tuple) for n, found in alone.names.items()}, alone.closed)
+
+
+def listing_of(stack: LayerStack, real: RealDir) -> Listing:
+    """What one layer's directory holds, its whiteouts apart. OSError."""
+    listing = Listing()
+    for _ in _list_directory(stack, real, listing):
+        pass
+    return listing
 
 
 def _list_directory(stack: LayerStack, real: RealDir, listing: Listing) -> Iterator[None]:

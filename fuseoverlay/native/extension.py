@@ -90,7 +90,7 @@ def merge(
     names: dict[bytes, Any], closed: set[bytes], reals: tuple[Any, ...], position: int,
     descriptors: dict[Any, int], limit: int,
 ) -> tuple[int, bool]:  # fmt: skip
-    """Add the directories from `position` on to `names` and `closed`, as `merge.Merged.add` does.
+    """Add the directories from `position` on to `names` and `closed`, as `merged.Merged.add` does.
 
     Returns (position, full): the position of the first directory that was not added, and whether
     the only reason is that there were more than `limit` entries. Otherwise that directory has to be

@@ -16,7 +16,7 @@ from typing import IO, Any, Final, TypeVar
 from fuseoverlay.errors import DigestError, ImageError
 from fuseoverlay.oci import model
 from fuseoverlay.oci.files import Files, open_files
-from fuseoverlay.oci.model import Config, Descriptor, Digest, Index, Manifest, Platform
+from fuseoverlay.oci.model import Config, Descriptor, Digest, Index, Manifest, Platform, Step
 from fuseoverlay.oci.streams import CHUNK, BlobReader
 
 _T = TypeVar("_T")
@@ -48,12 +48,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image for one platform; `layers` bottom first; `steps`: `model.layers_of_history`. `id`
+    """One image for one platform; `layers` bottom first; `steps`: `model.steps_of_history`. `id`
     is the digest of its config, if known."""
 
     platform: Platform | None
     layers: tuple[Layer, ...]
-    steps: tuple[int | None, ...] = ()
+    steps: tuple[Step, ...] = ()
     id: Digest | None = None
 
 

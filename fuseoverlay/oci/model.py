@@ -53,6 +53,9 @@ _MAX_VALUES: Final = 1 << 18
 #: Depth of indexes inside indexes. Real images have one.
 MAX_INDEX_DEPTH: Final = 8
 
+#: The texts of a line of the history: fields of the config and of `Step`.
+_STEP: Final = ("created", "created_by", "author", "comment")
+
 _HEX_LENGTH: Final = {"sha256": 64, "sha512": 128}
 _DIGEST: Final = re.compile(r"(sha256|sha512):([0-9a-f]+)\Z")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -306,13 +309,25 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the history of an image. `layer` is the number of the layer that it made, from 0
+    at the bottom; None if it made none."""
+
+    created: str = ""
+    created_by: str = ""
+    author: str = ""
+    comment: str = ""
+    layer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The parts of an image's config used here: digests of the plain layers, bottom first;
-    platform; `layers_of_history`."""
+    platform; `steps_of_history`."""
 
     diff_ids: tuple[Digest, ...]
     platform: Platform | None = None
-    steps: tuple[int | None, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @classmethod
     def parse(cls, value: object) -> Config:
@@ -322,18 +337,21 @@ class Config:
         if rootfs.get("type") != "layers":
             raise ImageError(f"unknown rootfs type {short(rootfs.get('type'))} in the image config")
         diff_ids = tuple(Digest.parse(item) for item in _array(rootfs, "diff_ids"))
-        steps = layers_of_history(data.get("history"), len(diff_ids))
+        steps = steps_of_history(data.get("history"), len(diff_ids))
         return cls(diff_ids, Platform.from_json(data), tuple(steps))
 
 
-def layers_of_history(history: object, count: int) -> list[int | None]:
-    """Which of `count` layers, from 0 at the bottom, each line of an image's history made, oldest
-    first; None if it made none. Lines are added at the end for layers that it does not tell of;
-    config.md."""
+def steps_of_history(history: object, count: int) -> list[Step]:
+    """The lines of an image's history, oldest first, for `count` layers. Lines are added at the end
+    for layers that it does not tell of; config.md."""
     layers = iter(range(count))
-    lines = history if isinstance(history, list) else []
-    empty = [isinstance(line, dict) and bool(Fields(line).get("empty_layer")) for line in lines]
-    return [*(None if is_empty else next(layers, None) for is_empty in empty), *layers]
+    lines = [Fields(line if isinstance(line, dict) else {})
+             for line in (history if isinstance(history, list) else [])]  # fmt: skip
+    steps = []
+    for line in lines:
+        texts = {name: text for name in _STEP if isinstance(text := line.get(name), str)}
+        steps.append(Step(layer=None if line.get("empty_layer") else next(layers, None), **texts))
+    return steps + [Step(layer=number) for number in layers]
 
 
 def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:

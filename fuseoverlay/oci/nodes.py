@@ -6,7 +6,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from fuseoverlay.oci.entries import Path
 from fuseoverlay.oci.sparse import Pieces
@@ -85,10 +85,6 @@ class Node:
         self.digest: bytes | None = None
         self.offset = -1
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.mode, self.uid, self.gid, self.size, self.mtime, self.ino, self.more)
-        return _node, (*fields, self.nlink, self.digest, self.offset)
-
     @property
     def is_whiteout(self) -> bool:
         """Whether it hides its name in the layers below."""
@@ -121,29 +117,24 @@ class Node:
         return self.more.copied
 
 
-def _node(*fields: Any) -> Node:
-    node = Node(*fields[:-3])
-    node.nlink, node.digest, node.offset = fields[-3:]
-    return node
-
-
 class Directory(Node):
     """A directory. `opaque`: it hides those below. `implied`: the value of `xattrs.IMPLIED` that it
-    would have on disk."""
+    would have on disk. `links`: the names in it that the archive lists as hard links; None for
+    none."""
 
-    __slots__ = ("children", "implied", "opaque")
+    __slots__ = ("children", "implied", "links", "opaque")
 
     def __init__(self, ino: int) -> None:
         super().__init__(stat.S_IFDIR | 0o700, 0, 0, 0, 0, ino)
         self.children: dict[bytes, Node] = {}
         self.opaque = False
         self.implied: bytes | None = None
+        self.links: set[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The index of a layer. `size` and `used_lowers` as in `Unpacked`. Can be pickled, however deep
-    it is; its nodes can only with it."""
+    """The index of a layer. `size` and `used_lowers` as in `Unpacked`."""
 
     root: Directory
     size: int
@@ -169,43 +160,6 @@ class Tree:
                 return None
             node = node.children.get(name)
         return node
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (list(self._packed()), self.size, self.used_lowers)
-
-    def _packed(self) -> Iterator[_Packed]:
-        """The directories in the order of `walk`; in each, those in it have their numbers."""
-        numbers = {node.ino: at for at, (_, node, _) in enumerate(self.walk())}
-        for _, node, children in self.walk():
-            inside = [
-                (name, numbers[child.ino] if isinstance(child, Directory) else child)
-                for name, child in children
-            ]
-            fields = (node.mode, node.uid, node.gid, node.mtime, node.ino, node.more)
-            yield (*fields, node.opaque, node.implied), inside
-
-
-#: The fields of a directory, and what is in it.
-_Packed = tuple[tuple[Any, ...], list[tuple[bytes, Node | int]]]
-
-
-def _unpacked(packed: Sequence[_Packed], size: int, used_lowers: bool) -> Tree:
-    directories = [_directory(*fields) for fields, _ in packed]
-    for directory, (_, inside) in zip(directories, packed, strict=True):
-        directory.children = {
-            name: directories[child] if isinstance(child, int) else child for name, child in inside
-        }
-    return Tree(directories[0], size, used_lowers)
-
-
-def _directory(
-    mode: int, uid: int, gid: int, mtime: int, ino: int, more: More,
-    opaque: bool, implied: bytes | None,
-) -> Directory:  # fmt: skip
-    node = Directory(ino)
-    node.mode, node.uid, node.gid, node.mtime, node.more = mode, uid, gid, mtime, more
-    node.opaque, node.implied = opaque, implied
-    return node
 
 
 class TreesBelow:

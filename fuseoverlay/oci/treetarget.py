@@ -203,6 +203,13 @@ class TreeTarget:
         self._free(path)[path[-1]] = node
         self._hold(_NODE + len(path[-1]))
         node.nlink += 1
+        self._note_link(path)
+
+    def _note_link(self, path: Path) -> None:
+        directory = self._directory(path[:-1])
+        if directory.links is None:
+            directory.links = set()
+        directory.links.add(path[-1])
 
     def copy_below(self, path: Path, source: Path) -> bool:
         """See `Target`."""
@@ -215,6 +222,7 @@ class TreeTarget:
         )
         node.digest = found.digest
         self._free(path)[path[-1]] = node
+        self._note_link(path)
         return True
 
     def unlink(self, path: Path) -> None:
@@ -223,6 +231,9 @@ class TreeTarget:
         if node is None:
             raise os_error(errno.ENOENT)
         node.nlink -= 1
+        links = self._directory(path[:-1]).links
+        if links is not None:
+            links.discard(path[-1])
 
     def remove_tree(self, path: Path) -> None:
         """See `Target`."""

@@ -20,7 +20,7 @@ from typing import Final
 from fuseoverlay.errors import StoreError, UsageError
 from fuseoverlay.oci.job import store_error
 from fuseoverlay.oci.model import Digest
-from fuseoverlay.store import places, sizes
+from fuseoverlay.store import indexes, places, sizes
 from fuseoverlay.store.content import Content, is_at
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.names import Editing, repository_of
@@ -184,6 +184,7 @@ class _Removal:
         self._collect_layers(before, after)
         if self._moved is not None:
             self._forget_sizes(after, everything=everything)
+            self._forget_indexes(before, after)
         if everything:
             self._collect_partial()
 
@@ -248,6 +249,14 @@ class _Removal:
         for place in sizes.noted(store):
             if place not in after.layers | there and (everything or place in gone):
                 sizes.forget(store, place)
+
+    def _forget_indexes(self, before: Reach | None, after: Reach) -> None:
+        """Forget what is known of layers that no image has. Nobody depends on it: whoever has it
+        open keeps it."""
+        for path in indexes.all_of(self._content.store):
+            place = indexes.layer_of(path)
+            if place not in after.layers and (before is None or place in before.layers):
+                indexes.forget(path)
 
     def _collect_partial(self) -> None:
         for digest, size in list(self._content.partials()):

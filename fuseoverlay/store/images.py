@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import model
-from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform
+from fuseoverlay.oci.model import Config, Descriptor, Digest, Manifest, Platform, Step
 from fuseoverlay.oci.names import in_registry
 from fuseoverlay.oci.prefix import DigestPrefix
 from fuseoverlay.oci.reference import Reference
@@ -27,8 +27,6 @@ from fuseoverlay.store.names import Entry, Names, repository_of
 from fuseoverlay.store.reach import decoded, manifests
 from fuseoverlay.store.root import Store
 
-#: The texts of a line of the history: fields of the config and of `Step`.
-_STEP: Final = ("created", "created_by", "author", "comment")
 #: Ids are shown and named by so many digits.
 SHORT_ID: Final = 12
 
@@ -105,18 +103,6 @@ class Image:
     def created_at(self) -> datetime | None:
         """When it was made; None if that is not known."""
         return parse_time(self.created)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One line of the history of an image. `layer` is the number of the layer that it made, from 0
-    at the bottom; None if it made none."""
-
-    created: str = ""
-    created_by: str = ""
-    author: str = ""
-    comment: str = ""
-    layer: int | None = None
 
 
 class Images:
@@ -209,13 +195,7 @@ class Images:
         """How the image was made, oldest first; layers that it does not tell of come last.
         ImageError."""
         data = model.expect_fields(self.config(image), "image config").get("history")
-        made = model.layers_of_history(data, len(image.layers))
-        steps = []
-        for item, number in zip(data if isinstance(data, list) else [], made, strict=False):
-            fields = model.expect_fields(item, "history")
-            texts = {name: _text(fields.get(name)) for name in _STEP}
-            steps.append(Step(layer=number, **texts))
-        return steps + [Step(layer=number) for number in made[len(steps) :]]
+        return model.steps_of_history(data, len(image.layers))
 
     def resolve(self, text: str, platform: Platform | None = None) -> Image:
         """The image that `text` names: see `find`. Of several platforms it may be another one's

@@ -43,7 +43,7 @@ class Part:
         if _NUMBER.match(self.word):
             found = [int(self.word) - 1] if 1 <= int(self.word) <= len(image.layers) else []
         elif line := _LINE.match(self.word):
-            found = _of_line(image.steps, int(line[1]))
+            found = _of_line(image, int(line[1]))
         else:
             found = [at for at, layer in enumerate(image.layers) if self._is_digest_of(layer)]
         if len(found) == 1:
@@ -51,26 +51,26 @@ class Part:
         if found:
             numbers = " or ".join(str(at + 1) for at in found[:_LISTED])
             raise ImageError(f"{self.word} may be layer {numbers}", where=where, hint="say which")
-        raise ImageError(self._missing(image.steps), where=where, hint=_listed(image.layers))
+        raise ImageError(self._missing(image), where=where, hint=_listed(image.layers))
 
     def _is_digest_of(self, layer: Layer) -> bool:
         prefix = DigestPrefix.parse(self.word)
         return prefix is not None and (prefix.fits(layer.diff_id) or prefix.fits(layer.digest))
 
-    def _missing(self, steps: Sequence[int | None]) -> str:
+    def _missing(self, image: Image) -> str:
         line = _LINE.match(self.word)
         if line is None:
             return f"there is no layer {self.word}"
-        if 1 <= int(line[1]) <= len(steps):
+        if 1 <= int(line[1]) <= len(image.steps):
             return f"neither line {line[1]} of the history nor any below made a layer"
-        return f"the history has no line {line[1]}, but {len(steps)}"
+        return f"the history has no line {line[1]}, but {len(image.steps)}"
 
 
-def _of_line(steps: Sequence[int | None], line: int) -> list[int]:
+def _of_line(image: Image, line: int) -> list[int]:
     """The layer that this line of the history made, else the one below it; none if there is
     none."""
-    older = steps[: max(len(steps) - line + 1, 0)] if line else ()
-    return [layer for layer in older if layer is not None][-1:]
+    older = image.steps[: max(len(image.steps) - line + 1, 0)] if line else ()
+    return [step.layer for step in older if step.layer is not None][-1:]
 
 
 def _listed(layers: Sequence[Layer]) -> str:

@@ -94,7 +94,7 @@ def opened(
         found = contextlib.nullcontext(_of_podman(text, platform))
     elif names.transport(text) == "docker-daemon":
         found = _of_daemon(store, text, platform, progress, warn)
-    elif _means_file(Images(store, shortnames.meanings), text):
+    elif means_file(Images(store, shortnames.meanings), text):
         found = layers.opened(store, text, platform=platform, progress=progress, warn=warn)
     else:
         found = _stored(store, name, platform, remote, progress, warn)
@@ -147,7 +147,8 @@ def _may_be_stored(text: str) -> bool:
     return True
 
 
-def _means_file(images: Images, text: str) -> bool:
+def means_file(images: Images, text: str) -> bool:
+    """Whether a file is meant, and not an image of the store. UsageError if it may be either."""
     if names.is_path(text) or not _may_be_stored(text):
         return True
     if names.transport(text) or not names.is_image(text):
@@ -160,14 +161,15 @@ def _means_file(images: Images, text: str) -> bool:
     return True
 
 
-def _located(
+def located(
     images: Images,
     name: str,
     platform: Platform | None,
     remote: Remote | None,
     warn: Callable[[str], None],
 ) -> tuple[Image, Entry | None]:
-    """The image in the store, which comes there if the policy asks for it."""
+    """The image in the store, which comes there if the policy asks for it; and the entry if `name`
+    names it by name. ImageError, and what `remote.fetch` raises."""
     if remote is None or remote.policy == "never":
         return images.locate(name, platform)
     if remote.policy == "missing":
@@ -202,7 +204,7 @@ def _stored(
 ) -> contextlib.AbstractContextManager[StoredImage]:
     images = Images(store, shortnames.meanings)
     wanted = Platform.parse(platform) if platform else None
-    found, entry = _located(images, name, wanted, remote, warn)
+    found, entry = located(images, name, wanted, remote, warn)
     if found.problem is not None:
         raise ImageError(found.problem, where=name, hint="get it again, or remove it")
     return layers.stored(

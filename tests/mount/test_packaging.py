@@ -31,6 +31,7 @@ pytestmark = [fuse_only, pytest.mark.timeout(600)]
 IGNORED = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", ".*", "build", "dist")
 MANUALS = {
     *("share/man/man1/fuseoverlay.1", "share/man/man1/fuseoverlay-image.1"),
+    "share/man/man1/fuseoverlay-layers.1",
     "share/man/man8/mount.fuseoverlay.8",
 }
 COMPLETION = {

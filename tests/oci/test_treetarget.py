@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import random
 import stat
 import struct
@@ -24,7 +23,6 @@ from fuseoverlay.oci.nodes import Tree, TreesBelow
 from fuseoverlay.oci.streams import BlobReader, ForwardStream
 from fuseoverlay.oci.treetarget import list_blob, list_stream
 from tests.oci.helpers import Unpacker, block, header, pax
-from tests.oci.listed import in_tree
 
 MANY = 4000 if os.environ.get("FUSEOVERLAY_LONG") else 400
 ROW = ["a", "b", "c", "d"]
@@ -275,27 +273,6 @@ def test_walk() -> None:
         ((b"b", b"z"), [b"f"]),
         ((b"b-",), [b"x"]),
     ]
-
-
-def test_pickle() -> None:
-    """Names of one file stay names of one file; depth does not matter."""
-    tree = index(
-        layer_tar(
-            [
-                Node("a/" * 1500 + "f", 0o4711, b"x", xattrs={"user.k": b"v"}, mtime="1.5"),
-                directory("a", 0o1700, uid=1, gid=2, mtime=3, xattrs={"user.d": b"1"}),
-                Node("g", hardlink="a/" * 1500 + "f"),
-                Node("a/.wh..wh..opq"),
-                Node("b/.wh.c"),
-                symlink("l", "b"),
-            ]
-        )
-    )
-    copy = pickle.loads(pickle.dumps(tree))
-    assert in_tree(copy) == in_tree(tree)
-    assert (copy.size, copy.used_lowers) == (tree.size, tree.used_lowers)
-    found, expected = copy.find((b"g",)), tree.find((b"g",))
-    assert (found.nlink, found.offset) == (2, expected.offset)
 
 
 def test_a_file_from_below() -> None:

@@ -148,8 +148,8 @@ def test_manual_pages_are_installed() -> None:
     pages = {place: names for place, names in installed.items() if place.startswith("share/man/")}
     assert pages == expected
     commands = set(project["project"]["scripts"])
-    about_images = {"fuseoverlay-image"}
-    assert {page.stem for page in PAGES} == commands | about_images, "one page for each command"
+    about = {"fuseoverlay-image", "fuseoverlay-layers"}
+    assert {page.stem for page in PAGES} == commands | about, "one page for each command"
 
 
 def test_installed_as_readme_says_it_is_a_command(tmp_path: Path) -> None:

@@ -91,6 +91,12 @@ def test_only_the_client_of_registries_knows_http() -> None:
     assert {package(name) for name in knowing} == {"registry"}
 
 
+def test_only_the_full_screen_program_knows_textual() -> None:
+    knowing = {name for name in MODULES if "textual" in imports(name)[1]}
+    assert knowing
+    assert all(name.startswith("commands.explore.") for name in knowing)
+
+
 def test_only_the_command_line_prints() -> None:
     printers = {
         module

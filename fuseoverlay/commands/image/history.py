@@ -11,8 +11,9 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import units
+from fuseoverlay.oci.model import Step
 from fuseoverlay.oci.times import parse_time
-from fuseoverlay.store.images import Image, Step
+from fuseoverlay.store.images import Image
 
 _HEADINGS: Final = {
     "ID": "IMAGE",

@@ -1,4 +1,4 @@
-/* The names that several layers' directories show together: `merge.Merged` in C. */
+/* The names that several layers' directories show together: `merged.Merged` in C. */
 #include "native.h"
 
 #include <fcntl.h>
@@ -83,7 +83,7 @@ static Py_ssize_t add_all(PyObject *names, PyObject *closed, PyObject *real, PyO
 PyDoc_STRVAR(merge_doc,
     "merge(names, closed, reals, position, descriptors, limit) -> (position, full)\n\n"
     "Add the directories from `position` on to what those above them show, as\n"
-    "`merge.Merged.add` does. Returns the position of the first one that was not added. If full,\n"
+    "`merged.Merged.add` does. Returns the position of the first one that was not added. If full,\n"
     "the only reason is that there were more than `limit` entries; otherwise that directory has\n"
     "marks, whiteouts other than devices or many names, or cannot be read: Python reads it.");
 static PyObject *merge(PyObject *self, PyObject *args)

@@ -1,0 +1,296 @@
+"""The program: its panes, and how they go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final, TypeVar
+
+from rich.text import Text
+from textual import events
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Input, Static
+
+from fuseoverlay.commands.explore import asking, background, extracting, panes
+from fuseoverlay.commands.explore.choice import Choice
+from fuseoverlay.commands.explore.comparing import bounded
+from fuseoverlay.commands.explore.content import Content, read
+from fuseoverlay.commands.explore.finder import Finder
+from fuseoverlay.commands.explore.lines import Lines
+from fuseoverlay.commands.explore.model import Model
+from fuseoverlay.commands.explore.totals import Totals
+from fuseoverlay.commands.explore.tree import Tree
+from fuseoverlay.commands.explore.viewer import Viewer
+from fuseoverlay.commands.view import subject
+from fuseoverlay.errors import visible
+from fuseoverlay.view import kept
+from fuseoverlay.view.changes import Kind
+from fuseoverlay.view.opened import View
+from fuseoverlay.view.stack import Path
+from fuseoverlay.view.waste import Found
+
+T = TypeVar("T")
+
+#: The keys that the last line names, for every pane and for each.
+_KEYS: Final = "q quit  ? help  tab pane  / find  m mode  c compare  "
+_KEYS_OF: Final[Mapping[str | None, str]] = {
+    "layers": "enter files",
+    "tree": "space open  enter view  A M R U kinds  o sort  e extract",
+    "wastes": "enter show",
+    "find": "enter files  esc all",
+}
+#: With fewer columns only one side is shown, with fewer lines only the layers of the left one.
+_NARROW: Final = 60
+_LOW: Final = 20
+
+
+class Explorer(App[None]):
+    """Looks into an open view."""
+
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", "quit", priority=True),
+        Binding("question_mark,f1", "help", "help"),
+        Binding("ctrl+l", "all_changes(False)", "this layer's changes"),
+        Binding("ctrl+a", "all_changes(True)", "all changes up to it"),
+        Binding("m", "mode", "the other mode"),
+        Binding("c", "compare", "compare with a layer"),
+        Binding("ctrl+f,slash,ctrl+underscore", "find", "find paths"),
+        Binding("escape", "end", "end finding and comparing"),
+        Binding("v", "view", "content"),
+        Binding("ctrl+e,e", "extract", "extract"),
+    ]
+    CSS = """
+    #left { width: 2fr; max-width: 64; }
+    #right { width: 3fr; }
+    #layers { height: 1fr; border: round $primary; }
+    #details { height: auto; max-height: 12; border: round $primary; }
+    #wastes { height: 1fr; border: round $primary; }
+    #tree { height: 1fr; border: round $primary; }
+    #heading, #keys { height: 1; }
+    Lines:focus { border: round $accent; }
+    .low #details, .low #wastes { display: none; }
+    .low #layers, .low #tree { border: none; }
+    .narrow #left { max-width: 100%; }
+    .narrow #right { display: none; }
+    .narrow.tree #right { display: block; }
+    .narrow.tree #left { display: none; }
+    """
+
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        self.view = view
+        self.choice = Choice()
+        self.layers = panes.Layers("layers", view)
+        self.wastes = panes.Wastes("wastes")
+        self._totals = Totals(view.stack)
+        self._same = bounded(view)
+        comparison = self.choice.comparison(view.stack, self._same)
+        self.files = Tree("tree", Model(comparison, self._totals))
+        self.finder = Finder("find", self.files)
+        self._details = Static()
+        self._heading, self._keys = Static(id="heading"), Static(id="keys")
+        #: Sums that are no longer wanted have another number.
+        self._summing = 0
+
+    def compose(self) -> ComposeResult:
+        """All panes."""
+        with Horizontal():
+            with Vertical(id="left"):
+                yield self.layers
+                with VerticalScroll(id="details", can_focus=False):
+                    yield self._details
+                yield self.wastes
+            with Vertical(id="right"):
+                yield self._heading
+                yield self.files
+        yield self.finder
+        yield self._keys
+
+    def on_mount(self) -> None:
+        """Show the layers at once, and begin to find out what takes longer."""
+        self.layers.border_title, self.wastes.border_title = "Layers", "Waste"
+        self.query_one("#details").border_title = "Layer"
+        self.files.border_title = "Tree"
+        self.layers.focus()
+        self._describe()
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        self._sum()
+        background.start(self, lambda: kept.found(self.view), self._found, self.wastes.fail)
+
+    def _in_background(self, work: Callable[[], T], then: Callable[[T], None]) -> None:
+        background.start(self, work, then, self.tell)
+
+    def on_done(self, done: background.Done) -> None:
+        """Some work in the background is done."""
+        done.then()
+
+    def _found(self, found: Found) -> None:
+        self.wastes.show(found)
+        self._describe()
+
+    def _sum(self) -> None:
+        """Find the sizes of directories."""
+        self._summing += 1
+        number = self._summing
+        comparison = self.files.model.comparison
+
+        def fill() -> None:
+            for stack in (comparison.after, comparison.before):
+                if stack is not None:
+                    self._totals.fill(stack, lambda: number == self._summing)
+
+        def filled(_: None) -> None:
+            if self.files.model.by_size:
+                self.files.after(self.files.model.rebuild)
+            self.files.changed()
+
+        self._in_background(fill, filled)
+
+    def tell(self, text: str) -> None:
+        """Say what is wrong, or done."""
+        self.push_screen(asking.Tell(visible(text)))
+
+    # what is compared
+
+    def _compare(self) -> None:
+        """Compare what is chosen now."""
+        comparison = self.choice.comparison(self.view.stack, self._same)
+        self.files.after(lambda: self.files.model.compare(comparison))
+        self._sum()
+        if self.finder.value:
+            self.finder.find()
+
+    def _describe(self) -> None:
+        """Say which layer it is, and what the tree shows."""
+        number = self.choice.number
+        effect = self.wastes.found.effects[number] if self.wastes.found else None
+        index = self.view.stack.layers[number]
+        self._details.update(panes.details(self.view.layers[number], index, effect))
+        text = f"{self.choice}{self.files.model}, in {visible(self.view.name)}"
+        self._heading.update(Text(text, no_wrap=True))
+
+    def on_lines_moved(self, event: Lines.Moved) -> None:
+        """Another layer is selected, or the tree shows something else."""
+        if event.lines is self.layers and self.layers.cursor != self.choice.number:
+            self.choice.number = self.layers.cursor
+            self._compare()
+        self._describe()
+
+    def on_lines_chosen(self, event: Lines.Chosen) -> None:
+        """Enter, or a second click."""
+        if event.lines is self.layers:
+            self._go(self.files)
+        elif event.lines is self.files:
+            if self.files.row.is_dir:
+                self.files.action_fold()
+            else:
+                self.action_view()
+        elif event.lines is self.wastes and self.wastes.wastes:
+            waste = self.wastes.wastes[self.wastes.cursor]
+            self._jump(waste.path, waste.causes[-1].by)
+
+    def _jump(self, path: Path, layer: int) -> None:
+        """Show what this layer does to a path."""
+        self.choice = Choice(layer)
+        self.layers.move_to(layer)
+        self.finder.end()
+        self.files.model.kinds = frozenset(Kind)
+        self._compare()
+        self.files.reveal(path, opening=True)
+        self._go(self.files)
+
+    # keys
+
+    def action_pane(self, by: int) -> None:
+        """Go to the next pane, or the previous one."""
+        every = [self.layers, self.files, self.wastes]
+        seen = [pane for pane in every if pane.display]
+        at = next((at for at, pane in enumerate(seen) if pane is self.focused), 0)
+        self._go(seen[(at + by) % len(seen)])
+
+    def _go(self, pane: Lines) -> None:
+        """Go to this pane, which a narrow screen has to show first."""
+        screen = self.screen_stack[0]
+        screen.set_class(pane is self.files, "tree")
+        screen.set_focus(pane)
+
+    def action_help(self) -> None:
+        """Show what the keys do."""
+        self.push_screen(asking.help_screen())
+
+    def action_all_changes(self, every: bool) -> None:
+        """Show the changes of the layer, or of all up to it."""
+        self.choice = Choice(self.choice.number, every)
+        self._compare()
+
+    def action_mode(self) -> None:
+        """Show the other of the two."""
+        self.action_all_changes(not self.choice.all_changes)
+
+    def action_compare(self) -> None:
+        """Ask for a layer to compare with."""
+        count = len(self.view.layers)
+        question = f"Compare layer {self.choice.number + 1} with which layer, 1 to {count}?"
+        self.push_screen(asking.Ask(question), self._compare_with)
+
+    def _compare_with(self, answer: str | None) -> None:
+        if not answer:
+            return
+        if not (answer.strip().isdecimal() and 1 <= int(answer) <= len(self.view.layers)):
+            self.tell(f"there is no layer {answer}")
+            return
+        self.choice.other = int(answer) - 1
+        self._compare()
+
+    def action_view(self) -> None:
+        """Show the content of the file at the cursor."""
+        row, model = self.files.row, self.files.model
+        node = model.node(row)
+        if not self.view.stack.layers[node.layer].is_file(node.row):
+            self.tell(f"{subject.shown(node.path)} is no regular file")
+            return
+        shown = subject.shown(node.path)
+
+        def then(content: Content) -> None:
+            self.push_screen(Viewer(shown, content))
+
+        self._in_background(lambda: read(self.view, model, row), then)
+
+    def action_extract(self) -> None:
+        """Ask where the file or directory at the cursor is to go."""
+        extracting.ask(self, self.view, self.files, self.tell)
+
+    def action_find(self) -> None:
+        """Ask for what is to be found."""
+        self.finder.begin()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Look at what was found."""
+        if event.input is self.finder:
+            self._go(self.files)
+
+    def action_end(self) -> None:
+        """Show all again."""
+        if self.finder.is_on:
+            self.finder.end()
+            self._go(self.files)
+        elif self.choice.other is not None:
+            self.choice.other = None
+            self._compare()
+
+    # what is shown around them
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """Name the keys of another pane."""
+        if event.widget.id in _KEYS_OF:
+            self._keys.update(Text(_KEYS + _KEYS_OF[event.widget.id], no_wrap=True))
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Show what there is room for."""
+        self.screen_stack[0].set_class(event.size.width < _NARROW, "narrow")
+        self.screen_stack[0].set_class(event.size.height < _LOW, "low")

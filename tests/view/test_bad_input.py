@@ -1,0 +1,198 @@
+"""Layers and names that nobody wants: what can be shown is shown."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
+from fuseoverlay.store.root import Store
+from fuseoverlay.view import layerindex, opened
+from tests.commands.conftest import Cli
+from tests.helpers.mounts import command, daemon_env
+from tests.oci.helpers import block, header, pax
+from tests.view.conftest import Painter
+
+HOSTILE = [b"new\nline", b"\x1b[2Jclear", b"\xff\xfe", "\u202efdp.exe".encode(), b"tab\there"]
+LAYERS = [[Node("a", data=b"1" * 10), Node("d/x")], [Node("b", data=b"2")], [Node(".wh.d")]]
+
+
+def _ignore(_line: str) -> None:
+    pass
+
+
+def test_names(cli: Cli, paint: Painter) -> None:
+    """No name from an image reaches the terminal as it is."""
+    nodes = [Node(name, data=b"x") for name in HOSTILE] + [symlink("l", b"to\n\x1b[0m")]
+    image = paint(
+        "names", nodes, [Node(b".wh." + name) for name in HOSTILE], steps=["RUN \x1b[5m", ""]
+    )
+    for argv in (
+        ["layers", image], ["tree", "--layer", "2", image], ["ls", "-l", "--layer", "1", image],
+        ["find", image, "*"], ["diff", image, "--layers", "1", "2"],
+        *(["which", "-a", image, name] for name in HOSTILE),
+    ):  # fmt: skip
+        done = cli.run(*map(os.fsdecode, argv))
+        text = done.stdout + done.stderr
+        assert done.returncode in (0, 1), text
+        bad = {char for char in text if not char.isprintable() and char != "\n"}
+        assert not bad, (argv, bad)
+    assert len(cli.said("ls", "--layer", "1", image).splitlines()) == len(HOSTILE) + 1
+    rows = map(json.loads, cli.said("ls", "--json", "--layer", "1", image).splitlines())
+    paths = {os.fsencode(row["path"]) for row in rows}
+    assert paths == {b"/" + name for name in [*HOSTILE, b"l"]}
+    for name in HOSTILE:
+        assert cli.said("cat", "--layer", "1", image, os.fsdecode(name)) == "x"
+
+
+def test_ten_thousand_levels(cli: Cli, tmp_path: Path) -> None:
+    """No recursion, and no path longer than the system takes. An archive cannot name such a path,
+    but directories can be so deep."""
+    root = tmp_path / "deep"
+    root.mkdir()
+    fd = os.open(root, os.O_RDONLY)
+    for _ in range(10_000):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    try:
+        stack = f"lowerdir={root}"
+        # What has to be printed grows with the square of the depth.
+        assert cli.said("tree", "-L", "3", "-o", stack).splitlines()[-1] == "3 directories, 0 files"
+        assert cli.run("find", "-o", stack, "x*").returncode == 1
+        assert cli.said("layers", "--format", "{{.Added}}", "-o", stack) == "10000\n"
+        assert cli.run("which", "-o", stack, "d/" * 10_000).returncode == 0
+        cli.said("cp", "-o", stack, "/", tmp_path / "copy")
+        find = ["find", tmp_path / "copy", "-printf", "x"]
+        assert len(subprocess.run(find, capture_output=True, timeout=60).stdout) == 10_001
+    finally:
+        subprocess.run(["rm", "-rf", root, tmp_path / "copy"], check=True, timeout=60)
+
+
+def _holds(blob: Path, data: bytes) -> bool:
+    """Whether it is a layer with this as the content of a file."""
+    packed = blob.read_bytes()
+    return packed.startswith(b"\x1f\x8b") and gzip.decompress(packed)[512:514] == data + b"\0"
+
+
+def test_a_layer_that_cannot_be_read(cli: Cli, paint: Painter) -> None:
+    """The others are shown, and what is wrong with it is said."""
+    image = paint("damaged", *LAYERS)
+    layout = Path(image.rpartition(":")[0])
+    (second,) = (path for path in layout.glob("blobs/sha256/*") if _holds(path, b"2"))
+    whole = second.read_bytes()
+    damages: list[bytes | None] = [None, whole[:-5], bytes(len(whole)), b"x" + whole[1:]]
+    for damaged in damages:
+        if damaged is None:
+            second.unlink()
+        else:
+            second.write_bytes(damaged)
+        done = cli.run("layers", "--format", "{{.Entries}} {{.Problem}}", image)
+        assert done.returncode == 0, done.stderr
+        first, other, third = done.stdout.splitlines()
+        assert (first, third) == ("3 ", "1 ") and other.startswith("0 ") and len(other) > 20
+        assert "layer 2 cannot be read" in done.stderr
+        assert cli.said("ls", image) == "a\n"
+        assert cli.said("cat", image, "a") == "1" * 10
+    second.write_bytes(whole)
+    assert cli.said("ls", image).split() == ["a", "b"]
+
+
+def test_a_damaged_index_is_made_again(cli: Cli, paint: Painter) -> None:
+    image = paint("one", *LAYERS)
+    before = cli.said("tree", image), cli.said("layers", image)
+    files = [path for path in (cli.root / "index").glob("*/*") if path.is_file()]
+    assert len(files) == 4
+    for path in files:
+        data = path.read_bytes()
+        for damaged in (
+            b"", data[:10], data[: len(data) // 2], b"fuseoverlay layer index 0\n" + data[26:],
+            data[:-8], data + b"x", data.replace(b'"rows"', b'"r0ws"').replace(b"{", b"[", 1),
+        ):  # fmt: skip
+            path.write_bytes(damaged)
+            assert (cli.said("tree", image), cli.said("layers", image)) == before
+        assert path.read_bytes() == data
+
+
+def test_duplicates(cli: Cli, paint: Painter) -> None:
+    """The last one counts, as it does unpacked."""
+    image = paint("twice", [Node("a", data=b"1"), Node("b"), Node("a", data=b"22"), directory("b")])
+    assert cli.said("cat", image, "a") == "22"
+    assert cli.said("ls", "-l", image, "b") == ""
+
+
+def test_a_whiteout_device_is_refused(cli: Cli, paint: Painter) -> None:
+    """As when it is unpacked: an overlay would take it for a deletion."""
+    image = paint("device", [Node("a")], layer_tar([Node("n", stat.S_IFCHR | 0o600)]))
+    done = cli.run("layers", image)
+    assert "character device 0:0" in done.stderr and done.returncode == 0
+
+
+def test_a_large_hole(cli: Cli, paint: Painter) -> None:
+    """A sparse file of 2 GiB from some bytes: nobody waits for its zeros, and it has no digest."""
+    size = 2 << 30
+    records = b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"GNU.sparse.realsize=%d" % size
+    body = block(b"1\n0\n5\n") + block(b"first")
+    tar = pax(*records) + header("hole", size=len(body)) + body + bytes(1024)
+    image = paint("sparse", tar)
+    (row,) = map(json.loads, cli.said("ls", "--json", image).splitlines())
+    assert row["size"] == size and "sha256" not in row
+    with opened.image(Store(cli.root), image, warn=_ignore) as view:
+        node = view.stack.node((b"hole",))
+        assert node is not None
+        with view.content(node.layer, node.row) as file:
+            assert file.read(8) == b"first\0\0\0"
+
+
+def test_an_image_without_layers(cli: Cli) -> None:
+    writer = LayoutWriter(cli.base / "empty")
+    writer.add_image([])
+    assert cli.said("ls", writer.path) == ""
+    assert cli.said("layers", "-H=false", writer.path).splitlines()[1:] == []
+    cli.refused(2, "has no layer 1; there are none", "ls", "--layer", "1", writer.path)
+
+
+def test_a_store_that_cannot_be_written(cli: Cli, paint: Painter) -> None:
+    """The indexes live as long as the command."""
+    image = paint("one", *LAYERS)
+    expected = cli.said("layers", image)
+    shutil.rmtree(cli.root / "index")
+    if os.geteuid() == 0:
+        os.chown(cli.root, 12345, 12345)
+    else:
+        os.chmod(cli.root, 0o500)
+    try:
+        assert cli.said("layers", image) == expected
+        assert not (cli.root / "index").exists()
+    finally:
+        if os.geteuid() == 0:
+            os.chown(cli.root, 0, 0)
+        else:
+            os.chmod(cli.root, 0o700)
+
+
+def test_nobody_reads(cli: Cli, paint: Painter) -> None:
+    """`| head` ends it silently."""
+    image = paint("many", [Node(f"{at:05}") for at in range(20_000)])
+    cli.said("layers", image)
+    line = " ".join(map(str, command("ls", image)))
+    env = daemon_env(FUSEOVERLAY_ROOT=str(cli.root))
+    done = subprocess.run(
+        ["bash", "-c", f"{line} | head -1"], env=env, capture_output=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"00000\n", b"")
+
+
+def test_columns_of_an_index() -> None:
+    """What a file has too little of is noticed when it is loaded, not when it is used."""
+    with pytest.raises(layerindex.BadIndexError):
+        layerindex.LayerIndex(b"")

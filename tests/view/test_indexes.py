@@ -1,0 +1,112 @@
+"""Indexes in the store: made once, usable without the layers, gone with the image."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from fuseoverlay.oci.layout import LayoutWriter, Node, layer_tar
+from fuseoverlay.store.layers import Progress
+from fuseoverlay.store.root import Store
+from fuseoverlay.view import opened
+from tests.commands.conftest import Cli
+from tests.helpers.mounts import command, daemon_env
+from tests.view.conftest import Painter
+
+BASE = [Node("a", data=b"1"), Node("d/x", data=b"22")]
+
+
+def kept(cli: Cli) -> list[str]:
+    return sorted(str(path.relative_to(cli.root)) for path in cli.root.glob("index/*/*"))
+
+
+def stored(cli: Cli, image: str, name: str) -> None:
+    layout, _, ref = image.rpartition(":")
+    cli.add(Path(layout), ref, f"docker.io/library/{name}")
+
+
+def test_made_once(cli: Cli, paint: Painter) -> None:
+    """The second command reads no blob: it would say that one is missing."""
+    image = paint("one", BASE, [Node("b")])
+    stored(cli, image, "one:1")
+    assert cli.said("ls", "docker://one:1").split() == ["a", "b", "d"]
+    names = kept(cli)
+    assert [name.split("/")[1] for name in names] == ["found", "sha256", "sha256"]
+    before = {name: os.stat(cli.root / name).st_mtime_ns for name in names}
+    for blob in (cli.root / "blobs/sha256").iterdir():
+        if blob.read_bytes()[:2] == b"\x1f\x8b":
+            blob.unlink()
+    assert cli.said("ls", "docker://one:1").split() == ["a", "b", "d"]
+    assert "22" not in cli.run("cat", "docker://one:1", "d/x").stdout
+    assert before == {name: os.stat(cli.root / name).st_mtime_ns for name in kept(cli)}
+
+
+def test_shared_between_images(cli: Cli, paint: Painter) -> None:
+    first, second = paint("one", BASE, [Node("b")]), paint("two", BASE, [Node("c")])
+    cli.said("ls", first)
+    cli.said("ls", second)
+    assert len([name for name in kept(cli) if "/sha256/" in name]) == 3
+
+
+def test_what_is_taken_from_below_belongs_to_the_stack(cli: Cli, paint: Painter) -> None:
+    """One layer over two bases, with a hard link into them: two indexes."""
+    top = [Node("link", hardlink="a")]
+    for name, base in (("one", BASE), ("two", [Node("a", data=b"another")])):
+        image = paint(name, base, top)
+        assert cli.said("cat", image, "link") == base[0].data.decode()
+    assert len([name for name in kept(cli) if "/chain/" in name]) == 2
+
+
+def test_gone_with_the_image(cli: Cli, paint: Painter) -> None:
+    """What another image has stays; what was made of a file goes with `prune`."""
+    stored(cli, paint("one", BASE, [Node("b")]), "one:1")
+    stored(cli, paint("two", BASE, [Node("c")]), "two:1")
+    file = paint("file", [Node("f")])
+    for name in ("docker://one:1", "docker://two:1", file):
+        cli.said("layers", name)
+    assert len(kept(cli)) == 4 + 3
+    cli.said("rmi", "docker://one:1")
+    assert len(kept(cli)) == 3 + 2
+    cli.said("image", "prune", "-f")
+    assert len(kept(cli)) == 2 + 1
+    assert cli.said("ls", "docker://two:1").split() == ["a", "c", "d"]
+
+
+def test_side_by_side(cli: Cli) -> None:
+    """Layers large enough for processes; one that needs those below it waits for them."""
+    writer = LayoutWriter(cli.base / "large")
+    nodes = [[Node(f"l{at}/{n}", data=os.urandom(20_000)) for n in range(80)] for at in range(4)]
+    nodes[2].append(Node("link", hardlink="l0/7"))
+    layers = [writer.add_layer(layer_tar(found), "gzip") for found in nodes]
+    writer.add_image(layers)
+    done: list[tuple[int, int]] = []
+
+    def progress(now: Progress) -> None:
+        assert (now.layer, now.layers) == (len(done) + 1, 4)
+        done.append((now.done, now.total))
+
+    with opened.image(
+        Store(cli.root), str(writer.path), progress=progress, warn=print
+    ) as view:  # fmt: skip
+        assert [len(index) for index in view.stack.layers] == [82, 82, 83, 82]
+        node = view.stack.node((b"link",))
+        assert node is not None and view.stack.entry(node).size == 20_000
+        with view.content(node.layer, node.row) as file:
+            assert b"".join(iter(lambda: file.read(9999), b"")) == nodes[0][7].data
+    total = sum(layer.descriptor.size for layer in layers)
+    assert len(done) == 4 and done[-1] == (total, total) and sorted(done) == done
+
+
+def test_two_at_once(cli: Cli, paint: Painter) -> None:
+    """Both make the indexes; one is kept, whole."""
+    image = paint("one", *([Node(f"{at}/{n}") for n in range(300)] for at in range(8)))
+    env = daemon_env(FUSEOVERLAY_ROOT=str(cli.root))
+    argv = command("tree", image)
+    running = [
+        subprocess.Popen(argv, env=env, cwd=cli.base, stdout=-1, text=True) for _ in range(3)
+    ]
+    outputs = {process.communicate(timeout=60)[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert outputs == {cli.said("tree", image)} and len(kept(cli)) == 9
+    assert not os.listdir(cli.root / "tmp")

@@ -1,0 +1,199 @@
+"""What is said of an image is what a mount of it shows, entry by entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import stat
+from pathlib import Path
+
+import pytest
+
+from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
+from fuseoverlay.store.root import Store
+from fuseoverlay.view import opened
+from fuseoverlay.view.opened import View
+from fuseoverlay.view.stack import Stack
+from tests.commands.conftest import Cli
+from tests.helpers import tree
+from tests.helpers.mounts import MODE, fuse_only
+from tests.view.conftest import Painter
+
+pytestmark = fuse_only
+
+RANDOM = 60 if os.environ.get("FUSEOVERLAY_LONG") else 12
+#: Modes in which a mount shows all owners, attributes and devices.
+WHOLE = MODE == "root"
+IGNORED = frozenset[str]() if WHOLE else frozenset({"uid", "gid", "xattrs"})
+
+ODD = {
+    "whiteouts": [
+        [directory("a"), Node("a/x", data=b"1"), Node("b/y"), Node("c", data=b"3")],
+        [Node("a/.wh.x"), Node(".wh.b"), Node(".wh.c"), Node("c/inside", data=b"4")],
+        [Node("b/new", data=b"5"), Node("a/x", data=b"6")],
+    ],
+    "opaque": [
+        [Node("a/b/c", data=b"1"), Node("a/d"), Node("r")],
+        [Node("a/.wh..wh..opq"), Node("a/e"), directory("a/b")],
+        [Node("a/d", data=b"again"), Node("a/b/f")],
+    ],
+    "opaque root": [[Node("a"), Node("b/c")], [Node(".wh..wh..opq"), Node("b/d")]],
+    "types": [
+        [directory("a"), Node("a/b"), Node("f", data=b"f"), symlink("l", "f"), directory("d")],
+        [Node("a", data=b"now a file"), directory("f"), Node("f/g"), Node("l"), symlink("d", "f")],
+        [directory("a", 0o700), Node("a/c")],
+    ],
+    "own whiteout": [[Node("a/b"), Node("a/c")], [Node(".wh.a"), Node("a/b", data=b"2")]],
+    "hard links": [
+        [Node("a", data=b"one"), Node("b", hardlink="a"), Node("d/c", hardlink="a")],
+        [Node("e", hardlink="d/c"), Node(".wh.a")],
+        [Node("f", hardlink="e"), Node("e", data=b"new")],
+    ],
+    "implied": [
+        [directory("a", 0o711, uid=5), directory("a/b", 0o750, gid=6), Node("a/b/c")],
+        [Node("a/b/d", mtime=7)],
+        [Node("n/e/w", mtime="8.5")],
+    ],
+    "metadata": [
+        [Node("s", 0o4755, b"x", 1, 2, 3), Node("x", xattrs={"user.a": b"\0\xff"})],
+        [Node("s", 0o644, b"x", 1, 2, 3)],
+        [Node("p", stat.S_IFIFO | 0o600), Node("t", mtime="-1.25")],
+    ],
+    "links of the layer": [
+        [directory("usr"), symlink("bin", "usr/bin"), Node("usr/bin/sh", data=b"s")],
+        [symlink("bin", "usr/bin"), Node("bin/ls", data=b"l"), Node("bin/.wh.sh")],
+    ],
+    "names": [
+        [Node(b"new\nline"), Node(b"\x1b[31mred"), Node(b"\xff\xfe"), Node("\u202etxt.exe"),
+         Node("x" * 255), Node(" "), Node("-rf")],
+        [Node(b".wh.new\nline"), Node(b"\xff\xfe", data=b"2")],
+    ],
+    "twice": [[Node("a", data=b"1"), Node("a", data=b"22"), directory("a"), Node("a/b")]],
+    "empty": [[], [directory("a")], []],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_layers(cli: Cli, paint: Painter, name: str) -> None:
+    check(cli, paint("image", *ODD[name]), len(ODD[name]))
+
+
+@pytest.mark.parametrize("seed", range(RANDOM))
+def test_random_layers(cli: Cli, paint: Painter, seed: int) -> None:
+    chance = random.Random(seed)
+    layers = [layer_tar(_nodes(chance)) for _ in range(4)]
+    check(cli, paint("image", *layers), len(layers))
+
+
+def _nodes(chance: random.Random) -> list[Node]:
+    """A few entries, of few names. Nothing is below a file of its own layer."""
+    found: dict[str, Node] = {}
+    for _ in range(chance.randrange(1, 12)):
+        path = "/".join(chance.choices("abc", k=chance.randrange(1, 4)))
+        above = ["/".join(path.split("/")[:end]) for end in range(1, path.count("/") + 1)]
+        if any(one in found and not stat.S_ISDIR(found[one].mode) for one in above):
+            continue
+        parent, _, name = path.rpartition("/")
+        prefix = f"{parent}/" if parent else ""
+        match chance.randrange(7):
+            case 0 | 1:
+                found[path] = Node(path, chance.choice([0o644, 0o755]), bytes(chance.randrange(3)))
+            case 2:
+                found[path] = directory(path, chance.choice([0o755, 0o700]))
+            case 3:
+                found[path] = symlink(path, chance.choice("abc"))
+            case 4 | 5:
+                found[f"{prefix}.wh.{name}"] = Node(f"{prefix}.wh.{name}")
+            case 6:
+                found[f"{prefix}.wh..wh..opq"] = Node(f"{prefix}.wh..wh..opq")
+    kept = [path for path, node in found.items() if not stat.S_ISDIR(node.mode)]
+    # What became a file has nothing below it any more.
+    return [
+        node for path, node in found.items()
+        if not any(path.startswith(f"{one}/") for one in kept)
+    ]  # fmt: skip
+
+
+def check(cli: Cli, image: str, layers: int) -> None:
+    """The image as of each layer, and what the command line prints of it."""
+    store = Store(cli.root)
+    with opened.image(store, image, warn=_refuse) as view:
+        assert not any(layer.problem for layer in view.layers)
+        for count in range(1, layers + 1):
+            expected = mounted(cli, image, "--layer", str(count))
+            found = recorded(view, view.stack.up_to(count))
+            assert not tree.compare(expected, found, ignore=IGNORED), (image, count)
+    printed = [json.loads(line) for line in cli.said("tree", "--json", image).splitlines()]
+    paths = {os.fsencode(item["path"]).strip(b"/") or b"." for item in printed}
+    assert paths == expected.keys()
+
+
+def _refuse(line: str) -> None:
+    raise AssertionError(line)
+
+
+def mounted(cli: Cli, image: str, *words: str) -> tree.Tree:
+    """What a mount shows."""
+    cli.said("mount", "--read-only", *words, image, cli.mnt)
+    try:
+        return tree.record(str(cli.mnt))
+    finally:
+        cli.said("unmount", cli.mnt)
+
+
+def recorded(view: View, stack: Stack) -> tree.Tree:
+    """The same from the indexes, contents read from the archives."""
+    found: tree.Tree = {}
+    for node in stack.walk(stack.root):
+        entry = stack.entry(node)
+        made = tree.Entry(
+            tree._KINDS[stat.S_IFMT(entry.mode)], entry.uid, entry.gid, stat.S_IMODE(entry.mode),
+            entry.mtime, xattrs=dict(entry.xattrs),
+        )  # fmt: skip
+        if not node.is_dir:
+            made.nlink, made.size = entry.nlink, entry.size
+        if stat.S_ISLNK(entry.mode):
+            made.target = entry.link
+        if stat.S_ISREG(entry.mode):
+            with view.content(node.layer, node.row) as file:
+                made.digest = hashlib.sha256(b"".join(iter(lambda: file.read(99), b""))).hexdigest()
+            assert entry.digest is None or entry.digest.hex() == made.digest
+        found[b"/".join(node.path) or b"."] = made
+    _note_links(stack, found)
+    return found
+
+
+def _note_links(stack: Stack, found: tree.Tree) -> None:
+    """Which names are of one file, as `tree.record` notes it: in the order of the paths."""
+    first: dict[tuple[int, int], bytes] = {}
+    for path in sorted(found):
+        node = stack.node(tuple(path.split(b"/")) if path != b"." else ())
+        assert node is not None
+        if not node.is_dir and (found[path].nlink or 0) > 1:
+            layer = stack.layers[node.layer]
+            key = node.layer, layer.ino[node.row]
+            found[path].same_as = first.setdefault(key, path)
+
+
+def test_a_real_image(cli: Cli, image: Path) -> None:
+    """Debian, as real tools made it."""
+    name = f"{image / 'oci'}:latest"
+    expected = mounted(cli, name)
+    with opened.image(Store(cli.root), name, warn=_refuse) as view:
+        found = {
+            b"/".join(node.path) or b".": view.stack.entry(node)
+            for node in view.stack.walk(view.stack.root)
+        }
+    assert found.keys() == expected.keys() and len(found) > 3000
+    for path, entry in found.items():
+        seen = expected[path]
+        assert stat.S_IMODE(entry.mode) == seen.mode and entry.mtime == seen.mtime_ns, path
+        assert seen.target is None or entry.link == seen.target, path
+        assert seen.digest is None or (entry.digest or b"").hex() == seen.digest, path
+        assert not WHOLE or (entry.uid, entry.gid, entry.xattrs) == (
+            seen.uid,
+            seen.gid,
+            seen.xattrs,
+        )
