@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Final
 
+from fuseoverlay.store import places
 from fuseoverlay.store.root import Store
 
 BASE: Final = "index"
@@ -35,6 +36,13 @@ def all_of(store: Store) -> Iterator[pathlib.Path]:
 def is_ours(path: pathlib.Path) -> bool:
     """Whether we have made the file, or root has: another user's may say anything. OSError."""
     return os.stat(path).st_uid in (0, os.geteuid())
+
+
+def beside(layer: pathlib.Path) -> pathlib.Path | None:
+    """Where the index of an unpacked layer is; None if the directory can be none of a store."""
+    if layer.parent.parent.name not in (places.REAL, places.OVERRIDE):
+        return None
+    return layer.parents[2] / BASE / layer.parent.name / layer.name
 
 
 def layer_of(path: pathlib.Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +20,18 @@ from fuseoverlay.layers.idmap import IdMap
 from fuseoverlay.layers.layer import Layer, Place, RealDir
 from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.overlay.identity import Identity
+from fuseoverlay.store import indexes
 from fuseoverlay.system import syscalls
 from fuseoverlay.view.building import Listed, built
-from fuseoverlay.view.layerindex import HIDES, IMPLIED, METACOPY, OPAQUE, REDIRECT, LayerIndex
+from fuseoverlay.view.layerindex import (
+    HIDES,
+    IMPLIED,
+    METACOPY,
+    OPAQUE,
+    REDIRECT,
+    BadIndexError,
+    LayerIndex,
+)
 from fuseoverlay.view.stack import Dir, Node, Path, Stack
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -42,7 +52,10 @@ class Directories:
         ]
         identity = Identity(None, IdMap(), IdMap(), acls=True)
         self.indexes: Sequence[LayerIndex] = [
-            LayerIndex(built(_Source(stack, layer, identity, warn)), os.path.realpath(layer.path))
+            _kept(layer)
+            or LayerIndex(
+                built(_Source(stack, layer, identity, warn)), os.path.realpath(layer.path)
+            )
             for layer in self.layers
         ]
         self.stack = Stack(self.indexes, self._follow, self._data)
@@ -106,6 +119,15 @@ class Directories:
                 row = self.indexes[known.layer].child(known.row, place.name)
                 return None if row is None else (known.layer, row)
         return None
+
+
+def _kept(layer: Layer) -> LayerIndex | None:
+    """The index that a store has of an unpacked layer of an image."""
+    path = indexes.beside(pathlib.Path(os.path.realpath(os.fsdecode(layer.path))))
+    with contextlib.suppress(OSError, BadIndexError):
+        if path is not None and indexes.is_ours(path):
+            return LayerIndex.load(path)
+    return None
 
 
 class _Source:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from fuseoverlay.view.changes import Same, is_same, same_by_digest
-from fuseoverlay.view.layerindex import HIDES, OPAQUE, LayerIndex
+from fuseoverlay.view.layerindex import HIDES, OPAQUE, REDIRECT, LayerIndex
 from fuseoverlay.view.stack import Node, Path, Stack
 
 #: The kernel's limit (ELOOP).
@@ -18,7 +18,8 @@ _MAX_LINKS: Final = 40
 class Event(StrEnum):
     """What a layer does to a path. `MERGES`: it has a directory that shows together with those
     below. `REPEATS`: it has the file again as it was. `COVERS`: it has something else than a
-    directory above the path, `OPAQUE` an opaque directory above it, without the path."""
+    directory above the path, `OPAQUE` an opaque directory above it, without the path. `RENAMES`: it
+    has the directory, or one above the path, that goes on under another name below."""
 
     ADDS = "adds"
     CHANGES = "changes"
@@ -27,6 +28,7 @@ class Event(StrEnum):
     DELETES = "deletes"
     COVERS = "covers"
     OPAQUE = "makes opaque"
+    RENAMES = "renames"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +44,28 @@ class Moment:
 
 
 def touches(layer: LayerIndex, path: Path) -> tuple[Event, Path] | None:
-    """What a layer alone says of a path: that it has it (`ADDS`), or how it hides it, and where;
-    None if it says nothing."""
+    """What a layer alone says of a path: that it has it (`ADDS`, `RENAMES`), or how it hides it,
+    and where; None if it says nothing."""
     row = 0
     opaque: Path | None = () if layer.flags[0] & OPAQUE else None
+    renamed: Path | None = None
     for depth, name in enumerate(path, 1):
         found = layer.child(row, name)
         at = path[:depth]
         if found is None:
-            return None if opaque is None else (Event.OPAQUE, opaque)
+            hidden = None if opaque is None else (Event.OPAQUE, opaque)
+            return hidden if renamed is None else (Event.RENAMES, renamed)
         row = found
         if not layer.mode[row]:
             return Event.DELETES, at
         if depth < len(path):
             if not layer.is_dir(row):
                 return Event.COVERS, at
-            if layer.flags[row] & (OPAQUE | HIDES):
-                opaque = at
-    return Event.ADDS, path
+            if layer.flags[row] & REDIRECT:
+                renamed = at
+            elif layer.flags[row] & (OPAQUE | HIDES):
+                opaque, renamed = at, None
+    return Event.RENAMES if layer.flags[row] & REDIRECT else Event.ADDS, path
 
 
 def life(stack: Stack, path: Path, same: Same | None = None) -> Iterator[Moment]:
@@ -74,7 +80,7 @@ def life(stack: Stack, path: Path, same: Same | None = None) -> Iterator[Moment]
         event, at = said
         if event is Event.ADDS:
             event = _event(stack, number, before, after, compare)
-        elif before is None:
+        elif before is None and after is None:
             # There was nothing to hide.
             continue
         yield Moment(number, event, at, before, after)
@@ -102,7 +108,7 @@ def hidden_by(stack: Stack, node: Node) -> tuple[int, Event, Path] | None:
         if said is None:
             continue
         event, at = said
-        if event is not Event.ADDS:
+        if event not in (Event.ADDS, Event.RENAMES):
             return number, event, at
         row = layer.find(node.path)
         both = row is not None and layer.is_dir(row) and stack.layers[node.layer].is_dir(node.row)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Final, Protocol
 
-from fuseoverlay.errors import ImageError
+from fuseoverlay.errors import FuseOverlayError, ImageError
 from fuseoverlay.oci import names
 from fuseoverlay.oci.blobs import Image, ImageSource, open_image
 from fuseoverlay.oci.malformed import malformed
 from fuseoverlay.oci.model import Platform, Step
 from fuseoverlay.registry import shortnames
-from fuseoverlay.store import daemon, podman, sources
+from fuseoverlay.store import daemon, places, podman, sources
 from fuseoverlay.store.images import Images
 from fuseoverlay.store.layers import ProgressCallback
 from fuseoverlay.store.root import Store
@@ -197,6 +197,43 @@ def directories(
     """Directories as layers; `lowers` from top to bottom. LayerError, UpperError."""
     with _directories(name, [*reversed(lowers)], upper, warn, (), data_only) as view:
         yield view
+
+
+@contextlib.contextmanager
+def mounted(
+    store: Store, name: str, lowers: Sequence[bytes], upper: bytes | None,
+    image: tuple[str | None, str] | None, warn: Warn,
+) -> Iterator[View]:  # fmt: skip
+    """What a mount shows: its lowers, from top to bottom, and its upper. If it is of an image, of
+    which the id and the name are given, its layers are called as those of the image if that can
+    still be read. LayerError, UpperError."""
+    known = _known(store, *image) if image is not None else {}
+    with directories(name, lowers, upper, warn) as view:
+        layers = tuple(
+            replace(known.get(os.path.basename(layer.name), layer), number=layer.number)
+            for layer in view.layers
+        )
+        yield replace(view, layers=layers)
+
+
+def _known(store: Store, id_: str | None, name: str) -> dict[str, Layer]:
+    """The layers of an image by the names of the directories that they are unpacked into."""
+    with contextlib.suppress(FuseOverlayError, OSError):
+        images = Images(store)
+        opened = (
+            _file(store, name, None)
+            if name.startswith("/")
+            else _stored(images, id_ or name, None, None, lambda _line: None)
+        )
+        with opened as (_, chosen):
+            layers = _layers(chosen, [None] * len(chosen.layers))
+        pairs = places.places([layer.diff_id for layer in chosen.layers])
+        return {
+            place.partition("/")[2]: layer
+            for layer, pair in zip(layers, pairs, strict=False)
+            for place in pair
+        }
+    return {}
 
 
 @contextlib.contextmanager

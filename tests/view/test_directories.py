@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from fuseoverlay.store.root import Store
 from fuseoverlay.view import opened
 from tests.commands.conftest import Cli
 from tests.helpers import tree
 from tests.helpers.mounts import MODE, fuse_only, make_whiteout, set_overlay_xattr
-from tests.view.test_same_as_mount import recorded
+from tests.view.conftest import Painter
+from tests.view.test_look import LAYERS, STEPS
+from tests.view.test_same_as_mount import IGNORED, recorded
 
 pytestmark = fuse_only
 
@@ -121,6 +124,13 @@ def test_what_a_mount_shows(cli: Cli, tmp_path: Path) -> None:
         None, ["adds", "makes opaque"],
     )  # fmt: skip
     assert second["shownFrom"] == 2
+    lines = cli.said("which", cli.mnt, "/moved/other", "/moved").splitlines()
+    assert lines == [
+        "/moved/other",
+        "  shows  layer 2 (changes of the mount), renames /d to /moved: 5B" + lines[1][-18:],
+        "/moved",
+        "  shows  layer 2 (changes of the mount), renames /d to /moved",
+    ]
     # What was moved is not wasted.
     (found,) = [
         json.loads(line)["Reclaimable"]
@@ -162,3 +172,30 @@ def test_equal_contents_without_digests(cli: Cli, tmp_path: Path) -> None:
         os.chmod(top / name, stat.S_IMODE(os.stat(bottom / name).st_mode))
     lines = cli.said("tree", "--layer", "2", "--changes", "-o", f"lowerdir={top}:{bottom}")
     assert "├── M again\n" in lines and "└── = plain\n" in lines
+
+
+def test_a_mount_of_an_image(cli: Cli, paint: Painter) -> None:
+    """Its layers have their commands, and the indexes that the store has of them are used."""
+    image = paint("image", *LAYERS, steps=STEPS)
+    cli.said("layers", image)
+    cli.said("mount", "--upper", "kept", image, cli.mnt)
+    (cli.mnt / "etc/added").write_text("new")
+    os.unlink(cli.mnt / "kept")
+    rows = cli.said("layers", "--format", "{{.ID}} {{.Added}} {{.CreatedBy}}", cli.mnt)
+    *layers, top = rows.splitlines()
+    assert [line.split(maxsplit=2)[2] for line in layers] == STEPS
+    assert top.endswith(" 1 changes of the mount")
+    plain = cli.said("layers", "--format", "{{.ID}} {{.Added}} {{.CreatedBy}}", image)
+    assert plain.splitlines() == layers
+    expected = tree.record(str(cli.mnt))
+    said: list[str] = []
+    form = "{{.MountPoint}}\t{{.LowerDir}}\t{{.UpperDir}}"
+    (mount,) = (line for line in cli.said("mounts", "--format", form).splitlines()
+                if line.startswith(f"{cli.mnt}\t"))  # fmt: skip
+    _, lowers, upper = os.fsencode(mount).split(b"\t")
+    store = Store(cli.root)
+    with opened.mounted(store, "mnt", lowers.split(b":"), upper, None, said.append) as view:
+        assert view.stack.layers[0].data[1:] and any(view.stack.layers[0].data), "not the index"
+        found = recorded(view, view.stack)
+    assert not said
+    assert not tree.compare(expected, found, ignore=IGNORED)

@@ -72,7 +72,7 @@ def look(args: argparse.Namespace, image: str | None = None) -> Iterator[View]:
         return
     mount = _mounted(text)
     if mount is not None:
-        with _of_mount(text, mount) as view:
+        with _of_mount(args, text, mount) as view:
             yield view
         return
     _check_directory(text)
@@ -146,14 +146,16 @@ def _mounted(text: str) -> mounts.Mount | None:
 
 
 @contextlib.contextmanager
-def _of_mount(text: str, mount: mounts.Mount) -> Iterator[View]:
+def _of_mount(args: argparse.Namespace, text: str, mount: mounts.Mount) -> Iterator[View]:
     facts = mount.facts
     if facts is None:
         what = "its daemon does not say what it shows: it is another user's, or has ended"
         raise ImageError(what, where=text, hint="become that user, or name the image")
     lowers = [os.fsencode(path) for path in facts.lowers]
     upper = os.fsencode(facts.upper) if facts.upper is not None else None
-    with opened.directories(text, lowers, upper, output.warn) as view:
+    store = Store(args.root or default_root())
+    image = (facts.image.id, facts.image.name) if facts.image is not None else None
+    with opened.mounted(store, text, lowers, upper, image, output.warn) as view:
         yield view
 
 

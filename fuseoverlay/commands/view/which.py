@@ -27,6 +27,7 @@ _WORDS: Final = {
     Event.OPAQUE: "hides all that is below in",
 }
 _HAVE: Final = (Event.ADDS, Event.CHANGES, Event.REPEATS, Event.MERGES)
+_SHOW: Final = (*_HAVE, Event.RENAMES)
 
 
 def command(argv: list[str], prog: str) -> int:
@@ -85,16 +86,17 @@ def _lines(
         hides = "shows" if last.after is not None and moment is _giver(moments) else "hidden"
         if last.after is not None and last.after.is_dir:
             hides = "shows"
-        yield f"  {hides:6} {_layer(view, moment)}{_size(view, moment)}"
+        renamed = f", {_what(view, moment)}" if moment.event is Event.RENAMES else ""
+        yield f"  {hides:6} {_layer(view, moment)}{renamed}{_size(view, moment)}"
 
 
 def _giver(moments: list[Moment]) -> Moment:
-    return [moment for moment in moments if moment.event in _HAVE][-1]
+    return [moment for moment in moments if moment.event in _SHOW][-1]
 
 
 def _holders(moments: list[Moment]) -> Iterator[Moment]:
     """Those who have the path, the topmost first."""
-    return (moment for moment in reversed(moments) if moment.event in _HAVE)
+    return (moment for moment in reversed(moments) if moment.event in _SHOW)
 
 
 def _layer(view: View, moment: Moment) -> str:
@@ -102,11 +104,21 @@ def _layer(view: View, moment: Moment) -> str:
 
 
 def _what(view: View, moment: Moment) -> str:
+    if moment.event is Event.RENAMES:
+        return f"renames {_origin(view, moment)} to {subject.shown(moment.at)}"
     word = _WORDS[moment.event]
     if moment.event in _HAVE:
         return f"{word}{_size(view, moment)}"
     at = "it" if moment.after is None and moment.at == _path(moment) else subject.shown(moment.at)
     return f"{word} {at}"
+
+
+def _origin(view: View, moment: Moment) -> str:
+    """What a directory was called below, where it goes on."""
+    node = view.stack.up_to(moment.layer + 1).node(moment.at)
+    below = node.dirs[1:2] if node is not None else ()
+    found = [view.stack.layers[one.layer].path(one.row) for one in below]
+    return subject.shown(found[0]) if found else "something"
 
 
 def _path(moment: Moment) -> Path:
@@ -118,7 +130,7 @@ def _size(view: View, moment: Moment) -> str:
     node = moment.after
     if node is None or node.is_dir:
         return ""
-    entry = view.stack.layers[moment.layer].entry(node.row)
+    entry = view.stack.layers[node.layer].entry(node.row)
     return f": {units.size(entry.size)}, {ls.when(entry.mtime)}"
 
 
@@ -138,7 +150,7 @@ def _as_json(view: View, path: Path, moments: list[Moment]) -> dict[str, Any]:
             "at": subject.raw(moment.at),
         }
         if moment.event in _HAVE and moment.after is not None:
-            item |= ls.facts(view.stack.layers[moment.layer].entry(moment.after.row))
+            item |= ls.facts(view.stack.layers[moment.after.layer].entry(moment.after.row))
         life_.append(item)
     after = moments[-1].after
     shows = after.layer + 1 if after is not None else None
