@@ -142,7 +142,7 @@ class _Source:
 
     def root(self) -> Listed:
         """The root of the layer."""
-        return self._listed(self._layer.root, b"")
+        return self._listed(self._layer.root, b".", self._layer.root)._replace(name=b"")
 
     def children(self, path: Path) -> Iterable[Listed]:
         """What the directory holds."""
@@ -153,48 +153,53 @@ class _Source:
             self._warn(f"{self._shown(real, b'')}: cannot be read: {describe(exc)}")
             return
         for name, is_dir in listing.entries.items():
-            inside = RealDir(real.layer, real, name) if is_dir else real
+            inside = RealDir(real.layer, real, name) if is_dir else None
             try:
-                listed = self._listed(inside, b"" if is_dir else name)
+                listed = self._listed(real, name, inside)
             except OSError as exc:
                 self._warn(f"{self._shown(real, name)}: cannot be read: {describe(exc)}")
                 continue
-            if is_dir:
+            if inside is not None:
                 self._dirs[(*path, name)] = inside
-            yield listed._replace(
-                name=name, flags=listed.flags | (HIDES if name in listing.wh else 0)
-            )
+            yield listed._replace(flags=listed.flags | (HIDES if name in listing.wh else 0))
         for name in (listing.masks | listing.wh) - listing.entries.keys():
             yield Listed(name, 0, HIDES)
 
     def _shown(self, real: RealDir, name: bytes) -> str:
-        return printable(os.path.join(self._layer.path, real.path(), name))
+        return printable(os.path.join(self._layer.path, real.path(), name).rstrip(b"/"))
 
-    def _listed(self, real: RealDir, name: bytes) -> Listed:
-        """What the file `name` in a directory is, or the directory itself."""
-        fd = self._stack.fd(real)
-        path = syscalls.at(fd, name or b".")
-        st = os.stat(name or b".", dir_fd=fd, follow_symlinks=False)
+    def _listed(self, parent: RealDir, name: bytes, itself: RealDir | None) -> Listed:
+        """What `name` in a directory is; `itself`, if it is a directory."""
+        fd = self._stack.fd(parent)
+        path = syscalls.at(fd, name)
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         status = self._identity.stored(self._layer, path, st)
         names = xattrs.names(path)
-        is_link = stat.S_ISLNK(status.mode)
-        target = self._target(fd, name, st) if is_link else b""
-        several = not stat.S_ISDIR(st.st_mode) and st.st_nlink > 1
-        return Listed(
-            name, status.mode, self._flags(fd, name, names), status.uid, status.gid,
-            _size(status.mode, st, target), st.st_mtime_ns, status.rdev, target,
-            xattrs=self._xattrs(path, names), file=(st.st_dev, st.st_ino) if several else None,
-        )  # fmt: skip
-
-    def _flags(self, fd: int, name: bytes, names: Sequence[bytes]) -> int:
+        target = self._target(fd, name, st) if stat.S_ISLNK(status.mode) else b""
+        shown = self._xattrs(path, names)
         counted = self._layer.namespaces
         marks = {one[len(space) :] for one in names for space in counted if one.startswith(space)}
-        if name:
-            return METACOPY if xattrs.METACOPY in marks else 0
-        flags = OPAQUE if onename.is_opaque(fd, counted) else 0
-        if self._layer.implied and xattrs.IMPLIED in names:
-            flags |= IMPLIED if xattrs.get(fd, xattrs.IMPLIED) == xattrs.IMPLIED_SELF else 0
-        return flags | (REDIRECT if xattrs.REDIRECT in marks else 0)
+        if itself is None:
+            flags = METACOPY if xattrs.METACOPY in marks else 0
+        else:
+            flags = self._flags(itself, names) | (REDIRECT if xattrs.REDIRECT in marks else 0)
+        several = itself is None and st.st_nlink > 1
+        return Listed(
+            name, status.mode, flags, status.uid, status.gid, _size(status.mode, st, target),
+            st.st_mtime_ns, status.rdev, target, xattrs=shown,
+            file=(st.st_dev, st.st_ino) if several else None,
+        )  # fmt: skip
+
+    def _flags(self, real: RealDir, names: Sequence[bytes]) -> int:
+        """The marks of a directory; none where it cannot be searched, of which `children` warns."""
+        with contextlib.suppress(PermissionError):
+            fd = self._stack.fd(real)
+            flags = OPAQUE if onename.is_opaque(fd, self._layer.namespaces) else 0
+            if self._layer.implied and xattrs.IMPLIED in names:
+                mark = xattrs.get(fd, xattrs.IMPLIED)
+                flags |= IMPLIED if mark == xattrs.IMPLIED_SELF else 0
+            return flags
+        return 0
 
     def _target(self, fd: int, name: bytes, st: os.stat_result) -> bytes:
         if stat.S_ISLNK(st.st_mode):
