@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from fuseoverlay.errors import UsageError
+from fuseoverlay.view.bytecount import size_of
 
 LOWEST: Final = "lowestEfficiency"
 WASTED: Final = "highestWastedBytes"
@@ -50,8 +51,6 @@ _ALSO: Final[Mapping[str, str]] = {
 }
 _DISABLED: Final = ("", "disabled", "off", "false")
 _IN_BYTES: Final = (WASTED, SAVEABLE)
-_SIZE: Final = re.compile(r"\s*([0-9][0-9,]*\.?[0-9]*|\.[0-9]+)\s*([a-z]*)\s*", re.IGNORECASE)
-_UNITS: Final = "kmgtpe"
 #: A file with more than this is none of rules.
 LARGEST: Final = 1 << 16
 #: A line: its indentation, the name, the value with or without quotes.
@@ -143,22 +142,6 @@ def _ratio(text: str) -> float:
     if not 0 <= value <= 1:
         raise ValueError("not between 0 and 1")
     return value
-
-
-def size_of(text: str) -> int:
-    """The bytes that `20MB`, `1.5 GiB`, `4k` or `1,000` mean. ValueError."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise ValueError("no size")
-    number, unit = found[1].replace(",", ""), found[2].lower().removesuffix("b")
-    base = 1024 if unit.endswith("i") else 1000
-    unit = unit.removesuffix("i") if len(unit) > 1 else unit
-    if unit and (len(unit) > 1 or unit not in _UNITS):
-        raise ValueError("no size")
-    value = float(number) * base ** (_UNITS.index(unit) + 1 if unit else 0)
-    if value >= 1 << 64:
-        raise ValueError("too large")
-    return int(value)
 
 
 # outcomes

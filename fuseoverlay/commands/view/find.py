@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import stat
 from collections.abc import Iterator
 from typing import Any, Final
@@ -15,6 +14,7 @@ from fuseoverlay.commands.show import units
 from fuseoverlay.commands.view import ls, subject
 from fuseoverlay.errors import UsageError
 from fuseoverlay.view import finding
+from fuseoverlay.view.bytecount import size_of
 from fuseoverlay.view.finding import Hit
 from fuseoverlay.view.layerindex import LayerIndex
 from fuseoverlay.view.life import Event
@@ -30,8 +30,6 @@ _TYPES: Final = {
     "p": stat.S_IFIFO,
     "w": 0,
 }
-_SIZE: Final = re.compile(r"(\d{1,15})(?:([kmgt])(i?)b?|b)?\Z", re.IGNORECASE | re.ASCII)
-_POWERS: Final = "kmgt"
 _HOW: Final = {
     Event.DELETES: "deleted by",
     Event.CHANGES: "replaced by",
@@ -131,12 +129,9 @@ def _as_json(view: View, hit: Hit) -> dict[str, Any]:
 
 
 def _bytes(text: str) -> int:
-    """A size as people write it: kB is 1000 bytes, KiB 1024. UsageError."""
-    match = _SIZE.match(text)
-    if match is None:
-        raise UsageError(f"--larger-than {text}: no size", hint="write 10MB, 4KiB, or bytes")
-    if match[2] is None:
-        return int(match[1])
-    base: int = 1024 if match[3] else 1000
-    power: int = base ** (_POWERS.index(match[2].lower()) + 1)
-    return int(match[1]) * power
+    """A size as people write it. UsageError."""
+    try:
+        return size_of(text)
+    except ValueError as exc:
+        hint = "write 10MB, 4KiB, or bytes"
+        raise UsageError(f"--larger-than {text}: {exc}", hint=hint) from None
