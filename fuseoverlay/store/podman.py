@@ -10,19 +10,20 @@ Source: containers-storage.conf(5), containers-transports(5), and the files them
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import pathlib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fuseoverlay.errors import ImageError, describe
 from fuseoverlay.oci import model
 from fuseoverlay.oci.blobs import Image, Layer
-from fuseoverlay.oci.model import Digest
+from fuseoverlay.oci.model import Digest, Step
 from fuseoverlay.oci.reference import Reference
 from fuseoverlay.store.part import Part
 
@@ -33,18 +34,21 @@ _SYSTEM: Final = ("/etc/containers/storage.conf", "/usr/share/containers/storage
 _SYSTEM_ROOT: Final = "/var/lib/containers/storage"
 #: Larger than the lists of any store.
 _MAX_JSON: Final = 256 << 20
+_MAX_CONFIG: Final = 16 << 20
 #: As many layers as no image has.
 _MAX_LAYERS: Final = 1000
 
 
 @dataclass(slots=True)
 class PodmanImage:
-    """An image, as `store.layers.StoredImage` is one. `paths`: its layers, top first."""
+    """An image, as `store.layers.StoredImage` is one. `paths`: its layers, top first; `steps`: its
+    history, as far as its config can be read."""
 
     name: str
     diff_ids: tuple[str, ...]
     paths: tuple[pathlib.Path, ...]
     id: Digest | None = None
+    steps: Sequence[Step] = ()
 
     def keep(self, part: Part, where: str) -> None:
         """Be only this part of the image from now on. ImageError, which calls it `where`."""
@@ -72,8 +76,11 @@ def find(text: str, environment: Mapping[str, str] | None = None) -> PodmanImage
         name = match["name"]
     layers: dict[str, tuple[pathlib.Path, model.Fields]] = {}
     images: list[model.Fields] = []
+    homes: dict[int, pathlib.Path] = {}
     for root in roots:
-        images += _listed(root / "overlay-images/images.json")
+        listed = _listed(root / "overlay-images/images.json")
+        homes |= {id(image): root / "overlay-images" for image in listed}
+        images += listed
         for file in ("layers.json", "volatile-layers.json"):
             for layer in _listed(root / "overlay-layers" / file):
                 layers.setdefault(str(layer.get("id")), (root, layer))
@@ -81,7 +88,23 @@ def find(text: str, environment: Mapping[str, str] | None = None) -> PodmanImage
     if image is None:
         what = f"no such image in {' and '.join(map(str, roots))}"
         raise ImageError(what, where=f"{_TRANSPORT}{text}", hint=_advice(roots, name))
-    return _with_layers(layers, image, text)
+    found = _with_layers(layers, image, text)
+    found.steps = _history(homes[id(image)], str(image.get("id")), len(found.paths))
+    return found
+
+
+def _history(home: pathlib.Path, image: str, layers: int) -> Sequence[Step]:
+    """The history in an image's config, which lies beside it, named by its digest in base64."""
+    if not re.fullmatch(r"[0-9a-f]{64}", image):
+        return ()
+    name = base64.b64encode(f"sha256:{image}".encode()).decode()
+    try:
+        with open(home / image / f"={name}", "rb") as file:
+            data = model.decode_json(file.read(_MAX_CONFIG), home)
+    except (OSError, ImageError):
+        return ()
+    fields = model.Fields(data if isinstance(data, dict) else {})
+    return model.steps_of_history(fields.get("history"), layers)
 
 
 def _advice(roots: list[pathlib.Path], name: str) -> str:

@@ -131,7 +131,11 @@ def image(
         if transport == "containers-storage":
             found = podman.find(text.partition(":")[2])
             paths = [os.fsencode(path) for path in reversed(found.layers())]
-            yield stack.enter_context(_directories(text, paths, None, warn, found.diff_ids))
+            view = stack.enter_context(_directories(text, paths, None, warn, found.diff_ids))
+            made = {step.layer: step for step in found.steps}
+            named = (replace(layer, step=made.get(layer.number - 1, _NO_STEP))
+                     for layer in view.layers)  # fmt: skip
+            yield replace(view, layers=tuple(named))
             return
         if transport == "docker-daemon":
             name = text.partition(":")[2]

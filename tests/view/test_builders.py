@@ -15,7 +15,7 @@ import pytest
 
 from tests.commands.conftest import Cli
 from tests.commands.dockerd import Docker, missing
-from tests.helpers.mounts import MODE, NATIVE, scratch
+from tests.helpers.mounts import MODE, NATIVE, detach, scratch
 from tests.view.test_same_as_mount import mounted
 
 pytestmark = [
@@ -133,3 +133,21 @@ def test_the_tree(cli: Cli, archive: Path) -> None:
         seen = expected[path]
         assert (row["uid"], row["gid"]) == (seen.uid, seen.gid), path
         assert row["mtime"] == seen.mtime_ns and row.get("sha256") == seen.digest, path
+
+
+def test_where_podman_keeps_it(cli: Cli, archive: Path) -> None:
+    """The same in podman's store, where it lies."""
+    base = cli.base / "podman"
+    base.mkdir()
+    name = f"containers-storage:[overlay@{base / 's'}+{base / 'r'}]localhost/waste:1"
+    argv = ["skopeo", "copy", "--quiet", f"docker-archive:{archive}", name]
+    env = {"PATH": os.environ["PATH"], "HOME": str(base)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    form = "{{.Number}} {{.Reclaimable}} {{.Removed}} {{.CreatedBy}}"
+    try:
+        found = cli.said("layers", "--format", form, name)
+    finally:
+        # The driver mounts the directory on itself.
+        detach(base / "s/overlay")
+    assert found == cli.said("layers", "--format", form, archive)
