@@ -11,7 +11,7 @@ from typing import Final
 
 from fuseoverlay.view import life
 from fuseoverlay.view.layerindex import LayerIndex
-from fuseoverlay.view.life import Event
+from fuseoverlay.view.said import Event, Sayings
 from fuseoverlay.view.stack import Node, Path, Stack
 
 #: What is special in a pattern, and any other character.
@@ -41,6 +41,7 @@ def find(
     *_, last = text.split(b"/")
     by_name = re.compile(rb"(?:(?<=\0)|\A)" + _expression(last) + rb"(?=\0)")
     by_path = re.compile(_expression(text.strip(b"/"))).fullmatch if b"/" in text else None
+    sayings = Sayings(stack.layers)
     for number in layers:
         layer = stack.layers[number]
         for row in _rows(layer, by_name):
@@ -49,7 +50,7 @@ def find(
                 continue
             node = Node(path, number, row)
             whiteout = not layer.mode[row]
-            yield Hit(node, whiteout, None if whiteout else life.hidden_by(stack, node))
+            yield Hit(node, whiteout, None if whiteout else life.hidden_by(stack, sayings, node))
 
 
 def _rows(layer: LayerIndex, expression: re.Pattern[bytes]) -> Iterator[int]:

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from fuseoverlay.view.changes import Same, is_same, same_by_digest
-from fuseoverlay.view.layerindex import HIDES, OPAQUE, LayerIndex
+from fuseoverlay.view.layerindex import HIDES, OPAQUE
+from fuseoverlay.view.said import Event, Sayings
 from fuseoverlay.view.stack import Node, Path, Stack
 
 #: The kernel's limit (ELOOP).
 _MAX_LINKS: Final = 40
-
-
-class Event(StrEnum):
-    """What a layer does to a path. `MERGES`: it has a directory that shows together with those
-    below. `REPEATS`: it has the file again as it was. `COVERS`: it has something else than a
-    directory above the path, `OPAQUE` an opaque directory above it, without the path."""
-
-    ADDS = "adds"
-    CHANGES = "changes"
-    REPEATS = "repeats"
-    MERGES = "merges"
-    DELETES = "deletes"
-    COVERS = "covers"
-    OPAQUE = "makes opaque"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +27,12 @@ class Moment:
     after: Node | None
 
 
-def touches(layer: LayerIndex, path: Path) -> tuple[Event, Path] | None:
-    """What a layer alone says of a path: that it has it (`ADDS`), or how it hides it, and where;
-    None if it says nothing."""
-    row = 0
-    opaque: Path | None = () if layer.flags[0] & OPAQUE else None
-    for depth, name in enumerate(path, 1):
-        found = layer.child(row, name)
-        at = path[:depth]
-        if found is None:
-            return None if opaque is None else (Event.OPAQUE, opaque)
-        row = found
-        if not layer.mode[row]:
-            return Event.DELETES, at
-        if depth < len(path):
-            if not layer.is_dir(row):
-                return Event.COVERS, at
-            if layer.flags[row] & (OPAQUE | HIDES):
-                opaque = at
-    return Event.ADDS, path
-
-
 def life(stack: Stack, path: Path, same: Same | None = None) -> Iterator[Moment]:
     """All that happens to the path, from the bottom up."""
     compare = same or same_by_digest(stack)
     before: Node | None = None
-    for number, layer in enumerate(stack.layers):
-        said = touches(layer, path)
-        if said is None:
-            continue
+    for number, event, at, _, _ in Sayings(stack.layers).of(path):
         after = stack.up_to(number + 1).node(path)
-        event, at = said
         if event is Event.ADDS:
             event = _event(stack, number, before, after, compare)
         elif before is None:
@@ -94,20 +55,20 @@ def _event(
     return Event.CHANGES
 
 
-def hidden_by(stack: Stack, node: Node) -> tuple[int, Event, Path] | None:
-    """The first layer above that of `node` that hides it, how, and where; None if it shows."""
-    for number in range(node.layer + 1, len(stack.layers)):
-        layer = stack.layers[number]
-        said = touches(layer, node.path)
-        if said is None:
-            continue
-        event, at = said
+def hidden_by(
+    stack: Stack, sayings: Sayings, node: Node
+) -> tuple[int, Event, Path] | None:  # fmt: skip
+    """The first layer above that of `node` that hides it, how, and where; None if it shows.
+    `sayings`: of the layers of the stack."""
+    is_dir = stack.layers[node.layer].is_dir(node.row)
+    for number, event, at, row, opaque in sayings.of(node.path, node.layer):
         if event is not Event.ADDS:
             return number, event, at
-        row = layer.find(node.path)
-        both = row is not None and layer.is_dir(row) and stack.layers[node.layer].is_dir(node.row)
-        if not both or (row and layer.flags[row] & (OPAQUE | HIDES)):
+        layer = stack.layers[number]
+        if not is_dir or not layer.is_dir(row) or layer.flags[row] & (OPAQUE | HIDES):
             return number, Event.CHANGES, node.path
+        if opaque is not None:
+            return number, Event.OPAQUE, opaque
     return None
 
 

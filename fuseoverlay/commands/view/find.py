@@ -17,8 +17,8 @@ from fuseoverlay.errors import UsageError
 from fuseoverlay.view import finding
 from fuseoverlay.view.finding import Hit
 from fuseoverlay.view.layerindex import LayerIndex
-from fuseoverlay.view.life import Event
 from fuseoverlay.view.opened import View
+from fuseoverlay.view.said import Event
 
 #: As find(1) has them; `w` is a whiteout.
 _TYPES: Final = {

@@ -13,8 +13,9 @@ from fuseoverlay.commands.show import units
 from fuseoverlay.commands.view import ls, reasons, subject
 from fuseoverlay.errors import ImageError
 from fuseoverlay.view import life
-from fuseoverlay.view.life import Event, Moment
+from fuseoverlay.view.life import Moment
 from fuseoverlay.view.opened import View
+from fuseoverlay.view.said import Event
 from fuseoverlay.view.stack import Path
 
 _WORDS: Final = {
