@@ -332,9 +332,7 @@ def run_layers(
     told["filesystem"] = "ext4 in memory"
     with in_memory(base) as memory:
         shape = largeimage.QUICK if options.quick else largeimage.FULL
-        layers.run(
-            memory, shape, found, options.rounds, limit=options.time_limit, outcome=outcome
-        )
+        layers.run(memory, shape, found, options.rounds, limit=options.time_limit, outcome=outcome)
 
 
 def work(options: argparse.Namespace, base: Path) -> int:

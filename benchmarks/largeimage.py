@@ -44,8 +44,8 @@ def write(path: Path, shape: Shape) -> None:
     writer = LayoutWriter(path)
     count = len(os.sched_getaffinity(0))
     with concurrent.futures.ProcessPoolExecutor(count) as executor:
-        numbers = range(shape.layers + 1)
-        *layers, other = executor.map(_written, *zip(*((path, shape, n) for n in numbers)))
+        tasks = [executor.submit(_written, path, shape, n) for n in range(shape.layers + 1)]
+        *layers, other = (task.result() for task in tasks)
     writer.add_image(layers, ref=REF)
     writer.add_image([*layers[:-1], other], ref=OTHER)
 

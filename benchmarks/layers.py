@@ -164,9 +164,7 @@ class _Bench:
 
     def _timed(self, step: Step) -> float:
         begin = time.monotonic()
-        said = processes.run(
-            self._argv(step), limit=self._limit, env=self._env, codes=(step.code,)
-        )
+        said = processes.run(self._argv(step), limit=self._limit, env=self._env, codes=(step.code,))
         seconds = time.monotonic() - begin
         if not said:
             raise Failure("it says nothing")

@@ -181,8 +181,15 @@ TARGETS = [
     *(
         at_most(f"layers: {step}", f"layers/{step}", limit, "{:.3f} s")
         for step, limit in (
-            ("layers", 0.3), ("tree", 0.3), ("tree-changes", 0.3), ("ls", 0.3), ("cat", 0.3),
-            ("which", 0.2), ("find", 0.3), ("efficiency", 0.3), ("diff-layers", 0.3),
+            ("layers", 0.3),
+            ("tree", 0.3),
+            ("tree-changes", 0.3),
+            ("ls", 0.3),
+            ("cat", 0.3),
+            ("which", 0.2),
+            ("find", 0.3),
+            ("efficiency", 0.3),
+            ("diff-layers", 0.3),
             ("diff-images", 0.3),
         )
     ),

@@ -31,14 +31,15 @@ def life(stack: Stack, path: Path, same: Same | None = None) -> Iterator[Moment]
     """All that happens to the path, from the bottom up."""
     compare = same or same_by_digest(stack)
     before: Node | None = None
-    for number, event, at, _, _ in Sayings(stack.layers).of(path):
+    for said in Sayings(stack.layers).of(path):
+        number, event = said.layer, said.event
         after = stack.up_to(number + 1).node(path)
         if event is Event.ADDS:
             event = _event(stack, number, before, after, compare)
         elif before is None:
             # There was nothing to hide.
             continue
-        yield Moment(number, event, at, before, after)
+        yield Moment(number, event, said.at, before, after)
         before = after
 
 
