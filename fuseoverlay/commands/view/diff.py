@@ -16,6 +16,7 @@ from fuseoverlay.errors import UsageError, escaped, printable
 from fuseoverlay.view.building import nothing
 from fuseoverlay.view.changes import Kind
 from fuseoverlay.view.compare import Difference, Side, compare
+from fuseoverlay.view.layerindex import Entry
 from fuseoverlay.view.opened import View
 from fuseoverlay.view.stack import Node, Stack
 
@@ -90,21 +91,33 @@ def _line(one: Side, other: Side, found: Difference) -> str:
     if found.before is None or found.after is None:
         return line + _about(one if found.after is None else other, found.before or found.after)
     was, now = one.stack.entry(found.before), other.stack.entry(found.after)
-    said = {
-        "type": f"{ls.type_of(was)} -> {ls.type_of(now)}",
-        "mode": f"mode {was.mode & 0o7777:04o} -> {now.mode & 0o7777:04o}",
-        "owner": f"owner {was.uid}:{was.gid} -> {now.uid}:{now.gid}",
-        "size": f"size {was.size} -> {now.size}",
-        "content": "content",
-        "target": f"target {output.named(was.link)} -> {output.named(now.link)}",
-        "device": "device number",
-        "xattrs": "xattrs " + ", ".join(
-            output.named(key) for key in sorted(was.xattrs.keys() | now.xattrs.keys())
-            if was.xattrs.get(key) != now.xattrs.get(key)
-        ),
-        "time": f"time {ls.when(was.mtime)} -> {ls.when(now.mtime)}",
-    }  # fmt: skip
-    return f"{line}  ({', '.join(said[field] for field in found.fields)})"
+    return f"{line}  ({', '.join(_change(field, was, now) for field in found.fields)})"
+
+
+def _change(field: str, was: Entry, now: Entry) -> str:
+    """What became of a field of `compare.Difference`."""
+    match field:
+        case "type":
+            return f"{ls.type_of(was)} -> {ls.type_of(now)}"
+        case "mode":
+            return f"mode {was.mode & 0o7777:04o} -> {now.mode & 0o7777:04o}"
+        case "owner":
+            return f"owner {was.uid}:{was.gid} -> {now.uid}:{now.gid}"
+        case "size":
+            return f"size {was.size} -> {now.size}"
+        case "target":
+            return f"target {output.named(was.link)} -> {output.named(now.link)}"
+        case "xattrs":
+            return "xattrs " + ", ".join(
+                output.named(key) for key in sorted(was.xattrs.keys() | now.xattrs.keys())
+                if was.xattrs.get(key) != now.xattrs.get(key)
+            )  # fmt: skip
+        case "time":
+            return f"time {ls.when(was.mtime)} -> {ls.when(now.mtime)}"
+        case "device":
+            return "device number"
+        case _:
+            return field
 
 
 def _about(side: Side, node: Node | None) -> str:
