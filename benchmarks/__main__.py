@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plot, processes, report, runner, startup, supervise
+from benchmarks import largeimage, layers, plot, processes, report, runner, startup, supervise
 from benchmarks.peers import OURS, PROJECT, Contender, contenders, has_native
 from benchmarks.requests import Requests
 from benchmarks.session import Bench
@@ -47,6 +47,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--images", action="store_true",
         help="instead of the workloads: pull, load, list and mount images, against podman, and "
              "skopeo with umoci; mode root")
+    add("--layers", action="store_true",
+        help="instead of the workloads: look into the layers of an image of 2 GB and 500,000 "
+             "entries, against zcat and tar; mode root")
     add("--rounds", type=int, help="default 3 (--quick: 1)")
     add("--quick", action="store_true", help="a tenth of everything, one round")
     add("--time-limit", type=float, default=120, metavar="S", help="of each step, default 120 s")
@@ -64,10 +67,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--mode {options.mode} is not to be had from here ({own})")
     if options.containers and (options.mode == "userns" or options.workload or options.peer):
         parser.error("--containers goes with neither --mode userns, --workload nor --peer")
-    if options.images and (
-        options.mode != "root" or options.workload or options.peer or options.containers
-    ):
-        parser.error("--images goes with --mode root alone, without --workload, --peer and others")
+    for name in ("images", "layers"):
+        others = {"images", "layers", "containers", "workload", "peer"} - {name}
+        if getattr(options, name) and (
+            options.mode != "root" or any(getattr(options, other) for other in others)
+        ):
+            what = "goes with --mode root alone, without --workload, --peer and others"
+            parser.error(f"--{name} {what}")
     options.rounds = options.rounds or (1 if options.quick else 3)
     try:
         options.chosen = chosen_workloads(options.workload)
@@ -101,6 +107,8 @@ def known(options: argparse.Namespace, base: Path) -> list[Contender]:
         from benchmarks.images import TOOLS_COMPARED
 
         return list(TOOLS_COMPARED)
+    if options.layers:
+        return list(layers.TOOLS_COMPARED)
     return contenders(options.mode, base, options.peer)
 
 
@@ -130,6 +138,8 @@ def show_list(options: argparse.Namespace) -> None:
         from benchmarks import images
 
         does = dict(images.STEPS)
+    elif options.layers:
+        does = dict(layers.STEPS)
     for name, what in does.items():
         print(f"{name:20} {what}")
     print()
@@ -311,6 +321,20 @@ def run_images(
         images.run(base, found, options.rounds, limit=options.time_limit, outcome=outcome)
 
 
+def run_layers(
+    options: argparse.Namespace,
+    base: Path,
+    found: list[Contender],
+    told: dict[str, Any],
+    outcome: runner.Outcome,
+) -> None:
+    """Run the steps that look into layers."""
+    told["filesystem"] = "ext4 in memory"
+    with in_memory(base) as memory:
+        shape = largeimage.QUICK if options.quick else largeimage.FULL
+        layers.run(memory, shape, found, options.rounds, limit=options.time_limit, outcome=outcome)
+
+
 def work(options: argparse.Namespace, base: Path) -> int:
     """Measure and report; after an interruption, report what was measured before it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -320,8 +344,12 @@ def work(options: argparse.Namespace, base: Path) -> int:
     told = about(options, base, found)
     outcome, code = runner.Outcome(), 0
     run = run_workloads
-    if options.containers or options.images:
-        run = run_containers if options.containers else run_images
+    if options.containers:
+        run = run_containers
+    elif options.images:
+        run = run_images
+    elif options.layers:
+        run = run_layers
     try:
         run(options, base, found, told, outcome)
     except KeyboardInterrupt:

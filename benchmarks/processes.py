@@ -8,9 +8,14 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 CLIENT_SOURCE = Path(__file__).with_name("client.c")
+
+
+#: Seconds from one look at the memory of processes to the next.
+_LOOK = 0.05
 
 
 class Failure(Exception):
@@ -31,8 +36,10 @@ def run(
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
     fatal: int | None = None,
+    codes: Collection[int] = (0,),
 ) -> str:
-    """The output of a command. Raises `Failure` if it fails or takes more than `limit` seconds.
+    """The output of a command. Raises `Failure` if it ends with none of the exit codes `codes`, or
+    takes more than `limit` seconds.
 
     The error output goes to a file: a daemon that keeps a pipe open would make us wait.
     """
@@ -56,7 +63,7 @@ def run(
             raise
         errors.seek(0)
         said = errors.read().decode(errors="replace").strip()
-    if process.returncode:
+    if process.returncode not in codes:
         last = said.splitlines()[-1] if said else f"exit code {process.returncode}"
         raise Failure(last)
     return output.decode()
@@ -113,6 +120,41 @@ def memory(pids: list[int]) -> dict[str, float]:
             found = re.search(rf"^{key}: *(\d+)", text, re.M | re.I)
             total[key] += int(found[1]) / 1024 if found else 0
     return total
+
+
+def peak(argv: list[str], *, limit: float, env: dict[str, str] | None = None) -> float:
+    """The most memory that a command and all that it starts have at once, in MiB: the sum of their
+    proportional set sizes, every 50 ms. Raises `Failure` as `run` does."""
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(
+        argv, stdin=null, stdout=null, stderr=null, env=env, start_new_session=True
+    )
+    most, end = 0.0, time.monotonic() + limit
+    try:
+        while process.poll() is None:
+            if time.monotonic() > end:
+                raise Failure(f"no end after {limit:g} s")
+            most = max(most, memory(_of_session(process.pid))["pss"])
+            time.sleep(_LOOK)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise Failure(f"exit code {process.returncode}")
+    return most
+
+
+def _of_session(session: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session:
+                    found.append(int(entry.name))
+    return found
 
 
 def mounted_at(path: Path) -> bool:

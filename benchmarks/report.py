@@ -131,7 +131,7 @@ def _requests(report: dict[str, Any]) -> str:
     }
     present = {name for row in counted.values() for name in row}
     names = [name for name in report["about"]["contenders"] if name in present]
-    if all(measure.startswith(("containers/", "images/")) for measure in counted):
+    if all(measure.startswith(("containers/", "images/", "layers/")) for measure in counted):
         return ""
     if not names:
         return "FUSE requests were not counted: that takes root and fuse:fuse_request_send."

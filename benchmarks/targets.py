@@ -176,4 +176,21 @@ TARGETS = [
     at_most("images: a list of 200", "images/ls-200", 0.15, "{:.3f} s"),
     at_most("images: mount by name", "images/mount", 0.25, "{:.3f} s"),
     at_most("images: memory of a pull of 160 MB", "images/memory", 120, "{:.0f} MiB"),
+    beside("layers: index of 60 layers", "layers/index", "tar", 1.00),
+    at_most("layers: memory of that", "layers/index-memory", 300, "{:.0f} MiB"),
+    *(
+        at_most(f"layers: {step}", f"layers/{step}", limit, "{:.3f} s")
+        for step, limit in (
+            ("layers", 0.3),
+            ("tree", 0.3),
+            ("tree-changes", 0.3),
+            ("ls", 0.3),
+            ("cat", 0.3),
+            ("which", 0.2),
+            ("find", 0.3),
+            ("efficiency", 0.3),
+            ("diff-layers", 0.3),
+            ("diff-images", 0.3),
+        )
+    ),
 ]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 class Parser(argparse.ArgumentParser):
     """Reports an error in one line, without the usage text. With `lists_options` --help ends with
-    the mount options and the exit codes, `codes` instead of our own."""
+    the mount options and the exit codes, `codes` instead of our own; without, it names the page of
+    the `manual` that has them."""
 
     def __init__(
         self,
@@ -26,6 +27,7 @@ class Parser(argparse.ArgumentParser):
         lists_options: bool = False,
         codes: Mapping[int, str] | None = None,
         epilog: str | None = None,
+        manual: str = "fuseoverlay(1)",
     ) -> None:
         super().__init__(
             prog=prog,
@@ -35,6 +37,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.lists_options = lists_options
         self.codes = codes or exit_codes()
+        self._manual = manual
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(message, hint=f"see {self.prog} --help")
@@ -49,7 +52,7 @@ class Parser(argparse.ArgumentParser):
             parts.append(tables.mount_options())
             parts.append(tables.exit_codes(self.codes))
         else:
-            parts.append("Exit codes: see fuseoverlay(1).")
+            parts.append(f"Exit codes: see {self._manual}.")
         output.say("\n\n".join(parts))
 
 

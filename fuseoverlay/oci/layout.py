@@ -126,12 +126,15 @@ class LayoutWriter:
         if not self._index.exists():
             self._write_index([])
 
-    def add_layer(self, tar: bytes | IO[bytes], compression: str | None = None) -> LayerHandle:
-        """Store a layer. `tar` is the plain archive; `compression` is None, "gzip" or "zstd"."""
+    def add_layer(
+        self, tar: bytes | IO[bytes], compression: str | None = None, *, level: int = 9
+    ) -> LayerHandle:
+        """Store a layer. `tar` is the plain archive; `compression` is None, "gzip" or "zstd";
+        `level`: how well gzip compresses, from 1 to 9."""
         source = io.BytesIO(tar) if isinstance(tar, bytes) else tar
         temporary = self.path / f".layer-{os.getpid()}"
         plain = hashlib.sha256()
-        with temporary.open("wb") as raw, _compressor(raw, compression) as target:
+        with temporary.open("wb") as raw, _compressor(raw, compression, level) as target:
             while chunk := source.read(_CHUNK):
                 plain.update(chunk)
                 target.write(chunk)
@@ -197,10 +200,10 @@ class LayoutWriter:
         self._index.write_text(json.dumps(data, indent=1))
 
 
-def _compressor(raw: IO[bytes], compression: str | None) -> Any:
+def _compressor(raw: IO[bytes], compression: str | None, level: int) -> Any:
     if compression == "gzip":
         # No time in the header, so that equal layers have equal digests.
-        return gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="")
+        return gzip.GzipFile("", "wb", level, raw, mtime=0)
     if compression == "zstd":
         return zstd_module().ZstdFile(raw, "wb")
     if compression is None:

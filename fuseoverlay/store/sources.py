@@ -122,7 +122,7 @@ def _of_daemon(
     """An image of the Docker daemon: what the store has of it need not be asked for."""
     name = text.partition(":")[2]
     id_ = str(daemon.image_id(name))
-    if _is_there(Images(store), id_):
+    if is_there(Images(store), id_):
         with _stored(store, id_, platform, None, progress, warn) as image:
             yield image
         return
@@ -153,7 +153,7 @@ def means_file(images: Images, text: str) -> bool:
         return True
     if names.transport(text) or not names.is_image(text):
         return False
-    if _is_there(images, text):
+    if is_there(images, text):
         raise UsageError(
             f"{text} is a file here, and an image of the store",
             hint=f"write ./{text} or docker://{text}",
@@ -180,13 +180,14 @@ def located(
     try:
         return images.locate(remote.fetch(name), platform)
     except RegistryError as exc:
-        if remote.policy == "always" or not _is_there(images, name):
+        if remote.policy == "always" or not is_there(images, name):
             raise
         warn(f"{exc}; what is here is used")
         return images.locate(name, platform)
 
 
-def _is_there(images: Images, text: str) -> bool:
+def is_there(images: Images, text: str) -> bool:
+    """Whether the store has an image that is called so."""
     try:
         images.find(text)
     except ImageError:

@@ -94,6 +94,9 @@ def _only(side: Side, node: Node | None, kind: Kind) -> Iterator[Difference]:
 
 
 def _below(side: Side, node: Node, kind: Kind) -> Iterator[Difference]:
+    """All below a directory; nothing of a file."""
+    if not node.is_dir:
+        return iter(())
     return (found for found in _only(side, node, kind) if found.path != node.path)
 
 

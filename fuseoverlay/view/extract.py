@@ -81,21 +81,35 @@ def write_tar(view: View, stack: Stack, top: Node, name: bytes, target: IO[bytes
     the content of a directory. ImageError, OSError."""
     plan = _Plan(stack, top)
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        for path, node in plan.directories:
-            archive.addfile(_info(_named(name, path), stack.entry(node)))
         for paths, number, row, file in plan.contents(view):
             info = _info(_named(name, paths[0]), stack.layers[number].entry(row))
-            archive.addfile(info, file)
+            _add(archive, info, file)
             # So that a content that is not what it should be is noticed.
             file.read(1)
             for other in paths[1:]:
                 link = _info(_named(name, other), stack.layers[number].entry(row))
                 link.type, link.size, link.linkname = tarfile.LNKTYPE, 0, info.name
-                archive.addfile(link)
+                _add(archive, link)
         for path, node in plan.others:
             entry = stack.entry(node)
             if not stat.S_ISSOCK(entry.mode):
-                archive.addfile(_info(_named(name, path), entry))
+                _add(archive, _info(_named(name, path), entry))
+        # What comes into a directory moves its time, and may need permission: so they come last,
+        # the deepest first.
+        for path, node in reversed(plan.directories):
+            _add(archive, _info(_named(name, path), stack.entry(node)))
+
+
+def _add(archive: tarfile.TarFile, info: tarfile.TarInfo, file: IO[bytes] | None = None) -> None:
+    """Add an entry. With names that are not UTF-8, tarfile writes PAX headers that GNU tar does not
+    know."""
+    plain = _is_utf8(info.name) and _is_utf8(info.linkname)
+    archive.format = tarfile.PAX_FORMAT if plain or info.pax_headers else tarfile.GNU_FORMAT
+    archive.addfile(info, file)
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\udc80" <= char <= "\udcff" for char in text)
 
 
 def _named(name: bytes, path: Path) -> str:
@@ -173,6 +187,7 @@ class _Writer:
     ) -> None:  # fmt: skip
         self._view, self._stack, self._node = view, stack, node
         self._fd, self._name, self._warn, self._owners = fd, name, warn, owners
+        self._current: Path = ()
 
     def write(self) -> None:
         plan = _Plan(self._stack, self._node)
@@ -191,7 +206,9 @@ class _Writer:
                 self._dress(cache.fd(tuple(above)), name, self._stack.entry(node))
 
     def _place(self, path: Path) -> Path:
-        return (self._name, *path)
+        """Where something goes, which is what messages are about from now on."""
+        self._current = (self._name, *path)
+        return self._current
 
     def _file(self, cache: DirCache, paths: Sequence[Path], entry: Entry, file: IO[bytes]) -> None:
         *above, name = self._place(paths[0])
@@ -217,7 +234,7 @@ class _Writer:
                     raise PermissionError(errno.EPERM, "only with owners")
                 os.mknod(name, stat.S_IFMT(entry.mode) | 0o600, entry.rdev, dir_fd=dir_fd)
             except OSError as exc:
-                self._leave_out(name, "a device or socket", exc)
+                self._leave_out("a device or socket", exc)
                 return
         self._dress(dir_fd, name, entry)
 
@@ -229,7 +246,7 @@ class _Writer:
                 os.chown(name, entry.uid, entry.gid, dir_fd=dir_fd, follow_symlinks=False)
                 owned = True
             except OSError as exc:
-                self._leave_out(name, "the owner", exc)
+                self._leave_out("the owner", exc)
         if not stat.S_ISLNK(entry.mode):
             os.chmod(name, mode if owned else mode & ~_WITH_OWNER, dir_fd=dir_fd)
         if self._owners:
@@ -237,8 +254,9 @@ class _Writer:
                 try:
                     os.setxattr(at(dir_fd, name), key, value, follow_symlinks=False)
                 except OSError as exc:
-                    self._leave_out(name, f"the attribute {escaped(printable(key))}", exc)
+                    self._leave_out(f"the attribute {escaped(printable(key))}", exc)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=dir_fd, follow_symlinks=False)
 
-    def _leave_out(self, name: bytes, what: str, exc: OSError) -> None:
-        self._warn(f"{escaped(printable(name))}: {what} is left out: {describe(exc)}")
+    def _leave_out(self, what: str, exc: OSError) -> None:
+        path = escaped(printable(b"/".join(self._current)))
+        self._warn(f"{path}: {what} is left out: {describe(exc)}")

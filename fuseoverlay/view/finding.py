@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from fuseoverlay.view import life
-from fuseoverlay.view.layerindex import LayerIndex
-from fuseoverlay.view.life import Event
+from fuseoverlay.view.layerindex import REDIRECT, LayerIndex
+from fuseoverlay.view.said import Event, Sayings
 from fuseoverlay.view.stack import Node, Path, Stack
 
 #: What is special in a pattern, and any other character.
@@ -24,11 +24,13 @@ _CHARACTER: Final = rb"(?:[\xc0-\xff][\x80-\xbf]+|[^/\0])"
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A name that was found. `whiteout`: it is only deleted there. `hidden`: the layer that hides
-    it, from 0, how and where; None if it shows."""
+    it, from 0, how and where; None if it shows. `moved`: the path at which it shows, if a directory
+    above it was renamed."""
 
     node: Node
     whiteout: bool
     hidden: tuple[int, Event, Path] | None
+    moved: Path | None = None
 
 
 def find(
@@ -41,15 +43,31 @@ def find(
     *_, last = text.split(b"/")
     by_name = re.compile(rb"(?:(?<=\0)|\A)" + _expression(last) + rb"(?=\0)")
     by_path = re.compile(_expression(text.strip(b"/"))).fullmatch if b"/" in text else None
+    sayings = Sayings(stack.layers)
+    moved = _moved(stack)
     for number in layers:
         layer = stack.layers[number]
         for row in _rows(layer, by_name):
             path = layer.path(row)
-            if not row or not wanted(layer, row) or (by_path and not by_path(b"/".join(path))):
+            shown = moved.get((number, row))
+            fits = by_path is None or any(by_path(b"/".join(one)) for one in (path, shown or path))
+            if not row or not wanted(layer, row) or not fits:
                 continue
             node = Node(path, number, row)
             whiteout = not layer.mode[row]
-            yield Hit(node, whiteout, None if whiteout else life.hidden_by(stack, node))
+            hidden = None if whiteout or shown else life.hidden_by(stack, sayings, node)
+            yield Hit(node, whiteout, hidden, shown)
+
+
+def _moved(stack: Stack) -> dict[tuple[int, int], Path]:
+    """What shows at another path than it has in its layer; no image has such."""
+    if not any(flags & REDIRECT for layer in stack.layers for flags in layer.flags):
+        return {}
+    return {
+        (node.layer, node.row): node.path
+        for node in stack.walk(stack.root)
+        if stack.layers[node.layer].path(node.row) != node.path
+    }
 
 
 def _rows(layer: LayerIndex, expression: re.Pattern[bytes]) -> Iterator[int]:

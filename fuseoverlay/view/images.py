@@ -54,8 +54,6 @@ class ImageLayers:
         self.problems: list[str | None] = [None] * len(image.layers)
         diff_ids = [layer.diff_id for layer in image.layers]
         found = self._indexes(store, diff_ids, progress or (lambda _progress: None))
-        #: Whether an index was made just now.
-        self.fresh = bool(self._missing)
         self.stack = Stack(found or [nothing()])
         whole = diff_ids and not any(self.problems)
         #: Identifies the layers together; None if one of them cannot be read.
@@ -86,7 +84,7 @@ class ImageLayers:
         pairs = places.places(diff_ids) if diff_ids else []
         self._candidates = [[indexes.place(store, name) for name in pair] for pair in pairs]
         found = [_loaded(paths) for paths in self._candidates]
-        self._missing = missing = [at for at, index in enumerate(found) if index is None]
+        missing = [at for at, index in enumerate(found) if index is None]
         if not missing:
             return [index for index in found if index is not None]
         try:

@@ -17,6 +17,7 @@ import os
 import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
 MAGIC: Final = b"fuseoverlay layer index 1\n"
@@ -40,6 +41,8 @@ HIDES, OPAQUE, IMPLIED, REDIRECT, METACOPY, LINK, SPARSE = (1 << bit for bit in 
 #: Bytes of a digest.
 DIGEST: Final = 32
 _ALIGNED: Final = 8
+#: To search one name costs as much as to read so many.
+_FEW: Final = 32
 
 
 class Entry(NamedTuple):
@@ -60,6 +63,15 @@ class Entry(NamedTuple):
 
 class BadIndexError(Exception):
     """A file that is no index of this version, or is damaged."""
+
+
+@dataclass(slots=True)
+class _Recent:
+    """The directory that was asked for last, how often, and what it has once that is worth it."""
+
+    row: int
+    asks: int = 0
+    rows: dict[bytes, int] = field(default_factory=dict)
 
 
 class LayerIndex:
@@ -97,6 +109,7 @@ class LayerIndex:
         self.data: Sequence[int] = columns["data"]
         self._columns = columns
         self._buffer = buffer
+        self._recent = _Recent(-1)
         if not len(self.parent) == len(self.mode) == len(self.name_at) - 1 > 0:
             raise BadIndexError("columns of different lengths")
 
@@ -146,7 +159,13 @@ class LayerIndex:
 
     def at(self, row: int, name: bytes) -> int:
         """The row of a name that the directory is known to have."""
-        found = self.child(row, name)
+        recent = self._recent
+        if recent.row != row:
+            recent = self._recent = _Recent(row)
+        recent.asks += 1
+        if not recent.rows and recent.asks * _FEW >= self.count[row]:
+            recent.rows = dict(zip(self.names_in(row), self.children(row), strict=True))
+        found = recent.rows[name] if recent.rows else self.child(row, name)
         if found is None:
             raise KeyError(name)
         return found
@@ -198,6 +217,8 @@ class LayerIndex:
 
     def xattrs(self, row: int) -> Mapping[bytes, bytes]:
         """The extended attributes of a row."""
+        if not self._xattrs:
+            return {}
         found = self._xattrs.get(str(row), {})
         return {bytes.fromhex(name): bytes.fromhex(value) for name, value in found.items()}
 

@@ -69,8 +69,6 @@ class View:
     contents: Contents
     key: str | None = None
     store: Store | None = None
-    #: Whether an index was made just now.
-    fresh: bool = False
 
     @contextlib.contextmanager
     def content(self, number: int, row: int) -> Iterator[IO[bytes]]:
@@ -148,10 +146,7 @@ def image(
             opened = _stored(images, text, wanted, remote, warn)
         source, chosen = stack.enter_context(opened)
         layers = ImageLayers(store, source, chosen, progress)
-        yield View(
-            text, _layers(chosen, layers.problems), layers.stack, layers, layers.key, store,
-            layers.fresh,
-        )  # fmt: skip
+        yield View(text, _layers(chosen, layers.problems), layers.stack, layers, layers.key, store)
 
 
 _Opened = tuple[ImageSource, Image]

@@ -7,20 +7,25 @@ import os
 import shutil
 import stat
 import struct
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import images, report
+from benchmarks import images, largeimage, layers, processes, report
 from benchmarks.requests import opcodes
 from benchmarks.runner import Outcome
 from benchmarks.session import Samples
 from benchmarks.trees import QUICK, Layers
-from fuseoverlay.oci.layout import Node, directory, layer_tar
+from fuseoverlay.oci.blobs import open_image
+from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar
 from tests.helpers.mounts import scratch
 from tests.helpers.tree import record
+
+#: A small one of the large images.
+_SMALL = largeimage.Shape(5, 1000, mean=50)
 
 
 def _merge(lowers: tuple[Path, ...], target: Path) -> None:
@@ -136,7 +141,84 @@ def test_images_are_compared_with_each_tool() -> None:
     assert "FUSE requests" not in text
 
 
+@pytest.mark.parametrize("run", ["--images", "--layers"])
 @pytest.mark.parametrize("words", [["--mode", "user"], ["--containers"], ["--workload", "stat"]])
-def test_images_are_a_run_of_their_own(words: list[str]) -> None:
+def test_some_are_a_run_of_their_own(run: str, words: list[str]) -> None:
     with pytest.raises(SystemExit):
-        command_line.parse(["--images", *words])
+        command_line.parse([run, *words])
+
+
+def test_images_and_layers_do_not_go_together() -> None:
+    with pytest.raises(SystemExit):
+        command_line.parse(["--images", "--layers"])
+
+
+def test_the_large_image_is_always_the_same(tmp_path: Path) -> None:
+    """And the other one differs in the top layer."""
+    digests = []
+    for name in "ab":
+        largeimage.write(tmp_path / name, _SMALL)
+        with open_image(str(tmp_path / name)) as source:
+            found = [source.resolve(ref).layers for ref in (largeimage.REF, largeimage.OTHER)]
+        digests.append([[layer.digest for layer in image] for image in found])
+    (one, other), again = digests
+    assert [one, other] == again
+    assert one[:-1] == other[:-1] and one[-1] != other[-1]
+    assert len(set(one)) == _SMALL.layers
+
+
+def test_the_layers_of_the_large_image() -> None:
+    nodes = [list(largeimage.layer(_SMALL, number)) for number in range(_SMALL.layers + 1)]
+    assert [len(found) for found in nodes] == [_SMALL.entries // _SMALL.layers] * len(nodes)
+    names = [[str(node.name) for node in found] for found in nodes]
+    for number, found in enumerate(names):
+        assert len(found) == len(set(found))
+        only = f"usr/share/{largeimage.only_in(number)}"
+        assert [only in others for others in names].count(True) == 1
+        first = f"usr/lib/{largeimage.package(number)}/part000/file3.py"
+        assert [first in others for others in names[:-1]].count(True) == (number < _SMALL.layers)
+        assert sum("/.wh." in name for name in found) > 1
+
+
+def test_looking_into_layers_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step once, with a small image."""
+    monkeypatch.setattr(layers, "_TIMES", 1)
+    outcome = Outcome()
+    layers.run(tmp_path, _SMALL, list(layers.TOOLS_COMPARED), 1, limit=60, outcome=outcome)
+    assert outcome.failures == []
+    measured = {name.removeprefix("layers/"): row for name, row in outcome.results.items()}
+    assert measured.keys() == layers.STEPS.keys()
+    assert {name for name, row in measured.items() if "tar" in row} == {"index"}
+    assert all(len(samples.values) == 1 for row in measured.values() for samples in row.values())
+
+
+def test_a_step_that_fails_is_told_once(tmp_path: Path) -> None:
+    outcome = Outcome()
+    (tmp_path / "layout").mkdir()
+    LayoutWriter(tmp_path / "layout").add_image([], ref=largeimage.REF)
+    bench = layers._Bench(tmp_path, _SMALL, 60, outcome)
+    for _ in range(2):
+        bench._take("which", "fuseoverlay", lambda: bench._timed(layers.QUICK_STEPS["which"]))
+    ((step, tool, why),) = outcome.failures
+    assert (step, tool) == ("layers/which", "fuseoverlay")
+    assert "no layer has /usr/lib/pkg02/part000/file3.py" in why
+
+
+def test_memory_of_all_processes_is_added() -> None:
+    """Two processes have 60 MiB each at the same time."""
+    program = "import os, time; os.fork(); data = b'x' * (60 << 20); time.sleep(1)"
+    found = processes.peak([sys.executable, "-c", program], limit=60)
+    assert 120 < found < 180
+    with pytest.raises(processes.Failure, match="exit code 3"):
+        processes.peak([sys.executable, "-c", "raise SystemExit(3)"], limit=60)
+
+
+def test_layers_have_targets() -> None:
+    outcome = Outcome()
+    outcome.results["layers/index"] = {"fuseoverlay": Samples([5.0]), "tar": Samples([4.0])}
+    outcome.results["layers/which"] = {"fuseoverlay": Samples([0.125])}
+    told = report.as_json(outcome, QUICK, {"contenders": ["fuseoverlay", "tar"]})
+    reached = {one["measure"]: (one["reached"], one["hit"]) for one in told["targets"]}
+    assert reached["layers/index"] == (1.25, False)
+    assert reached["layers/which"] == (0.125, True)
+    assert "FUSE requests" not in report.as_text(told)

@@ -100,7 +100,16 @@ def test_a_layer_that_cannot_be_read(cli: Cli, paint: Painter) -> None:
         assert done.returncode == 0, done.stderr
         first, other, third = done.stdout.splitlines()
         assert (first, third) == ("3 ", "1 ") and other.startswith("0 ") and len(other) > 20
-        assert "layer 2 cannot be read" in done.stderr
+        assert done.stderr.count("layer 2 cannot be read") == 1
+        shown = cli.said("layers", image).splitlines()[2]
+        assert shown.endswith("(cannot be read)")
+        for argv in (["tree", image], ["find", image, "*"], ["which", image, "a"]):
+            assert "layer 2 cannot be read" in cli.run(*argv).stderr
+        # An incomplete copy is no success, and what cannot be read may differ.
+        target = cli.base / "copy"
+        assert cli.run("cp", image, "/", target).returncode == 7 and (target / "a").exists()
+        shutil.rmtree(target)
+        assert cli.run("diff", image, image).returncode == 7
         assert cli.said("ls", image) == "a\n"
         assert cli.said("cat", image, "a") == "1" * 10
     second.write_bytes(whole)

@@ -133,10 +133,15 @@ def test_what_a_mount_shows(cli: Cli, tmp_path: Path) -> None:
     ]
     # What was moved is not wasted.
     (found,) = [
-        json.loads(line)["Reclaimable"]
-        for line in cli.said("layers", "--json", "--human=false", cli.mnt).splitlines()[:1]
+        json.loads(line)["reclaimable"]
+        for line in cli.said("layers", "--json", cli.mnt).splitlines()[:1]
     ]
-    assert int(found) == 100
+    assert found == 100
+    assert (
+        cli.said("find", cli.mnt, "/moved/*")
+        .splitlines()[0]
+        .endswith(" /d/other  [shows as /moved/other]")
+    )
     lines = cli.said("tree", "--layer", "2", "--changes", cli.mnt).splitlines()
     assert "├── M gone" not in lines and any(line.endswith("D link -> plain") for line in lines)
     assert any(line.endswith("A fresh") for line in lines)

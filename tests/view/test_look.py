@@ -44,22 +44,23 @@ def rows(cli: Cli, *argv: object) -> list[dict[str, object]]:
 
 
 def test_layers(cli: Cli, picture: str) -> None:
-    found = rows(cli, "layers", "--json", "--human=false", picture)
+    found = rows(cli, "layers", "--json", picture)
     shown = [
-        tuple(row[name] for name in ("Number", "Size", "Entries", "Added", "Changed", "Removed",
-                                     "Reclaimable", "CreatedBy"))
+        tuple(row[name] for name in ("layer", "size", "entries", "added", "changed", "removed",
+                                     "reclaimable", "command"))
         for row in found
     ]  # fmt: skip
     assert shown == [
         # conf 8, old 0, lists 1500 are hidden.
-        ("1", "1509", "7", "7", "0", "0", "1508", STEPS[0]),
+        (1, 1509, 7, 7, 0, 0, 1508, STEPS[0]),
         # A link counts with its target. Removed: old, lists and the two files in it.
-        ("2", "20", "6", "2", "1", "4", "8", STEPS[1]),
-        ("3", "18", "4", "2", "1", "0", "8", STEPS[2]),
+        (2, 20, 6, 2, 1, 4, 8, STEPS[1]),
+        (3, 18, 4, 2, 1, 0, 8, STEPS[2]),
         # The archive does not say which mode the new /etc has.
-        ("4", "2", "2", "1", "1", "1", "0", STEPS[3]),
+        (4, 2, 2, 1, 1, 1, 0, STEPS[3]),
     ]
-    assert all(str(row["Digest"]) and row["Problem"] == "" for row in found)
+    assert all(str(row["digest"]).startswith("sha256:") for row in found)
+    assert all(row["problem"] is None for row in found)
 
 
 def test_layers_as_a_table(cli: Cli, picture: str) -> None:
@@ -76,10 +77,16 @@ def test_layers_as_a_table(cli: Cli, picture: str) -> None:
 def test_ls(cli: Cli, picture: str) -> None:
     assert cli.said("ls", picture).split() == ["etc", "kept", "link", "lists", "up"]
     assert cli.said("ls", picture, "/etc").split() == ["fresh"]
-    assert cli.said("ls", "--layer", "3", picture, "etc", "kept").split() == ["conf", "kept"]
+    assert cli.said("ls", "--layer", "3", picture, "etc", "kept").splitlines() == [
+        "etc:", "conf", "kept",
+    ]  # fmt: skip
     assert cli.said("ls", "-R", picture, "/lists").split() == [".", "c"]
     # Links on the way lead inside the image.
-    assert cli.said("ls", picture, "/up/fresh").split() == ["fresh"]
+    assert cli.said("ls", picture, "/up/fresh").split() == ["/up/fresh"]
+    # A link to a directory stands for it, unless it is wanted itself.
+    assert cli.said("ls", picture, "/up").split() == ["fresh"]
+    assert cli.said("ls", "-l", picture, "/up/").split()[-1] == "fresh"
+    assert cli.said("ls", "-l", picture, "/up").split()[-1] == "/etc"
 
 
 def test_ls_long(cli: Cli, picture: str) -> None:
@@ -98,7 +105,7 @@ def test_what_is_not_there(cli: Cli, picture: str) -> None:
     cli.refused(2, "has no layer 5; write a number from 1 to 4", "ls", "--layer", "5", picture)
     cli.refused(7, "no layer has /nothing", "which", picture, "/nothing")
     done = cli.run("ls", picture, "/nothing", "/kept")
-    assert (done.returncode, done.stdout) == (7, "kept\n")
+    assert (done.returncode, done.stdout) == (7, "/kept\n")
 
 
 def test_tree(cli: Cli, picture: str) -> None:
@@ -115,6 +122,8 @@ def test_tree(cli: Cli, picture: str) -> None:
         "2 directories, 5 files",
     ]
     assert cli.said("tree", "-L", "1", picture).splitlines()[-1] == "2 directories, 3 files"
+    assert cli.said("tree", picture, "/kept").splitlines() == ["/kept", "", "0 directories, 1 file"]
+    cli.refused(2, "--changes is for one layer", "tree", "--changes", picture)
     assert cli.said("tree", "-s", "-p", picture, "/etc").splitlines()[1] == (
         "└── [-rw-r--r--     3     0     2B]  fresh"
     )
@@ -141,6 +150,8 @@ def test_tree_of_a_layer(cli: Cli, picture: str) -> None:
 
 def test_cat(cli: Cli, picture: str) -> None:
     assert cli.said("cat", picture, "/etc/fresh", "kept") == "f\nk"
+    assert cli.said("cat", f"{picture}:/etc/fresh") == "f\n"
+    cli.refused(2, "no file is named", "cat", picture)
     for layer, text in ((1, "one\ntwo\n"), (2, "one\nTWO\n")):
         assert cli.said("cat", "--layer", str(layer), picture, "/etc/conf") == text
     assert cli.said("cat", "--layer", "2", picture, "/link") == "one\nTWO\n"
@@ -162,6 +173,7 @@ def test_cp(cli: Cli, picture: str, tmp_path: Path) -> None:
     cli.refused(1, "there is something already", "cp", picture, "/etc/fresh", tmp_path)
     assert (tmp_path / "fresh").read_bytes() == before
     cli.refused(2, "write", "cp", picture, "/etc")
+    cli.refused(2, "no such directory", "cp", picture, "/etc", tmp_path / "no/such")
 
 
 def test_cp_as_an_archive(cli: Cli, paint: Painter, tmp_path: Path) -> None:
@@ -179,13 +191,36 @@ def test_cp_as_an_archive(cli: Cli, paint: Painter, tmp_path: Path) -> None:
         found = {info.name: info for info in archive}
         file = archive.extractfile("d/f")
         assert file is not None and file.read() == b"data"
-    assert list(found) == ["d", "d/f", "d/g", "d/l", "d/p"]
+    # The directory comes when nothing goes into it any more.
+    assert list(found) == ["d/f", "d/g", "d/l", "d/p", "d"]
     assert (found["d"].mode, found["d"].uid) == (0o700, 1)
     entry = found["d/f"]
     assert (entry.mode, entry.uid, entry.gid, entry.mtime) == (0o4755, 2, 3, 5.25)
     assert entry.pax_headers["SCHILY.xattr.user.a"] == "\udcff"
     assert found["d/g"].linkname == "d/f" and found["d/g"].islnk()
     assert found["d/l"].linkname == "f" and found["d/p"].isfifo()
+
+
+def test_cp_as_an_archive_for_others(cli: Cli, paint: Painter, tmp_path: Path) -> None:
+    """tar restores times and modes of directories that hold others and that nobody may write."""
+    nodes = [directory("r", 0o555, mtime=5), directory("r/s", 0o555, mtime=6),
+             Node("r/s/f", data=b"1"), Node(b"r/\xff\xfe", data=b"2"), symlink("r/l", "s")]  # fmt: skip
+    image = paint("one", nodes, [Node("r/top", data=b"3"), directory("r", 0o555, mtime=5)])
+    env = daemon_env(FUSEOVERLAY_ROOT=str(cli.root))
+    cp = subprocess.run(
+        command("cp", image, "/r", "-"), env=env, check=True, capture_output=True, timeout=60
+    )
+    done = subprocess.run(
+        ["tar", "-xpf", "-", "-C", tmp_path], input=cp.stdout, capture_output=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    for name, time in (("r", 5), ("r/s", 6)):
+        st = os.stat(tmp_path / name)
+        assert (stat.S_IMODE(st.st_mode), st.st_mtime) == (0o555, time)
+    assert sorted(os.listdir(os.fsencode(tmp_path / "r"))) == [b"l", b"s", b"top", b"\xff\xfe"]
+    for name in ("r", "r/s"):
+        os.chmod(tmp_path / name, 0o755)
 
 
 def test_cp_gives_no_rights_away(cli: Cli, paint: Painter, tmp_path: Path) -> None:
@@ -214,7 +249,7 @@ def test_which(cli: Cli, picture: str) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[:2] == [
         "/etc/conf",
-        "  does not show: layer 4 (RUN renew) hides all that is below in /etc",
+        "  does not show: layer 4 (RUN renew) makes /etc opaque",
     ]
     assert [line.split("(")[0].strip() for line in done.stdout.splitlines()[2:]] == [
         "hidden layer 3",
@@ -237,7 +272,7 @@ def test_which_all(cli: Cli, picture: str) -> None:
         "adds it",
         "changes it",
         "changes it",
-        "hides all that is below in /etc",
+        "makes /etc opaque",
     ]
     assert "link -> etc/conf" in cli.said("which", picture, "/link").splitlines()[0]
 
@@ -260,11 +295,11 @@ def test_find(cli: Cli, picture: str) -> None:
     ] == [
         "/etc/conf  [replaced by layer 2]",
         "/etc/conf  [replaced by layer 3]",
-        "/etc/conf  [made opaque by layer 4 at /etc]",
+        "/etc/conf  [hidden by layer 4, which makes /etc opaque]",
     ]
     assert cli.said("find", picture, "/lists/[ab]").splitlines() == [
-        "  1 -rw-r--r--     1kB /lists/a  [deleted by layer 2 at /lists]",
-        "  1 -rw-r--r--    500B /lists/b  [deleted by layer 2 at /lists]",
+        "  1 -rw-r--r--     1kB /lists/a  [hidden by layer 2, which deletes /lists]",
+        "  1 -rw-r--r--    500B /lists/b  [hidden by layer 2, which deletes /lists]",
     ]
     assert [row["path"] for row in rows(cli, "find", "--json", picture, "*", "--type", "w")] == [
         "/lists",

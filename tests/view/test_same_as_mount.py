@@ -13,7 +13,7 @@ import pytest
 
 from fuseoverlay.oci.layout import Node, directory, layer_tar, symlink
 from fuseoverlay.store.root import Store
-from fuseoverlay.view import opened
+from fuseoverlay.view import finding, opened
 from fuseoverlay.view.opened import View
 from fuseoverlay.view.stack import Stack
 from tests.commands.conftest import Cli
@@ -125,9 +125,22 @@ def check(cli: Cli, image: str, layers: int) -> None:
             expected = mounted(cli, image, "--layer", str(count))
             found = recorded(view, view.stack.up_to(count))
             assert not tree.compare(expected, found, ignore=IGNORED), (image, count)
+        _check_found(view.stack)
     printed = [json.loads(line) for line in cli.said("tree", "--json", image).splitlines()]
     paths = {os.fsencode(item["path"]).strip(b"/") or b"." for item in printed}
     assert paths == expected.keys()
+
+
+def _check_found(stack: Stack) -> None:
+    """Of all names in all layers, those are said to show that are in the merged tree."""
+    shown = set()
+    for node in stack.walk(stack.root):
+        shown |= {(one.layer, one.row) for one in node.dirs} or {(node.layer, node.row)}
+    hits = finding.find(stack, "*", range(len(stack.layers)), lambda _layer, _row: True)
+    said = {
+        (hit.node.layer, hit.node.row) for hit in hits if hit.hidden is None and not hit.whiteout
+    }
+    assert said == {(layer, row) for layer, row in shown if row}
 
 
 def _refuse(line: str) -> None:

@@ -29,10 +29,12 @@ _TRUTH: Final[Mapping[bool, tuple[str, ...]]] = {
 }
 
 
-def parser(prog: str, description: str, *examples: str) -> Parser:
+def parser(
+    prog: str, description: str, *examples: str, manual: str = "fuseoverlay(1)"
+) -> Parser:  # fmt: skip
     """A parser with the option `--root`, and examples in its help."""
     text = "\n".join(["Examples:", *(f"  {line}" for line in examples)])
-    made = Parser(prog=prog, description=description, epilog=text)
+    made = Parser(prog=prog, description=description, epilog=text, manual=manual)
     made.add_argument("--root", metavar="DIR", help="the store (default $FUSEOVERLAY_ROOT, else "
                       "$XDG_DATA_HOME/fuseoverlay)")  # fmt: skip
     return made

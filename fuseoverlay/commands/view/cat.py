@@ -8,7 +8,7 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.view import ls, subject
-from fuseoverlay.errors import ImageError
+from fuseoverlay.errors import ImageError, UsageError
 from fuseoverlay.view import life
 from fuseoverlay.view.opened import View
 from fuseoverlay.view.stack import Node, Path, Stack
@@ -19,6 +19,10 @@ _PIECE: Final = 1 << 20
 def command(argv: list[str], prog: str) -> int:
     """Print files; returns the exit code: of the first path that is not there, if any."""
     args = subject.parsed(parser(prog), argv)
+    if not args.paths and args.image is not None and (joined := subject.JOINED.match(args.image)):
+        args.image, args.paths = joined["image"], [joined["path"]]
+    if not args.paths:
+        raise UsageError("no file is named", hint=f"write {prog} IMAGE FILE")
     with subject.look(args) as view:
         stack = subject.as_of(view, args.layer)
         return common.each(args.paths, lambda text: _print(view, stack, subject.path_of(text)))
@@ -30,7 +34,8 @@ def parser(prog: str) -> Parser:
         prog, "Print files of an image. Nothing is unpacked or mounted.",
         f"{prog} debian:12 /etc/os-release", f"{prog} --layer 1 mine:1 /etc/passwd",
     )  # fmt: skip
-    made.add_argument("paths", nargs="+", metavar="FILE", help="paths inside it")
+    made.add_argument("paths", nargs="*", metavar="FILE",
+                      help="paths inside it; also IMAGE:FILE")  # fmt: skip
     made.add_argument("--layer", type=int, metavar="N", help="as of layer N, from 1 at the bottom")
     return made
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pathlib
-import re
 import sys
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
@@ -16,9 +15,6 @@ from fuseoverlay.errors import UsageError
 from fuseoverlay.view import extract
 from fuseoverlay.view.opened import View
 from fuseoverlay.view.stack import Node, Stack
-
-#: IMAGE:PATH as docker cp has it; a name ends where an absolute path begins.
-_JOINED: Final = re.compile(r"(?P<image>.+):(?P<path>/(?!/).*)\Z", re.DOTALL)
 
 
 def command(argv: list[str], prog: str) -> int:
@@ -35,7 +31,8 @@ def command(argv: list[str], prog: str) -> int:
         else:
             place = _place(pathlib.Path(target), node, content=_is_content(path))
             _to_disk(view, stack, node, place, owners=args.archive)
-    return 0
+        # What cannot be read may be missing.
+        return subject.code_of(view)
 
 
 def parser(prog: str) -> Parser:
@@ -46,6 +43,7 @@ def parser(prog: str) -> Parser:
         f"{prog} debian:12 /etc/apt .", f"{prog} debian:12:/etc/apt copy",
         f"{prog} -a mnt /var/log - | tar tv", image=False,
     )  # fmt: skip
+    made.usage = f"{prog} [OPTIONS] IMAGE|MNT FILE DIR|-"
     made.add_argument("words", nargs="+", metavar="IMAGE|MNT",
                       help=f"{subject.WHAT}; then a path inside it, or IMAGE:PATH; then where to: "
                       "a directory, a new path, or - for a tar archive on standard output"
@@ -62,7 +60,7 @@ def _words(words: list[str], *, directories: bool, prog: str) -> tuple[str | Non
     match words:
         case [path, target] if directories:
             return None, path, target
-        case [joined, target] if (found := _JOINED.match(joined)) is not None:
+        case [joined, target] if (found := subject.JOINED.match(joined)) is not None:
             return found["image"], found["path"], target
         case [image, path, target] if not directories:
             return image, path, target
@@ -88,6 +86,8 @@ def _place(target: pathlib.Path, node: Node, *, content: bool) -> pathlib.Path:
 def _to_disk(
     view: View, stack: Stack, node: Node, place: pathlib.Path, *, owners: bool
 ) -> None:  # fmt: skip
+    if not place.parent.is_dir():
+        raise UsageError("there is no such directory", where=place.parent, hint="make it")
     extract.extract(view, stack, node, place, output.warn, owners=owners)
 
 

@@ -16,6 +16,7 @@ from fuseoverlay.errors import UsageError, escaped, printable
 from fuseoverlay.view.building import nothing
 from fuseoverlay.view.changes import Kind
 from fuseoverlay.view.compare import Difference, Side, compare
+from fuseoverlay.view.layerindex import Entry
 from fuseoverlay.view.opened import View
 from fuseoverlay.view.stack import Node, Stack
 
@@ -28,15 +29,15 @@ _MOST: Final = 4 << 20
 def command(argv: list[str], prog: str) -> int:
     """Compare; returns the exit code: 0 if nothing differs, 1 if something does."""
     args = parser(prog).parse_intermixed_args(argv)
-    if len(args.images) != (1 if args.layers else 2):
+    subjects: list[str | None] = [*args.images, *([None] if args.options else [])]
+    if len(subjects) != (1 if args.layers else 2):
         what = "--layers wants one image" if args.layers else "two images are wanted"
         hint = f"write {prog} IMAGE IMAGE, or {prog} IMAGE --layers N M"
         raise UsageError(what, hint=hint)
-    if args.options:
-        raise UsageError("-o is for one stack of directories", hint="mount each, and compare them")
+    args.image = None
     differs = False
     with contextlib.ExitStack() as stack:
-        views = [stack.enter_context(subject.look(args, image)) for image in args.images]
+        views = [stack.enter_context(subject.look(args, image)) for image in subjects]
         one, other = _sides(views, args.layers)
 
         def lines() -> Iterator[str]:
@@ -51,7 +52,8 @@ def command(argv: list[str], prog: str) -> int:
                     yield from _content(one, other, found)
 
         output.say_all(lines())
-    return 1 if differs else 0
+        # What cannot be read may differ, or not.
+        return subject.code_of(*views) or (1 if differs else 0)
 
 
 def parser(prog: str) -> Parser:
@@ -62,7 +64,7 @@ def parser(prog: str) -> Parser:
         f"{prog} debian:11 debian:12", f"{prog} mine:1 --layers 2 4",
         f"{prog} --content mine:1 mine:2", image=False,
     )  # fmt: skip
-    made.add_argument("images", nargs="+", metavar="IMAGE|MNT", help=subject.WHAT)
+    made.add_argument("images", nargs="*", metavar="IMAGE|MNT", help=subject.WHAT)
     made.add_argument("--layers", nargs=2, type=int, metavar=("N", "M"),
                       help="compare the image as of layer N, from 1 at the bottom, with that as of "
                       "layer M; 0 is nothing")  # fmt: skip
@@ -90,21 +92,39 @@ def _line(one: Side, other: Side, found: Difference) -> str:
     if found.before is None or found.after is None:
         return line + _about(one if found.after is None else other, found.before or found.after)
     was, now = one.stack.entry(found.before), other.stack.entry(found.after)
-    said = {
-        "type": f"{ls.type_of(was)} -> {ls.type_of(now)}",
-        "mode": f"mode {was.mode & 0o7777:04o} -> {now.mode & 0o7777:04o}",
-        "owner": f"owner {was.uid}:{was.gid} -> {now.uid}:{now.gid}",
-        "size": f"size {was.size} -> {now.size}",
-        "content": "content",
-        "target": f"target {output.named(was.link)} -> {output.named(now.link)}",
-        "device": "device number",
-        "xattrs": "xattrs " + ", ".join(
-            output.named(key) for key in sorted(was.xattrs.keys() | now.xattrs.keys())
-            if was.xattrs.get(key) != now.xattrs.get(key)
-        ),
-        "time": f"time {ls.when(was.mtime)} -> {ls.when(now.mtime)}",
-    }  # fmt: skip
-    return f"{line}  ({', '.join(said[field] for field in found.fields)})"
+    return f"{line}  ({', '.join(_change(field, was, now) for field in found.fields)})"
+
+
+def _change(field: str, was: Entry, now: Entry) -> str:
+    """What became of a field of `compare.Difference`."""
+    match field:
+        case "type":
+            return f"{ls.type_of(was)} -> {ls.type_of(now)}"
+        case "mode":
+            return f"mode {was.mode & 0o7777:04o} -> {now.mode & 0o7777:04o}"
+        case "owner":
+            return f"owner {was.uid}:{was.gid} -> {now.uid}:{now.gid}"
+        case "size":
+            return f"size {was.size} -> {now.size}"
+        case "target":
+            return f"target {output.named(was.link)} -> {output.named(now.link)}"
+        case "xattrs":
+            return "xattrs " + ", ".join(
+                output.named(key) for key in sorted(was.xattrs.keys() | now.xattrs.keys())
+                if was.xattrs.get(key) != now.xattrs.get(key)
+            )  # fmt: skip
+        case "time":
+            return f"time {_time(was.mtime)} -> {_time(now.mtime)}"
+        case "device":
+            return "device number"
+        case _:
+            return field
+
+
+def _time(ns: int) -> str:
+    """A time of a file in full."""
+    seconds, fraction = divmod(ns, 10**9)
+    return f"{ls.when(ns)}:{seconds % 60:02}" + (f".{fraction:09}".rstrip("0") if fraction else "")
 
 
 def _about(side: Side, node: Node | None) -> str:

@@ -61,7 +61,8 @@ def command(argv: list[str], prog: str) -> int:
     args = subject.parsed(parser(prog), argv)
     checked = _rules(args)
     with subject.look(args) as view:
-        _check_layers(view, needed=bool(checked))
+        if checked:
+            _check_layers(view)
         findings = _Findings(view, kept.found(view), kept.figures(view))
         outcomes = rules.outcomes(checked, findings.measured()) if checked else ()
         if args.junit is not None:
@@ -122,15 +123,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _check_layers(view: View, *, needed: bool) -> None:
-    """Warn of layers that cannot be read. ImageError if all are `needed`."""
-    for layer in view.layers:
-        if not layer.problem:
-            continue
-        what = f"layer {layer.number} cannot be read: {layer.problem}"
-        if needed:
-            raise ImageError(what, where=view.name, hint="no rule can be checked")
-        output.warn(what)
+def _check_layers(view: View) -> None:
+    """No rule can be checked without all layers. ImageError."""
+    if subject.code_of(view):
+        what = "not all of its layers can be read"
+        raise ImageError(what, where=view.name, hint="no rule can be checked")
 
 
 # rules
@@ -232,10 +229,15 @@ def _causes(view: View, found: Found) -> Iterator[str]:
 
 
 def _rows(view: View, shown: Iterable[Waste]) -> Iterator[str]:
+    """A line for each path, and the reasons below the last of those which have the same."""
+    held: list[str] = []
     for waste in shown:
-        path = subject.shown(waste.path)
-        yield f"{units.size(waste.bytes)}\t{_files(waste)}\t{path}"
-        yield from (f"\t\t  {reason}" for reason in reasons.reasons(view, waste))
+        found = [f"\t\t  {reason}" for reason in reasons.reasons(view, waste)]
+        if held != found:
+            yield from held
+        held = found
+        yield f"{units.size(waste.bytes)}\t{_files(waste)}\t{subject.shown(waste.path)}"
+    yield from held
 
 
 def _files(waste: Waste) -> int:

@@ -16,9 +16,9 @@ from fuseoverlay.errors import UsageError
 from fuseoverlay.view import finding
 from fuseoverlay.view.bytecount import size_of
 from fuseoverlay.view.finding import Hit
-from fuseoverlay.view.layerindex import LayerIndex
-from fuseoverlay.view.life import Event
+from fuseoverlay.view.layerindex import OPAQUE, LayerIndex
 from fuseoverlay.view.opened import View
+from fuseoverlay.view.said import Event
 
 #: As find(1) has them; `w` is a whiteout.
 _TYPES: Final = {
@@ -30,11 +30,14 @@ _TYPES: Final = {
     "p": stat.S_IFIFO,
     "w": 0,
 }
-_HOW: Final = {
-    Event.DELETES: "deleted by",
-    Event.CHANGES: "replaced by",
-    Event.COVERS: "covered by",
-    Event.OPAQUE: "made opaque by",
+#: What stands for opaque directories among the types.
+_OPAQUE: Final = "o"
+#: How a layer hides what is below a directory; `{}` is the directory.
+_ABOVE: Final = {
+    Event.DELETES: "which deletes {}",
+    Event.COVERS: "which has a file at {}",
+    Event.OPAQUE: "which makes {} opaque",
+    Event.RENAMES: "which has another directory at {}",
 }
 
 
@@ -68,9 +71,9 @@ def parser(prog: str) -> Parser:
     made.add_argument(
         "--layer", type=int, metavar="N", help="only in layer N, from 1 at the bottom"
     )
-    made.add_argument("--type", choices=tuple(_TYPES),
-                      help="file, directory, link, block or character device, pipe, whiteout"
-                      )  # fmt: skip
+    made.add_argument("--type", choices=(*_TYPES, _OPAQUE),
+                      help="file, directory, link, block or character device, pipe, whiteout, "
+                      "opaque directory")  # fmt: skip
     made.add_argument(
         "--larger-than", metavar="SIZE", help="only files with more bytes: 10MB, 4KiB"
     )
@@ -84,10 +87,12 @@ def _hits(view: View, args: argparse.Namespace, least: int | None) -> Iterator[H
     if args.layer is not None:
         number = subject.number_of(view, args.layer)
         layers = range(number, number + 1)
-    kind = None if args.type is None else _TYPES[args.type]
+    kind = _TYPES.get(args.type)
 
     def wanted(layer: LayerIndex, row: int) -> bool:
         mode = layer.mode[row]
+        if args.type == _OPAQUE and not layer.flags[row] & OPAQUE:
+            return False
         if kind is not None and stat.S_IFMT(mode) != kind:
             return False
         return least is None or (stat.S_ISREG(mode) and layer.sizes[row] > least)
@@ -103,17 +108,22 @@ def _line(view: View, hit: Hit) -> str:
     size = "" if hit.whiteout or not stat.S_ISREG(entry.mode) else units.size(entry.size)
     mode = "whiteout" if hit.whiteout else stat.filemode(entry.mode)
     target = f" -> {output.named(entry.link)}" if entry.link else ""
-    return (
-        f"{node.layer + 1:>3} {mode:10} {size:>7} {subject.shown(node.path)}{target}{_state(hit)}"
-    )
+    opaque = view.stack.layers[node.layer].flags[node.row] & OPAQUE
+    state = f"{'  [opaque]' if opaque else ''}{_state(hit)}"
+    return f"{node.layer + 1:>3} {mode:10} {size:>7} {subject.shown(node.path)}{target}{state}"
 
 
 def _state(hit: Hit) -> str:
+    if hit.moved is not None:
+        return f"  [shows as {subject.shown(hit.moved)}]"
     if hit.hidden is None:
         return ""
     number, event, at = hit.hidden
-    where = "" if at == hit.node.path else f" at {subject.shown(at)}"
-    return f"  [{_HOW[event]} layer {number + 1}{where}]"
+    if event is Event.CHANGES:
+        return f"  [replaced by layer {number + 1}]"
+    if at == hit.node.path and event is Event.DELETES:
+        return f"  [deleted by layer {number + 1}]"
+    return f"  [hidden by layer {number + 1}, {_ABOVE[event].format(subject.shown(at))}]"
 
 
 def _as_json(view: View, hit: Hit) -> dict[str, Any]:
@@ -122,6 +132,10 @@ def _as_json(view: View, hit: Hit) -> dict[str, Any]:
     if hit.whiteout:
         return {**found, "whiteout": True}
     found |= ls.facts(view.stack.layers[node.layer].entry(node.row))
+    if view.stack.layers[node.layer].flags[node.row] & OPAQUE:
+        found["opaque"] = True
+    if hit.moved is not None:
+        found["shownAs"] = subject.raw(hit.moved)
     if hit.hidden is not None:
         number, event, at = hit.hidden
         found["hiddenBy"] = {"layer": number + 1, "how": str(event), "at": subject.raw(at)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import units
 from fuseoverlay.commands.view import reasons, subject
 from fuseoverlay.view import kept
-from fuseoverlay.view.opened import View
+from fuseoverlay.view.opened import Layer, View
 
 _HEADINGS: Final = {
     "Number": "LAYER",
@@ -37,8 +38,11 @@ def command(argv: list[str], prog: str) -> int:
     """List the layers; returns the exit code."""
     args = subject.parsed(parser(prog), argv)
     with subject.look(args) as view:
+        if args.json:
+            output.say_all(map(json.dumps, _as_json(view)))
+            return 0
         rows = list(_rows(view, whole=args.no_trunc, human=args.human))
-    common.show(rows, _HEADINGS, "json" if args.json else args.format, _COLUMNS)
+    common.show(rows, _HEADINGS, args.format, _COLUMNS)
     return 0
 
 
@@ -52,7 +56,8 @@ def parser(prog: str) -> Parser:
     made.add_argument("--no-trunc", action="store_true", help="whole digests and commands")
     common.add_switch(made, "-H", "--human", default=True,
                       help="sizes as 1.2MB, as by default; --human=false: in bytes")  # fmt: skip
-    made.add_argument("--json", action="store_true", help="the same as --format json")
+    made.add_argument("--json", action="store_true",
+                      help="a line of JSON for each, with numbers of bytes")  # fmt: skip
     made.add_argument("--format", metavar="FORM",
                       help="table, json, a template, or table TEMPLATE; fields: "
                       + " ".join(_HEADINGS))  # fmt: skip
@@ -74,11 +79,35 @@ def _rows(view: View, *, whole: bool, human: bool) -> Iterator[dict[str, Any]]:
             "Changed": str(effect.changed),
             "Removed": str(effect.removed),
             "Reclaimable": size(effect.wasted),
-            "CreatedBy": reasons.step(layer) if whole else reasons.short_step(layer),
+            "CreatedBy": _made_by(layer, whole=whole),
             "Problem": layer.problem or "",
         }
-        if layer.problem:
-            output.warn(f"layer {layer.number} cannot be read: {layer.problem}")
+
+
+def _made_by(layer: Layer, *, whole: bool) -> str:
+    if layer.problem:
+        return "(cannot be read)"
+    return reasons.step(layer) if whole else reasons.short_step(layer)
+
+
+def _as_json(view: View) -> Iterator[dict[str, Any]]:
+    """The same in numbers."""
+    found = kept.found(view)
+    for layer, index, effect in zip(view.layers, view.stack.layers, found.effects, strict=False):
+        yield {
+            "layer": layer.number,
+            "name": layer.name,
+            "digest": layer.digest,
+            "compressed": layer.compressed,
+            "size": index.size,
+            "entries": len(index) - 1,
+            "added": effect.added,
+            "changed": effect.changed,
+            "removed": effect.removed,
+            "reclaimable": effect.wasted,
+            "command": layer.step.created_by,
+            "problem": layer.problem,
+        }
 
 
 def _short(name: str, *, whole: bool) -> str:

@@ -13,7 +13,7 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.image import common
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.view import subject
-from fuseoverlay.errors import ImageError
+from fuseoverlay.errors import ImageError, escaped
 from fuseoverlay.view import life
 from fuseoverlay.view.layerindex import Entry
 from fuseoverlay.view.opened import View
@@ -38,14 +38,20 @@ def command(argv: list[str], prog: str) -> int:
         stack = subject.as_of(view, args.layer)
         paths = args.paths or ["/"]
 
+        first = True
+
         def show(text: str) -> None:
-            node = found(view, stack, subject.path_of(text))
+            nonlocal first
+            node = _named(view, stack, text, link=args.long or args.directory)
             nodes = _listed(stack, node, directory=args.directory, recursive=args.recursive)
             if args.json:
                 output.say_all(json.dumps(described(stack, inner)) for inner in nodes)
             else:
-                itself = b"." if args.recursive and node.is_dir else node.name or b"/"
+                itself = b"." if args.recursive and node.is_dir else os.fsencode(text)
+                if len(paths) > 1 and node.is_dir and not args.directory:
+                    output.say(f"{'' if first else chr(10)}{escaped(text)}:")
                 output.say_all(_lines(stack, nodes, node, itself, long=args.long))
+            first = False
 
         return common.each(paths, show)
 
@@ -73,6 +79,18 @@ def found(view: View, stack: Stack, path: Path) -> Node:
     if node is None:
         hint = "`fuseoverlay which` says whether a layer has it"
         raise ImageError(f"there is no {subject.shown(path)}", where=view.name, hint=hint)
+    return node
+
+
+def _named(view: View, stack: Stack, text: str, *, link: bool) -> Node:
+    """What is listed: a link to a directory stands for that, unless the `link` itself is wanted and
+    no slash follows its name. ImageError."""
+    node = found(view, stack, subject.path_of(text))
+    if stack.layers[node.layer].target(node.row) and (text.endswith("/") or not link):
+        place = life.resolved(stack, node.path)
+        target = None if place is None else stack.node(place)
+        if target is not None and target.is_dir:
+            return target
     return node
 
 

@@ -33,6 +33,9 @@ def step(layer: Layer) -> str:
         if text.startswith(start):
             text = instead + text.removeprefix(start).lstrip()
             break
+    if not text:
+        # `docker import` notes no command, but where the image comes from.
+        text = " ".join(layer.step.comment.split())
     if not text and layer.upper:
         text = "changes of the mount"
     return visible(text)
@@ -55,7 +58,8 @@ def reason(view: View, cause: Cause, what: str) -> str:
             end = f"set them where {made} made, as by COPY --chown"
             return f"{by} copies {what} only to change {its} owner, mode or attributes: {end}"
         case How.AGAIN:
-            return f"{by} has the same again that {_listed(below)} added: leave {what} out there"
+            end = f"leave {what} out of that step"
+            return f"{by} has the same again that {_listed(below)} added: {end}"
         case _:
             keep = "keeps its copy" if len(below) == 1 else "keep their copies"
             return f"{by} replaces {what}, {_listed(below)} {keep}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -15,20 +16,24 @@ from fuseoverlay.errors import ImageError, UsageError
 from fuseoverlay.fuse import mounts
 from fuseoverlay.oci import names
 from fuseoverlay.oci.model import Platform
+from fuseoverlay.registry import shortnames
 from fuseoverlay.store import sources
+from fuseoverlay.store.images import Images
 from fuseoverlay.store.root import Store, default_root
 from fuseoverlay.store.sources import Remote
-from fuseoverlay.view import kept, opened
+from fuseoverlay.view import opened
 from fuseoverlay.view.opened import View
 from fuseoverlay.view.stack import Path, Stack
 
+#: IMAGE:PATH as docker cp has it; a name ends where an absolute path begins.
+JOINED: Final = re.compile(r"(?P<image>.+):(?P<path>/(?!/).*)\Z", re.DOTALL)
 WHAT: Final = "an image by name, id or file, or a mount point"
 
 
 def parser(prog: str, description: str, *examples: str, image: bool = True) -> Parser:
     """A parser with the options that say what to look into. With `image`, its first argument is
     IMAGE; `image_first` has to be called then."""
-    made = common.parser(prog, description, *examples)
+    made = common.parser(prog, description, *examples, manual="fuseoverlay-layers(1)")
     if image:
         made.add_argument("image", metavar="IMAGE|MNT", help=WHAT)
     made.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS",
@@ -75,10 +80,10 @@ def look(args: argparse.Namespace, image: str | None = None) -> Iterator[View]:
         with _of_mount(args, text, mount) as view:
             yield view
         return
-    _check_directory(text)
     if args.root == "":
         raise UsageError("--root is empty", hint="write it out; a variable may not be set")
     store = Store(args.root or default_root())
+    _check_directory(store, text)
     remote = Remote(lambda name: _fetched(store, name, args.platform), args.pull)
     with contextlib.ExitStack() as stack:
         with progress.shown("Indexing") as report:
@@ -88,10 +93,16 @@ def look(args: argparse.Namespace, image: str | None = None) -> Iterator[View]:
                     warn=output.warn,
                 )
             )  # fmt: skip
-            if view.fresh:
-                # The first command takes the time, and none that follows.
-                kept.found(view)
+        for layer in view.layers:
+            if layer.problem:
+                output.warn(f"layer {layer.number} cannot be read: {layer.problem}")
         yield view
+
+
+def code_of(*views: View) -> int:
+    """The exit code of what has to know all layers: not 0 if one of them cannot be read."""
+    whole = not any(layer.problem for view in views for layer in view.layers)
+    return 0 if whole else ImageError.exit_code
 
 
 def as_of(view: View, layer: int | None) -> Stack:
@@ -159,8 +170,11 @@ def _of_mount(args: argparse.Namespace, text: str, mount: mounts.Mount) -> Itera
         yield view
 
 
-def _check_directory(text: str) -> None:
+def _check_directory(store: Store, text: str) -> None:
     """Refuse a directory that is neither an image nor mounted. ImageError."""
-    if os.path.isdir(text) and names.is_path(text) and not names.is_image(text):
+    if not os.path.isdir(text) or names.is_image(text):
+        return
+    if names.is_path(text) or not sources.is_there(Images(store, shortnames.meanings), text):
         hint = f"to look at it as a layer write -o lowerdir={text}"
-        raise ImageError("neither an image nor a mount of fuseoverlay", where=text, hint=hint)
+        what = "a directory, and neither an image nor a mount of fuseoverlay"
+        raise ImageError(what, where=text, hint=hint)

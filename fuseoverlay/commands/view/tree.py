@@ -15,6 +15,7 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import units
 from fuseoverlay.commands.view import ls, subject
+from fuseoverlay.errors import UsageError
 from fuseoverlay.view.changes import Kind, changes
 from fuseoverlay.view.opened import View
 from fuseoverlay.view.stack import Node, Path, Stack
@@ -39,11 +40,21 @@ class _Marks:
 class _Count:
     directories: int = 0
     files: int = 0
+    removed: int = 0
+
+    def text(self) -> str:
+        """The last line."""
+        directories = "1 directory" if self.directories == 1 else f"{self.directories} directories"
+        files = "1 file" if self.files == 1 else f"{self.files} files"
+        removed = f", {self.removed} removed" if self.removed else ""
+        return f"{directories}, {files}{removed}"
 
 
 def command(argv: list[str], prog: str) -> int:
     """Show the tree; returns the exit code."""
     args = subject.parsed(parser(prog), argv)
+    if args.changes and args.layer is None:
+        raise UsageError("--changes is for one layer", hint="write --layer N, too")
     with subject.look(args) as view:
         stack = subject.as_of(view, args.layer)
         top = ls.found(view, stack, subject.path_of(args.path))
@@ -89,21 +100,25 @@ def _marks(view: View, number: int) -> _Marks:
 def _lines(
     stack: Stack, top: Node, marks: _Marks | None, args: argparse.Namespace
 ) -> Iterator[str]:
-    count = _Count()
+    count = _Count(files=0 if top.is_dir else 1)
     yield _label(stack, top, marks, args, subject.shown(top.path))
     # (node, what stands before its name, what stands before names in it)
     waiting = [*reversed(_inside(stack, top, marks, args, ""))]
     while waiting:
         node, begin, indent = waiting.pop()
         yield begin + _label(stack, node, marks, args, output.named(node.name))
-        if not node.is_dir:
+        if marks is not None and marks.kinds.get(node.path) is Kind.REMOVED:
+            count.removed += 1
+        elif node.is_dir:
+            count.directories += 1
+        else:
             count.files += 1
+        if not node.is_dir:
             continue
-        count.directories += 1
         if args.level is None or len(node.path) - len(top.path) < args.level:
             waiting += reversed(_inside(stack, node, marks, args, indent))
     yield ""
-    yield f"{count.directories} directories, {count.files} files"
+    yield count.text()
 
 
 def _inside(

@@ -13,21 +13,21 @@ from fuseoverlay.commands.show import units
 from fuseoverlay.commands.view import ls, reasons, subject
 from fuseoverlay.errors import ImageError
 from fuseoverlay.view import life
-from fuseoverlay.view.life import Event, Moment
+from fuseoverlay.view.life import Moment
 from fuseoverlay.view.opened import View
+from fuseoverlay.view.said import Event
 from fuseoverlay.view.stack import Path
 
 _WORDS: Final = {
     Event.ADDS: "adds it",
     Event.CHANGES: "changes it",
     Event.REPEATS: "has it again, the same",
-    Event.MERGES: "adds to this directory",
+    Event.MERGES: "has it, too",
     Event.DELETES: "deletes",
-    Event.COVERS: "has no directory any more, but a file, at",
-    Event.OPAQUE: "hides all that is below in",
+    Event.COVERS: "has a file in place of the directory",
+    Event.OPAQUE: "makes",
 }
 _HAVE: Final = (Event.ADDS, Event.CHANGES, Event.REPEATS, Event.MERGES)
-_SHOW: Final = (*_HAVE, Event.RENAMES)
 
 
 def command(argv: list[str], prog: str) -> int:
@@ -82,21 +82,32 @@ def _lines(
     last = moments[-1]
     if last.after is None:
         yield f"  does not show: {_layer(view, last)} {_what(view, last)}"
+    shown = _shown(moments)
     for moment in _holders(moments):
-        hides = "shows" if last.after is not None and moment is _giver(moments) else "hidden"
-        if last.after is not None and last.after.is_dir:
-            hides = "shows"
+        hides = "shows" if moment.layer in shown else "hidden"
         renamed = f", {_what(view, moment)}" if moment.event is Event.RENAMES else ""
         yield f"  {hides:6} {_layer(view, moment)}{renamed}{_size(view, moment)}"
 
 
-def _giver(moments: list[Moment]) -> Moment:
-    return [moment for moment in moments if moment.event in _SHOW][-1]
+def _shown(moments: list[Moment]) -> set[int]:
+    """The layers of which something shows at the path."""
+    last = moments[-1].after
+    if last is None:
+        return set()
+    if last.is_dir:
+        # One that renames a directory has it, too.
+        return {one.layer for one in last.dirs}
+    return {[moment for moment in moments if _holds(moment)][-1].layer}
 
 
 def _holders(moments: list[Moment]) -> Iterator[Moment]:
     """Those who have the path, the topmost first."""
-    return (moment for moment in reversed(moments) if moment.event in _SHOW)
+    return (moment for moment in reversed(moments) if _holds(moment))
+
+
+def _holds(moment: Moment) -> bool:
+    opaque = moment.event is Event.OPAQUE and moment.after is not None
+    return opaque or moment.event in (*_HAVE, Event.RENAMES)
 
 
 def _layer(view: View, moment: Moment) -> str:
@@ -107,10 +118,13 @@ def _what(view: View, moment: Moment) -> str:
     if moment.event is Event.RENAMES:
         return f"renames {_origin(view, moment)} to {subject.shown(moment.at)}"
     word = _WORDS[moment.event]
+    before, after = moment.before, moment.after
+    if moment.event is Event.CHANGES and before and after and before.is_dir != after.is_dir:
+        word = "replaces the directory" if before.is_dir else "has a directory in place of the file"
     if moment.event in _HAVE:
         return f"{word}{_size(view, moment)}"
-    at = "it" if moment.after is None and moment.at == _path(moment) else subject.shown(moment.at)
-    return f"{word} {at}"
+    at = "it" if moment.at == _path(moment) else subject.shown(moment.at)
+    return f"{word} {at}{' opaque' if moment.event is Event.OPAQUE else ''}"
 
 
 def _origin(view: View, moment: Moment) -> str:
