@@ -56,7 +56,8 @@ def test_in_words(cli: Cli, picture: str) -> None:
         f"                      {long} copies it only to change its owner, mode or attributes: set "
         "them where it is made, as by COPY --chown",
         "3kB       1         /copied",
-        f"                      {long} has the same again that {add} added: leave it out of that step",
+        f"                      {long} has the same again that {add} added: "
+        "leave it out of that step",
         "2.1kB     2         /data",
         f"                      {long} makes the directory opaque, which hides what layers 1 and 2 "
         "added: it frees nothing",

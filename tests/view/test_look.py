@@ -204,7 +204,8 @@ def test_cp_as_an_archive(cli: Cli, paint: Painter, tmp_path: Path) -> None:
 def test_cp_as_an_archive_for_others(cli: Cli, paint: Painter, tmp_path: Path) -> None:
     """tar restores times and modes of directories that hold others and that nobody may write."""
     nodes = [directory("r", 0o555, mtime=5), directory("r/s", 0o555, mtime=6),
-             Node("r/s/f", data=b"1"), Node(b"r/\xff\xfe", data=b"2"), symlink("r/l", "s")]  # fmt: skip
+             Node("r/s/f", data=b"1"), Node(b"r/\xff\xfe", data=b"2"),
+             symlink("r/l", "s")]  # fmt: skip
     image = paint("one", nodes, [Node("r/top", data=b"3"), directory("r", 0o555, mtime=5)])
     env = daemon_env(FUSEOVERLAY_ROOT=str(cli.root))
     cp = subprocess.run(
