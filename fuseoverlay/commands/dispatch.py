@@ -19,6 +19,7 @@ from fuseoverlay.errors import (
     UsageError,
     describe,
     mount_exit_code,
+    printable,
 )
 
 
@@ -50,7 +51,7 @@ def _bounded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         output.complain("error", "; ".join(["interrupted", *map(str, exc.args)]))
         return INTERRUPTED
     except OSError as exc:
-        output.complain("error", f"{exc.filename or 'fuseoverlay'}: {describe(exc)}")
+        output.complain("error", f"{printable(exc.filename or 'fuseoverlay')}: {describe(exc)}")
         return 1
     finally:
         output.settle()

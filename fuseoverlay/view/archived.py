@@ -43,6 +43,13 @@ def archived(
                 yield row, io.BufferedReader(_Inside(rest, pieces, index, row, where), CHUNK)
 
 
+def pieces_of(file: IO[bytes]) -> Iterator[tuple[int, bytes]] | None:
+    """Offset and data of what the archive has of a sparse file, in pieces; None for other files.
+    DigestError at the end if the whole has a wrong digest; ImageError."""
+    inside = file.raw if isinstance(file, io.BufferedReader) else None
+    return inside.stored() if isinstance(inside, _Inside) and inside.is_sparse else None
+
+
 @contextlib.contextmanager
 def _opened(source: ImageSource, layer: Layer) -> Iterator[tuple[Readable, str]]:
     """The plain archive, and what it is called in messages."""
@@ -94,6 +101,30 @@ class _Inside(io.RawIOBase):
         self._at = self._stored = 0
         self._hasher: Final = hashlib.sha256()
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether there are zeros that the archive does not have."""
+        return sum(length for _, length in self._left) != self._size - self._at
+
+    def stored(self) -> Iterator[tuple[int, bytes]]:
+        """What the archive has, from here on, with its offset in the file."""
+        while self._at < self._size:
+            begin = self._next_piece()
+            if self._at < begin and self._digest is None:
+                self._at = begin
+                continue
+            is_hole, at, data = self._at < begin, self._at, self._next(CHUNK)
+            if not is_hole:
+                yield at, data
+        # Compares the digest.
+        self._next(1)
+
+    def _next_piece(self) -> int:
+        """Where the next piece, or the one that we are in, begins."""
+        while self._left and self._at == sum(self._left[-1]):
+            self._left.pop()
+        return self._left[-1][0] if self._left else self._size
+
     def tell_stored(self) -> int:
         """How many bytes of the archive were read."""
         return self._stored
@@ -110,8 +141,7 @@ class _Inside(io.RawIOBase):
         return len(data)
 
     def _next(self, room: int) -> bytes:
-        while self._left and self._at == sum(self._left[-1]):
-            self._left.pop()
+        self._next_piece()
         begin, length = self._left[-1] if self._left else (self._size, 0)
         if self._at < begin:
             data = bytes(min(room, begin - self._at))

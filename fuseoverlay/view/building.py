@@ -123,7 +123,8 @@ class _Builder:
 
     def _inode(self, row: int, listed: Listed) -> int:
         first = row if listed.file is None else self._inodes.setdefault(listed.file, row)
-        if first == row and not stat.S_ISDIR(listed.mode):
+        # The content of a metacopy file is in another layer.
+        if first == row and not (stat.S_ISDIR(listed.mode) or listed.flags & layerindex.METACOPY):
             self._size += listed.size
         if listed.file is None:
             return row

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
 
-from fuseoverlay.view import life
+from fuseoverlay.view import life, patterns
 from fuseoverlay.view.layerindex import REDIRECT, LayerIndex
 from fuseoverlay.view.said import Event, Sayings
 from fuseoverlay.view.stack import Node, Path, Stack
-
-#: What is special in a pattern, and any other character.
-_PIECES: Final = re.compile(rb"\*\*+|\*|\?|\[(!?)(\]?[^]]*)\]|\\?(.)", re.DOTALL)
-_ANY: Final = rb"[^/\0]"
-#: One character of UTF-8, or a byte that is none.
-_CHARACTER: Final = rb"(?:[\xc0-\xff][\x80-\xbf]+|[^/\0])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +31,10 @@ def find(
     """What fits the shell pattern in these layers, and is wanted by its row. Without a slash the
     pattern is one for names. With one it is for paths; only `**` fits a slash then. Layer by layer,
     and there directory by directory."""
-    text = os.fsencode(pattern).rstrip(b"/")
-    *_, last = text.split(b"/")
-    by_name = re.compile(rb"(?:(?<=\0)|\A)" + _expression(last) + rb"(?=\0)")
-    by_path = re.compile(_expression(text.strip(b"/"))).fullmatch if b"/" in text else None
+    text = pattern.rstrip("/")
+    *_, last = text.split("/")
+    by_name = re.compile(rb"(?:(?<=\0)|\A)" + patterns.expression(last) + rb"(?=\0)")
+    by_path = re.compile(patterns.expression(text.strip("/"))).fullmatch if "/" in text else None
     sayings = Sayings(stack.layers)
     moved = _moved(stack)
     for number in layers:
@@ -74,23 +66,3 @@ def _rows(layer: LayerIndex, expression: re.Pattern[bytes]) -> Iterator[int]:
     """Rows whose names fit. All names are searched at once; each ends with a zero byte."""
     for match in expression.finditer(layer.names):
         yield bisect_right(layer.name_at, match.start(), hi=len(layer)) - 1
-
-
-def _expression(pattern: bytes) -> bytes:
-    """A regular expression that fits what the shell pattern fits: `*`, `?`, `[...]`, `[!...]`, and
-    a character after a backslash, as it is."""
-    return _PIECES.sub(_piece, pattern)
-
-
-def _piece(match: re.Match[bytes]) -> bytes:
-    whole = match[0]
-    if whole == b"*":
-        return _ANY + b"*"
-    if whole.startswith(b"**"):
-        return rb"[^\0]*"
-    if whole == b"?":
-        return _CHARACTER
-    if match[2] is not None:
-        inside = re.sub(rb"([\\\[\]^&~|])", rb"\\\1", match[2])
-        return (rb"[^/\0" if match[1] else b"[") + inside + b"]"
-    return re.escape(match[3])

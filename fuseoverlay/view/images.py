@@ -6,13 +6,10 @@ that takes something from those below it, by a hard link into them, waits for th
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import io
-import multiprocessing
 import os
 import pathlib
-import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Final
@@ -28,6 +25,7 @@ from fuseoverlay.oci.treetarget import list_blob
 from fuseoverlay.store import indexes, largest, places
 from fuseoverlay.store.layers import Progress, ProgressCallback
 from fuseoverlay.store.root import Store
+from fuseoverlay.system import forks
 from fuseoverlay.view import layerindex
 from fuseoverlay.view.archived import archived
 from fuseoverlay.view.building import Listed, built, nothing
@@ -88,9 +86,10 @@ class ImageLayers:
         if not missing:
             return [index for index in found if index is not None]
         try:
-            with _workspace(store) as work:
+            keeps = store.is_writable() and not store.is_full()
+            with _workspace(store, keeps=keeps) as work:
                 made = self._make(missing, found, work, progress)
-                if store.is_writable():
+                if keeps:
                     indexes.publish(
                         store,
                         {
@@ -106,8 +105,8 @@ class ImageLayers:
         self, missing: Sequence[int], found: list[LayerIndex | None], work: pathlib.Path,
         progress: ProgressCallback,
     ) -> dict[int, tuple[pathlib.Path, bool]]:  # fmt: skip
-        """Make the indexes of these layers, fill them into `found`, and return where each is and
-        whether it needs the layers below."""
+        """Make the indexes of these layers, fill them into `found`, and return where those are that
+        can be kept, and whether each needs the layers below."""
         made = {}
         waiting = []
         tell = self._telling(missing, progress)
@@ -127,7 +126,10 @@ class ImageLayers:
             except ImageError as exc:
                 self.problems[number] = str(exc)
             else:
-                made[number] = self._made(number, work, found, lowers=True)
+                one = self._made(number, work, found, lowers=True)
+                # What it took from layers that cannot be read is wrong once they can.
+                if not any(self.problems[:number]):
+                    made[number] = one
             tell(number)
         return made
 
@@ -164,9 +166,9 @@ def _loaded(paths: Sequence[pathlib.Path]) -> LayerIndex | None:
 
 
 @contextlib.contextmanager
-def _workspace(store: Store) -> Iterator[pathlib.Path]:
-    """A directory for new indexes; those of a store that cannot be written live only now."""
-    if store.is_writable():
+def _workspace(store: Store, *, keeps: bool) -> Iterator[pathlib.Path]:
+    """A directory for new indexes; those that the store cannot keep live only now."""
+    if keeps:
         with store.workspace() as work:
             yield work
     else:
@@ -229,19 +231,9 @@ class _Maker:
             for number in numbers:
                 yield number, self.tried(number, work)
             return
-        executor = concurrent.futures.ProcessPoolExecutor(
-            count, multiprocessing.get_context("fork"), _begin, (self, work)
-        )
-        try:
-            # The largest first: the last one to end keeps nobody waiting for long.
-            order = sorted(numbers, key=lambda number: -self.layers[number].size)
-            work_of = {executor.submit(_work, number): number for number in order}
-            for future in concurrent.futures.as_completed(work_of):
-                yield work_of[future], future.result()
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
+        # The largest first: the last one to end keeps nobody waiting for long.
+        order = sorted(numbers, key=lambda number: -self.layers[number].size)
+        yield from forks.each(count, order, lambda number: self.tried(number, work))
 
     def tried(self, number: int, work: pathlib.Path) -> Exception | None:
         """Make one; the error if the layer is to blame."""
@@ -250,20 +242,6 @@ class _Maker:
         except (ImageError, _NeedsLowersError) as exc:
             return exc
         return None
-
-
-_here: list[tuple[_Maker, pathlib.Path]] = []
-
-
-def _begin(maker: _Maker, work: pathlib.Path) -> None:
-    """What a process of `side_by_side` begins with. Ctrl-C ends it silently."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _here.append((maker, work))
-
-
-def _work(number: int) -> Exception | None:
-    maker, work = _here[-1]
-    return maker.tried(number, work)
 
 
 class _Source:

@@ -156,7 +156,7 @@ class _Ledger:
 
     def _freed(self, node: Node) -> int:
         layer = self.stack.layers[node.layer]
-        if not layer.is_file(node.row):
+        if not layer.is_file(node.row) or layer.flags[node.row] & METACOPY:
             return 0
         if layer.nlink[node.row] > 1:
             key = node.layer, layer.ino[node.row]

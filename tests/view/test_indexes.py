@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import signal
 import subprocess
 from pathlib import Path
 
-from fuseoverlay.oci.layout import LayoutWriter, Node, layer_tar
+import pytest
+
+from fuseoverlay.oci.layout import LayoutWriter, Node, layer_tar, symlink
 from fuseoverlay.store.layers import Progress
 from fuseoverlay.store.root import Store
 from fuseoverlay.view import opened
 from tests.commands.conftest import Cli
-from tests.helpers.mounts import command, daemon_env
+from tests.helpers.mounts import command, daemon_env, wait_for
 from tests.view.conftest import Painter
 
 BASE = [Node("a", data=b"1"), Node("d/x", data=b"22")]
@@ -112,3 +116,75 @@ def test_two_at_once(cli: Cli, paint: Painter) -> None:
     assert [process.returncode for process in running] == [0, 0, 0]
     assert outputs == {cli.said("tree", image)} and len(kept(cli)) == 8
     assert not os.listdir(cli.root / "tmp")
+
+
+def test_a_layer_below_that_cannot_be_read(cli: Cli, paint: Painter) -> None:
+    """What was decided without it is not kept: it would be wrong once it can be read."""
+    image = paint(
+        "one", [Node("real/secret", data=b"s")], [symlink("ln", "real"), Node("ln/.wh.secret")]
+    )
+    layout = Path(image.rpartition(":")[0])
+    (base,) = (path for path in layout.glob("blobs/sha256/*") if _holds(path, b"secret"))
+    whole = base.read_bytes()
+    base.write_bytes(bytes(len(whole)))
+    assert "layer 1 cannot be read" in cli.run("ls", "-R", image).stderr
+    base.write_bytes(whole)
+    assert cli.said("ls", "-R", image).split() == [".", "ln", "real"]
+
+
+def _holds(path: Path, name: bytes) -> bool:
+    data = path.read_bytes()
+    return data.startswith(b"\x1f\x8b") and gzip.decompress(data).startswith(b"real/" + name)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers that take a while."""
+    writer = LayoutWriter(tmp_path_factory.mktemp("large"))
+    data = [os.urandom(1 << 20) for _ in range(40)]
+    layers = [
+        writer.add_layer(layer_tar([Node(f"{at}/{n}", data=one) for n, one in enumerate(data)]))
+        for at in range(4)
+    ]
+    writer.add_image(layers)
+    return writer.path
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_no_process_is_left(cli: Cli, large: Path, number: int) -> None:
+    """Whatever ends the command ends its processes; the next one sweeps away what is left."""
+    cli.said("images")
+    env = daemon_env(FUSEOVERLAY_ROOT=str(cli.root))
+    process = subprocess.Popen(
+        command("layers", large), env=env, cwd=cli.base, stdout=-1, stderr=-1
+    )
+    try:
+        wait_for(lambda: _children(process.pid), 30, "processes")
+        children = _children(process.pid)
+        process.send_signal(number)
+        # Its output is not held open by anybody.
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert b"Traceback" not in err
+    assert process.returncode in (-number, 128 + number)
+    wait_for(lambda: not any(map(_lives, children)), 10, "their end")
+    assert number == signal.SIGKILL or not os.listdir(cli.root / "tmp")
+    cli.said("ls", large)
+    assert not os.listdir(cli.root / "tmp")
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(word) for word in text.split()]
+
+
+def _lives(pid: int) -> bool:
+    """Whether it does more than wait for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -96,7 +96,7 @@ def _to_stdout(view: View, stack: Stack, node: Node, *, content: bool) -> None:
         raise UsageError("an archive is nothing for a terminal", hint="redirect it, or write DIR")
     name = b"." if content or not node.path else node.name
     with io.BufferedWriter(_Output(), 1 << 20) as out:
-        extract.write_tar(view, stack, node, name, cast(Any, out))
+        extract.write_tar(view, stack, node, name, cast(Any, out), output.warn)
 
 
 class _Output(io.RawIOBase):

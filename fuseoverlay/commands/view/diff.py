@@ -12,7 +12,7 @@ from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
 from fuseoverlay.commands.show import units
 from fuseoverlay.commands.view import ls, subject
-from fuseoverlay.errors import UsageError, escaped, printable
+from fuseoverlay.errors import FuseOverlayError, UsageError, escaped, printable
 from fuseoverlay.view.building import nothing
 from fuseoverlay.view.changes import Kind
 from fuseoverlay.view.compare import Difference, Side, compare
@@ -24,6 +24,8 @@ from fuseoverlay.view.stack import Node, Stack
 _LETTERS: Final = {Kind.ADDED: "A", Kind.CHANGED: "C", Kind.REMOVED: "D"}
 #: Of a larger file no content is compared line by line.
 _MOST: Final = 4 << 20
+#: The exit code of diff(1) for errors.
+_TROUBLE: Final = 2
 
 
 def command(argv: list[str], prog: str) -> int:
@@ -51,7 +53,12 @@ def command(argv: list[str], prog: str) -> int:
                 if args.content:
                     yield from _content(one, other, found)
 
-        output.say_all(lines())
+        try:
+            output.say_all(lines())
+        except FuseOverlayError as exc:
+            # 1 would say that they differ, and nothing else.
+            exc.exit_code = max(exc.exit_code, _TROUBLE)
+            raise
         # What cannot be read may differ, or not.
         return subject.code_of(*views) or (1 if differs else 0)
 

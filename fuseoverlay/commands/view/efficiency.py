@@ -161,7 +161,7 @@ def _from_file(path: str | None) -> dict[str, Setting]:
         raise UsageError(f"cannot be read: {describe(exc)}", where=path or _FILE) from None
     if len(data) > rules.LARGEST:
         raise UsageError("too large for a file of rules", where=path or _FILE)
-    return rules.parsed(data.decode("utf-8", "replace"), path or _FILE)
+    return rules.parsed(data.decode("utf-8-sig", "replace"), path or _FILE)
 
 
 def _write(path: str, text: str) -> None:

@@ -55,6 +55,8 @@ def command(argv: list[str], prog: str) -> int:
     args = subject.parsed(parser(prog), argv)
     if args.changes and args.layer is None:
         raise UsageError("--changes is for one layer", hint="write --layer N, too")
+    if args.level is not None and args.level < 1:
+        raise UsageError(f"-L {args.level} shows nothing", hint="write a number from 1 on")
     with subject.look(args) as view:
         stack = subject.as_of(view, args.layer)
         top = ls.found(view, stack, subject.path_of(args.path))

@@ -35,6 +35,8 @@ def command(argv: list[str], prog: str) -> int:
     args = subject.parsed(parser(prog), argv)
     shown = []
     with subject.look(args) as view:
+        if not view.layers:
+            raise ImageError("the image has no layers", where=view.name)
 
         def tell(text: str) -> None:
             path = _followed(view, subject.path_of(text))

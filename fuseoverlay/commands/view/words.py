@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Final
@@ -24,8 +25,16 @@ COMMANDS: Final[Mapping[str, str]] = {
 
 def run(name: str, argv: list[str], prog: str) -> int:
     """Run one of `COMMANDS`; `prog` is how it was called."""
+    # So that what was begun is taken back: files that are made, processes, mounts of the screen.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     found: int = module(name).command(argv, prog)
     return found
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def module(name: str) -> ModuleType:
