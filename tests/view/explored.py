@@ -107,15 +107,16 @@ class Screen:
 
     def strips(self) -> list[list[Segment]]:
         """All that is on the screen."""
-        return [[*strip] for strip in self.app.screen._compositor.render_strips()]
+        with self.app._context():
+            return [[*strip] for strip in self.app.screen._compositor.render_strips()]
 
     def text(self) -> str:
         """The same as text."""
         return "\n".join("".join(part.text for part in strip) for strip in self.strips())
 
-    def prose(self) -> str:
-        """What is on the left, without frames and line ends."""
-        lines = (line[:44] for line in self.text().splitlines())
+    def prose(self, width: int = 44) -> str:
+        """What is in these columns on the left, without frames and line ends."""
+        lines = (line[:width] for line in self.text().splitlines())
         return " ".join(" ".join(lines).replace("│", " ").split())
 
     def boxed(self) -> str:

@@ -412,9 +412,9 @@ def test_a_file_that_was_written_again_is_unchanged(tmp_path: Path) -> None:
         assert screen.rows() == ["  /", "= /file", "  /two"]
         assert re.search(r"│= -.*─  file", screen.text())
         # It is of the unchanged kind.
-        screen.press("U")
+        screen.press("tab", "U")
         assert screen.rows() == ["  /"]
-        screen.press("U", "end", "m")
+        screen.press("U", "m")
         assert "= /file" in screen.rows()
 
 

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from fuseoverlay.commands.explore.asking import Tell
+from fuseoverlay.oci.layout import Node
+from fuseoverlay.store.root import Store
+from fuseoverlay.view import opened
 from fuseoverlay.view.opened import View
+from tests.view.conftest import Painter
 from tests.view.explored import Made, Screen, explored, stack
 
 COUNT = 12
@@ -78,9 +82,27 @@ def test_layers_have_rows_and_details_what_remains(
         assert 3 <= details.content_size.height <= 10
         assert screen.app.wastes.size.height >= 2
         assert re.search(r"size +0B", text)
-        heights = [screen.app.layers.size.height, screen.app.wastes.size.height]
-        screen.press("end", "tab", "tab")
-        assert heights == [screen.app.layers.size.height, screen.app.wastes.size.height]
+        height = screen.app.layers.size.height
+        screen.press("end")
+        assert screen.app.layers.size.height == height
+        # A layer that is selected further below is seen.
+        assert re.search(r"│ 12 +\S+B layer12", screen.text())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 20)], ids=str)
+def test_the_reason_of_a_waste_is_seen_whole(
+    paint: Painter, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    nodes = [[Node("opt/cache/file", data=bytes(99))], [Node("opt/.wh.cache")]]
+    steps = ("COPY " + "a" * 60, "RUN rm -rf /opt/cache && " + "b" * 60)
+    path = paint("layout", *nodes, steps=steps)
+    image = opened.image(Store(tmp_path / "store"), path, warn=pytest.fail)
+    with image as view, explored(view, *size) as screen:
+        screen.press("tab", "tab")
+        width = screen.app.query_one("#left").size.width
+        assert "delete it in the same step" in screen.prose(width)
+        assert "wasted 99B" in screen.prose(width)
+        assert screen.app.layers.size.height >= 2 and screen.app.wastes.size.height >= 2
 
 
 def test_few_layers_leave_their_room_to_the_waste(tmp_path: Path) -> None:
@@ -103,7 +125,9 @@ def test_help_has_its_words_below_each_other(view: View, width: int, begin: int)
         assert {line for line in lines if line[:2] != "  "} <= headings
         more = [line for line in lines if line[:4] == "    "]
         assert all(re.match(f" {{{begin}}}\\S", line) for line in more)
-        assert "ctrl+l ctrl+a m this layer's changes; all up to it; the other one" in " ".join(" ".join(lines).split())
+        assert "ctrl+l ctrl+a m this layer's changes; all up to it; the other" in " ".join(
+            " ".join(lines).split()
+        )
 
 
 def test_without_colours_none_is_sent(view: View, monkeypatch: pytest.MonkeyPatch) -> None:

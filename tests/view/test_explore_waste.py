@@ -55,7 +55,7 @@ def test_waste_says_why(screen: Screen) -> None:
     assert why.replace(" ", "") in text.replace(" ", "")
     screen.press("down")
     text = screen.prose()
-    assert "path /etc/conf" in text and "wasted 4B in 1 file " in text
+    assert "path /etc/conf" in text and "wasted 4B in 1 file path" in text
     assert "replacesit" in text.replace(" ", "") and "deletes" not in text
     # The layers are described elsewhere.
     assert "entries" not in text

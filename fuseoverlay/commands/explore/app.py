@@ -11,9 +11,10 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.filter import LineFilter
+from textual.geometry import Size
 from textual.widgets import Input, Static
 
-from fuseoverlay.commands.explore import asking, background, content, extracting, facts, panes
+from fuseoverlay.commands.explore import asking, background, content, extracting, facts, panes, room
 from fuseoverlay.commands.explore.choice import Choice
 from fuseoverlay.commands.explore.comparing import bounded
 from fuseoverlay.commands.explore.content import Content
@@ -46,13 +47,9 @@ _KEYS_OF: Final[Mapping[str | None, str]] = {
 #: With fewer columns only one side is shown, with fewer lines only the layers of the left one.
 _NARROW: Final = 60
 _LOW: Final = 20
-#: Lines of what the selected layer does, at most and at least; and those that the panes above and
-#: below it keep where they have so much to show. All with their frames.
-_DETAILS: Final = 12
-_FEW_DETAILS: Final = 3
-_LAYERS: Final = 8
-_WASTES: Final = 4
-_FRAME: Final = 2
+#: With fewer columns the left side is the wider one while the waste has the focus: its reasons are
+#: long.
+_SMALL: Final = 100
 
 
 class Explorer(App[None]):
@@ -75,7 +72,7 @@ class Explorer(App[None]):
     CSS = """
     #left { width: 2fr; max-width: 64; }
     #right { width: 3fr; }
-    #layers { height: 2fr; border: round $primary; }
+    #layers { border: round $primary; }
     #details { border: round $primary; }
     #wastes { height: 1fr; border: round $primary; }
     #tree { height: 1fr; border: round $primary; }
@@ -85,6 +82,8 @@ class Explorer(App[None]):
     Input:nocolor .input--cursor { text-style: reverse; }
     .low #details, .low #wastes { display: none; }
     .low #layers, .low #tree { border: none; }
+    .small #left { width: 3fr; }
+    .small #right { width: 2fr; }
     .narrow #left { max-width: 100%; }
     .narrow #right { display: none; }
     .narrow.tree #right { display: block; }
@@ -124,7 +123,6 @@ class Explorer(App[None]):
     def on_mount(self) -> None:
         """Show the layers at once, and begin to find out what takes longer."""
         self.layers.border_title, self.files.border_title = "Layers", "Tree"
-        self.layers.styles.max_height = len(self.view.layers) + _FRAME
         self.layers.focus()
         self._describe()
         self.call_after_refresh(self._begin)
@@ -183,12 +181,17 @@ class Explorer(App[None]):
 
     def _describe(self) -> None:
         """Say which layer it is, or what is wasted and why, and what the tree shows."""
-        is_waste = self.screen_stack[0].focused is self.wastes
-        self._box.border_title = "Waste" if is_waste else "Layer"
-        self._details.update(facts.text(self.wastes.facts() if is_waste else self._of_layer()))
+        known = self.wastes.facts() if self._of_waste else self._of_layer()
+        self._box.border_title = "Waste" if self._of_waste else "Layer"
+        self._details.update(facts.text(known))
         self._box.scroll_home(animate=False)
         text = f"{self.choice}{self.files.model}, in {visible(self.view.name)}"
         self._heading.update(Text(text, no_wrap=True))
+
+    @property
+    def _of_waste(self) -> bool:
+        """Whether the details are those of a waste."""
+        return self.screen_stack[0].focused is self.wastes
 
     def _of_layer(self) -> Iterable[facts.Fact]:
         number = self.choice.number
@@ -323,15 +326,22 @@ class Explorer(App[None]):
         """Name the keys of another pane, and say what is in it."""
         if event.widget.id in _KEYS_OF:
             self._keys.update(Text(_KEYS + _KEYS_OF[event.widget.id], no_wrap=True))
+            self._fit(self.size)
             self._describe()
 
     def on_resize(self, event: events.Resize) -> None:
         """Show what there is room for."""
         self.screen_stack[0].set_class(event.size.width < _NARROW, "narrow")
         self.screen_stack[0].set_class(event.size.height < _LOW, "low")
-        # The line of the keys is below them all.
-        others = 1 + min(len(self.view.layers) + _FRAME, _LAYERS) + _WASTES
-        self._box.styles.height = max(_FEW_DETAILS, min(_DETAILS, event.size.height - others))
+        self._fit(event.size)
+
+    def _fit(self, size: Size) -> None:
+        """Share the screen among the panes; the last line is that of the keys."""
+        width, height = size
+        self.screen_stack[0].set_class(self._of_waste and width < _SMALL, "small")
+        of = room.heights(height - 1, len(self.view.layers), of_waste=self._of_waste)
+        self.layers.styles.height = of.layers if height >= _LOW else "1fr"
+        self._box.styles.height = of.details
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """What changes all that is painted."""

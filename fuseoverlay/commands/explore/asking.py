@@ -21,7 +21,7 @@ Everywhere
   ↑ k  ↓ j             up, down
   pgup u  pgdn d       a page up, down
   home g  end G        to the first, the last
-  ctrl+l  ctrl+a  m    this layer's changes; all up to it; the other one
+  ctrl+l  ctrl+a  m    this layer's changes; all up to it; the other
   c                    compare with another layer
   ctrl+f /             find paths: text or a regular expression
   esc                  end finding, comparing
@@ -31,11 +31,12 @@ Everywhere
 Layers
   enter                go to the tree
 Waste
+  ↑ k  ↓ j             say why it is wasted, in the pane above
   enter                show the path, in the layer that hides it
 Tree
   → l  ← h  space      open, close a directory
   ctrl+space           close all directories
-  enter v              show the content of a file
+  enter v              show the content of a file; follow a link
   ctrl+a A  ctrl+r R   show added, removed
   ctrl+m M  ctrl+u U   show changed, unchanged
   ctrl+b b             show mode, owner and size

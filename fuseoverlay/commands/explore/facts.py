@@ -22,11 +22,12 @@ Fact = tuple[str, str]
 
 
 def text(facts: Iterable[Fact]) -> Text:
-    """The facts one below the other."""
+    """The facts one below the other; one without a name has the whole line."""
     made = Text()
     for name, value in facts:
-        style = PROBLEM if name == "problem" else ""
-        made.append(f"{name:<11} ", "dim").append(f"{visible(value)}\n", style)
+        if name:
+            made.append(f"{name:<11} ", "dim")
+        made.append(f"{visible(value)}\n", PROBLEM if name == "problem" else "")
     return made
 
 
@@ -50,12 +51,12 @@ def of_layer(layer: Layer, index: LayerIndex, effect: Effect | None) -> Iterator
 
 
 def of_waste(view: View, waste: Waste) -> Iterator[Fact]:
-    """How much is wasted at a path, and why."""
-    count = files(waste)
-    yield "path", subject.shown(waste.path)
-    yield "wasted", f"{units.size(waste.bytes)} in {count} {'file' if count == 1 else 'files'}"
+    """Why bytes are wasted at a path, which is what people look for; and how many."""
     for reason in reasons.reasons(view, waste):
-        yield "why", reason
+        yield "", reason
+    count = files(waste)
+    yield "wasted", f"{units.size(waste.bytes)} in {count} {'file' if count == 1 else 'files'}"
+    yield "path", subject.shown(waste.path)
 
 
 def of_image(view: View, found: Found | None, figures: Figures | None) -> Iterator[Fact]:
