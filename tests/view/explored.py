@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -115,9 +116,9 @@ class Screen:
         return "\n".join("".join(part.text for part in strip) for strip in self.strips())
 
     def prose(self, width: int = 44) -> str:
-        """What is in these columns on the left, without frames and line ends."""
+        """What is in these columns on the left, without frames, scrollbars and line ends."""
         lines = (line[:width] for line in self.text().splitlines())
-        return " ".join(" ".join(lines).replace("│", " ").split())
+        return " ".join(re.sub("[│▁-█]", " ", " ".join(lines)).split())
 
     def boxed(self) -> str:
         """The text in the box above the panes, without line ends."""
