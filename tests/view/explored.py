@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -57,6 +58,15 @@ class Screen:
         await self.pilot.pause(0)
         await self.pilot.pause(0)
 
+    def begin(self) -> None:
+        """`begun`, and wait."""
+        self._run(self.begun())
+
+    def keys(self, *keys: str) -> None:
+        """Press keys, whatever is under way in the background."""
+        for key in keys:
+            self._run(self.pilot.press(key))
+
     def press(self, *keys: str) -> None:
         """Press keys, one after the other; wait for what they lead to."""
         for key in keys:
@@ -65,8 +75,12 @@ class Screen:
 
     def type(self, text: str) -> None:
         """Write into the field that has the focus."""
-        self._run(self._typed(text))
+        self.write(text)
         self.settle()
+
+    def write(self, text: str) -> None:
+        """The same, whatever is under way in the background."""
+        self._run(self._typed(text))
 
     async def _typed(self, text: str) -> None:
         field = self.app.screen.focused
@@ -94,16 +108,17 @@ class Screen:
 
     def strips(self) -> list[list[Segment]]:
         """All that is on the screen."""
-        return [[*strip] for strip in self.app.screen._compositor.render_strips()]
+        with self.app._context():
+            return [[*strip] for strip in self.app.screen._compositor.render_strips()]
 
     def text(self) -> str:
         """The same as text."""
         return "\n".join("".join(part.text for part in strip) for strip in self.strips())
 
-    def prose(self) -> str:
-        """What is on the left, without frames and line ends."""
-        lines = (line[:44] for line in self.text().splitlines())
-        return " ".join(" ".join(lines).replace("│", " ").split())
+    def prose(self, width: int = 44) -> str:
+        """What is in these columns on the left, without frames, scrollbars and line ends."""
+        lines = (line[:width] for line in self.text().splitlines())
+        return " ".join(re.sub("[│▁-█]", " ", " ".join(lines)).split())
 
     def boxed(self) -> str:
         """The text in the box above the panes, without line ends."""
@@ -143,8 +158,10 @@ class Screen:
 
 
 @contextlib.contextmanager
-def explored(view: View, width: int = 110, height: int = 40) -> Iterator[Screen]:
-    """Run the program on a screen of this size."""
+def explored(
+    view: View, width: int = 110, height: int = 40, *, begun: bool = True
+) -> Iterator[Screen]:
+    """Run the program on a screen of this size. With `begun`, wait for what it does at first."""
     with asyncio.Runner() as runner:
 
         def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -155,7 +172,8 @@ def explored(view: View, width: int = 110, height: int = 40) -> Iterator[Screen]
         pilot = run(running.__aenter__())
         screen = Screen(run, app, pilot)
         try:
-            run(screen.begun())
+            if begun:
+                screen.begin()
             yield screen
         finally:
             run(running.__aexit__(None, None, None))

@@ -137,10 +137,6 @@ def test_without_colours_letters_say_it(view: View, monkeypatch: pytest.MonkeyPa
         screen.go_to("/etc/shadow")
         text = screen.text()
         assert re.search(r"│M -.* passwd", text) and re.search(r"│A -.* shadow", text)
-        styles = [part.style for strip in screen.strips() for part in strip if part.style]
-        colours = [style.color.triplet for style in styles if style.color and style.color.triplet]
-        assert colours
-        assert all(colour.red == colour.green == colour.blue for colour in colours)
 
 
 # the tree
@@ -266,7 +262,7 @@ def test_names_cannot_do_anything_to_the_terminal(tmp_path: Path) -> None:
             assert re.search(r" 1 +\S+ RUN " + re.escape(command), text)
             assert re.search(r"command +RUN " + re.escape(command), text)
             assert f"changes of layer 1, in {command}" in text
-            assert f"1B /{escaped}" in text
+            assert f"1B   1 /{escaped}" in text
             screen.go_to(os.fsdecode(HOSTILE))
             screen.press("v")
             assert f"/{escaped}: text, 1B" in screen.text()
@@ -332,14 +328,48 @@ def test_a_search_finds_only_kinds_that_are_shown(screen: Screen) -> None:
     assert screen.rows() == ["~ /", "~ /etc", "M /etc/passwd", "A /etc/shadow"]
 
 
+def test_the_first_that_is_found_is_at_the_cursor(screen: Screen) -> None:
+    screen.press("slash")
+    screen.type("s")
+    assert screen.path == "/etc/passwd"
+    screen.type("h")
+    assert screen.path == "/usr/bin/sh"
+    screen.press("backspace")
+    assert screen.path == "/etc/passwd"
+    screen.press("enter", "enter")
+    assert "/etc/passwd: text, 11B" in screen.text()
+
+
+def test_in_another_layer_the_cursor_stays_at_what_is_found(screen: Screen) -> None:
+    screen.press("slash")
+    screen.type("cache/")
+    assert screen.path == "/var/cache/big"
+    screen.press("enter", "down")
+    screen.app._go(screen.app.layers)
+    screen.press("down")
+    assert screen.path == "/var/cache/small"
+
+
+def test_enter_waits_for_what_is_found() -> None:
+    with explored(nested([20, 20, 20], 20)) as screen:
+        screen.keys("slash")
+        screen.write("f00019")
+        # Before all is found.
+        screen.keys("enter")
+        screen.settle()
+        assert screen.app.files.has_focus
+        assert screen.path == "/00000/00000/00000/f00019"
+
+
 # waste
 
 
 def test_waste_is_listed_the_most_first(screen: Screen) -> None:
     text = screen.text()
     assert "Waste: 30kB" in text
-    wastes = re.findall(r"(\S+B) (/\S+)", text)
-    assert wastes == [("30kB", "/var/cache"), ("11B", "/etc/passwd"), ("7B", "/etc/shadow")]
+    wastes = re.findall(r"(\S+B) +1 (/\S+)", text)
+    assert wastes == [("11B", "/etc/passwd"), ("7B", "/etc/shadow")]
+    assert re.search(r"30kB +2 /var/cache", text)
 
 
 def test_waste_leads_to_the_path_in_the_layer_that_hides_it(screen: Screen) -> None:
@@ -379,7 +409,21 @@ def test_a_file_that_was_written_again_is_unchanged(tmp_path: Path) -> None:
     files: list[dict[str, Made]] = [{"file": b"one", "two": b"2"}, {"file": b"one"}]
     with stack(tmp_path, *files) as view, explored(view) as screen:
         screen.press("down")
-        assert screen.rows() == ["  /", "  /file", "  /two"]
+        assert screen.rows() == ["  /", "= /file", "  /two"]
+        assert re.search(r"│= -.*─  file", screen.text())
+        # It is of the unchanged kind.
+        screen.press("tab", "U")
+        assert screen.rows() == ["  /"]
+        screen.press("U", "m")
+        assert "= /file" in screen.rows()
+
+
+def test_a_directory_that_a_layer_has_again_costs_nothing(tmp_path: Path) -> None:
+    files: list[dict[str, Made]] = [{"etc/a": b"1"}, {"etc/a": b"1"}]
+    with stack(tmp_path, *files) as view, explored(view) as screen:
+        screen.press("down")
+        screen.go_to("/etc/a")
+        assert screen.rows() == ["  /", "  /etc", "= /etc/a"]
 
 
 # content
@@ -423,13 +467,81 @@ def test_anything_else_is_shown_in_hexadecimal_digits(screen: Screen) -> None:
     assert "000013f0 f0 f1" in screen.text()
 
 
-def test_what_is_no_file_has_no_content(screen: Screen) -> None:
-    screen.go_to("/usr/bin/sh")
-    screen.press("v")
-    assert isinstance(screen.app.screen, Tell)
-    assert "/usr/bin/sh is no regular file" in screen.text()
-    screen.press("escape")
-    assert not isinstance(screen.app.screen, Tell)
+LINKS: dict[str, Made] = {
+    "etc/conf": b"one\n",
+    "etc/up": Path("../usr/conf"),
+    "usr/conf": Path("/etc/conf"),
+    "usr/dir": Path("../opt/inner"),
+    "opt/inner/x": b"",
+    "opt/a": b"",
+    "zero": b"",
+    "nowhere": Path("/missing\x1b[1m"),
+    "circle": Path("circle"),
+    "outside": Path("/../../etc"),
+}
+
+
+@pytest.fixture
+def links(tmp_path: Path) -> Iterator[Screen]:
+    """Symbolic links, of which a second layer removes some, and what they lead to."""
+    gone: dict[str, Made] = {"etc/up": None, "etc/conf": b"other"}
+    with stack(tmp_path, LINKS, gone) as view, explored(view) as screen:
+        yield screen
+
+
+@pytest.mark.parametrize("key", ["v", "enter"])
+def test_a_link_is_followed_to_a_file(links: Screen, key: str) -> None:
+    links.go_to("/etc/up")
+    links.press(key)
+    assert isinstance(links.app.screen, Viewer)
+    assert "/etc/up -> /etc/conf: text, 4B" in links.text()
+    assert "1 one" in links.text()
+
+
+def test_a_removed_link_is_followed_as_it_was(links: Screen) -> None:
+    links.press("down")
+    links.go_to("/etc/up")
+    links.press("v")
+    assert "/etc/up -> /etc/conf: text, 4B" in links.text() and "1 one" in links.text()
+    links.press("escape")
+    links.go_to("/usr/conf")
+    links.press("v")
+    assert "/usr/conf -> /etc/conf: text, 5B" in links.text() and "1 other" in links.text()
+
+
+@pytest.mark.parametrize(("link", "target"), [("/usr/dir", "/opt/inner"), ("/outside", "/etc")])
+def test_a_link_leads_to_a_directory(links: Screen, link: str, target: str) -> None:
+    links.press("tab", "slash")
+    links.type(link.rpartition("/")[2])
+    links.press("enter")
+    assert links.path == link
+    links.press("enter")
+    assert not isinstance(links.app.screen, Tell)
+    assert links.path == target and links.app.files.has_focus
+    # All is shown again.
+    assert "A /zero" in links.rows()
+
+
+@pytest.mark.parametrize(
+    ("link", "target"), [("/nowhere", r"/missing\x1b[1m"), ("/circle", "circle")]
+)
+def test_a_link_that_leads_nowhere_says_so(links: Screen, link: str, target: str) -> None:
+    links.go_to(link)
+    links.press("v")
+    assert isinstance(links.app.screen, Tell)
+    assert f"{link} -> {target}: leads nowhere in the image" in links.text()
+    links.press("escape")
+    assert links.path == link
+
+
+def test_what_is_no_file_has_no_content(links: Screen) -> None:
+    links.press("down")
+    links.go_to("/etc")
+    links.press("v")
+    assert isinstance(links.app.screen, Tell)
+    assert "/etc is no regular file" in links.text()
+    links.press("escape")
+    assert not isinstance(links.app.screen, Tell)
 
 
 def test_a_file_that_is_gone_is_said_to_be(view: View, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ from tests.view.explored import layers
 TIMEOUT = 30 * SLOWER
 #: What hides the package from Python.
 WITHOUT_TEXTUAL = "import sys; sys.modules['textual'] = None; "
+_SGR = re.compile(r"\x1b\[([0-9;]*)m")
+#: Those of the eight colours, of 256, of their bright ones; not those of the terminal's own.
+_COLOUR = re.compile("[34][0-8]|9[0-7]|10[0-7]")
 
 
 class Terminal:
@@ -52,6 +56,12 @@ class Terminal:
                 return text
             assert time.monotonic() < end, text
             time.sleep(0.02)
+
+    def colours(self) -> list[str]:
+        """The parameters of escape sequences that set a colour on the screen, as it is now."""
+        text = self._run("capture-pane", "-p", "-e")
+        said = [part for found in _SGR.findall(text) for part in found.split(";")]
+        return [part for part in said if _COLOUR.fullmatch(part)]
 
     def state(self, name: str) -> str:
         """What tmux knows of the terminal."""
@@ -107,6 +117,21 @@ def test_it_runs_and_leaves_the_terminal_as_it_was(terminal: Terminal, options: 
     terminal.run("clear")
     terminal.run("stty", "-g")
     assert before in terminal.shown("code=0", before)
+
+
+def test_no_colour_means_none(terminal: Terminal, options: list[str]) -> None:
+    terminal.run(*command(*options))
+    terminal.shown("Waste: 0B of 5B", "dive: ")
+    assert terminal.colours()
+    terminal.send("q")
+    terminal.shown("code=0")
+    terminal.run("clear")
+    terminal.run("env", "NO_COLOR=1", *command(*options))
+    terminal.shown("Waste: 0B of 5B", "dive: ")
+    assert not terminal.colours()
+    terminal.send("F1")
+    terminal.shown("Everywhere")
+    assert not terminal.colours()
 
 
 def test_ctrl_c_quits(terminal: Terminal, options: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Final, TypeVar
 
 from rich.text import Text
@@ -10,15 +10,18 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.filter import LineFilter
+from textual.geometry import Size
 from textual.widgets import Input, Static
 
-from fuseoverlay.commands.explore import asking, background, extracting, panes
+from fuseoverlay.commands.explore import asking, background, content, extracting, facts, panes, room
 from fuseoverlay.commands.explore.choice import Choice
 from fuseoverlay.commands.explore.comparing import bounded
-from fuseoverlay.commands.explore.content import Content, read
+from fuseoverlay.commands.explore.content import Content
 from fuseoverlay.commands.explore.finder import Finder
 from fuseoverlay.commands.explore.lines import Lines
 from fuseoverlay.commands.explore.model import Model
+from fuseoverlay.commands.explore.nocolor import Plain
 from fuseoverlay.commands.explore.totals import Totals
 from fuseoverlay.commands.explore.tree import Tree
 from fuseoverlay.commands.explore.viewer import Viewer
@@ -26,8 +29,9 @@ from fuseoverlay.commands.view import subject
 from fuseoverlay.errors import visible
 from fuseoverlay.view import kept
 from fuseoverlay.view.changes import Kind
+from fuseoverlay.view.dive import Figures
 from fuseoverlay.view.opened import View
-from fuseoverlay.view.stack import Path
+from fuseoverlay.view.stack import Node, Path
 from fuseoverlay.view.waste import Found
 
 T = TypeVar("T")
@@ -43,6 +47,9 @@ _KEYS_OF: Final[Mapping[str | None, str]] = {
 #: With fewer columns only one side is shown, with fewer lines only the layers of the left one.
 _NARROW: Final = 60
 _LOW: Final = 20
+#: With fewer columns the left side is the wider one while the waste has the focus: its reasons are
+#: long.
+_SMALL: Final = 100
 
 
 class Explorer(App[None]):
@@ -65,14 +72,18 @@ class Explorer(App[None]):
     CSS = """
     #left { width: 2fr; max-width: 64; }
     #right { width: 3fr; }
-    #layers { height: 1fr; border: round $primary; }
-    #details { height: auto; max-height: 12; border: round $primary; }
+    #layers { border: round $primary; }
+    #details { border: round $primary; }
     #wastes { height: 1fr; border: round $primary; }
     #tree { height: 1fr; border: round $primary; }
     #heading, #keys { height: 1; }
     Lines:focus { border: round $accent; }
+    Lines:nocolor:focus { border: heavy $accent; }
+    Input:nocolor .input--cursor { text-style: reverse; }
     .low #details, .low #wastes { display: none; }
     .low #layers, .low #tree { border: none; }
+    .small #left { width: 3fr; }
+    .small #right { width: 2fr; }
     .narrow #left { max-width: 100%; }
     .narrow #right { display: none; }
     .narrow.tree #right { display: block; }
@@ -84,13 +95,14 @@ class Explorer(App[None]):
         self.view = view
         self.choice = Choice()
         self.layers = panes.Layers("layers", view)
-        self.wastes = panes.Wastes("wastes")
+        self.wastes = panes.Wastes("wastes", view)
         self._totals = Totals(view.stack)
         self._same = bounded(view)
         comparison = self.choice.comparison(view.stack, self._same)
         self.files = Tree("tree", Model(comparison, self._totals))
         self.finder = Finder("find", self.files)
         self._details = Static()
+        self._box = VerticalScroll(self._details, id="details", can_focus=False)
         self._heading, self._keys = Static(id="heading"), Static(id="keys")
         #: Sums that are no longer wanted have another number.
         self._summing = 0
@@ -100,8 +112,7 @@ class Explorer(App[None]):
         with Horizontal():
             with Vertical(id="left"):
                 yield self.layers
-                with VerticalScroll(id="details", can_focus=False):
-                    yield self._details
+                yield self._box
                 yield self.wastes
             with Vertical(id="right"):
                 yield self._heading
@@ -111,9 +122,7 @@ class Explorer(App[None]):
 
     def on_mount(self) -> None:
         """Show the layers at once, and begin to find out what takes longer."""
-        self.layers.border_title, self.wastes.border_title = "Layers", "Waste"
-        self.query_one("#details").border_title = "Layer"
-        self.files.border_title = "Tree"
+        self.layers.border_title, self.files.border_title = "Layers", "Tree"
         self.layers.focus()
         self._describe()
         self.call_after_refresh(self._begin)
@@ -131,6 +140,11 @@ class Explorer(App[None]):
 
     def _found(self, found: Found) -> None:
         self.wastes.show(found)
+        self._describe()
+        self._in_background(lambda: kept.figures(self.view), self._counted)
+
+    def _counted(self, figures: Figures) -> None:
+        self.wastes.show_figures(figures)
         self._describe()
 
     def _sum(self) -> None:
@@ -166,13 +180,23 @@ class Explorer(App[None]):
             self.finder.find()
 
     def _describe(self) -> None:
-        """Say which layer it is, and what the tree shows."""
-        number = self.choice.number
-        effect = self.wastes.found.effects[number] if self.wastes.found else None
-        index = self.view.stack.layers[number]
-        self._details.update(panes.details(self.view.layers[number], index, effect))
+        """Say which layer it is, or what is wasted and why, and what the tree shows."""
+        known = self.wastes.facts() if self._of_waste else self._of_layer()
+        self._box.border_title = "Waste" if self._of_waste else "Layer"
+        self._details.update(facts.text(known))
+        self._box.scroll_home(animate=False)
         text = f"{self.choice}{self.files.model}, in {visible(self.view.name)}"
         self._heading.update(Text(text, no_wrap=True))
+
+    @property
+    def _of_waste(self) -> bool:
+        """Whether the details are those of a waste."""
+        return self.screen_stack[0].focused is self.wastes
+
+    def _of_layer(self) -> Iterable[facts.Fact]:
+        number = self.choice.number
+        effect = self.wastes.found.effects[number] if self.wastes.found else None
+        return facts.of_layer(self.view.layers[number], self.view.stack.layers[number], effect)
 
     def on_lines_moved(self, event: Lines.Moved) -> None:
         """Another layer is selected, or the tree shows something else."""
@@ -190,14 +214,17 @@ class Explorer(App[None]):
                 self.files.action_fold()
             else:
                 self.action_view()
-        elif event.lines is self.wastes and self.wastes.wastes:
-            waste = self.wastes.wastes[self.wastes.cursor]
+        elif event.lines is self.wastes and (waste := self.wastes.selected):
             self._jump(waste.path, waste.causes[-1].by)
 
     def _jump(self, path: Path, layer: int) -> None:
         """Show what this layer does to a path."""
         self.choice = Choice(layer)
         self.layers.move_to(layer)
+        self._reveal(path)
+
+    def _reveal(self, path: Path) -> None:
+        """Show a path, whatever was left out."""
         self.finder.end()
         self.files.model.kinds = frozenset(Kind)
         self._compare()
@@ -248,18 +275,28 @@ class Explorer(App[None]):
         self._compare()
 
     def action_view(self) -> None:
-        """Show the content of the file at the cursor."""
+        """Show the content of the file at the cursor; or the directory that a link leads to."""
         row, model = self.files.row, self.files.model
-        node = model.node(row)
-        if not self.view.stack.layers[node.layer].is_file(node.row):
-            self.tell(f"{subject.shown(node.path)} is no regular file")
-            return
+        node, stack = model.node(row), model.comparison.stack(model.pair(row))
+
+        def work() -> tuple[Node, Content | None]:
+            found = content.followed(stack, node)
+            is_file = stack.layers[found.layer].is_file(found.row)
+            return found, content.read(self.view, stack, found) if is_file else None
+
+        self._in_background(work, lambda seen: self._show(node, *seen))
+
+    def _show(self, node: Node, found: Node, held: Content | None) -> None:
+        """Show what is at `node`, which leads to `found`."""
         shown = subject.shown(node.path)
-
-        def then(content: Content) -> None:
-            self.push_screen(Viewer(shown, content))
-
-        self._in_background(lambda: read(self.view, model, row), then)
+        if found is not node:
+            shown += f" -> {subject.shown(found.path)}"
+        if held is not None:
+            self.push_screen(Viewer(shown, held))
+        elif found is not node and found.is_dir:
+            self._reveal(found.path)
+        else:
+            self.tell(f"{shown} is no regular file")
 
     def action_extract(self) -> None:
         """Ask where the file or directory at the cursor is to go."""
@@ -272,7 +309,7 @@ class Explorer(App[None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Look at what was found."""
         if event.input is self.finder:
-            self._go(self.files)
+            self.finder.when_found(lambda: self._go(self.files))
 
     def action_end(self) -> None:
         """Show all again."""
@@ -286,11 +323,26 @@ class Explorer(App[None]):
     # what is shown around them
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """Name the keys of another pane."""
+        """Name the keys of another pane, and say what is in it."""
         if event.widget.id in _KEYS_OF:
             self._keys.update(Text(_KEYS + _KEYS_OF[event.widget.id], no_wrap=True))
+            self._fit(self.size)
+            self._describe()
 
     def on_resize(self, event: events.Resize) -> None:
         """Show what there is room for."""
         self.screen_stack[0].set_class(event.size.width < _NARROW, "narrow")
         self.screen_stack[0].set_class(event.size.height < _LOW, "low")
+        self._fit(event.size)
+
+    def _fit(self, size: Size) -> None:
+        """Share the screen among the panes; the last line is that of the keys."""
+        width, height = size
+        self.screen_stack[0].set_class(self._of_waste and width < _SMALL, "small")
+        of = room.heights(height - 1, len(self.view.layers), of_waste=self._of_waste)
+        self.layers.styles.height = of.layers if height >= _LOW else "1fr"
+        self._box.styles.height = of.details
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """What changes all that is painted."""
+        return [Plain()] if self.no_color else super().get_line_filters()

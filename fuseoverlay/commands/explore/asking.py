@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import ClassVar, Final
 
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -19,7 +21,7 @@ Everywhere
   ↑ k  ↓ j             up, down
   pgup u  pgdn d       a page up, down
   home g  end G        to the first, the last
-  ctrl+l  ctrl+a  m    this layer's changes; all up to it; the other of both
+  ctrl+l  ctrl+a  m    this layer's changes; all up to it; the other
   c                    compare with another layer
   ctrl+f /             find paths: text or a regular expression
   esc                  end finding, comparing
@@ -29,11 +31,12 @@ Everywhere
 Layers
   enter                go to the tree
 Waste
+  ↑ k  ↓ j             say why it is wasted, in the pane above
   enter                show the path, in the layer that hides it
 Tree
   → l  ← h  space      open, close a directory
   ctrl+space           close all directories
-  enter v              show the content of a file
+  enter v              show the content of a file; follow a link
   ctrl+a A  ctrl+r R   show added, removed
   ctrl+m M  ctrl+u U   show changed, unchanged
   ctrl+b b             show mode, owner and size
@@ -45,7 +48,15 @@ Content
   ctrl+p w             show long lines whole
   esc q                back
 
-Letters: A added, M changed, D removed, ~ something below it."""
+Letters
+  A M D                added, changed, removed
+  =                    unchanged, but the layer has the file again
+  ~                    something below it was added, changed or removed"""
+#: Columns before what the keys do; on narrow screens before its further lines.
+_KEYS: Final = 23
+_INDENT: Final = 4
+#: So many columns are enough for words.
+_ENOUGH: Final = 20
 
 
 class Above(ModalScreen[str | None]):
@@ -93,17 +104,27 @@ class Tell(Above):
         Binding("enter,q,question_mark,f1", "back", "back", show=False)
     ]
 
-    def __init__(self, text: str) -> None:
-        """`text` may have several lines, and must be fit for a terminal."""
+    def __init__(self, text: RenderableType) -> None:
+        """A text may have several lines, and must be fit for a terminal."""
         super().__init__()
-        self._text = text
+        self._text = Text(text) if isinstance(text, str) else text
 
     def compose(self) -> ComposeResult:
         """The text."""
         with VerticalScroll(classes="box"):
-            yield Static(Text(self._text))
+            yield Static(self._text)
+
+
+class _Help:
+    """Puts each line that is too long on several, below what it says of the keys."""
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        indent = " " * (_KEYS if width >= _KEYS + _ENOUGH else _INDENT)
+        for line in _HELP.splitlines():
+            yield Text("\n".join(textwrap.wrap(line, width, subsequent_indent=indent)))
 
 
 def help_screen() -> Tell:
     """What the keys do."""
-    return Tell(_HELP)
+    return Tell(_Help())

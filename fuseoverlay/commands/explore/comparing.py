@@ -42,6 +42,14 @@ class Pair:
         return any(node is not None and node.is_dir for node in (self.was, self.now))
 
     @property
+    def is_again(self) -> bool:
+        """Whether it was and is a file, and each time one of its own."""
+        was, now = self.was, self.now
+        if was is None or now is None or now.is_dir:
+            return False
+        return (was.layer, was.row) != (now.layer, now.row)
+
+    @property
     def is_same_below(self) -> bool:
         """Whether all below it comes from the same directories."""
         return self.was is not None and self.now is not None and self.was.dirs == self.now.dirs

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from fuseoverlay.commands import output
-from fuseoverlay.commands.explore.model import Model, Row
+from fuseoverlay.commands.view import subject
+from fuseoverlay.errors import ImageError
+from fuseoverlay.view import life
 from fuseoverlay.view.opened import View
+from fuseoverlay.view.stack import Node, Stack
 
 #: So many bytes are shown.
 MOST: Final = 1 << 20
@@ -50,10 +53,23 @@ class Content:
         return list(_hex(self.data) if hex else _text(self.data))
 
 
-def read(view: View, model: Model, row: Row) -> Content:
-    """The first bytes of the regular file of a row. ImageError, OSError."""
-    node = model.pair(row).node
-    size = model.comparison.stack(model.pair(row)).entry(node).size
+def followed(stack: Stack, node: Node) -> Node:
+    """What a symbolic link leads to inside the stack; anything else is that itself. ImageError if
+    it leads nowhere."""
+    target = stack.entry(node).link
+    if not target:
+        return node
+    path = life.resolved(stack, node.path)
+    found = None if path is None else stack.node(path)
+    if found is None:
+        where = f"{subject.shown(node.path)} -> {output.named(target)}"
+        raise ImageError("leads nowhere in the image", where=where)
+    return found
+
+
+def read(view: View, stack: Stack, node: Node) -> Content:
+    """The first bytes of a regular file. ImageError, OSError."""
+    size = stack.entry(node).size
     with view.content(node.layer, node.row) as file:
         pieces, left = [], MOST
         while left and (piece := file.read(left)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from textual.widgets import Input
 
 from fuseoverlay.commands.explore import background, search
@@ -19,6 +21,9 @@ class Finder(Input):
         self._files = files
         #: Searches that are no longer wanted have another number.
         self._number = 0
+        self._busy = False
+        #: What is to be done once the search is done.
+        self._next: Callable[[], None] | None = None
 
     @property
     def is_on(self) -> bool:
@@ -40,21 +45,30 @@ class Finder(Input):
 
     def on_input_changed(self, _event: Input.Changed) -> None:
         """Find while it is written."""
-        self.find()
+        self.find(anew=True)
 
-    def find(self) -> None:
-        """Find it in what the tree compares now."""
+    def when_found(self, then: Callable[[], None]) -> None:
+        """Do this once all that is asked for is found."""
+        if self._busy:
+            self._next = then
+        else:
+            then()
+
+    def find(self, *, anew: bool = False) -> None:
+        """Find it in what the tree compares now. The cursor goes to the first path that is found;
+        if it is not `anew`, only from one that is not."""
         self._number += 1
         text = self.value
+        self._busy, self._next = bool(text), None
         if text:
             self._files.border_subtitle = "…"
-            self._begin(text, self._number)
+            self._begin(text, self._number, anew=anew)
         elif self._files.model.found is not None:
             self._show(None)
         else:
             self._files.border_subtitle = ""
 
-    def _begin(self, text: str, number: int) -> None:
+    def _begin(self, text: str, number: int, *, anew: bool) -> None:
         model = self._files.model
         comparison, kinds = model.comparison, model.kinds
 
@@ -65,8 +79,15 @@ class Finder(Input):
         def then(found: Found) -> None:
             if number == self._number:
                 self._show(found)
+                self._files.go_to_found(anew=anew)
+                self._done()
 
         background.start(self.app, work, then, lambda _: None)
+
+    def _done(self) -> None:
+        then, self._busy, self._next = self._next, False, None
+        if then is not None:
+            then()
 
     def _show(self, found: Found | None) -> None:
         shown = found.shown if found else None

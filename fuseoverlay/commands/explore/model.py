@@ -18,8 +18,10 @@ from fuseoverlay.view.changes import Kind
 from fuseoverlay.view.stack import Node, Path
 
 #: What stands before a name, by what happened to it. `BELOW`: only below it something changed.
+#: `AGAIN`: nothing, but a layer has the file once more.
 LETTERS: Final = {Kind.ADDED: "A", Kind.CHANGED: "M", Kind.REMOVED: "D", Kind.SAME: " "}
 BELOW: Final = "~"
+AGAIN: Final = "="
 #: So many names are looked at to find out whether something changed below a directory.
 _LOOKED: Final = 20_000
 
@@ -225,6 +227,14 @@ class Model:
             at = inner
         return at
 
+    def first_found(self) -> int:
+        """The place of the first path that a search found, 0 if there is none."""
+        return next((at for at in range(len(self.rows)) if self.is_found(at)), 0)
+
+    def is_found(self, index: int) -> bool:
+        """Whether a search found what is at this place, or a directory above it."""
+        return self.found is not None and self.rows[index].shown is None
+
     def _places(self, index: int, name: bytes) -> Iterator[int]:
         depth = self.rows[index].depth + 1
         for at in range(index + 1, len(self.rows)):
@@ -254,9 +264,14 @@ class Model:
         """What stands before it."""
         if row.letter is None:
             row.letter = LETTERS[self.kind(row)]
-            if row.letter == " " and row.is_dir and self._has_changed_below(row):
-                row.letter = BELOW
+            if row.letter == " ":
+                row.letter = self._letter_of_same(row)
         return row.letter
+
+    def _letter_of_same(self, row: Row) -> str:
+        if self.pair(row).is_again:
+            return AGAIN
+        return BELOW if row.is_dir and self._has_changed_below(row) else " "
 
     def _has_changed_below(self, row: Row) -> bool:
         return self.comparison.has_below(self.pair(row), DIFFERENT, _LOOKED)

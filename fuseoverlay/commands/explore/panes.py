@@ -1,23 +1,24 @@
-"""The panes beside the tree: the layers, what is known of one, and what is wasted."""
+"""The panes beside the tree: the layers, and what is wasted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from rich.text import Text
 
+from fuseoverlay.commands.explore import facts
 from fuseoverlay.commands.explore.lines import Lines
 from fuseoverlay.commands.show import units
 from fuseoverlay.commands.view import reasons, subject
 from fuseoverlay.errors import visible
-from fuseoverlay.view.layerindex import LayerIndex
+from fuseoverlay.view.dive import Figures
 from fuseoverlay.view.opened import Layer, View
-from fuseoverlay.view.waste import Effect, Found, Waste
+from fuseoverlay.view.waste import Found, Waste
 
-_PROBLEM: Final = "#e06c75"
-#: Columns of a size.
+#: Columns of a size, and of a count.
 _SIZE: Final = 7
+_COUNT: Final = 3
 
 
 class Layers(Lines):
@@ -37,7 +38,7 @@ class Layers(Lines):
         size = units.size(self._view.stack.layers[index].size)
         text = Text(f"{layer.number:>3} ", no_wrap=True)
         if layer.problem:
-            text.append(f"{'!':>{_SIZE}} {visible(layer.problem)}", _PROBLEM)
+            text.append(f"{'!':>{_SIZE}} {visible(layer.problem)}", facts.PROBLEM)
         else:
             text.append(f"{size:>{_SIZE}} {made_by(layer)}")
         return text
@@ -48,41 +49,20 @@ def made_by(layer: Layer) -> str:
     return reasons.step(layer) or visible(layer.name)
 
 
-def details(layer: Layer, index: LayerIndex, effect: Effect | None) -> Text:
-    """All that is known of a layer; `effect` may not be known yet."""
-    text = Text()
-    for name, value in _facts(layer, index, effect):
-        style = _PROBLEM if layer.problem and name == "problem" else ""
-        text.append(f"{name:<11} ", "dim").append(f"{visible(value)}\n", style)
-    return text
-
-
-def _facts(layer: Layer, index: LayerIndex, effect: Effect | None) -> Iterator[tuple[str, str]]:
-    if layer.problem:
-        yield "problem", layer.problem
-    size = units.size(index.size)
-    if layer.compressed is not None:
-        size += f", compressed {units.size(layer.compressed)}"
-    yield "size", size
-    yield "entries", f"{len(index) - 1}" + ("" if effect is None else (
-        f": {effect.added} added, {effect.changed} changed, {effect.removed} removed"
-    ))  # fmt: skip
-    yield "reclaimable", "…" if effect is None else units.size(effect.wasted)
-    if command := reasons.step(layer):
-        yield "command", command
-    yield "layer", layer.name
-    if layer.digest:
-        yield "blob", layer.digest
-
-
 class Wastes(Lines):
     """The paths at which something is wasted, the most first."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, view: View) -> None:
         super().__init__(name)
+        self._view = view
         #: None: not known yet.
         self.found: Found | None = None
+        self.figures: Figures | None = None
         self.problem: str | None = None
+        self._entitle("…")
+
+    def _entitle(self, wasted: str) -> None:
+        self.border_title = f"Waste: {wasted} of {units.size(facts.image_size(self._view))}"
 
     @property
     def wastes(self) -> Sequence[Waste]:
@@ -92,8 +72,14 @@ class Wastes(Lines):
     def show(self, found: Found) -> None:
         """This was found."""
         self.found = found
-        self.border_title = f"Waste: {units.size(found.wasted)}"
+        self._entitle(units.size(found.wasted))
         self.changed()
+
+    def show_figures(self, figures: Figures) -> None:
+        """dive says this."""
+        self.figures = figures
+        said = f"dive: {facts.efficiency(figures)}, {units.size(figures.wasted)}"
+        self.border_subtitle = said
 
     def fail(self, problem: str) -> None:
         """It cannot be found out, for this reason."""
@@ -105,10 +91,23 @@ class Wastes(Lines):
         return max(1, len(self.wastes))
 
     def text(self, index: int) -> Text:
-        """Size and path."""
+        """Size, how many files, and path."""
         if self.problem:
-            return Text(visible(self.problem), _PROBLEM, no_wrap=True)
+            return Text(visible(self.problem), facts.PROBLEM, no_wrap=True)
         if not self.wastes:
             return Text("nothing" if self.found else "…", "dim")
         waste = self.wastes[index]
-        return Text(f"{units.size(waste.bytes):>{_SIZE}} {subject.shown(waste.path)}", no_wrap=True)
+        size, count = units.size(waste.bytes), facts.files(waste)
+        text = f"{size:>{_SIZE}} {count:>{_COUNT}} {subject.shown(waste.path)}"
+        return Text(text, no_wrap=True)
+
+    @property
+    def selected(self) -> Waste | None:
+        """What is at the cursor."""
+        return self.wastes[self.cursor] if self.wastes else None
+
+    def facts(self) -> list[facts.Fact]:
+        """All that is known of what is at the cursor, and of the image."""
+        waste = self.selected
+        known = [*facts.of_waste(self._view, waste)] if waste else []
+        return [*known, *facts.of_image(self._view, self.found, self.figures)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from rich.text import Text
@@ -18,9 +18,11 @@ _COLOURS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 #: The letters that stand for a kind in a key.
 _KINDS: Final = {"A": Kind.ADDED, "R": Kind.REMOVED, "M": Kind.CHANGED, "U": Kind.SAME}
-#: Columns of owner and size.
-_OWNER: Final = 11
-_SIZE: Final = 7
+#: Columns of the attributes; a space follows each.
+_WIDTHS: Final[Mapping[str, int]] = {"mode": 10, "owner": 11, "size": 7}
+#: Which of them are shown: the first of these that leaves so many columns for names.
+_CHOICES: Final = (("mode", "owner", "size"), ("mode", "size"), ("size",))
+_NAMES: Final = 20
 #: Columns without those of the attributes: the letter and a space.
 _LETTER: Final = 2
 
@@ -68,9 +70,16 @@ class Tree(Lines):
         return text
 
     def _columns(self, line: Line) -> str:
+        values = {"mode": line.mode, "owner": line.owner, "size": line.size}
+        return "".join(f"{values[name]:>{_WIDTHS[name]}} " for name in self._shown_attributes)
+
+    @property
+    def _shown_attributes(self) -> Sequence[str]:
+        """Those that there is room for."""
         if not self.attributes:
-            return ""
-        return f"{line.mode} {line.owner:>{_OWNER}} {line.size:>{_SIZE}} "
+            return ()
+        room = self.size.width - _NAMES
+        return next((names for names in _CHOICES if _begin(names) <= room), ())
 
     @property
     def _levels(self) -> int:
@@ -80,7 +89,7 @@ class Tree(Lines):
     @property
     def _begin(self) -> int:
         """The column where guides begin."""
-        return _LETTER + (len("drwxr-xr-x ") + _OWNER + 1 + _SIZE + 1 if self.attributes else 0)
+        return _begin(self._shown_attributes)
 
     def reveal(self, path: Path, *, opening: bool = False) -> None:
         """Put the cursor on this path, or on what is next to it."""
@@ -88,6 +97,12 @@ class Tree(Lines):
         at = self.model.nearest(path, opening=opening)
         self.changed()
         self.move_to(at)
+
+    def go_to_found(self, *, anew: bool) -> None:
+        """Put the cursor on the first path that a search found; if it is not `anew`, only from one
+        that is not."""
+        if anew or not self.model.is_found(self.cursor):
+            self.move_to(self.model.first_found())
 
     def after(self, change: Callable[[], None]) -> None:
         """Have the model make other rows; the cursor stays at its path."""
@@ -151,3 +166,8 @@ class Tree(Lines):
     def _arrow(self) -> int:
         """The column of the arrow at the cursor."""
         return self._begin + len(self.model.line(self.row, self._levels).guides)
+
+
+def _begin(attributes: Sequence[str]) -> int:
+    """The column where guides begin behind these attributes."""
+    return _LETTER + sum(_WIDTHS[name] + 1 for name in attributes)

@@ -41,7 +41,10 @@ class Viewer(Screen[None]):
         Binding("x", "hex", "text or hex"),
         Binding("ctrl+p,w", "wrap", "wrap"),
     ]
-    DEFAULT_CSS = "Viewer Static { height: 1; background: $primary; color: $text; }"
+    DEFAULT_CSS = """
+    Viewer Static { height: 1; background: $primary; color: $text; }
+    Viewer:nocolor Static { text-style: reverse; }
+    """
 
     def __init__(self, path: str, content: Content) -> None:
         """`path`: as it is shown."""
