@@ -19,6 +19,8 @@ SYSLOG: Final = b"syslog"
 _DAEMON: Final = 3 << 3
 _SEVERITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
 _DEBUG: Final = 7
+#: What pyfuse3 says if the kernel does not know the request any more.
+_NOBODY: Final = "failed with No such file or directory"
 _FILE_FORMAT: Final = "%(asctime)s fuseoverlay[%(process)d] %(levelname)s: %(message)s"
 
 
@@ -48,7 +50,9 @@ class DaemonLog:
         elif target == SYSLOG:
             root.addHandler(_Syslog())
         # pyfuse3 and trio have nothing to say about requests.
-        logging.getLogger("pyfuse3").setLevel(logging.WARNING)
+        pyfuse3 = logging.getLogger("pyfuse3")
+        pyfuse3.setLevel(logging.WARNING)
+        pyfuse3.addFilter(_matters)
 
     def detach(self) -> None:
         """Stop using stderr, which nobody reads any more. What libraries and the interpreter write
@@ -62,6 +66,13 @@ class DaemonLog:
             syslog.setLevel(logging.WARNING)
             root.addHandler(syslog)
         sys.unraisablehook = _unraisable
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Whether a message of pyfuse3 is worth a line. Where nobody waits for the answer to RELEASE any
+    more, because the mount ended meanwhile, nothing is lost."""
+    text = record.getMessage()
+    return not (text.startswith("fuse_release(): fuse_reply_") and text.endswith(_NOBODY))
 
 
 class _Lines(logging.Formatter):

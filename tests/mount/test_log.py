@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseoverlay.fuse.daemonlog import _matters
 from tests.helpers.mounts import (
     MODE,
     NATIVE,
@@ -243,3 +245,17 @@ def test_without_anybody_who_listens(cli: Cli) -> None:
     (space.mnt / "fine").mkdir()
     unmount(space.mnt)
     cli.wait_until_gone()
+
+
+def test_an_answer_that_nobody_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    """pyfuse3 complains if a mount ends before a RELEASE is answered; all else is logged."""
+    logger = logging.getLogger("pyfuse3")
+    logger.addFilter(_matters)
+    try:
+        logger.error("fuse_release(): fuse_reply_* failed with No such file or directory")
+        logger.error("fuse_write(): fuse_reply_* failed with No such file or directory")
+        logger.error("fuse_release(): fuse_reply_* failed with Invalid argument")
+    finally:
+        logger.removeFilter(_matters)
+    said = [record.getMessage().partition("(")[0] for record in caplog.records]
+    assert said == ["fuse_write", "fuse_release"]
