@@ -69,8 +69,8 @@ class DaemonLog:
 
 
 def _matters(record: logging.LogRecord) -> bool:
-    """Whether a message of pyfuse3 is worth a line. Where nobody waits for the answer to RELEASE any
-    more, because the mount ended meanwhile, nothing is lost."""
+    """Whether a message of pyfuse3 is worth a line. Where nobody waits for the answer to RELEASE,
+    because the mount ended meanwhile, nothing is lost."""
     text = record.getMessage()
     return not (text.startswith("fuse_release(): fuse_reply_") and text.endswith(_NOBODY))
 
