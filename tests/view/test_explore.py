@@ -851,3 +851,16 @@ def _without_ids(drawn: str) -> str:
     """Without what differs each time, and without fonts of other sites."""
     drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.S)
     return re.sub(r"terminal-\d+", "terminal", drawn)
+
+
+def test_what_is_found() -> None:
+    """Text or a shell pattern, anywhere; no name keeps the search busy."""
+    from fuseoverlay.commands.explore.search import matcher
+
+    for text, path, expected in (
+        ("pass", "/etc/passwd", True), ("PASS", "/etc/passwd", False), ("pass", "/etc/PASSwd", True),
+        ("*.conf", "/etc/a.conf", True), ("*.conf$", "/etc/a.conf.d", False),
+        ("^/etc/*$", "/etc/x", True), ("^/etc/*$", "/etc/x/y", False), ("a+b", "/a+b", True),
+        ("(a|aa)+$b", "/" + "a" * 250, False), ("*a*a*a*a*b", "/" + "a" * 250, False),
+    ):  # fmt: skip
+        assert matcher(text)(path) is expected, (text, path)

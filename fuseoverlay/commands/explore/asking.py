@@ -23,7 +23,7 @@ Everywhere
   home g  end G        to the first, the last
   ctrl+l  ctrl+a  m    this layer's changes; all up to it; the other
   c                    compare with another layer
-  ctrl+f /             find paths: text or a regular expression
+  ctrl+f /             find paths: text or a shell pattern
   esc                  end finding, comparing
   ? F1                 this help
   q ctrl+c             quit
