@@ -32,8 +32,14 @@ def view(paint: Painter, tmp_path: Path) -> Iterator[View]:
     """An image that nobody has looked into before."""
     path = paint("layout", *IMAGE, steps=COMMANDS)
     with opened.image(Store(tmp_path / "store"), path, warn=pytest.fail) as view:
-        assert view.fresh
+        assert not kept_at(view).exists()
         yield view
+
+
+def kept_at(view: View) -> Path:
+    """Where it is kept what was found out about an image."""
+    assert view.store is not None
+    return indexes.place(view.store, f"{indexes.FOUND}/{view.key}")
 
 
 @pytest.fixture
@@ -107,8 +113,7 @@ def test_hostile_commands_do_nothing_where_they_are_a_reason(
 
 def test_keys_do_not_wait_for_what_is_wasted(view: View) -> None:
     """Finding it takes as long as somebody reads a pipe in place of what was kept."""
-    assert view.store is not None
-    pipe = indexes.place(view.store, f"{indexes.FOUND}/{view.key}")
+    pipe = kept_at(view)
     pipe.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(pipe)
     with explored(view, begun=False) as screen:
