@@ -858,7 +858,8 @@ def test_what_is_found() -> None:
     from fuseoverlay.commands.explore.search import matcher
 
     for text, path, expected in (
-        ("pass", "/etc/passwd", True), ("PASS", "/etc/passwd", False), ("pass", "/etc/PASSwd", True),
+        ("pass", "/etc/passwd", True), ("PASS", "/etc/passwd", False),
+        ("pass", "/etc/PASSwd", True),
         ("*.conf", "/etc/a.conf", True), ("*.conf$", "/etc/a.conf.d", False),
         ("^/etc/*$", "/etc/x", True), ("^/etc/*$", "/etc/x/y", False), ("a+b", "/a+b", True),
         ("(a|aa)+$b", "/" + "a" * 250, False), ("*a*a*a*a*b", "/" + "a" * 250, False),
