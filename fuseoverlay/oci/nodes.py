@@ -62,11 +62,11 @@ NO_MORE: Final = More()
 class Node:
     """A file of a layer; all its names share one object, which holds `nlink` of them.
 
-    `mode`: type and permissions. `mtime`: ns, in 64 bits. `ino`: a number that no other node of the
-    layer has. `digest`: SHA-256 of the content of a regular file; None if that would make it more
-    than 1 GiB of holes in this layer. `offset`: of the first byte of its data in the plain tar
-    stream; -1 if there are none there. A whiteout is a character device 0:0, as it is on disk, and
-    no other file is one.
+    `mode`: type and permissions. `mtime`: ns, of which the seconds have 64 bits. `ino`: a number
+    that no other node of the layer has. `digest`: SHA-256 of the content of a regular file; None if
+    that would make it more than 1 GiB of holes in this layer. `offset`: of the first byte of its
+    data in the plain tar stream; -1 if there are none there. A whiteout is a character device 0:0,
+    as it is on disk, and no other file is one.
     """
 
     __slots__ = ("digest", "gid", "ino", "mode", "more", "mtime", "nlink", "offset", "size", "uid")

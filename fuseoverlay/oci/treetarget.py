@@ -29,7 +29,6 @@ _NAME_MAX: Final = 255
 _LARGEST: Final = 1 << 60
 #: Bytes of holes that are hashed in a layer: else each kilobyte of it could take us hours.
 _HOLES: Final = 1 << 30
-_LAST_TIME: Final = (1 << 63) - 1
 _LINK: Final = stat.S_IFLNK | 0o777
 _ZEROS: Final = bytes(CHUNK)
 #: Bytes for an index: two million files and more.
@@ -177,8 +176,7 @@ class TreeTarget:
 
     def _new(self, entry: Entry, kind: int, size: int) -> Node:
         mode, more = self._fitting(kind | stat.S_IMODE(entry.mode), entry.xattrs)
-        mtime = min(entry.mtime, _LAST_TIME)
-        return Node(mode, entry.uid, entry.gid, size, mtime, self._next(entry.path), more)
+        return Node(mode, entry.uid, entry.gid, size, entry.mtime, self._next(entry.path), more)
 
     def _fitting(self, mode: int, attributes: Mapping[bytes, bytes]) -> tuple[int, More]:
         if not attributes:
@@ -268,7 +266,7 @@ class TreeTarget:
         node = self._directory(entry.path)
         node.mode, node.more = self._fitting(entry.mode, entry.xattrs)
         node.uid, node.gid = entry.uid, entry.gid
-        node.mtime = min(entry.mtime, _LAST_TIME)
+        node.mtime = entry.mtime
         node.implied = implied
 
 

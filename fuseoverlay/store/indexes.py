@@ -5,22 +5,34 @@
     ROOT/index/found/KEY            what was found out about the layers of an image together
 
 All of it is derived: what is damaged or of another version is made again, and it goes when no image
-needs it.
+needs it. Each file begins with a line that says what it is, and one with the CRC-32 of the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import pathlib
-from collections.abc import Iterator
+import stat
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from fuseoverlay.store import places
 from fuseoverlay.store.root import Store
+from fuseoverlay.system.removal import remove_tree
+from fuseoverlay.system.syscalls import DIR_FLAGS
 
 BASE: Final = "index"
 FOUND: Final = "found"
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: Bytes of a checksum: eight digits and the end of the line.
+SUM: Final = 9
+
+
+class BadIndexError(Exception):
+    """A file that is no index of this version, or is damaged, or another user's."""
 
 
 def place(store: Store, name: str) -> pathlib.Path:
@@ -33,9 +45,38 @@ def all_of(store: Store) -> Iterator[pathlib.Path]:
     yield from sorted((store.root / BASE).glob("*/*"))
 
 
-def is_ours(path: pathlib.Path) -> bool:
-    """Whether we have made the file, or root has: another user's may say anything. OSError."""
-    return os.stat(path).st_uid in (0, os.geteuid())
+def mapped(path: str | os.PathLike[str]) -> mmap.mmap:
+    """The content of a file that we have made, or root: another user's may say anything. OSError,
+    BadIndexError."""
+    fd = os.open(path, _READ)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            raise BadIndexError("no file, or empty")
+        if status.st_uid not in (0, os.geteuid()):
+            raise BadIndexError("another user's")
+        return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
+
+
+def sealed(magic: bytes, pieces: Sequence[bytes]) -> bytes:
+    """The content of a file of `pieces`, after the line `magic` and the checksum."""
+    found = 0
+    for piece in pieces:
+        found = zlib.crc32(piece, found)
+    return b"".join((magic, b"%08x\n" % found, *pieces))
+
+
+def unsealed(view: memoryview, magic: bytes) -> int:
+    """Where the pieces begin in a file that is whole and begins with `magic`. BadIndexError."""
+    begin = len(magic) + SUM
+    if bytes(view[: len(magic)]) != magic:
+        raise BadIndexError("of another version")
+    with view[begin:] as rest:
+        if bytes(view[len(magic) : begin]) != b"%08x\n" % zlib.crc32(rest):
+            raise BadIndexError("damaged")
+    return begin
 
 
 def beside(layer: pathlib.Path) -> pathlib.Path | None:
@@ -58,10 +99,18 @@ def publish(store: Store, made: dict[pathlib.Path, pathlib.Path]) -> None:
     store.sync()
     for target, source in made.items():
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.rename(source, target)
+        try:
+            os.rename(source, target)
+        except IsADirectoryError:
+            forget(target)
+            os.rename(source, target)
 
 
 def forget(path: pathlib.Path) -> None:
-    """Remove one. OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+    """Remove one, or whatever is in its place. OSError."""
+    fd = os.open(path.parent, DIR_FLAGS)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(fd, os.fsencode(path.name))
+    finally:
+        os.close(fd)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from fuseoverlay.view import layerindex
 from fuseoverlay.view.layerindex import COLUMNS
+
+_SECOND: Final = 10**9
+_OF_LISTS: Final = ("lists", "list_at", "text_at")
 
 
 class Listed(NamedTuple):
@@ -91,8 +94,7 @@ class _Builder:
         self._columns["target_at"].append(0)
         self._inodes: dict[object, int] = {}
         self._links: dict[int, list[int]] = {}
-        self._xattrs: dict[int, Mapping[bytes, bytes]] = {}
-        self._copied: dict[int, tuple[bytes, ...]] = {}
+        self._lists = _Lists()
         self._size = 0
 
     def add(self, parent: int, listed: Listed) -> None:
@@ -107,7 +109,9 @@ class _Builder:
         append["uid"](listed.uid)
         append["gid"](listed.gid)
         append["size"](listed.size)
-        append["mtime"](listed.mtime)
+        seconds, nanos = divmod(listed.mtime, _SECOND)
+        append["seconds"](seconds)
+        append["nanos"](nanos)
         append["rdev"](listed.rdev)
         append["first"](row)
         append["end"](row)
@@ -116,10 +120,8 @@ class _Builder:
         append["nlink"](1)
         append["ref"](self._ref(listed))
         append["data"](listed.data)
-        if listed.copied:
-            self._copied[row] = listed.copied
-        if listed.xattrs:
-            self._xattrs[row] = listed.xattrs
+        append["attrs"](self._lists.attributes(listed.xattrs) if listed.xattrs else 0)
+        append["copied"](self._lists.number(listed.copied) if listed.copied else 0)
 
     def _inode(self, row: int, listed: Listed) -> int:
         first = row if listed.file is None else self._inodes.setdefault(listed.file, row)
@@ -157,11 +159,45 @@ class _Builder:
         for rows in self._links.values():
             for row in rows:
                 self._columns["nlink"][row] = len(rows)
+        self._columns |= self._lists.columns
         heaps = {
             "names": bytes(self._names),
             "targets": bytes(self._targets),
             "digests": bytes(self._digests),
+            "texts": bytes(self._lists.texts),
         }
-        return layerindex.encoded(
-            self._columns, heaps, self._size if size is None else size, self._xattrs, self._copied
-        )
+        return layerindex.encoded(self._columns, heaps, self._size if size is None else size)
+
+
+class _Lists:
+    """Lists of texts: each list once, and each text."""
+
+    def __init__(self) -> None:
+        self.columns: Final = {name: array(COLUMNS[name]) for name in _OF_LISTS}
+        self.texts: Final = bytearray()
+        self.columns["list_at"].append(0)
+        self.columns["text_at"].append(0)
+        self._numbers: dict[tuple[int, ...], int] = {}
+        self._known: dict[bytes, int] = {}
+
+    def attributes(self, found: Mapping[bytes, bytes]) -> int:
+        """The number of the list of names and values in turn."""
+        return self.number([text for item in sorted(found.items()) for text in item])
+
+    def number(self, texts: Sequence[bytes]) -> int:
+        """The number of a list, from 1."""
+        key = tuple(map(self._text, texts))
+        found = self._numbers.get(key)
+        if found is None:
+            found = self._numbers[key] = len(self._numbers) + 1
+            self.columns["lists"].extend(key)
+            self.columns["list_at"].append(len(self.columns["lists"]))
+        return found
+
+    def _text(self, text: bytes) -> int:
+        found = self._known.get(text)
+        if found is None:
+            found = self._known[text] = len(self._known)
+            self.texts.extend(text)
+            self.columns["text_at"].append(len(self.texts))
+        return found

@@ -21,6 +21,7 @@ from fuseoverlay.layers.layer import Layer, Place, RealDir
 from fuseoverlay.layers.stack import LayerStack
 from fuseoverlay.overlay.identity import Identity
 from fuseoverlay.store import indexes
+from fuseoverlay.store.indexes import BadIndexError
 from fuseoverlay.system import syscalls
 from fuseoverlay.view.building import Listed, built
 from fuseoverlay.view.layerindex import (
@@ -29,7 +30,6 @@ from fuseoverlay.view.layerindex import (
     METACOPY,
     OPAQUE,
     REDIRECT,
-    BadIndexError,
     LayerIndex,
 )
 from fuseoverlay.view.stack import Dir, Node, Path, Stack
@@ -125,7 +125,7 @@ def _kept(layer: Layer) -> LayerIndex | None:
     """The index that a store has of an unpacked layer of an image."""
     path = indexes.beside(pathlib.Path(os.path.realpath(os.fsdecode(layer.path))))
     with contextlib.suppress(OSError, BadIndexError):
-        if path is not None and indexes.is_ours(path):
+        if path is not None:
             return LayerIndex.load(path)
     return None
 

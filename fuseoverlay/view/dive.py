@@ -20,7 +20,7 @@ import math
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, NamedTuple
@@ -97,7 +97,7 @@ class Counted:
         # Directories have no headers that say which names are links: the first one is none.
         self.links: Final = listed or _later_names(index)
         #: The sum of the sizes of all rows before each row.
-        self._before: Final = array("Q", accumulate(self._sizes(), initial=0))
+        self._before: Final = _sums(self._sizes())
 
     def _sizes(self) -> list[int]:
         pairs = zip(self.mode, self.index.sizes, strict=True)
@@ -143,6 +143,12 @@ class Counted:
                 break
             row = inside
         return total
+
+
+def _sums(sizes: Iterable[int]) -> Sequence[int]:
+    """The sum of all before each, and of all. Sparse files may have more bytes than 64 bits say."""
+    found = list(accumulate(sizes, initial=0))
+    return array("Q", found) if found[-1] < 1 << 64 else found
 
 
 def _later_names(index: LayerIndex) -> set[int]:

@@ -23,13 +23,14 @@ from fuseoverlay.oci.model import Digest, chain_ids
 from fuseoverlay.oci.nodes import Directory, Lowers, Node, Tree
 from fuseoverlay.oci.treetarget import list_blob
 from fuseoverlay.store import indexes, largest, places
+from fuseoverlay.store.indexes import BadIndexError
 from fuseoverlay.store.layers import Progress, ProgressCallback
 from fuseoverlay.store.root import Store
 from fuseoverlay.system import forks
 from fuseoverlay.view import layerindex
 from fuseoverlay.view.archived import archived
 from fuseoverlay.view.building import Listed, built, nothing
-from fuseoverlay.view.layerindex import BadIndexError, Entry, LayerIndex
+from fuseoverlay.view.layerindex import Entry, LayerIndex
 from fuseoverlay.view.stack import Path, Stack
 
 #: Bytes of blobs for which it is worth starting processes.
@@ -160,8 +161,7 @@ def _loaded(paths: Sequence[pathlib.Path]) -> LayerIndex | None:
     """The first index that is there and good."""
     for path in paths:
         with contextlib.suppress(OSError, BadIndexError):
-            if indexes.is_ours(path):
-                return LayerIndex.load(path)
+            return LayerIndex.load(path)
     return None
 
 

@@ -1,7 +1,8 @@
 """What was found out about the layers of an image, kept in the store: it never changes.
 
-A file of lines of JSON: first what is said of all; then a line for each waste, the most first; then
-one for each of dive's repeated paths. Who wants only the first of them reads only those.
+A file of lines of JSON, after those of `store.indexes`: first what is said of all; then a line for
+each waste, the most first; then one for each of dive's repeated paths. Who wants only the first of
+them reads only those.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import json
 import mmap
 import os
 import pathlib
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
 from fuseoverlay.store import indexes
+from fuseoverlay.store.indexes import BadIndexError
 from fuseoverlay.store.root import Store
 from fuseoverlay.view import dive, waste
 from fuseoverlay.view.changes import How
@@ -26,8 +27,11 @@ from fuseoverlay.view.opened import View
 from fuseoverlay.view.stack import Path
 from fuseoverlay.view.waste import Cause, Effect, Found, Waste
 
-_VERSION: Final = 2
+_MAGIC: Final = b"fuseoverlay found 3\n"
+#: What a head can have that is wrong.
+_WRONG: Final = (BadIndexError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
 _Item_co = TypeVar("_Item_co", covariant=True)
+_Each = TypeVar("_Each")
 
 
 class _Kept(NamedTuple):
@@ -52,8 +56,8 @@ def _kept(view: View) -> _Kept | None:
     if view.key is None or view.store is None:
         return None
     place = indexes.place(view.store, f"{indexes.FOUND}/{view.key}")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return _read(place)
+    with contextlib.suppress(OSError, *_WRONG):
+        return _read(place, len(view.layers))
     if not view.store.is_writable():
         return None
     result = _Kept(waste.find(view.stack, view.same), dive.figures(view.stack))
@@ -103,27 +107,51 @@ class _Lines(Sequence[_Item_co]):
         return self._parse(self._data[self._places[place] : self._places[place + 1]])
 
 
-def _read(place: pathlib.Path) -> _Kept:
-    with place.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    begin = data.find(b"\n") + 1
-    head = json.loads(data[:begin])
-    if head["version"] != _VERSION:
-        raise ValueError("of another version")
-    with memoryview(data) as view, view[begin:] as body:
-        if zlib.crc32(body) != head["sum"]:
-            raise ValueError("damaged")
-    said = head["dive"]
-    wastes = _Lines(data, begin, head["wastes"], _waste)
-    repeated = _Lines(data, begin + head["length"], head["repeated"], _repeated)
+def _read(place: pathlib.Path, layers: int) -> _Kept:
+    """What is kept of so many layers. OSError, and what is `_WRONG`."""
+    data = indexes.mapped(place)
+    with memoryview(data) as view:
+        at = indexes.unsealed(view, _MAGIC)
+    begin = data.find(b"\n", at) + 1
+    head = json.loads(data[at:begin])
+    middle = begin + _number(head["length"])
+    if middle > len(data):
+        raise BadIndexError("cut short")
+    wastes = _Lines(data, begin, _counted(data[begin:middle], head["wastes"]), _waste)
+    repeated = _Lines(data, middle, _counted(data[middle:], head["repeated"]), _repeated)
     return _Kept(
         Found(
-            tuple(Effect(*effect) for effect in head["effects"]),
+            _of_each(layers, [Effect(*map(_number, effect)) for effect in head["effects"]]),
             wastes,
             tuple(map(_cause, head["causes"])),
         ),
-        Figures(said["efficiency"], tuple(said["sizes"]), said["wasted"], repeated),
+        _figures(head["dive"], layers, repeated),
     )
+
+
+def _figures(said: Mapping[str, Any], layers: int, repeated: Sequence[Repeated]) -> Figures:
+    sizes = _of_each(layers, [_number(size) for size in said["sizes"]])
+    return Figures(float(said["efficiency"]), sizes, _number(said["wasted"]), repeated)
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("no number")
+    return value
+
+
+def _counted(lines: bytes, count: Any) -> int:
+    """How many lines there are, which must be `count`."""
+    found = lines.count(b"\n")
+    if found != _number(count) or lines.rpartition(b"\n")[2]:
+        raise ValueError("another number of lines")
+    return found
+
+
+def _of_each(layers: int, found: Sequence[_Each]) -> tuple[_Each, ...]:
+    if len(found) != layers:
+        raise ValueError("of another number of layers")
+    return tuple(found)
 
 
 def _waste(line: bytes) -> Waste:
@@ -133,7 +161,8 @@ def _waste(line: bytes) -> Waste:
 
 def _cause(plain: Sequence[Any]) -> Cause:
     how, by, files, size, of = plain
-    return Cause(How(how), by, files, size, {int(layer): count for layer, count in of.items()})
+    counts = {int(layer): _number(count) for layer, count in of.items()}
+    return Cause(How(how), _number(by), _number(files), _number(size), counts)
 
 
 def _repeated(line: bytes) -> Repeated:
@@ -156,7 +185,7 @@ def _keep(store: Store, place: pathlib.Path, result: _Kept) -> None:
     repeated = _lines([_names(one.path), *one[1:]] for one in result.figures.repeated)
     head = _lines([_head(result, wastes, repeated)])
     with contextlib.suppress(OSError), store.workspace() as work:
-        (work / "found").write_bytes(head + wastes + repeated)
+        (work / "found").write_bytes(indexes.sealed(_MAGIC, [head, wastes, repeated]))
         indexes.publish(store, {place: work / "found"})
 
 
@@ -175,7 +204,6 @@ def _plain(cause: Cause) -> list[Any]:
 def _head(result: _Kept, wastes: bytes, repeated: bytes) -> Mapping[str, Any]:
     said = result.figures
     return {
-        "version": _VERSION,
         "effects": [
             [e.added, e.changed, e.removed, e.same, e.wasted] for e in result.found.effects
         ],
@@ -184,5 +212,4 @@ def _head(result: _Kept, wastes: bytes, repeated: bytes) -> Mapping[str, Any]:
         "wastes": len(result.found.wastes),
         "length": len(wastes),
         "repeated": len(said.repeated),
-        "sum": zlib.crc32(repeated, zlib.crc32(wastes)),
     }

@@ -4,9 +4,12 @@ Each name is a row. The root is row 0; the children of a directory follow one an
 name, and all that is below a directory is one piece, from `first` to `end`. So a path is found by
 bisection, and the size of a tree is the sum of a slice.
 
-A file begins with `MAGIC`, the length of a header and the header, JSON with the place of each
-column. Columns are arrays of numbers as this machine has them. What another machine or version has
-written is not read but made again.
+A file begins with `MAGIC`, a checksum (see `store.indexes`), the length of a header and the header,
+JSON with the place of each column. Columns are arrays of numbers as this machine has them. What
+another machine or version has written is not read but made again.
+
+Many rows can have the same attributes, large ones: a global header of an archive gives them to
+each. So each name or value of them is there once, and each list of them.
 """
 
 from __future__ import annotations
@@ -20,18 +23,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
-MAGIC: Final = b"fuseoverlay layer index 1\n"
+from fuseoverlay.store import indexes
+from fuseoverlay.store.indexes import BadIndexError
+
+MAGIC: Final = b"fuseoverlay layer index 2\n"
 #: The columns, and the type of each as in the module `array`. `mode` holds type and permission
-#: bits, 0 where there is nothing but a whiteout. `mtime` is in ns. `name_at` is where the name
-#: begins in `names`, in which a zero byte follows each; `parent` the row of the directory. Of a
-#: directory, `count` is the number of its children, `first` the row of the first of them, and `end`
-#: the row after the last one below it. Names of one file have the same `ino`. `ref`: of a file, its
-#: place among the digests, of a symbolic link, its place among the targets, from 1; 0 for none.
+#: bits, 0 where there is nothing but a whiteout. The time is `seconds` and `nanos` on top, because
+#: an archive can name years that 64 bits of ns do not reach. `name_at` is where the name begins in
+#: `names`, in which a zero byte follows each; `parent` the row of the directory. Of a directory,
+#: `count` is the number of its children, `first` the row of the first of them, and `end` the row
+#: after the last one below it. Names of one file have the same `ino`. `ref`: of a file, its place
+#: among the digests, of a symbolic link, its place among the targets, from 1; 0 for none.
 #: `data`: of the content, where it begins in the plain archive, from 1; 0 if it is not there.
+#: `attrs`, `copied`: which list, from 1, has the names and values in turn of the attributes, or the
+#: path of the content in the layers below; 0 for none. A list begins at `list_at` in `lists`, the
+#: numbers of its texts, and a text at `text_at` in `texts`.
 COLUMNS: Final[Mapping[str, str]] = {
     "parent": "I", "name_at": "I", "mode": "H", "flags": "B", "uid": "I", "gid": "I", "size": "Q",
-    "mtime": "q", "rdev": "Q", "first": "I", "end": "I", "count": "I", "ino": "I", "nlink": "I",
-    "ref": "I", "data": "Q", "target_at": "I",
+    "seconds": "q", "nanos": "I", "rdev": "Q", "first": "I", "end": "I", "count": "I", "ino": "I",
+    "nlink": "I", "ref": "I", "data": "Q", "attrs": "I", "copied": "I", "target_at": "I",
+    "lists": "I", "list_at": "Q", "text_at": "Q",
 }  # fmt: skip
 #: Flags. `HIDES`: a whiteout of the name, which hides it in the layers below. `OPAQUE`: a directory
 #: that shows nothing of the layers below. `IMPLIED`: a directory that the archive does not list.
@@ -41,6 +52,10 @@ HIDES, OPAQUE, IMPLIED, REDIRECT, METACOPY, LINK, SPARSE = (1 << bit for bit in 
 #: Bytes of a digest.
 DIGEST: Final = 32
 _ALIGNED: Final = 8
+_SECOND: Final = 10**9
+#: Bytes of the length of the header, with the end of its line, and where the header begins.
+_LENGTH: Final = 13
+_BEGIN: Final = len(MAGIC) + indexes.SUM + _LENGTH
 #: To search one name costs as much as to read so many.
 _FEW: Final = 32
 
@@ -59,10 +74,6 @@ class Entry(NamedTuple):
     link: bytes
     digest: bytes | None
     xattrs: Mapping[bytes, bytes]
-
-
-class BadIndexError(Exception):
-    """A file that is no index of this version, or is damaged."""
 
 
 @dataclass(slots=True)
@@ -91,10 +102,10 @@ class LayerIndex:
             self.names = view[slice(*places["names"])]
             self._targets = view[slice(*places["targets"])]
             self._digests = view[slice(*places["digests"])]
+            self._texts = view[slice(*places["texts"])]
             self.size: int = header["size"]
-            self._xattrs: dict[str, dict[str, str]] = header["xattrs"]
-            self._copied: dict[str, str] = header["copied"]
-        except (KeyError, ValueError, TypeError, IndexError, OverflowError) as exc:
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+                RecursionError) as exc:  # fmt: skip
             raise BadIndexError(str(exc)) from exc
         self.parent: Sequence[int] = columns["parent"]
         self.name_at: Sequence[int] = columns["name_at"]
@@ -108,6 +119,8 @@ class LayerIndex:
         self.nlink: Sequence[int] = columns["nlink"]
         self.data: Sequence[int] = columns["data"]
         self._columns = columns
+        #: The texts that were asked for, so that all that have them share them.
+        self._known: dict[int, bytes] = {}
         self._buffer = buffer
         self._recent = _Recent(-1)
         if not len(self.parent) == len(self.mode) == len(self.name_at) - 1 > 0:
@@ -117,11 +130,7 @@ class LayerIndex:
     def load(cls, path: str | os.PathLike[str], identity: object = None) -> LayerIndex:
         """Map the file at `path`, which is its identity if there is no other. OSError,
         BadIndexError."""
-        with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise BadIndexError("empty")
-            found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return cls(found, os.fspath(path) if identity is None else identity)
+        return cls(indexes.mapped(path), os.fspath(path) if identity is None else identity)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -196,8 +205,8 @@ class LayerIndex:
         column = self._columns
         return Entry(
             self.mode[row], column["uid"][row], column["gid"][row], self.sizes[row],
-            column["mtime"][row], column["rdev"][row], self.nlink[row], self.target(row),
-            self.digest(row), self.xattrs(row),
+            column["seconds"][row] * _SECOND + column["nanos"][row], column["rdev"][row],
+            self.nlink[row], self.target(row), self.digest(row), self.xattrs(row),
         )  # fmt: skip
 
     def digest(self, row: int) -> bytes | None:
@@ -217,52 +226,52 @@ class LayerIndex:
 
     def xattrs(self, row: int) -> Mapping[bytes, bytes]:
         """The extended attributes of a row."""
-        if not self._xattrs:
-            return {}
-        found = self._xattrs.get(str(row), {})
-        return {bytes.fromhex(name): bytes.fromhex(value) for name, value in found.items()}
+        found = self._list(self._columns["attrs"][row])
+        return dict(zip(found[::2], found[1::2], strict=True))
 
     def copied(self, row: int) -> tuple[bytes, ...] | None:
         """The path in the layers below to which the archive links this file, where it has not its
         content."""
-        found = self._copied.get(str(row))
-        return None if found is None else tuple(bytes.fromhex(found).split(b"/"))
+        return self._list(self._columns["copied"][row]) or None
+
+    def _list(self, number: int) -> tuple[bytes, ...]:
+        """The texts of a list; none of the list 0."""
+        if not number:
+            return ()
+        at = self._columns["list_at"]
+        return tuple(map(self._text, self._columns["lists"][at[number - 1] : at[number]]))
+
+    def _text(self, number: int) -> bytes:
+        found = self._known.get(number)
+        if found is None:
+            at = self._columns["text_at"]
+            found = self._known[number] = bytes(self._texts[at[number] : at[number + 1]])
+        return found
 
 
-def encoded(
-    columns: Mapping[str, Any], heaps: Mapping[str, bytes], size: int,
-    xattrs: Mapping[int, Mapping[bytes, bytes]], copied: Mapping[int, Sequence[bytes]],
-) -> bytes:  # fmt: skip
-    """The content of a file; `columns`: arrays, `heaps`: names, targets, digests."""
+def encoded(columns: Mapping[str, Any], heaps: Mapping[str, bytes], size: int) -> bytes:
+    """The content of a file; `columns`: arrays, `heaps`: names, targets, digests, texts."""
     parts = [(name, columns[name].tobytes()) for name in COLUMNS] + list(heaps.items())
     places, at = {}, 0
     for name, data in parts:
         places[name] = [at, at + len(data)]
         at += len(data) + -len(data) % _ALIGNED
-    said = {
-        row: {name.hex(): value.hex() for name, value in found.items()}
-        for row, found in xattrs.items()
-    }
-    header = json.dumps(
-        {
-            "order": sys.byteorder, "length": at, "places": places, "size": size, "xattrs": said,
-            "copied": {row: b"/".join(path).hex() for row, path in copied.items()},
-        }
-    ).encode()  # fmt: skip
-    start = MAGIC + b"%12d\n" % len(header) + header
-    pieces = [start + b" " * (-len(start) % _ALIGNED)]
-    pieces += [data + bytes(-len(data) % _ALIGNED) for _, data in parts]
-    return b"".join(pieces)
+    said = {"order": sys.byteorder, "length": at, "places": places, "size": size}
+    header = json.dumps(said).encode()
+    # The columns begin at a multiple of their largest item.
+    header += b" " * (-(_BEGIN + len(header)) % _ALIGNED)
+    pieces = [b"%12d\n" % len(header), header]
+    for _, data in parts:
+        pieces += [data, bytes(-len(data) % _ALIGNED)]
+    return indexes.sealed(MAGIC, pieces)
 
 
 def _header(view: memoryview) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
     """The header, and the place of each column in `view`."""
-    begin = len(MAGIC) + 13
-    if bytes(view[: len(MAGIC)]) != MAGIC:
-        raise BadIndexError("of another version")
-    length = int(bytes(view[len(MAGIC) : begin]))
+    begin = indexes.unsealed(view, MAGIC) + _LENGTH
+    length = int(bytes(view[begin - _LENGTH : begin]))
     header = json.loads(bytes(view[begin : begin + length]))
-    start = begin + length + -(begin + length) % _ALIGNED
+    start = begin + length
     if header["order"] != sys.byteorder or start + header["length"] != len(view):
         raise BadIndexError("cut short, or of another machine")
     places = header["places"]

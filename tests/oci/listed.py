@@ -65,7 +65,7 @@ def _with_names(found: Described, names: dict[int, list[bytes]]) -> Described:
 
 
 def _described(node: Node) -> tuple[Any, ...]:
-    assert -(1 << 63) <= node.mtime < 1 << 63
+    assert -(1 << 63) <= node.mtime // 10**9 < 1 << 63
     if node.is_whiteout:
         return ("whiteout",)
     more: tuple[Any, ...] = (node.digest, node.nlink)

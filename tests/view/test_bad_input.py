@@ -8,15 +8,18 @@ import os
 import shutil
 import stat
 import subprocess
+import tarfile
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from fuseoverlay.oci.layout import LayoutWriter, Node, directory, layer_tar, symlink
+from fuseoverlay.store import indexes
 from fuseoverlay.store.root import Store
 from fuseoverlay.view import layerindex, opened
 from tests.commands.conftest import Cli
-from tests.helpers.mounts import command, daemon_env
+from tests.helpers.mounts import command, daemon_env, needs_root_ids
 from tests.oci.helpers import block, header, pax
 from tests.view.conftest import Painter
 
@@ -116,20 +119,180 @@ def test_a_layer_that_cannot_be_read(cli: Cli, paint: Painter) -> None:
     assert cli.said("ls", image).split() == ["a", "b"]
 
 
-def test_a_damaged_index_is_made_again(cli: Cli, paint: Painter) -> None:
-    image = paint("one", *LAYERS)
-    before = cli.said("tree", image), cli.said("layers", image)
-    files = [path for path in (cli.root / "index").glob("*/*") if path.is_file()]
-    assert len(files) == 4
-    for path in files:
-        data = path.read_bytes()
+@pytest.fixture
+def one(cli: Cli, paint: Painter) -> Kept:
+    """An image whose indexes are in the store."""
+    return Kept(cli, paint("one", *LAYERS))
+
+
+class Kept:
+    """An image, what commands say of it, and what is kept for that: three indexes, and what was
+    found out."""
+
+    def __init__(self, cli: Cli, image: str) -> None:
+        self._cli, self.image = cli, image
+        self.said = self._said()
+        self.files = {path: path.read_bytes() for path in cli.root.glob("index/*/*")}
+        assert len(self.files) == 4
+
+    def _said(self) -> list[str]:
+        argvs = ["tree"], ["layers"], ["efficiency", "--json"]
+        return [self._cli.said(*argv, self.image) for argv in argvs]
+
+    def check(self, path: Path) -> None:
+        """That they say the same, and `path` is whole again."""
+        assert self._said() == self.said
+        assert path.read_bytes() == self.files[path]
+
+
+def test_a_damaged_index_is_made_again(one: Kept) -> None:
+    for path, data in one.files.items():
         for damaged in (
             b"", data[:10], data[: len(data) // 2], b"fuseoverlay layer index 0\n" + data[26:],
-            data[:-8], data + b"x", data.replace(b'"rows"', b'"r0ws"').replace(b"{", b"[", 1),
+            data[:-8], data + b"x", data.replace(b'"repeated"', b'"r"').replace(b"{", b"[", 1),
         ):  # fmt: skip
             path.write_bytes(damaged)
-            assert (cli.said("tree", image), cli.said("layers", image)) == before
-        assert path.read_bytes() == data
+            one.check(path)
+
+
+def test_no_bit_of_an_index_goes_unnoticed(one: Kept) -> None:
+    """Each byte of each file, one bit of it at a time, and some with commands."""
+    flips = 0
+    for path, data in one.files.items():
+        for at in range(len(data)):
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << at % 8
+            flips += 1
+            with pytest.raises(indexes.BadIndexError), memoryview(damaged) as view:
+                indexes.unsealed(view, data[: data.index(b"\n") + 1])
+            if not at % 500:
+                path.write_bytes(damaged)
+                one.check(path)
+    assert flips > 2000
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 100_000, b"[]", b"{}", b'{"order": "little"}', b'{"places": 1}', b"\xff", b""]
+)
+def test_headers_that_nobody_wrote(one: Kept, header: bytes) -> None:
+    """With a good checksum."""
+    for path, data in one.files.items():
+        magic = data[: data.index(b"\n") + 1]
+        length = b"" if b"found" in magic else b"%12d\n" % len(header)
+        path.write_bytes(indexes.sealed(magic, [length, header, b"\n"]))
+        one.check(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("effects", []), ("effects", [[1, 2, 3, 4]] * 3), ("effects", [["1", 0, 0, 0, 0]] * 3),
+        ("effects", None), ("causes", [1]), ("causes", [["no how", 1, 1, 1, {}]]), ("dive", {}),
+        ("dive", {"efficiency": "x", "sizes": [1, 1, 1], "wasted": 0}),
+        ("dive", {"efficiency": 1, "sizes": [1], "wasted": 0}), ("wastes", 10**12), ("wastes", -1),
+        ("length", 5), ("length", 10**30), ("repeated", "1"), ("repeated", 1.5),
+    ],
+)  # fmt: skip
+def test_findings_that_nobody_found(one: Kept, key: str, value: object) -> None:
+    """With a good checksum."""
+    (path,) = (path for path in one.files if path.parent.name == "found")
+    magic, _, head, *lines = one.files[path].splitlines(keepends=True)
+    changed = json.dumps({**json.loads(head), key: value}).encode() + b"\n"
+    path.write_bytes(indexes.sealed(magic, [changed, *lines]))
+    one.check(path)
+
+
+@pytest.mark.parametrize("what", ["directory", "full directory", "fifo", "link", "dangling link"])
+def test_anything_in_place_of_an_index(one: Kept, what: str) -> None:
+    """It makes room."""
+    for path, data in one.files.items():
+        path.unlink()
+        other = path.with_name("other")
+        match what:
+            case "directory":
+                path.mkdir()
+            case "full directory":
+                (path / "a/b").mkdir(parents=True)
+                (path / "a/c").write_text("x")
+            case "fifo":
+                os.mkfifo(path)
+            case "link":
+                other.write_bytes(data)
+                path.symlink_to(other)
+            case _:
+                path.symlink_to("nothing")
+        one.check(path)
+        other.unlink(missing_ok=True)
+        assert path.is_file() and not path.is_symlink()
+
+
+@needs_root_ids
+def test_what_another_user_says(cli: Cli, one: Kept) -> None:
+    """It is not believed, whoever has the store."""
+    for path, data in one.files.items():
+        if path.parent.name == "found":
+            magic, _, *lines = data.splitlines(keepends=True)
+            path.write_bytes(indexes.sealed(magic, [b"".join(lines).replace(b"1", b"2")]))
+        os.chown(path, 12345, 12345)
+        one.check(path)
+        assert path.stat().st_uid == 0
+
+
+def test_an_index_goes_that_is_no_file(cli: Cli, one: Kept) -> None:
+    for path in one.files:
+        path.unlink()
+        (path / "inner").mkdir(parents=True)
+    shutil.rmtree(Path(one.image.rpartition(":")[0]))
+    cli.said("image", "prune", "-f")
+    assert not any(path.exists() for path in one.files)
+
+
+def test_many_files_share_large_attributes(cli: Cli, paint: Painter) -> None:
+    """A global header gives each file the same; some have one more. Each value is there once."""
+    value, count = b"v" * 60_000, 500
+    every = pax(b"SCHILY.xattr.user.k=" + value, kind=tarfile.XGLTYPE)
+    plain = b"".join(header(f"x{at}") for at in range(count))
+    more = b"".join(
+        pax(b"SCHILY.xattr.user.%d=1" % at) + header(f"y{at}") for at in range(count)
+    )  # fmt: skip
+    image = paint("shared", every + plain + more + bytes(1024))
+    cli.said("ls", image)
+    (path,) = cli.root.glob("index/sha256/*")
+    assert len(value) < path.stat().st_size < 4 * len(value) + 400 * count
+    layer = layerindex.LayerIndex.load(path)
+    for at in range(count):
+        x, y = layer.find((b"x%d" % at,)), layer.find((b"y%d" % at,))
+        assert x and y and layer.xattrs(x) == {b"user.k": value}
+        assert layer.xattrs(y) == {b"user.k": value, b"user.%d" % at: b"1"}
+    assert layer.xattrs(0) == {}
+
+
+def test_more_bytes_than_64_bits_say(cli: Cli, paint: Painter) -> None:
+    """Sparse files that no disk holds."""
+    size, count = 1 << 60, 20
+    body = block(b"1\n0\n5\n") + block(b"first")
+    found = b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"GNU.sparse.realsize=%d" % size
+    files = [pax(*found) + header(f"h{at:02}", size=len(body)) + body for at in range(count)]
+    image = paint("huge", b"".join(files) + bytes(1024), [Node("h00", data=b"x"), Node(".wh.h01")])
+    assert cli.said("layers", "--format", "{{.Size}}", image).split()[0] == "23.1EB"
+    said = json.loads(cli.said("efficiency", "--json", image))
+    assert (said["size"], said["saveable"]) == (count * size + 1, 2 * size)
+    assert said["dive"]["wastedBytes"] == 2 * size + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("17179869184.123456789", "2514-05-30 01:53"), ("-1.5", "1969-12-31 23:59"),
+        ("9223372036854775806.5", "9223372036854775806"),
+    ],
+)  # fmt: skip
+def test_times_of_any_year(cli: Cli, paint: Painter, text: str, shown: str) -> None:
+    """All that 64 bits of seconds can say, to the nanosecond."""
+    image = paint("times", [Node("f", mtime=text), directory("d", mtime=text)])
+    rows = [json.loads(row) for row in cli.said("ls", "--json", image).splitlines()]
+    assert [row["mtime"] for row in rows] == [int(Decimal(text) * 10**9)] * 2
+    assert all(shown in line for line in cli.said("ls", "-l", image).splitlines())
 
 
 def test_duplicates(cli: Cli, paint: Painter) -> None:
@@ -203,5 +366,5 @@ def test_nobody_reads(cli: Cli, paint: Painter) -> None:
 
 def test_columns_of_an_index() -> None:
     """What a file has too little of is noticed when it is loaded, not when it is used."""
-    with pytest.raises(layerindex.BadIndexError):
+    with pytest.raises(indexes.BadIndexError):
         layerindex.LayerIndex(b"")

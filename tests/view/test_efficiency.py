@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from pathlib import Path
 
 import pytest
 
 from fuseoverlay.oci.layout import Node, directory
+from fuseoverlay.store import indexes
 from fuseoverlay.store.root import Store
 from fuseoverlay.view import dive, kept, opened, waste
 from tests.commands.conftest import Cli
@@ -196,14 +196,13 @@ def test_kept(cli: Cli, paint: Painter) -> None:
     before = [cli.run("efficiency", form, picture).stdout for form in every]
     table = cli.said("efficiency", picture)
     (kept,) = cli.root.glob("index/found/*")
-    head, *lines = kept.read_bytes().splitlines()
+    magic, _, head, *lines = kept.read_bytes().splitlines()
     assert len(lines) == 60
     assert [cli.run("efficiency", form, picture).stdout for form in every] == before
     # The rows behind the first 20 and dive's are none any more; their lengths stay.
     spoilt = lines[:20] + [b"!" * len(line) for line in lines[20:]]
-    said = json.loads(head)
-    rest = b"".join(line + b"\n" for line in spoilt)
-    kept.write_bytes(json.dumps({**said, "sum": zlib.crc32(rest)}).encode() + b"\n" + rest)
+    pieces = [line + b"\n" for line in (head, *spoilt)]
+    kept.write_bytes(indexes.sealed(magic + b"\n", pieces))
     assert cli.said("efficiency", picture) == table
     assert cli.run("efficiency", "--all", picture).returncode != 0
 
@@ -222,7 +221,7 @@ def test_kept_and_damaged(cli: Cli, picture: str, how: str) -> None:
         case "empty":
             kept.write_bytes(b"")
         case _:
-            kept.write_bytes(good.replace(b'"version": 2', b'"version": 1'))
+            kept.write_bytes(good.replace(b"found 3", b"found 2"))
     assert cli.said("efficiency", "--json", picture) == before
     assert kept.read_bytes() == good
 
