@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +13,11 @@ from fuseoverlay.commands.show import units
 from fuseoverlay.oci.layout import Node
 from fuseoverlay.store import indexes
 from fuseoverlay.store.root import Store
-from fuseoverlay.view import kept, opened
+from fuseoverlay.view import kept, opened, waste
+from fuseoverlay.view.changes import Same
 from fuseoverlay.view.opened import View
+from fuseoverlay.view.stack import Stack
+from fuseoverlay.view.waste import Found
 from tests.view.conftest import Painter
 from tests.view.explored import Screen, explored, stack
 
@@ -111,11 +114,15 @@ def test_hostile_commands_do_nothing_where_they_are_a_reason(
             assert all("\x1b" not in part.text and "\u202e" not in part.text for part in strip)
 
 
-def test_keys_do_not_wait_for_what_is_wasted(view: View) -> None:
-    """Finding it takes as long as somebody reads a pipe in place of what was kept."""
-    pipe = kept_at(view)
-    pipe.parent.mkdir(parents=True, exist_ok=True)
-    os.mkfifo(pipe)
+def test_keys_do_not_wait_for_what_is_wasted(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes to find out."""
+    go_on, find = threading.Event(), waste.find
+
+    def slow(stack: Stack, same: Same | None = None) -> Found:
+        assert go_on.wait(60)
+        return find(stack, same)
+
+    monkeypatch.setattr(waste, "find", slow)
     with explored(view, begun=False) as screen:
         app = screen.app
         try:
@@ -126,8 +133,7 @@ def test_keys_do_not_wait_for_what_is_wasted(view: View) -> None:
             assert "M /etc/conf" in screen.rows()
             assert app.wastes.has_focus and "Waste: …" in screen.text()
         finally:
-            # What is no such file is made anew.
-            os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+            go_on.set()
         screen.begin()
         assert app.wastes.found is not None and app.wastes.found.wasted == WASTED
-    assert pipe.is_file()
+    assert kept_at(view).is_file()
