@@ -331,6 +331,9 @@ def test_an_image_without_layers(cli: Cli) -> None:
     assert cli.said("ls", writer.path) == ""
     assert cli.said("layers", "-H=false", writer.path).splitlines()[1:] == []
     cli.refused(2, "has no layer 1; there are none", "ls", "--layer", "1", writer.path)
+    cli.refused(7, "no layer has /", "which", "--all", writer.path, "/")
+    assert cli.said("efficiency", writer.path).startswith(f"{writer.path}: nothing to save of 0B")
+    assert cli.run("find", writer.path, "*").returncode == 1
 
 
 def test_a_store_that_cannot_be_written(cli: Cli, paint: Painter) -> None:

@@ -35,12 +35,10 @@ def command(argv: list[str], prog: str) -> int:
     args = subject.parsed(parser(prog), argv)
     shown = []
     with subject.look(args) as view:
-        if not view.layers:
-            raise ImageError("the image has no layers", where=view.name)
 
         def tell(text: str) -> None:
             path = _followed(view, subject.path_of(text))
-            moments = list(life.life(view.stack, path, view.same))
+            moments = list(life.life(view.stack, path, view.same)) if view.layers else []
             if not moments:
                 hint = "`fuseoverlay find` searches all layers"
                 raise ImageError(f"no layer has {subject.shown(path)}", where=view.name, hint=hint)
