@@ -15,7 +15,19 @@ FOR_IMAGES = (
 )
 #: Those that look into layers.
 FOR_LAYERS = (
-    *("layers", "tree", "ls", "cat", "cp", "which", "find", "diff", "efficiency", "explore"),
+    *(
+        "layers",
+        "tree",
+        "ls",
+        "cat",
+        "cp",
+        "export",
+        "which",
+        "find",
+        "diff",
+        "efficiency",
+        "explore",
+    ),
 )
 COMMANDS = (
     *("mount", "unmount", "umount", "fsck", "mounts", "image", *FOR_IMAGES, *FOR_LAYERS),
@@ -25,7 +37,7 @@ COMMANDS = (
 #: Words of docker and podman for what is not done here.
 _NOT_OURS: Final = frozenset(
     ("attach", "build", "builder", "buildx", "commit", "compose", "container", "create",
-     "events", "exec", "export", "generate", "init", "kill", "kube", "logs", "machine",
+     "events", "exec", "generate", "init", "kill", "kube", "logs", "machine",
      "manifest", "network", "pause", "play", "pod", "port", "ps", "rename", "restart", "rm", "run",
      "search", "secret", "service", "stack", "start", "stats", "stop", "swarm", "system", "top",
      "unpause", "unshare", "update", "volume", "wait")

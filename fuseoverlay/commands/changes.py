@@ -68,6 +68,17 @@ class Changes:
         upper, work = os.fsencode(self._upper), os.fsencode(self._work)
         return replace(config, upperdir=upper, workdir=work)
 
+    def is_there(self) -> bool:
+        """Whether changes of an image are kept here."""
+        return self._upper.is_dir() and self._note.is_file()
+
+    def image(self) -> str:
+        """The name of the image that they are of. UpperError."""
+        noted = self._noted()
+        if noted is None:
+            raise UpperError("no changes of an image are kept here", where=self.directory)
+        return noted.name
+
     def check(self, owner: Owner) -> None:
         """Raise `UpperError` if there are no changes, or if they are of another image."""
         self.refuse_none()

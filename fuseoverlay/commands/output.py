@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Final, TextIO
+from typing import IO, Any, Final, TextIO
 
 from fuseoverlay.errors import FuseOverlayError, describe, escaped, printable, visible
 
@@ -83,6 +83,21 @@ def write(data: bytes) -> int:
     except OSError as exc:
         raise _lost(exc) from None
     return len(data)
+
+
+@contextlib.contextmanager
+def stream() -> Iterator[IO[bytes]]:
+    """Standard output for bytes. What is wrong with it is a `FuseOverlayError`."""
+    with io.BufferedWriter(_Stdout(), 1 << 20) as file:
+        yield file
+
+
+class _Stdout(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return write(bytes(data))
 
 
 def complain(level: str, text: str) -> None:

@@ -89,8 +89,8 @@ def write_tar(
     view: View, stack: Stack, top: Node, name: bytes, target: IO[bytes], warn: Warn
 ) -> None:
     """Write the node and all below it as an archive, in which it is called `name`; "." stands for
-    the content of a directory. Attributes that no archive can have are left out, with a warning.
-    ImageError, OSError."""
+    the content of a directory, and so does nothing. Attributes that no archive can have are
+    left out, with a warning. ImageError, OSError."""
     plan = _Plan(stack, top)
     infos = _Infos(name, warn)
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
@@ -133,7 +133,8 @@ class _Infos:
 
     def of(self, path: Path, entry: Entry) -> tarfile.TarInfo:
         """The header of one entry."""
-        info = tarfile.TarInfo(os.fsdecode(b"/".join((self._name, *path))))
+        parts = (self._name, *path) if self._name else path
+        info = tarfile.TarInfo(os.fsdecode(b"/".join(parts)) or "./")
         info.type = _TYPES[stat.S_IFMT(entry.mode)]
         info.mode, info.uid, info.gid = stat.S_IMODE(entry.mode), entry.uid, entry.gid
         info.size = entry.size if stat.S_ISREG(entry.mode) else 0

@@ -18,6 +18,7 @@ from tests.commands.conftest import Cli
 from tests.helpers import warm
 from tests.helpers.mounts import command, daemon_env
 from tests.view.conftest import Painter
+from tests.view.odd import ODD
 
 #: Bottom first.
 LAYERS = [
@@ -242,6 +243,24 @@ def test_cp_that_fails_leaves_nothing(cli: Cli, picture: str, tmp_path: Path) ->
     assert not (tmp_path / "all").exists()
 
 
+def test_export(cli: Cli, paint: Painter, tmp_path: Path) -> None:
+    """All files in one archive; a new image of it shows the same."""
+    image = paint("rich", *ODD["hard links"], *ODD["metadata"], *ODD["implied"])
+    cli.said("export", "-O", tmp_path / "all.tar", image)
+    with tarfile.open(tmp_path / "all.tar") as archive:
+        names = archive.getnames()
+    assert names[-1] == "." and "n/e/w" in names and not [x for x in names if x.startswith("/")]
+    cli.said("import", tmp_path / "all.tar", "flat:1")
+    done = cli.run("diff", "--times", image, "flat:1")
+    assert (done.returncode, done.stdout) == (0, "")
+    env = daemon_env(FUSEOVERLAY_ROOT=str(cli.root))
+    piped = subprocess.run(
+        command("export", image), env=env, check=True, capture_output=True, timeout=60
+    )
+    assert piped.stdout == (tmp_path / "all.tar").read_bytes()
+    cli.refused(9, "there is no directory", "export", "-O", tmp_path / "no/such", image)
+
+
 # which and find
 
 
@@ -348,7 +367,8 @@ def test_diff_of_images(cli: Cli, paint: Painter, picture: str) -> None:
     assert found["/lists/c"]["kind"] == "removed" and "/link" not in found
     assert found["/kept"]["before"]["uid"] == 0 and found["/kept"]["after"]["uid"] == 7
     assert cli.run("diff", picture, picture).returncode == 0
-    cli.refused(2, "two images are wanted", "diff", picture)
+    cli.refused(2, "name two images, or --layers N M", "diff", picture)
+    cli.refused(2, "images are wanted", "diff", picture, picture, picture)
 
 
 def test_diff_of_contents(cli: Cli, picture: str) -> None:

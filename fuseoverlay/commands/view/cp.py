@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 import sys
-from typing import Any, cast
 
 from fuseoverlay.commands import output
 from fuseoverlay.commands.parser import Parser
@@ -95,15 +93,5 @@ def _to_stdout(view: View, stack: Stack, node: Node, *, content: bool) -> None:
     if sys.stdout.isatty():
         raise UsageError("an archive is nothing for a terminal", hint="redirect it, or write DIR")
     name = b"." if content or not node.path else node.name
-    with io.BufferedWriter(_Output(), 1 << 20) as out:
-        extract.write_tar(view, stack, node, name, cast(Any, out), output.warn)
-
-
-class _Output(io.RawIOBase):
-    """Standard output; what is wrong with it is its own error."""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        return output.write(bytes(data))
+    with output.stream() as out:
+        extract.write_tar(view, stack, node, name, out, output.warn)

@@ -15,6 +15,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "ls": "list files of an image",
     "cat": "print a file of an image",
     "cp": "copy files out of an image",
+    "export": "write all files of an image as a tar archive",
     "which": "say which layer gives a file, and which hide it",
     "find": "find files in all layers",
     "diff": "compare two images, or two layers",
