@@ -37,7 +37,8 @@ class Removed:
     """What was removed, or would be.
 
     `untagged`: full names. `images`: ids. `blobs`, `partial`: their sizes in bytes. `layers`:
-    directories, relative to the store, and their sizes on disk. `in_use`: what was left because
+    directories, relative to the store, and their sizes on disk. `indexes`: files about layers, and
+    their sizes. `in_use`: what was left because
     somebody uses it, relative to the store, `new` because another program may be about to name it.
     `problems`: why nothing but names was removed.
     """
@@ -47,6 +48,7 @@ class Removed:
     blobs: dict[Digest, int] = field(default_factory=dict)
     partial: dict[Digest, int] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
+    indexes: dict[str, int] = field(default_factory=dict)
     in_use: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -54,7 +56,7 @@ class Removed:
     @property
     def freed(self) -> int:
         """How many bytes that freed."""
-        sizes = (self.blobs, self.partial, self.layers)
+        sizes = (self.blobs, self.partial, self.layers, self.indexes)
         return sum(sum(found.values()) for found in sizes)
 
 
@@ -182,9 +184,9 @@ class _Removal:
             return
         self._collect_blobs(known, after, everything=everything)
         self._collect_layers(before, after)
+        self._collect_indexes(before, after)
         if self._moved is not None:
             self._forget_sizes(after, everything=everything)
-            self._forget_indexes(before, after)
         if everything:
             self._collect_partial()
 
@@ -250,13 +252,15 @@ class _Removal:
             if place not in after.layers | there and (everything or place in gone):
                 sizes.forget(store, place)
 
-    def _forget_indexes(self, before: Reach | None, after: Reach) -> None:
-        """Forget what is known of layers that no image has. Nobody depends on it: whoever has it
+    def _collect_indexes(self, before: Reach | None, after: Reach) -> None:
+        """Remove what is known of layers that no image has. Nobody depends on it: whoever has it
         open keeps it."""
         for path in indexes.all_of(self._content.store):
             place = indexes.layer_of(path)
             if place not in after.layers and (before is None or place in before.layers):
-                indexes.forget(path)
+                self.removed.indexes[str(path.relative_to(self._root))] = indexes.size(path)
+                if self._moved is not None:
+                    indexes.forget(path)
 
     def _collect_partial(self) -> None:
         for digest, size in list(self._content.partials()):

@@ -106,6 +106,14 @@ def publish(store: Store, made: dict[pathlib.Path, pathlib.Path]) -> None:
             os.rename(source, target)
 
 
+def size(path: pathlib.Path) -> int:
+    """Its size in bytes; 0 if it has gone. OSError."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def forget(path: pathlib.Path) -> None:
     """Remove one, or whatever is in its place. OSError."""
     fd = os.open(path.parent, DIR_FLAGS)

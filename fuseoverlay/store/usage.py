@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fuseoverlay.oci.model import Digest
-from fuseoverlay.store import places
+from fuseoverlay.store import indexes, places
 from fuseoverlay.store.images import Image, Images
 from fuseoverlay.store.reach import reach
 from fuseoverlay.system import syscalls
@@ -43,7 +43,8 @@ class LayerUsage:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What the store takes up, in bytes. `needless`: of the blobs, those that no image needs;
-    `partials`: how many downloads are not complete."""
+    `partials`: how many downloads are not complete. `indexes`: the size of each file about layers
+    that `layers`, `which` and others have kept."""
 
     images: tuple[ImageUsage, ...]
     blobs: int
@@ -51,11 +52,13 @@ class Usage:
     layers: tuple[LayerUsage, ...]
     partial: int
     partials: int
+    indexes: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
         """All of it together."""
-        return self.blobs + self.partial + sum(layer.size for layer in self.layers)
+        layers = sum(layer.size for layer in self.layers)
+        return self.blobs + self.partial + layers + sum(self.indexes)
 
 
 def usage(images: Images) -> Usage:
@@ -72,6 +75,7 @@ def usage(images: Images) -> Usage:
         layers=tuple(_of_layers(images, needed.layers)),
         partial=sum(sizes_of_partials),
         partials=len(sizes_of_partials),
+        indexes=tuple(map(indexes.size, indexes.all_of(images.store))),
     )
 
 

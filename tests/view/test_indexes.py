@@ -72,6 +72,11 @@ def test_gone_with_the_image(cli: Cli, paint: Painter) -> None:
     for name in ("docker://one:1", "docker://two:1", file):
         cli.said("layers", name)
     assert len(kept(cli)) == 4 + 3
+    *_, row = cli.said("image", "df").splitlines()
+    assert row.split()[:2] == ["Indexes", "7"] and row.split()[3] != "0B"
+    before = kept(cli)
+    assert "Space that would be reclaimed: 0B" not in cli.said("image", "prune", "--dry-run")
+    assert kept(cli) == before
     cli.said("rmi", "docker://one:1")
     assert len(kept(cli)) == 3 + 2
     cli.said("image", "prune", "-f")

@@ -44,13 +44,14 @@ def parser(prog: str) -> Parser:
 
 
 def _kinds(found: Usage, free: Removed) -> list[dict[str, Any]]:
-    """Blobs, unpacked layers, partial downloads: how many, bytes, and how many of these
-    `image prune` would free."""
+    """Blobs, unpacked layers, partial downloads, what is known of layers: how many, bytes, and how
+    many of these `image prune` would free."""
     rows = (
         ("Images", len(found.images), found.blobs, sum(free.blobs.values())),
         ("Unpacked layers", len(found.layers), sum(layer.size for layer in found.layers),
          sum(free.layers.values())),
         ("Partial downloads", found.partials, found.partial, sum(free.partial.values())),
+        ("Indexes", len(found.indexes), sum(found.indexes), sum(free.indexes.values())),
     )  # fmt: skip
     return [dict(zip(_HEADINGS, row, strict=True)) for row in rows]
 
