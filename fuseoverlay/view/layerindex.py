@@ -22,6 +22,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
+from weakref import WeakValueDictionary
 
 from fuseoverlay.store import indexes
 from fuseoverlay.store.indexes import BadIndexError
@@ -58,6 +59,10 @@ _LENGTH: Final = 13
 _BEGIN: Final = len(MAGIC) + indexes.SUM + _LENGTH
 #: To search one name costs as much as to read so many.
 _FEW: Final = 32
+
+
+#: The indexes that are mapped, by path, identity, inode number, time and size of the file.
+_loaded: WeakValueDictionary[tuple[object, ...], LayerIndex] = WeakValueDictionary()
 
 
 class Entry(NamedTuple):
@@ -128,9 +133,15 @@ class LayerIndex:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], identity: object = None) -> LayerIndex:
-        """Map the file at `path`, which is its identity if there is no other. OSError,
-        BadIndexError."""
-        return cls(indexes.mapped(path), os.fspath(path) if identity is None else identity)
+        """Map the file at `path`, which is its identity if there is no other; one that is open
+        already, of another image, serves again. OSError, BadIndexError."""
+        st = os.stat(path)
+        key = os.fspath(path), identity, st.st_ino, st.st_mtime_ns, st.st_size
+        known = _loaded.get(key)
+        if known is None:
+            named = os.fspath(path) if identity is None else identity
+            known = _loaded[key] = cls(indexes.mapped(path), named)
+        return known
 
     def __len__(self) -> int:
         """The number of rows."""

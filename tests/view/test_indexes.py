@@ -53,6 +53,13 @@ def test_shared_between_images(cli: Cli, paint: Painter) -> None:
     cli.said("ls", first)
     cli.said("ls", second)
     assert len([name for name in kept(cli) if "/sha256/" in name]) == 3
+    store = Store(cli.root)
+    with (
+        opened.image(store, first, warn=print) as one,
+        opened.image(store, second, warn=print) as two,
+    ):
+        layers = [(a, b) for a, b in zip(one.stack.layers, two.stack.layers, strict=True)]
+    assert [a is b for a, b in layers] == [True, False]
 
 
 def test_what_is_taken_from_below_belongs_to_the_stack(cli: Cli, paint: Painter) -> None:
