@@ -74,6 +74,8 @@ wait $!
 """
 
 _REMOVE = 'umount -l "$1/overlay"; rm -rf "$1"'
+_TRIES = 5
+_SHM_BUSY = b"userdata/shm: device or resource busy"
 
 
 def missing() -> str | None:
@@ -215,6 +217,18 @@ class Store:
     def podman(self, *argv: object, **how: Any) -> str:
         """`said` by podman."""
         return self.said("podman", *argv, **how)
+
+    def remove(self, name: str) -> None:
+        """Remove a container that may be running. podman does not wait until a process that it has
+        killed lets go of /dev/shm, a mount of podman's own, and fails then; the second time there
+        is nothing to wait for."""
+        for _ in range(_TRIES):
+            argv = ("podman", "rm", "--force", "--ignore", "--time=0", name)
+            done = self.run(*argv, check=False)
+            if _SHM_BUSY not in done.stderr:
+                break
+            time.sleep(1)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
 
     def tree(self, path: object) -> tree.Tree:
         """A record of a tree as the clients see it; times since the store was made are 0."""

@@ -88,7 +88,7 @@ def container(store: Store, *options: object, running: bool = True) -> Iterator[
     try:
         yield name
     finally:
-        store.podman("rm", "--force", "--time=0", name)
+        store.remove(name)
 
 
 def shell(store: Store, name: str, script: str, *, check: bool = True) -> str:
