@@ -15,13 +15,15 @@ from tests.view.pictures import with_history
 
 _FOLDER = Path(__file__).parent
 _ALL = {path.stem for path in _FOLDER.glob("test_*.py")}
-#: Others than these mount something, or read what the user who mounts can read.
-_READ = _ALL - {"test_same_as_mount", "test_directories"}
+#: These mount something, need root for some of it, or find what the user who runs them can read.
+_BY_EACH = {
+    *("test_builders", "test_directories", "test_extract", "test_same_as_mount", "test_upperdiff"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`skip_repeated`."""
-    skip_repeated(items, _FOLDER, without_extension=_ALL, by_anybody=_READ)
+    skip_repeated(items, _FOLDER, without_extension=_ALL, by_anybody=_ALL - _BY_EACH)
 
 
 @pytest.fixture

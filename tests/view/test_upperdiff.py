@@ -58,8 +58,10 @@ def test_what_was_kept(mounted: Cli) -> None:
 
 
 def test_in_numbers_and_in_full(mounted: Cli) -> None:
+    # Made anew by a plain user, `new` is not root's any more.
+    changed = 4 if MODE == "user" else 3
     assert mounted.said("diff", "--stat", "mine") == (
-        "4 added, 3 changed, 3 removed; 8B of new content\n"
+        f"4 added, {changed} changed, 3 removed; 8B of new content\n"
     )
     rows = [json.loads(line) for line in mounted.said("diff", "--json", "mine").splitlines()]
     found = {row["path"]: row for row in rows}
@@ -98,7 +100,9 @@ def test_as_docker_has_it(cli: Cli) -> None:
         "mkdir -p etc gone/deep new a/b; echo one > etc/conf; echo m > etc/mode; echo o > new/old;"
         " echo f > gone/deep/f; echo c > a/b/c; ln -s etc link"
     )
-    change = " ".join(CHANGES.replace("echo -n same > etc/same; ", "").split("\n"))
+    change = "; ".join(CHANGES.replace("echo -n same > etc/same; ", "").splitlines())
+    # Docker compares times and sizes, no contents.
+    change = change.replace("echo two", "echo three")
     with scratch() as base, Docker(base) as docker:
         docker.run("import", "-", "base:1", input=base_image())
         (base / "context").mkdir()
@@ -109,5 +113,8 @@ def test_as_docker_has_it(cli: Cli) -> None:
         docker.run("save", "--output", cli.base / "it.tar", "it:1")
     cli.said("mount", "--upper", "mine", cli.base / "it.tar", cli.mnt)
     subprocess.run(["sh", "-euc", change], cwd=cli.mnt, check=True, timeout=60)
-    assert cli.said("diff", cli.mnt).splitlines() == theirs
+    # Docker's order is that of its storage driver.
+    ours = cli.said("diff", cli.mnt).splitlines()
+    assert sorted(ours) == sorted(theirs)
+    assert ours == sorted(ours, key=lambda line: line[2:].split("/"))
     assert os.path.exists(cli.mnt / "dir/in/x") and len(theirs) > 10
