@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fuseoverlay.view.changes import Kind
-from fuseoverlay.view.layerindex import Entry
-from fuseoverlay.view.opened import View, same_bytes
+from fuseoverlay.view.opened import View, same_content
 from fuseoverlay.view.stack import Node, Path, Stack
 
 
@@ -109,7 +108,7 @@ def _fields(
     elif stat.S_ISREG(was.mode):
         if was.size != now.size:
             yield "size"
-        if not _same_content(one, other, (before, was), (after, now)):
+        if not same_content(one.view, before, other.view, after):
             yield "content"
     if stat.S_IMODE(was.mode) != stat.S_IMODE(now.mode):
         yield "mode"
@@ -123,25 +122,3 @@ def _fields(
         yield "xattrs"
     if times and was.mtime != now.mtime:
         yield "time"
-
-
-def _same_content(
-    one: Side, other: Side, before: tuple[Node, Entry], after: tuple[Node, Entry]
-) -> bool:
-    was, now = before[1], after[1]
-    if was.size != now.size:
-        return False
-    if was.digest is not None and now.digest is not None:
-        return was.digest == now.digest
-    nodes = before[0], after[0]
-    if (
-        one.stack.layers[nodes[0].layer].data[nodes[0].row]
-        or (other.stack.layers[nodes[1].layer].data[nodes[1].row])
-    ):
-        # In an archive, and so full of holes that it has no digest: nobody waits for that.
-        return False
-    with (
-        one.view.content(nodes[0].layer, nodes[0].row) as a,
-        other.view.content(nodes[1].layer, nodes[1].row) as b,
-    ):
-        return same_bytes(a, b)

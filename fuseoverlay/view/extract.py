@@ -1,7 +1,7 @@
 """Copy files and trees out of layers: to a place on disk, or into a tar archive.
 
-Directories come first, then the files of one layer after the other in the order of its archive, so
-that each archive is read once; links come last. A target that exists is never touched.
+The files of one layer after the other are copied in the order of its archive, so that each archive
+is read once. A target that exists is never touched.
 """
 
 from __future__ import annotations

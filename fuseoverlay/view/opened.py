@@ -77,20 +77,29 @@ class View:
             yield file
 
     def same(self, one: Node, other: Node) -> bool:
-        """Whether two regular files have the same content: by their digests if they are known,
-        else by reading both."""
-        sizes = [self.stack.layers[node.layer].sizes[node.row] for node in (one, other)]
-        digests = [self.stack.layers[node.layer].digest(node.row) for node in (one, other)]
-        if sizes[0] != sizes[1] or None not in digests:
-            return sizes[0] == sizes[1] and digests[0] == digests[1]
-        if any(self.stack.layers[node.layer].data[node.row] for node in (one, other)):
-            # In an archive, and so full of holes that it has no digest: nobody waits for that.
-            return False
-        with self.content(one.layer, one.row) as a, self.content(other.layer, other.row) as b:
-            return same_bytes(a, b)
+        """Whether two regular files have the same content. ImageError, OSError."""
+        return same_content(self, one, self, other)
 
 
-def same_bytes(one: IO[bytes], other: IO[bytes]) -> bool:
+def same_content(view: View, node: Node, other: View, theirs: Node) -> bool:
+    """Whether a regular file has the same content as one of another view: by their digests if they
+    are known, else by reading both. ImageError, OSError."""
+    both = (
+        (view.stack.layers[node.layer], node.row),
+        (other.stack.layers[theirs.layer], theirs.row),
+    )
+    sizes = [layer.sizes[row] for layer, row in both]
+    digests = [layer.digest(row) for layer, row in both]
+    if sizes[0] != sizes[1] or None not in digests:
+        return sizes[0] == sizes[1] and digests[0] == digests[1]
+    if any(layer.data[row] for layer, row in both):
+        # In an archive, and so full of holes that it has no digest: nobody waits for that.
+        return False
+    with view.content(node.layer, node.row) as a, other.content(theirs.layer, theirs.row) as b:
+        return _same_bytes(a, b)
+
+
+def _same_bytes(one: IO[bytes], other: IO[bytes]) -> bool:
     """Whether two files hold the same from here on. OSError, ImageError."""
     while True:
         piece = _whole(one)
@@ -130,7 +139,7 @@ def image(
             found = podman.find(text.partition(":")[2])
             paths = [os.fsencode(path) for path in reversed(found.layers())]
             view = stack.enter_context(_directories(text, paths, None, warn, found.diff_ids))
-            made = {step.layer: step for step in found.steps}
+            made = _by_layer(found.steps)
             named = (replace(layer, step=made.get(layer.number - 1, _NO_STEP))
                      for layer in view.layers)  # fmt: skip
             yield replace(view, layers=tuple(named))
@@ -177,8 +186,13 @@ def _stored(
         yield source, chosen
 
 
+def _by_layer(steps: Sequence[Step]) -> dict[int, Step]:
+    """The step that made each layer; the layers from 0."""
+    return {step.layer: step for step in steps if step.layer is not None}
+
+
 def _layers(image: Image, problems: Sequence[str | None]) -> tuple[Layer, ...]:
-    made = {step.layer: step for step in image.steps if step.layer is not None}
+    made = _by_layer(image.steps)
     return tuple(
         Layer(
             number, str(layer.diff_id), str(layer.digest) if layer.digest else None, layer.size,
